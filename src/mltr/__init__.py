@@ -1,0 +1,31 @@
+"""MlTr: multi-label image classification with a transformer of windows.
+
+The public names are imported when first used, so that ``import mltr`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mltr import data, losses, metrics
+    from mltr.model import create_model, list_models
+    from mltr.predict import load
+
+__version__ = "0.1.0"
+__all__ = ["create_model", "data", "list_models", "load", "losses", "metrics"]
+
+_HOMES = {"create_model": "mltr.model", "list_models": "mltr.model", "load": "mltr.predict"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"mltr.{name}")
+    raise AttributeError(f"module 'mltr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

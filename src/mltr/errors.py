@@ -1,0 +1,28 @@
+"""Errors a user can mend: the command line prints them in one line, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MltrError(Exception):
+    """Something went wrong that the user can mend; the message says what and how. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(MltrError):
+    """A command, option or configuration value is wrong. Exit code 2."""
+
+    exit_code = 2
+
+
+class BrokenImage(MltrError):
+    """An image can't be read or is refused; the message names it and says why."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known word nearest to `word`, or ``""``."""
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,373 @@
+"""The whole network, bottom-up: windows, the two attentions, block, triple, stage, MlTr.
+
+Shapes: B batch, H W height and width of a feature map, C channels, w window size,
+N = (H/w)(W/w) windows, P = w*w pixels of a window, K classes. Maps are B H W C.
+
+Sources: MlTr (arXiv 2106.06195) for the modules, CAT (arXiv 2106.05786), by the same authors,
+for the details; what is ours says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mltr.backbones import create_timm
+from mltr.errors import UsageError
+from mltr.variants import VARIANTS, Attention, Variant, get_variant
+
+BlockKind = Literal["pixel", "cross"]
+
+# The triple of CAT, and the two ablations: same number of blocks, one kind of attention.
+TRIPLES: dict[Attention, tuple[BlockKind, BlockKind, BlockKind]] = {
+    "both": ("pixel", "cross", "pixel"),
+    "pixel": ("pixel", "pixel", "pixel"),
+    "cross": ("cross", "cross", "cross"),
+}
+
+
+def partition_windows(maps: Tensor, w: int) -> Tensor:
+    """Cut maps [B, H, W, C] into windows [B, N, P, C], row by row; w divides H and W."""
+    B, H, W, C = maps.shape
+    windows = maps.view(B, H // w, w, W // w, w, C).transpose(2, 3)
+    return windows.reshape(B, (H // w) * (W // w), w * w, C)
+
+
+def merge_windows(windows: Tensor, w: int, H: int, W: int) -> Tensor:
+    """Put windows [B, N, P, C] together to maps [B, H, W, C]; undoes `partition_windows`."""
+    B, _, _, C = windows.shape
+    maps = windows.view(B, H // w, W // w, w, w, C).transpose(2, 3)
+    return maps.reshape(B, H, W, C)
+
+
+def pad_to_multiple(maps: Tensor, w: int) -> Tensor:
+    """Pad maps [B, H, W, C] with zeros at the bottom and the right until w divides H and W."""
+    H, W = maps.shape[1:3]
+    bottom, right = -H % w, -W % w
+    return F.pad(maps, (0, 0, 0, right, 0, bottom)) if bottom or right else maps
+
+
+class PixelAttention(nn.Module):
+    """Self-attention over the P pixels of each window, with relative position bias."""
+
+    def __init__(self, dim: int, window_size: int, head_dim: int) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.num_heads = dim // head_dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window_size - 1) ** 2, self.num_heads)
+        )
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", self._index(), persistent=False)
+        self.relative_position_index: Tensor
+
+    def _index(self) -> Tensor:
+        """Row of the bias table for each (query, key) pair of pixels: integers [P, P]."""
+        w = self.window_size
+        pixels = torch.cartesian_prod(torch.arange(w), torch.arange(w)).view(-1, 2)
+        offset = pixels[:, None] - pixels[None, :] + (w - 1)
+        return offset[..., 0] * (2 * w - 1) + offset[..., 1]
+
+    def position_bias(self) -> Tensor:
+        """What is added to the attention scores: [heads, P, P]."""
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        return bias.permute(2, 0, 1)
+
+    def forward(self, windows: Tensor, is_pixel: Tensor | None = None) -> Tensor:
+        """Map windows [B, N, P, C] to the same shape.
+
+        `is_pixel` [N, P] is False where a pixel is padding, which no pixel may attend to.
+        """
+        B, N, P, C = windows.shape
+        qkv = self.qkv(windows).view(B * N, P, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        bias = self.position_bias().to(query.dtype).unsqueeze(0)
+        if is_pixel is not None:
+            bias = bias.masked_fill(~is_pixel[:, None, None, :], float("-inf"))
+            bias = bias.repeat(B, 1, 1, 1)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, N, P, C))
+        return projected
+
+
+class CrossWindowAttention(nn.Module):
+    """Self-attention between windows, in each channel alone.
+
+    The tokens are the N windows, the features of a token the P pixel values of that channel. All
+    channels and windows share the weights, so their number does not grow with C, and each pixel
+    sees the whole image. One head of size P, no position bias.
+    """
+
+    def __init__(self, window_size: int) -> None:
+        super().__init__()
+        P = window_size**2
+        self.window_size = window_size
+        self.qkv = nn.Linear(P, 3 * P)
+        self.proj = nn.Linear(P, P)
+
+    def forward(self, windows: Tensor, is_pixel: Tensor | None = None) -> Tensor:
+        """Map windows [B, N, P, C] to the same shape; padded pixels hold zeros already."""
+        per_channel = windows.permute(0, 3, 1, 2)  # B C N P
+        query, key, value = self.qkv(per_channel).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        projected: Tensor = self.proj(mixed)
+        return projected.permute(0, 2, 3, 1)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention in or between windows, then an MLP."""
+
+    def __init__(
+        self, kind: BlockKind, dim: int, window_size: int, variant: Variant, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn: PixelAttention | CrossWindowAttention
+        if kind == "pixel":
+            self.attn = PixelAttention(dim, window_size, variant.head_dim)
+        else:
+            self.attn = CrossWindowAttention(window_size)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * variant.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def attend(self, maps: Tensor) -> Tensor:
+        """Window the normalised maps [B, H, W, C], attend, and put them together again.
+
+        Padding happens here, on every call anew, so that padded pixels hold zeros and no real
+        pixel's output depends on them.
+        """
+        w = self.attn.window_size
+        H, W = maps.shape[1:3]
+        padded = pad_to_multiple(maps, w)
+        padded_H, padded_W = padded.shape[1:3]
+        is_pixel = None
+        if (padded_H, padded_W) != (H, W):
+            real = maps.new_ones((1, H, W, 1))
+            is_pixel = partition_windows(pad_to_multiple(real, w), w)[0, :, :, 0] > 0
+        windows = self.attn(partition_windows(padded, w), is_pixel)
+        return merge_windows(windows, w, padded_H, padded_W)[:, :H, :W]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map [B, H, W, C] to the same shape."""
+        maps = maps + self.drop_path(self.attend(self.norm1(maps)))
+        residual: Tensor = self.drop_path(self.mlp(self.norm2(maps)))
+        return maps + residual
+
+
+class PatchMerging(nn.Module):
+    """Halve the map: 2x2 neighbours concatenated, normalised, projected from 4C to 2C channels.
+
+    The neighbours stand in the order (even row, even column), (odd, even), (even, odd),
+    (odd, odd), as in CAT and Swin. An odd side is padded with zeros.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map [B, H, W, C] to [B, H/2, W/2, 2C]."""
+        maps = pad_to_multiple(maps, 2)
+        B, H, W, C = maps.shape
+        cells = maps.view(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5)
+        reduced: Tensor = self.reduction(self.norm(cells.reshape(B, H // 2, W // 2, 4 * C)))
+        return reduced
+
+
+class Residual3x3(nn.Module):
+    """Residual block of two 3x3 convolutions on maps [B, H, W, C]. Ours, for `mltr_nano`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+            nn.BatchNorm2d(dim),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map [B, H, W, C] to the same shape."""
+        residual = self.convs(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return F.relu(maps + residual)
+
+
+class ConvPosition(nn.Module):
+    """Where a pixel is, told by its neighbours: a residual depthwise 3x3 convolution.
+
+    Conditional position encoding (arXiv 2102.10882); on in `mltr_nano` only.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map [B, H, W, C] to the same shape."""
+        shift: Tensor = self.conv(maps.permute(0, 3, 1, 2))
+        return maps + shift.permute(0, 2, 3, 1)
+
+
+class Stage(nn.Module):
+    """Patch merging (but for the first stage), then `depth` triples of blocks at one stride."""
+
+    def __init__(self, index: int, variant: Variant, drop_paths: list[float]) -> None:
+        super().__init__()
+        dim = variant.embed_dim * 2**index
+        window_size = variant.stage_window(index)
+        self.merge = PatchMerging(dim // 2) if index > 0 else nn.Identity()
+        blocks: list[nn.Module] = []
+        conv_depths = variant.conv_depths or (0,) * len(variant.depths)
+        blocks += [Residual3x3(dim) for _ in range(conv_depths[index])]
+        rates = iter(drop_paths)
+        for _ in range(variant.depths[index]):
+            if variant.conv_position:
+                blocks.append(ConvPosition(dim))
+            for kind in TRIPLES[variant.attention]:
+                blocks.append(Block(kind, dim, window_size, variant, next(rates)))
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map [B, H, W, C/2] to [B, H/2, W/2, C] (the first stage keeps its shape)."""
+        maps = self.merge(maps)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                maps = checkpoint(block, maps, use_reentrant=False)
+            else:
+                maps = block(maps)
+        return maps
+
+
+class PatchEmbedding(nn.Module):
+    """Images [B, 3, H, W] to maps [B, H/4, W/4, C]: 4x4 patches, or a convolutional stem."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        dim = variant.embed_dim
+        if variant.conv_stem:
+            self.proj: nn.Module = nn.Sequential(
+                nn.Conv2d(variant.in_chans, dim, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(dim),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(dim, dim, 3, stride=2, padding=1),
+            )
+        else:
+            self.proj = nn.Conv2d(variant.in_chans, dim, 4, stride=4)
+        self.norm = nn.LayerNorm(dim)
+        self.position: nn.Parameter | None = None
+        if variant.absolute_position:
+            H, W = (-(-side // 4) for side in variant.image_hw)
+            self.position = nn.Parameter(torch.zeros(1, H, W, dim))
+            trunc_normal_(self.position, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images, padded with zeros to a multiple of 4, and add where each patch is."""
+        H, W = images.shape[2:]
+        if H % 4 or W % 4:
+            images = F.pad(images, (0, -W % 4, 0, -H % 4))
+        maps: Tensor = self.norm(self.proj(images).permute(0, 2, 3, 1))
+        if self.position is not None:
+            maps = maps + resize_position(self.position, (maps.shape[1], maps.shape[2]))
+        return maps
+
+
+def resize_position(position: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample a position embedding [1, H, W, C] bicubically to another height and width."""
+    if tuple(position.shape[1:3]) == size:
+        return position
+    resized = F.interpolate(
+        position.permute(0, 3, 1, 2).float(), size, mode="bicubic", align_corners=False
+    )
+    return resized.permute(0, 2, 3, 1).to(position.dtype)
+
+
+class MlTr(nn.Module):
+    """The network: embedding, stages, norm, global average pooling, one logit a class."""
+
+    def __init__(self, variant: Variant, num_classes: int) -> None:
+        super().__init__()
+        self.variant = variant
+        self.num_classes = num_classes
+        self.embed = PatchEmbedding(variant)
+        blocks_per_stage = [3 * depth for depth in variant.depths]
+        last = max(1, sum(blocks_per_stage) - 1)
+        rates = [variant.drop_path * number / last for number in range(sum(blocks_per_stage))]
+        self.stages = nn.ModuleList()
+        for index, count in enumerate(blocks_per_stage):
+            start = sum(blocks_per_stage[:index])
+            self.stages.append(Stage(index, variant, rates[start : start + count]))
+        self.num_features = variant.embed_dim * 2 ** (len(variant.depths) - 1)
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = nn.Linear(self.num_features, num_classes)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, K] for images [B, 3, H, W] of any size."""
+        return self.classify(self.forward_intermediates(images)["final"])
+
+    def classify(self, final: Tensor) -> Tensor:
+        """Return logits [B, K] for the final normalised map [B, H, W, C]."""
+        logits: Tensor = self.head(final.mean(dim=(1, 2)))
+        return logits
+
+    def forward_intermediates(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the named maps [B, H, W, C]: `embed`, `stage1`, ..., and `final`, normalised."""
+        maps = {"embed": self.embed(images)}
+        latest = maps["embed"]
+        for number, stage in enumerate(self.stages, start=1):
+            latest = maps[f"stage{number}"] = stage(latest)
+        maps["final"] = self.norm(latest)
+        return maps
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the position tables, which weight decay should leave alone."""
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name == "embed.position" or name.endswith("relative_position_bias_table")
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory for more time."""
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
+
+
+def _initialise(module: nn.Module) -> None:
+    """Truncated normal of 0.02 for linear weights (CAT), He initialisation for convolutions."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.groups == 1:
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def create_model(name: str, num_classes: int = 80, **overrides: Any) -> nn.Module:
+    """Return a randomly initialised network that maps images [B, 3, H, W] to logits [B, K].
+
+    `name` is a variant (`list_models()`), whose fields `overrides` replace, or ``timm/NAME`` for
+    any timm backbone, whose arguments they are. Raises `UsageError` for an unknown name or option.
+    """
+    if num_classes < 1:
+        raise UsageError(f"num_classes={num_classes} must be at least 1")
+    if name.startswith("timm/"):
+        return create_timm(name.removeprefix("timm/"), num_classes, **overrides)
+    return MlTr(get_variant(name, **overrides), num_classes)
+
+
+def list_models() -> list[str]:
+    """Return the names of the variants."""
+    return list(VARIANTS)
