@@ -1,0 +1,158 @@
+"""Losses of multi-label classification: functions first, thin modules over them.
+
+Shapes: logits and targets [B, K]. A target is 1, 0, any value between (mixed or smoothed labels),
+or negative for a cell that is unknown, which then gives neither loss nor gradient. Everything is
+computed in float32 (float64 for float64 logits) from log-sigmoids, so that a confident wrong
+answer keeps its gradient and no logit, however large, gives an infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mltr.config import LossConfig
+
+Reduction = Literal["sum", "mean", "none"]
+
+
+def _prepare(
+    logits: Tensor, targets: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits in at least float32, targets in 0..1, and which cells are known."""
+    if logits.shape != targets.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape"
+        )
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    known = targets >= 0
+    targets = targets.to(logits.dtype).clamp(min=0)
+    return logits, targets * (1 - label_smoothing) + label_smoothing / 2, known
+
+
+def _reduce(
+    losses: Tensor, known: Tensor, class_weights: Tensor | None, reduction: Reduction
+) -> Tensor:
+    """Weight the classes, drop unknown cells, and reduce; a mean is over the known cells."""
+    if class_weights is not None:
+        losses = losses * class_weights.to(losses)
+    losses = torch.where(known, losses, 0.0)
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    if reduction == "sum":
+        return total
+    if reduction == "mean":
+        return total / known.sum().clamp(min=1)
+    raise ValueError(f"reduction={reduction!r}: one of sum, mean, none")
+
+
+def bce_loss(
+    logits: Tensor,
+    targets: Tensor,
+    reduction: Reduction = "sum",
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Binary cross entropy of each cell."""
+    logits, targets, known = _prepare(logits, targets, label_smoothing)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return _reduce(losses, known, class_weights, reduction)
+
+
+def focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    gamma: float = 2.0,
+    reduction: Reduction = "sum",
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy weighted by (1 - p of the right answer)^gamma (arXiv 1708.02002, no alpha)."""
+    return asymmetric_loss(
+        logits, targets, gamma_neg=gamma, gamma_pos=gamma, clip=0.0, reduction=reduction,
+        detach_focus=False, label_smoothing=label_smoothing, class_weights=class_weights,
+    )  # fmt: skip
+
+
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    gamma_neg: float = 4,
+    gamma_pos: float = 0,
+    clip: float = 0.05,
+    reduction: Reduction = "sum",
+    detach_focus: bool = True,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Asymmetric loss (ASL, arXiv 2009.14119).
+
+    Positives cost -(1-p)^gamma_pos log(p), negatives -(p_m)^gamma_neg log(1-p_m) with the
+    shifted probability p_m = max(p - clip, 0). `detach_focus` keeps the gradient out of the
+    focusing weights, as ASL's training script does. Equals the public code wherever that does not
+    clamp probabilities by an epsilon; where it does (logits beyond about 17), its gradient
+    vanishes and ours stays.
+    """
+    logits, targets, known = _prepare(logits, targets, label_smoothing)
+    log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+    if clip > 0:
+        # log(min(1 - p + clip, 1)): with a clip the logarithm stays finite by itself.
+        log_not_p = torch.log((torch.sigmoid(-logits) + clip).clamp(max=1))
+    positive = targets * log_p * _focus(torch.sigmoid(-logits), gamma_pos, detach_focus)
+    shifted = (torch.sigmoid(logits) - clip).clamp(min=0)
+    negative = (1 - targets) * log_not_p * _focus(shifted, gamma_neg, detach_focus)
+    return _reduce(-(positive + negative), known, class_weights, reduction)
+
+
+def _focus(wrongness: Tensor, gamma: float, detach: bool) -> Tensor | float:
+    """Return wrongness^gamma, how much a cell counts."""
+    if gamma == 0:
+        return 1.0
+    # The gradient of 0^gamma is infinite for gamma < 1; the smallest normal float stands in for 0.
+    weight = wrongness.clamp(min=torch.finfo(wrongness.dtype).tiny) ** gamma
+    return weight.detach() if detach else weight
+
+
+class Loss(nn.Module):
+    """A loss with its settings, called with logits and targets."""
+
+    def __init__(
+        self, function: Callable[..., Tensor], class_weights: Tensor | None, **settings: object
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.settings = settings
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.class_weights: Tensor | None
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the reduced loss of logits [B, K] against targets [B, K]."""
+        loss = self.function(logits, targets, class_weights=self.class_weights, **self.settings)
+        return loss
+
+    def extra_repr(self) -> str:
+        """Show which loss, with which settings."""
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return f"{self.function.__name__}, {settings}"
+
+
+def build_loss(config: LossConfig, class_weights: Tensor | None = None) -> Loss:
+    """Return the loss that a recipe asks for; `class_weights` [K] multiply each class's cells."""
+    shared = {"reduction": config.reduction, "label_smoothing": config.label_smoothing}
+    if config.name == "bce":
+        return Loss(bce_loss, class_weights, **shared)
+    if config.name == "focal":
+        return Loss(focal_loss, class_weights, gamma=config.gamma_neg, **shared)
+    return Loss(
+        asymmetric_loss, class_weights, gamma_neg=config.gamma_neg, gamma_pos=config.gamma_pos,
+        clip=config.clip, detach_focus=config.detach_focus, **shared,
+    )  # fmt: skip

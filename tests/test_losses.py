@@ -1,0 +1,172 @@
+"""Losses against published projects' numbers, library losses and a naive float64 loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from mltr.config import LossConfig
+from mltr.losses import asymmetric_loss, bce_loss, build_loss, focal_loss
+
+SETTINGS = [(4, 0, 0.05), (4, 1, 0.05), (2, 0, 0.0), (0, 0, 0.0), (4, 0, 0.2), (2, 2, 0.0)]
+
+
+def parity_inputs(scale: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    logits = torch.randn(16, 20, generator=torch.Generator().manual_seed(7)) * scale
+    targets = (torch.rand(16, 20, generator=torch.Generator().manual_seed(8)) < 0.2).float()
+    return logits.to(dtype).requires_grad_(), targets.to(dtype)
+
+
+@pytest.fixture(scope="module")
+def parity(shared: Path) -> dict[str, Any]:
+    return json.loads((shared / "parity" / "losses.json").read_text())
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_parity_of_the_asymmetric_loss(
+    parity: dict[str, Any], setting: tuple[float, float, float], detach: bool
+) -> None:
+    gamma_neg, gamma_pos, clip = setting
+    case = parity[f"case_normal_gneg{gamma_neg}_gpos{gamma_pos}_clip{clip:g}"]
+    theirs = case["results"]["asl__detached" if detach else "asl__attached"]
+    logits, targets = parity_inputs(3)
+    loss = asymmetric_loss(logits, targets, gamma_neg, gamma_pos, clip, detach_focus=detach)
+    loss.backward()
+    assert loss.item() == pytest.approx(theirs["loss_float64"], rel=1e-6)
+    torch.testing.assert_close(logits.grad, torch.tensor(theirs["grad"]), atol=2e-6, rtol=1e-5)
+
+
+def test_parity_of_bce_and_focal(parity: dict[str, Any]) -> None:
+    for name, loss_of in (("bce_normal", bce_loss), ("focal_alpha-1_gamma2_normal", focal_loss)):
+        theirs = parity["plain_losses"][name]
+        logits, targets = parity_inputs(3)
+        loss = loss_of(logits, targets)
+        loss.backward()
+        assert loss.item() == pytest.approx(theirs["loss_float64"], rel=1e-6)
+        torch.testing.assert_close(logits.grad, torch.tensor(theirs["grad"]), atol=2e-6, rtol=1e-5)
+
+
+def naive_asymmetric(
+    logit: float, target: float, gamma_neg: float, gamma_pos: float, clip: float
+) -> float:
+    """One cell in plain float64 arithmetic, without any clamp by an epsilon."""
+    p, not_p = 1 / (1 + math.exp(-logit)), 1 / (1 + math.exp(logit))
+    positive = math.log(p) * not_p**gamma_pos
+    negative = math.log(min(not_p + clip, 1)) * max(p - clip, 0) ** gamma_neg
+    return -(target * positive + (1 - target) * negative)
+
+
+@settings(deadline=None)
+@given(
+    st.floats(-30, 30), st.floats(0, 1), st.sampled_from([0, 0.5, 1, 2, 4]),
+    st.sampled_from([0, 1, 2]), st.sampled_from([0, 0.05, 0.2]),
+)  # fmt: skip
+def test_equals_a_naive_loop(
+    logit: float, target: float, gamma_neg: float, gamma_pos: float, clip: float
+) -> None:
+    loss = asymmetric_loss(
+        torch.tensor([[logit]], dtype=torch.float64), torch.tensor([[target]]),
+        gamma_neg, gamma_pos, clip,
+    )  # fmt: skip
+    expected = naive_asymmetric(logit, torch.tensor(target).item(), gamma_neg, gamma_pos, clip)
+    assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_the_clamp_of_the_public_code_is_not_copied(parity: dict[str, Any]) -> None:
+    """Without clip, a confident wrong negative keeps its gradient of 1; BCE says the same."""
+    logits, targets = parity_inputs(12)
+    asymmetric_loss(logits, targets, 0, 0, 0.0).backward()
+    reference, _ = parity_inputs(12)
+    F.binary_cross_entropy_with_logits(reference, targets, reduction="sum").backward()
+    torch.testing.assert_close(logits.grad, reference.grad)
+    theirs = parity["case_wide_gneg0_gpos0_clip0"]["results"]["asl__detached"]
+    assert torch.tensor(theirs["grad"]).sub(logits.grad).abs().max() > 0.9
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6))
+def test_special_cases_of_other_libraries(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(5, 3, generator=generator)
+    targets = (torch.rand(5, 3, generator=generator) < 0.4).float()
+    bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    torch.testing.assert_close(asymmetric_loss(logits, targets, 0, 0, 0), bce)
+    torch.testing.assert_close(bce_loss(logits, targets), bce)
+    focal = sigmoid_focal_loss(logits, targets, alpha=-1, gamma=2, reduction="mean")
+    torch.testing.assert_close(focal_loss(logits, targets, 2, "mean"), focal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("settings_", SETTINGS)
+def test_huge_logits_stay_finite(dtype: torch.dtype, settings_: tuple[float, ...]) -> None:
+    values = [-3e4, -100.0, -20.0, 0.0, 20.0, 100.0, 3e4]
+    logits = torch.tensor([values, values], dtype=dtype, requires_grad=True)
+    targets = torch.tensor([[0.0] * 7, [1.0] * 7])
+    for detach in (True, False):
+        loss = asymmetric_loss(logits, targets, *settings_, detach_focus=detach)
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(grad).all()
+    assert loss.dtype == torch.float32
+
+
+def test_gradients_by_finite_differences() -> None:
+    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[1, 0, -1, 1], [0, 0, 1, -1], [0.3, 0.7, 0, 1]])
+    assert torch.autograd.gradcheck(
+        lambda z: asymmetric_loss(z, targets, 4, 1, 0.05, detach_focus=False), logits
+    )
+
+
+@pytest.mark.parametrize("loss_of", [bce_loss, focal_loss, asymmetric_loss])
+def test_unknown_cells_give_nothing(loss_of: Any) -> None:
+    logits = torch.randn(4, 5, requires_grad=True)
+    targets = torch.randint(0, 2, (4, 5))
+    unknown = torch.rand(4, 5) < 0.4
+    unknown[0, 0] = True
+    masked = torch.where(unknown, -1, targets)
+    loss = loss_of(logits, masked, reduction="mean", label_smoothing=0.1)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert grad[unknown].eq(0).all()
+    cells = loss_of(logits, targets, reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(loss, cells[~unknown].mean())
+    nothing = loss_of(logits, torch.full((4, 5), -1), reduction="mean")
+    assert nothing.item() == 0
+
+
+def test_label_smoothing_and_class_weights() -> None:
+    logits, targets = torch.randn(4, 3), torch.randint(0, 2, (4, 3)).float()
+    weights = torch.tensor([1.0, 2.0, 0.0])
+    smoothed = bce_loss(logits, targets, label_smoothing=0.2, class_weights=weights)
+    cells = F.binary_cross_entropy_with_logits(logits, targets * 0.8 + 0.1, reduction="none")
+    torch.testing.assert_close(smoothed, (cells * weights).sum())
+
+
+def test_build_loss_follows_the_recipe() -> None:
+    logits, targets = torch.randn(4, 3), torch.randint(-1, 2, (4, 3))
+    built = build_loss(LossConfig(name="asl", gamma_neg=2, clip=0.0, reduction="mean"))
+    expected = asymmetric_loss(logits, targets, 2, 0, 0.0, "mean")
+    torch.testing.assert_close(built(logits, targets), expected)
+    assert "gamma_neg=2" in repr(built)
+    focal = build_loss(LossConfig(name="focal", gamma_neg=3))
+    torch.testing.assert_close(focal(logits, targets), focal_loss(logits, targets, 3))
+    weighted = build_loss(LossConfig(name="bce"), torch.tensor([0.0, 0.0, 1.0]))
+    torch.testing.assert_close(weighted(logits, targets), bce_loss(logits[:, 2:], targets[:, 2:]))
+
+
+def test_wrong_shapes_and_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        bce_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="one of sum, mean, none"):
+        bce_loss(torch.zeros(2, 3), torch.zeros(2, 3), "average")  # type: ignore[arg-type]
