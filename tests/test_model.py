@@ -1,4 +1,4 @@
-"""The network through `create_model`: contract, attention against naive loops, reference numbers."""
+"""The network: its contract, attention against naive loops, and reference numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_attention import naive_cross_window_attention, naive_pixel_attention
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +27,6 @@ from mltr.model import (
     partition_windows,
 )
 from mltr.variants import VARIANTS, get_variant
-from naive_attention import naive_cross_window_attention, naive_pixel_attention
 
 TINY: dict[str, Any] = {"embed_dim": 32, "image_size": 56, "window_size": 7, "depths": (1, 1)}
 

@@ -136,8 +136,7 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the reduced loss of logits [B, K] against targets [B, K]."""
-        loss = self.function(logits, targets, class_weights=self.class_weights, **self.settings)
-        return loss
+        return self.function(logits, targets, class_weights=self.class_weights, **self.settings)
 
     def extra_repr(self) -> str:
         """Show which loss, with which settings."""

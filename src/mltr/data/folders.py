@@ -1,0 +1,70 @@
+"""Your own folders: a text file of tags beside each photo, or a folder for each class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mltr.data.images import find_images
+from mltr.data.records import Record, Split, indices_of
+from mltr.errors import MltrError
+
+
+def split_tags(text: str) -> list[str]:
+    """Return the tags of a comma-, semicolon-, bar- or line-separated list, each once, in order."""
+    tags = (tag.strip() for tag in re.split(r"[,;|\n]", text))
+    return list(dict.fromkeys(tag for tag in tags if tag))
+
+
+def read_folder(root: str | Path, classes: Sequence[str] | None = None) -> Split:
+    """Read photos with a sidecar of tags: `photo.txt` (or `photo.jpg.txt`) beside `photo.jpg`.
+
+    Tags stand in a line, separated by commas, or one a line. An empty sidecar says that nothing is
+    there; a photo without a sidecar is left out and counted. Without `classes`, every tag is one.
+    """
+    root = Path(root)
+    tagged: list[tuple[Path, Path]] = []
+    untagged = 0
+    for image in find_images(root):
+        sidecars = (image.with_suffix(".txt"), image.with_name(image.name + ".txt"))
+        sidecar = next((path for path in sidecars if path.is_file()), None)
+        if sidecar is None:
+            untagged += 1
+        else:
+            tagged.append((image, sidecar))
+    if not tagged:
+        raise MltrError(f"{root}: none of its {untagged} images has a .txt file of tags beside it")
+    tags = [split_tags(sidecar.read_text("utf-8-sig")) for _, sidecar in tagged]
+    if classes is None:
+        classes = sorted({tag for own in tags for tag in own})
+    if not classes:
+        raise MltrError(f"{root}: all {len(tagged)} .txt files of tags are empty")
+    records = []
+    for (image, sidecar), own in zip(tagged, tags, strict=True):
+        labels = np.zeros(len(classes), np.int8)
+        labels[indices_of(own, classes, str(sidecar))] = 1
+        records.append(Record(image, image.relative_to(root).as_posix(), labels))
+    return Split(tuple(classes), records, notes={"without_sidecar_dropped": untagged})
+
+
+def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -> Split:
+    """Read one folder of images for each class, as ImageNet comes: one label an image."""
+    root = Path(root)
+    if not root.is_dir():
+        raise MltrError(f"{root}: no such folder")
+    if classes is None:
+        classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    records = []
+    for index, name in enumerate(classes):
+        if not (root / name).is_dir():
+            raise MltrError(f"{root / name}: no folder for the class {name!r}")
+        for image in find_images(root / name):
+            labels = np.zeros(len(classes), np.int8)
+            labels[index] = 1
+            records.append(Record(image, image.relative_to(root).as_posix(), labels))
+    if not records:
+        raise MltrError(f"{root}: no folders of images in it")
+    return Split(tuple(classes), records)

@@ -1,0 +1,125 @@
+"""What every reader returns: records of images with labels, gathered in a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.errors import MltrError, did_you_mean
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Labels = NDArray[np.int8]
+
+
+@runtime_checkable
+class LazyImage(Protocol):
+    """An image made when asked for, such as a composed scene; picklable."""
+
+    def load(self) -> Image.Image:
+        """Return the image in RGB."""
+        ...
+
+
+ImageSource = Path | bytes | LazyImage
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An object of one class: pixels of the original image, origin at the top left."""
+
+    class_index: int
+    x: float
+    y: float
+    width: float
+    height: float
+    area: float  #: pixels; the source's own (COCO: of the segment), else width x height
+    crowd: bool = False
+    difficult: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One image with its labels."""
+
+    image: ImageSource
+    name: str  #: unique within a split; a path relative to the source where there is one
+    labels: Labels  #: [K] of 1, 0, or -1 for unknown
+    boxes: tuple[Box, ...] | None = None  #: None where the source has no boxes at all
+
+
+@dataclass(eq=False)
+class Split:
+    """Records with one list of classes."""
+
+    classes: tuple[str, ...]
+    records: list[Record]
+    name: str = ""
+    notes: dict[str, int] = field(default_factory=dict)  #: counts worth telling the user
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+    @property
+    def targets(self) -> Labels:
+        """The labels of all records: [N, K]."""
+        if not self.records:
+            return np.zeros((0, len(self.classes)), np.int8)
+        return np.stack([record.labels for record in self.records])
+
+    def subset(self, indices: Iterable[int], name: str) -> Split:
+        """Return the records at `indices`, in that order, under another name."""
+        return Split(self.classes, [self.records[i] for i in indices], name)
+
+    def missing(self) -> list[Record]:
+        """Return the records whose image file isn't there."""
+        return [r for r in self.records if isinstance(r.image, Path) and not r.image.is_file()]
+
+
+@dataclass
+class Splits:
+    """What a run needs: to learn from, to choose the epoch on, to report."""
+
+    train: Split
+    val: Split
+    test: Split
+
+    def __iter__(self) -> Iterator[Split]:
+        return iter((self.train, self.val, self.test))
+
+
+def indices_of(
+    names: Iterable[str], classes: Sequence[str], where: str
+) -> list[int]:
+    """Return the class index of each name; `where` says in an error who used an unknown name."""
+    positions = {name: index for index, name in enumerate(classes)}
+    found = []
+    for name in names:
+        if name not in positions:
+            raise MltrError(f"{where}: unknown class {name!r}{did_you_mean(name, classes)}")
+        found.append(positions[name])
+    return found
+
+
+def read_class_list(path: Path) -> tuple[str, ...]:
+    """Return the classes that a text file names, one a line; blank lines are passed over."""
+    if not path.is_file():
+        raise MltrError(f"{path}: no such list of classes (one name a line)")
+    names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())
+    names = tuple(name for name in names if name)
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if not names or doubles:
+        raise MltrError(f"{path}: " + (f"named twice: {doubles}" if doubles else "no class named"))
+    return names
