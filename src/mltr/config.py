@@ -42,6 +42,7 @@ class DataConfig:
     ] = "auto"  #: `auto` looks at the files under `root`
     labels: str = ""  #: table: the CSV or Parquet file, relative to `root`
     images: str = ""  #: table: the folder of images, relative to `root`
+    classes: str = ""  #: table and sidecars: a file that names the classes, relative to `root`
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty finds the only one there
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without any annotation
     difficult: Literal["ignore", "negative", "positive"] = "ignore"  #: voc: difficult-only classes

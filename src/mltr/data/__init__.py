@@ -1,0 +1,56 @@
+"""Images with labels: readers, splits, and what turns them into batches.
+
+The names are imported when first used: the readers need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mltr.data.coco import read_coco
+    from mltr.data.folders import read_class_folders, read_folder
+    from mltr.data.images import find_images, open_image
+    from mltr.data.loading import ImageDataset, make_loader
+    from mltr.data.nuswide import read_nuswide
+    from mltr.data.records import Box, Record, Split, Splits
+    from mltr.data.scenes import read_scenes
+    from mltr.data.sources import detect_format, open_splits
+    from mltr.data.stratify import stratified_split
+    from mltr.data.table import read_csv, read_parquet
+    from mltr.data.transforms import Preprocess
+    from mltr.data.voc import read_voc
+
+_HOMES = {
+    "coco": ("read_coco",),
+    "folders": ("read_class_folders", "read_folder"),
+    "images": ("find_images", "open_image"),
+    "loading": ("ImageDataset", "make_loader"),
+    "nuswide": ("read_nuswide",),
+    "records": ("Box", "Record", "Split", "Splits"),
+    "scenes": ("read_scenes",),
+    "sources": ("detect_format", "open_splits"),
+    "stratify": ("stratified_split",),
+    "table": ("read_csv", "read_parquet"),
+    "transforms": ("Preprocess",),
+    "voc": ("read_voc",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Box", "ImageDataset", "Preprocess", "Record", "Split", "Splits", "detect_format",
+    "find_images", "make_loader", "open_image", "open_splits", "read_class_folders", "read_coco",
+    "read_csv", "read_folder", "read_nuswide", "read_parquet", "read_scenes", "read_voc",
+    "stratified_split",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"mltr.data.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'mltr.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,107 @@
+"""Opening an image, whatever it is: every kind that a camera or the web delivers, or a clear no."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mltr.data.records import ImageSource, LazyImage
+from mltr.errors import BrokenImage, MltrError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+#: Formats that are decoded, whatever a file is called; no vector formats, no document formats.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+#: Larger images are refused before they are decoded: a small file can unpack to gigabytes.
+MAX_PIXELS = 100_000_000
+#: What Pillow's decoders raise for damaged data.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError)
+
+
+def open_image(source: ImageSource | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the image in RGB, upright, its first frame, transparency on white.
+
+    `source` is a path, the bytes of a file, or a `LazyImage`. Raises `BrokenImage`, naming the
+    file and the reason, for what is missing, damaged, not an image, or larger than `max_pixels`.
+    """
+    if isinstance(source, LazyImage):
+        return source.load()
+    name = "image from memory" if isinstance(source, bytes) else str(source)
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else io.BytesIO(_read(Path(source)))
+        with warnings.catch_warnings():
+            # Pillow warns of what the check below refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                _check_size(image, name, max_pixels)
+                return _to_rgb(image)
+    except BrokenImage:
+        raise
+    except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
+        raise BrokenImage(f"{name}: {_reason(error)}") from error
+
+
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise BrokenImage(f"{path}: a folder, not an image")
+    content = path.read_bytes()
+    if not content:
+        raise BrokenImage(f"{path}: the file is empty")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "not allowed to read the file"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"not an image that can be read ({', '.join(FORMATS)})"
+    return f"damaged or cut off ({error})"
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BrokenImage(
+            f"{name}: {width} x {height} pixels, more than the limit of {max_pixels:,}"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decode and convert; the orientation of the Exif data is applied."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_high_depth(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_high_depth(image: Image.Image) -> Image.Image:
+    """Scale 16-bit (or float) grey values to 8 bits; Pillow would clip them to white."""
+    values = np.asarray(image, dtype=np.float64)
+    top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1.0)
+    if values.max() <= 255:
+        top = 255.0  # 8-bit values in a wide container
+    grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """Return the image files in a folder and below, sorted; hidden files are passed over."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MltrError(f"{folder}: no such folder")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )

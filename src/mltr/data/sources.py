@@ -1,0 +1,247 @@
+"""From what a recipe says of its data to three splits, by each source's own convention."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+
+from mltr.config import DataConfig
+from mltr.data.coco import read_coco
+from mltr.data.folders import read_class_folders, read_folder
+from mltr.data.images import IMAGE_SUFFIXES
+from mltr.data.nuswide import read_nuswide
+from mltr.data.records import Split, Splits, read_class_list
+from mltr.data.stratify import stratified_split
+from mltr.data.table import read_table
+from mltr.data.voc import find_voc, has_list, read_voc
+from mltr.errors import MltrError, UsageError
+
+log = logging.getLogger(__name__)
+
+TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
+
+
+def open_splits(config: DataConfig) -> Splits:
+    """Return the training, validation and test split of a source.
+
+    The validation split is always held out from training images, stratified over the labels and
+    seeded; the test split is the source's own where it has one (COCO val, VOC test, or val where
+    the test isn't public, NUS-WIDE test, a table's column `split`), else held out alike. Records
+    without an image file are dropped and counted in each split's notes. Raises `MltrError` for an
+    unreadable source, an empty split, or more missing files than `data.max_broken` allows.
+    """
+    if config.format == "scenes":
+        from mltr.data.scenes import read_scenes
+
+        return read_scenes(config.scenes)
+    if not config.root:
+        raise UsageError("data.root is not set: say where the photos are by --data.root FOLDER")
+    root = Path(config.root)
+    if not root.exists():
+        raise MltrError(f"data.root {root}: no such file or folder")
+    form = detect_format(root) if config.format == "auto" else config.format
+    splits = OPENERS[form](root, config)
+    for split in splits:
+        _drop_missing(split, config.max_broken)
+        if not split.records:
+            raise MltrError(f"{root}: the {split.name} split is empty")
+    if not (splits.train.targets == 1).any():
+        raise MltrError(f"{root}: no training image has any label")
+    return splits
+
+
+def detect_format(root: str | Path) -> str:
+    """Return the format of a source, by the files that lie there.
+
+    Raises `UsageError` if it looks like none or like several of them.
+    """
+    root = Path(root)
+    if root.is_file():
+        if root.suffix in TABLE_SUFFIXES:
+            return "table"
+        raise UsageError(f"{root}: not a table ({', '.join(TABLE_SUFFIXES)})")
+    if any((root / "annotations").glob("instances_*.json")):
+        return "coco"
+    if (root / "Concepts81.txt").is_file():
+        return "nuswide"
+    try:
+        find_voc(root)
+        return "voc"
+    except UsageError:
+        return "voc"  # several years of it
+    except MltrError:
+        pass
+    if _tables(root):
+        return "table"
+    if any(_has_images(folder) and not _has_sidecars(folder) for folder in _class_roots(root)):
+        return "class_folders"
+    if _has_sidecars(root):
+        return "sidecars"
+    raise UsageError(
+        f"{root}: can't tell what it holds. Looked for annotations/instances_*.json (COCO), "
+        "VOC2007 or VOC2012, Concepts81.txt (NUS-WIDE), a .csv or .parquet table, photos with .txt "
+        "files of tags, and folders of images named by class; say which by data.format"
+    )
+
+
+def _tables(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.suffix in TABLE_SUFFIXES)
+
+
+def _class_roots(root: Path) -> list[Path]:
+    parents = [root / "train"] if (root / "train").is_dir() else [root]
+    return [folder for parent in parents for folder in sorted(parent.iterdir()) if folder.is_dir()]
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+
+
+def _has_sidecars(folder: Path) -> bool:
+    """Whether any image in the folder, or below it, has a text file of its name."""
+    for text in folder.rglob("*.txt"):
+        stem = text.with_suffix("")
+        if stem.suffix.lower() in IMAGE_SUFFIXES or any(
+            text.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES
+        ):
+            return True
+    return False
+
+
+# -- each source's convention ------------------------------------------------------------------
+
+
+def _open_coco(root: Path, config: DataConfig) -> Splits:
+    train = read_coco(root, "train", config.year, config.unlabelled)
+    test = read_coco(root, "val", config.year, config.unlabelled)
+    return _hold_out_val(train, test, config)
+
+
+def _open_voc(root: Path, config: DataConfig) -> Splits:
+    folder = find_voc(root, config.year)
+    if has_list(folder, "test"):
+        names = ("trainval", "test")
+    elif has_list(folder, "train"):  # VOC 2012: the labels of its test were never published
+        names = ("train", "val")
+    else:
+        return _divide(read_voc(folder, "all", difficult=config.difficult), config)
+    train, test = (read_voc(folder, name, difficult=config.difficult) for name in names)  # type: ignore[arg-type]
+    return _hold_out_val(train, test, config)
+
+
+def _open_nuswide(root: Path, config: DataConfig) -> Splits:
+    train = read_nuswide(root, "train", config.protocol)
+    test = read_nuswide(root, "test", config.protocol)
+    return _hold_out_val(train, test, config)
+
+
+def _open_table(root: Path, config: DataConfig) -> Splits:
+    path, folder = root, root.parent
+    if root.is_dir():
+        path, folder = _choose_table(root, config.labels), root
+    images = folder / config.images if config.images else Path()
+    classes = read_class_list(folder / config.classes) if config.classes else None
+    split, parts = read_table(path, images, classes)
+    if not parts:
+        return _divide(split, config)
+    known = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+    for record, part in zip(split, parts, strict=True):
+        if part not in known:
+            raise MltrError(f"{path}: {record.name!r} has split {part!r}; use train, val or test")
+    named = {
+        name: split.subset([i for i, part in enumerate(parts) if known[part] == name], name)
+        for name in ("train", "val", "test")
+    }
+    return _complete(named["train"], named["val"], named["test"], config)
+
+
+def _choose_table(root: Path, labels: str) -> Path:
+    if labels:
+        return root / labels
+    tables = _tables(root)
+    if len(tables) != 1:
+        found = ", ".join(path.name for path in tables) or "none"
+        raise UsageError(f"{root}: which table has the labels? Say by data.labels; found: {found}")
+    return tables[0]
+
+
+def _open_sidecars(root: Path, config: DataConfig) -> Splits:
+    classes = read_class_list(root / config.classes) if config.classes else None
+    return _divide(read_folder(root, classes), config)
+
+
+def _open_class_folders(root: Path, config: DataConfig) -> Splits:
+    if not (root / "train").is_dir():
+        return _divide(read_class_folders(root), config)
+    train = read_class_folders(root / "train")
+    empty = Split(train.classes, [])
+    val, test = (
+        read_class_folders(root / name, train.classes) if (root / name).is_dir() else empty
+        for name in ("val", "test")
+    )
+    if not test.records:  # ImageNet: the validation images are what everybody reports on
+        val, test = empty, val
+    return _complete(train, val, test, config)
+
+
+OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
+    "coco": _open_coco,
+    "voc": _open_voc,
+    "nuswide": _open_nuswide,
+    "table": _open_table,
+    "sidecars": _open_sidecars,
+    "class_folders": _open_class_folders,
+}
+
+
+# -- holding out -------------------------------------------------------------------------------
+
+
+def _divide(whole: Split, config: DataConfig) -> Splits:
+    """Divide a source that has no split of its own."""
+    return _complete(whole, Split(whole.classes, []), Split(whole.classes, []), config)
+
+
+def _complete(train: Split, val: Split, test: Split, config: DataConfig) -> Splits:
+    """Hold out what is missing of validation and test from the training part."""
+    notes = train.notes
+    if not test.records:
+        train, test = _hold_out(train, config.test_fraction, config.split_seed)
+    if not val.records:
+        splits = _hold_out_val(train, test, config)
+    else:
+        splits = Splits(_named(train, "train"), _named(val, "val"), _named(test, "test"))
+    splits.train.notes = notes | splits.train.notes
+    return splits
+
+
+def _hold_out_val(train: Split, test: Split, config: DataConfig) -> Splits:
+    kept, val = _hold_out(train, config.val_fraction, config.split_seed)
+    kept.notes = dict(train.notes)
+    return Splits(_named(kept, "train"), _named(val, "val"), _named(test, "test"))
+
+
+def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    kept, held_out = stratified_split(split.targets, (1 - fraction, fraction), seed)
+    return split.subset(kept, split.name), split.subset(held_out, split.name)
+
+
+def _named(split: Split, name: str) -> Split:
+    split.name = name
+    return split
+
+
+def _drop_missing(split: Split, max_share: float) -> None:
+    """Drop and count the records without a file; too many are an error."""
+    missing = {record.name for record in split.missing()}
+    if not missing:
+        return
+    examples = ", ".join(sorted(missing)[:3])
+    message = f"{split.name}: {len(missing)} of {len(split)} image files are missing, e.g. {examples}"
+    if len(missing) > max_share * len(split):
+        raise MltrError(f"{message}; more than data.max_broken={max_share:g} allows")
+    log.warning("%s; left out", message)
+    split.records = [record for record in split if record.name not in missing]
+    split.notes["missing_files_dropped"] = len(missing)

@@ -1,0 +1,350 @@
+"""A bundle on disk: weights, network, classes, preprocessing and thresholds, always together.
+
+A bundle is a folder with ``model.safetensors`` and ``config.json``; the folder of a training run
+is one. Nothing in it is pickled, so loading one runs nobody's code.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from mltr import __version__
+from mltr.data.transforms import Preprocess
+from mltr.errors import MltrError, did_you_mean
+from mltr.model import create_model
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+REQUIRED_KEYS = ("format_version", "model", "classes", "preprocess", "thresholds")
+# Arguments by which a timm backbone would fetch weights; a bundle brings its own.
+WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+Writer = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained network, in eval mode, and all that its use needs."""
+
+    model: nn.Module  #: images [B, 3, H, W] to logits [B, K]
+    classes: tuple[str, ...]  #: K names, in the order of the logits
+    preprocess: Preprocess  #: PIL image to float32 [3, S, S]
+    thresholds: tuple[float, ...] | None  #: per class, on probabilities; None: 0.5 for all
+    config: dict[str, Any]  #: all of ``config.json``
+
+
+def write_atomically(path: str | Path, writer: Writer) -> None:
+    """Let `writer` fill a temporary file beside `path` and put it in its place once it is safe.
+
+    `writer` gets the path of the temporary file, with the suffix of `path`. Whatever fails, a
+    previous file at `path` stays as it was. Raises `MltrError` if the file can't be written.
+    """
+    write_together({Path(path): writer})
+
+
+def write_together(writers: Mapping[Path, Writer]) -> None:
+    """Like `write_atomically` for several files: all are on the disk before the first is replaced.
+
+    They are replaced in the order given. Raises `MltrError` naming the file that failed.
+    """
+    targets = {path.resolve(): writer for path, writer in writers.items()}
+    staged = {target: target.with_name(f".tmp-{target.name}") for target in targets}
+    current = next(iter(targets))
+    try:
+        for current, writer in targets.items():
+            current.parent.mkdir(parents=True, exist_ok=True)
+            writer(staged[current])
+            _flush_to_disk(staged[current])
+        for current, temporary in staged.items():
+            temporary.replace(current)
+            _flush_to_disk(current.parent)
+    except OSError as error:
+        raise MltrError(_explain_write_error(current, error)) from error
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until a file's or a folder's content has reached the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows can't open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain_write_error(path: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    kept = " (the previous one is untouched)" if path.is_file() else ""
+    advice = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "; free some space or write to another disk"
+    return f"can't write {path}{kept}: {reason}{advice}"
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write strict JSON atomically; what is not a finite number becomes null."""
+    text = json.dumps(_finite_or_null(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def _finite_or_null(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite_or_null(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_null(entry) for entry in value]
+    return value
+
+
+def save_bundle(
+    folder: str | Path,
+    *,
+    model: nn.Module,
+    name: str,
+    overrides: Mapping[str, Any],
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    thresholds: Sequence[float] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a bundle into `folder`, over a previous one there, all or nothing.
+
+    `name` and `overrides` are what `create_model` built `model` from; `extra` is any JSON-able
+    matter worth keeping, stored under that key. Raises `MltrError` if the disk is full or the
+    weights hold NaN or infinity; the previous bundle then stays as it was.
+    """
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in model.state_dict().items()
+    }
+    _check_finite(tensors, f"{folder}: not saved, because the weights")
+    config = {
+        "format_version": FORMAT_VERSION,
+        "mltr_version": __version__,
+        "model": {"name": name, "overrides": _without_weight_sources(overrides)},
+        "classes": list(classes),
+        "preprocess": preprocess.to_dict(),
+        "thresholds": None if thresholds is None else [float(value) for value in thresholds],
+        "weights_crc32": _crc32(tensors),
+        "extra": dict(extra or {}),
+    }
+    text = json.dumps(_finite_or_null(config), indent=2, ensure_ascii=False, allow_nan=False)
+    _read_config_text(text, Path(folder) / CONFIG_FILE)  # what can't be loaded isn't saved
+
+    def write_tensors(temporary: Path) -> None:
+        try:
+            # The copy of the config tells which one belongs to these weights: see `_own_config`.
+            safetensors.torch.save_file(tensors, temporary, metadata={"mltr": text})
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+
+    write_together(
+        {
+            Path(folder) / WEIGHTS_FILE: write_tensors,
+            Path(folder) / CONFIG_FILE: lambda temporary: temporary.write_text(
+                text + "\n", encoding="utf-8"
+            ),
+        }
+    )
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """Give back the operating system's error that safetensors reports as text."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES):
+        if f"os error {number})" in str(error):
+            return OSError(number, os.strerror(number))
+    return OSError(str(error))
+
+
+def _without_weight_sources(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in overrides.items() if key not in WEIGHT_SOURCES}
+
+
+def _crc32(tensors: Mapping[str, Tensor]) -> int:
+    """Checksum of all tensors in the order of their names."""
+    checksum = 0
+    for name in sorted(tensors):
+        flat = tensors[name].contiguous().reshape(-1)
+        checksum = zlib.crc32(flat.view(torch.uint8).numpy(), checksum)
+    return checksum
+
+
+def _check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise MltrError(f"{subject} hold NaN or infinity in {_first_few(bad)}")
+
+
+def _first_few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Load the bundle, or the training run, in the folder `path`; the model comes in eval mode.
+
+    Raises `MltrError` that names the file and says what to do if anything is missing, damaged,
+    from a newer version, or doesn't fit together.
+    """
+    folder = Path(path)
+    _check_folder(folder)
+    tensors, own_text = _read_tensors(folder / WEIGHTS_FILE)
+    config = _pick_config(folder / CONFIG_FILE, own_text)
+    classes = tuple(config["classes"])
+    try:
+        preprocess = Preprocess.from_dict(config["preprocess"])
+    except (MltrError, KeyError, TypeError, ValueError) as error:
+        raise MltrError(f"{folder / CONFIG_FILE}: preprocess can't be used: {error!r}") from error
+    model = _build_model(config, len(classes), folder / CONFIG_FILE)
+    _check_fit(model.state_dict(), tensors, folder)
+    if config.get("weights_crc32", (actual := _crc32(tensors))) != actual:
+        raise MltrError(
+            f"{folder / WEIGHTS_FILE} is damaged: its content doesn't match the checksum in "
+            f"{CONFIG_FILE}; copy or train it again"
+        )
+    _check_finite(tensors, f"{folder / WEIGHTS_FILE}: the weights")
+    model.load_state_dict(tensors)
+    thresholds = None if config["thresholds"] is None else tuple(config["thresholds"])
+    return Bundle(model.eval().to(device), classes, preprocess, thresholds, config)
+
+
+def _check_folder(folder: Path) -> None:
+    expected = f"a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, such as `mltr train` writes"
+    if not folder.exists():
+        raise MltrError(f"no such folder: {folder}; expected {expected}")
+    if not folder.is_dir():
+        hint = f"; give the folder {folder.parent}" if folder.name == WEIGHTS_FILE else ""
+        raise MltrError(f"{folder} is a file; expected {expected}{hint}")
+    missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / name).is_file()]
+    if missing:
+        hint = ""
+        if (folder / "config.yaml").is_file():
+            hint = "; a run has them once its first epoch is validated"
+        raise MltrError(f"{folder} holds no {' and no '.join(missing)}; expected {expected}{hint}")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Return the tensors and the text of the config that was saved with them, if any."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            own_text = (file.metadata() or {}).get("mltr")
+            return {key: file.get_tensor(key) for key in file.keys()}, own_text  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MltrError(
+            f"{path} is damaged or cut short and can't be read ({error}); copy or train it again"
+        ) from error
+
+
+def _pick_config(path: Path, own_text: str | None) -> dict[str, Any]:
+    """Read ``config.json``, unless it belongs to other weights.
+
+    That happens only if the machine stopped between the two renames of a save; the weights then
+    bring the right config with them.
+    """
+    try:
+        config = _read_config_text(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise MltrError(f"{path} can't be read: {error}") from error
+    if own_text is not None:
+        own = _read_config_text(own_text, path.with_name(WEIGHTS_FILE))
+        if own.get("weights_crc32") != config.get("weights_crc32"):
+            return own
+    return config
+
+
+def _read_config_text(text: str, path: Path) -> dict[str, Any]:
+    """Parse and check the text of a config; every complaint names `path`."""
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MltrError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise MltrError(f"{path} must hold a JSON object, not {type(config).__name__}")
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise MltrError(
+            f"{path} has format_version {version}, and this mltr {__version__} reads up to "
+            f"{FORMAT_VERSION}: it was saved by a newer mltr ({config.get('mltr_version', '?')}); "
+            "upgrade mltr"
+        )
+    for key in REQUIRED_KEYS:
+        if key not in config:
+            raise MltrError(f"{path} lacks the key {key!r}{did_you_mean(key, config)}")
+    problem = _config_problem(config)
+    if problem:
+        raise MltrError(f"{path}: {problem}")
+    return config
+
+
+def _config_problem(config: Mapping[str, Any]) -> str:
+    """Say what is wrong with the values of a config, or return an empty text."""
+    model, classes, thresholds = config["model"], config["classes"], config["thresholds"]
+    if config["format_version"] != FORMAT_VERSION:
+        return f"format_version must be {FORMAT_VERSION}, not {config['format_version']!r}"
+    if not (
+        isinstance(model, dict)
+        and isinstance(model.get("name"), str)
+        and isinstance(model.get("overrides"), dict)
+    ):
+        return 'model must be {"name": text, "overrides": {...}}'
+    if not (isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)):
+        return "classes must be a list of at least one name"
+    if len(set(classes)) < len(classes):
+        repeated = next(name for name in classes if classes.count(name) > 1)
+        return f"classes must differ, and {repeated!r} stands there twice"
+    if thresholds is None:
+        return ""
+    if not (isinstance(thresholds, list) and len(thresholds) == len(classes)):
+        return f"thresholds must be null or one number for each of the {len(classes)} classes"
+    if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in thresholds):
+        return "thresholds must lie in 0..1"
+    return ""
+
+
+def _build_model(config: Mapping[str, Any], num_classes: int, path: Path) -> nn.Module:
+    overrides = _without_weight_sources(config["model"]["overrides"])
+    try:
+        return create_model(config["model"]["name"], num_classes=num_classes, **overrides)
+    except (MltrError, TypeError, ValueError) as error:
+        raise MltrError(f"{path}: the model can't be built: {error}") from error
+
+
+def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise `MltrError` naming the first few tensors that are missing, unknown or misshapen."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} {list(found[name].shape)} where {list(expected[name].shape)} belongs"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    complaints = [
+        f"{what} {_first_few(names)}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("wrong shape", misshapen))
+        if names
+    ]
+    if complaints:
+        raise MltrError(
+            f"{folder / WEIGHTS_FILE} doesn't fit the model in {CONFIG_FILE}: "
+            f"{'; '.join(complaints)}; both files must come from the same save"
+        )
