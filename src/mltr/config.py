@@ -72,6 +72,7 @@ class AugmentConfig:
     crop: Literal["squash", "random"] = "squash"  #: squash to the size, or random-resized crop
     min_scale: float = 0.5  #: random crop: least share of the image's area
     flip: bool = True  #: mirror left and right with probability 0.5
+    jitter: float = 0.0  #: greatest relative change of brightness, contrast and saturation
     randaugment_ops: int = 2  #: RandAugment operations an image (0: off)
     randaugment_magnitude: int = 9  #: RandAugment magnitude, 0..30
     cutout: float = 0.5  #: side of the erased square as a share of the image's side (0: off)
@@ -81,6 +82,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         _require(0 < self.min_scale <= 1, "augment.min_scale must lie in (0, 1]")
+        _require(0 <= self.jitter < 1, "augment.jitter must lie in [0, 1)")
         _require(0 <= self.cutout < 1, "augment.cutout must lie in [0, 1)")
         _require(0 <= self.randaugment_magnitude <= 30, "augment.randaugment_magnitude: 0..30")
         _require(self.randaugment_ops >= 0, "augment.randaugment_ops must not be negative")

@@ -1,6 +1,6 @@
 """Pictures to look at: photos with bars for their labels, as one image or as a page.
 
-Where the truth is known, a label is right (green), wrong (red), or missed (dashed outline); each
+Where the truth is known, a label is right (green), wrong (red), or missed (an outline); each
 also has its own sign, for eyes that don't tell red from green.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,7 +29,7 @@ COLOURS: dict[Verdict, tuple[str, str]] = {
     "missed": ("#ffffff", "#6b7280"),
     "open": ("#c9dcfb", "#1e3a6e"),
 }
-PAGE, CARD, TRACK, INK, FAINT = "#eef0f3", "#ffffff", "#eff1f4", "#1f2430", "#7b8494"
+PAGE, CARD, TRACK, FAINT = "#dde1e7", "#ffffff", "#eff1f4", "#6b7484"
 
 
 class Tile(NamedTuple):
@@ -70,18 +70,22 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """Break text into lines of at most `width` pixels: between words, or else within one."""
+
+    def fits(line: str) -> bool:
+        return font.getlength(line.rstrip()) <= width
+
     lines = [""]
-    for word in text.replace("_", " _").split(" "):
-        joined = word if word.startswith("_") or not lines[-1] else f" {word}"
-        if font.getlength(lines[-1] + joined) <= width:
-            lines[-1] += joined
-            continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return [line for line in lines if line] or [""]
+    for word in re.findall(r"[^\s_/]+[_/]*\s*|[_/]+\s*", text):
+        if fits(lines[-1] + word):
+            lines[-1] += word
+        elif fits(word):
+            lines.append(word)
+        else:
+            for letter in word:
+                if lines[-1] and not fits(lines[-1] + letter):
+                    lines.append("")
+                lines[-1] += letter
+    return [line.rstrip() for line in lines if line.strip()] or [""]
 
 
 class _Pen:
@@ -149,16 +153,12 @@ class _Pen:
         for line in lines:
             draw.text((left + self.pad, middle), line, fill=ink, font=self.font, anchor="lm")
             middle += self.line
-        draw.text(
-            (end - self.pad, (y + bottom) / 2), right, fill=ink, font=self.small, anchor="rm"
-        )
+        draw.text((end - self.pad, (y + bottom) / 2), right, fill=ink, font=self.small, anchor="rm")
         return bottom + self.gap
 
 
 def contact_sheet(
-    items: Iterable[
-        Tile | tuple[Image.Image, Sequence[tuple[str, float]], Sequence[str] | None]
-    ],
+    items: Iterable[Tile | tuple[Image.Image, Sequence[tuple[str, float]], Sequence[str] | None]],
     columns: int = 5,
     tile: int = 240,
 ) -> Image.Image:

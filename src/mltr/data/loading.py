@@ -1,0 +1,268 @@
+"""One data set over any split, and batches that a seed determines.
+
+What a sample looks like depends on (seed, epoch, index) alone, and the order of an epoch on (seed,
+epoch): not on the number of workers, nor on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mltr.config import AugmentConfig
+from mltr.data.images import open_image
+from mltr.data.records import Record, Split
+from mltr.data.transforms import Preprocess, TrainTransform, squash
+from mltr.errors import BrokenImage
+
+log = logging.getLogger(__name__)
+
+Key = tuple[int, int]  #: (epoch, index)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, ready for the network; a broken one is zeros with every label unknown."""
+
+    image: Tensor  #: float32 [3, S, S]
+    targets: Tensor  #: int8 [K]
+    index: int
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples, stacked."""
+
+    images: Tensor  #: float32 [B, 3, S, S]
+    targets: Tensor  #: int8 [B, K]
+    indices: Tensor  #: int64 [B], places in the split
+    errors: list[str]  #: a message for each broken image among them
+
+
+class ImageDataset(Dataset[Sample]):
+    """The images of a split, preprocessed, and varied where `augment` is given.
+
+    `sizes` gives the image side of each epoch (the last one stays); without it the
+    preprocessing's. `cache` is a folder for squashed images, made once and memory-mapped; it
+    needs `preprocess.base_size` and changes no pixel.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocess: Preprocess,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        sizes: Sequence[int] = (),
+        cache: Path | None = None,
+    ) -> None:
+        self.split = split
+        self.preprocess = preprocess
+        self.transform = TrainTransform(preprocess, augment) if augment else None
+        self.seed = seed
+        self.sizes = tuple(sizes) or (preprocess.image_size,)
+        self.cache = SquashCache(split, preprocess.base_size, cache) if cache else None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: Key | int) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.split[index]
+        side = self.sizes[min(epoch, len(self.sizes) - 1)]
+        try:
+            image = self._open(index)
+        except BrokenImage as error:
+            unknown = torch.full((len(record.labels),), -1, dtype=torch.int8)
+            return Sample(torch.zeros(3, side, side), unknown, index, str(error))
+        targets = torch.from_numpy(np.array(record.labels, dtype=np.int8))
+        if self.transform is None:
+            return Sample(self.preprocess(image), targets, index)
+        # The generator of the process stays as it was: dropout doesn't depend on the workers.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed_of(self.seed, epoch, index))
+            return Sample(self.transform(image, side), targets, index)
+
+    def _open(self, index: int) -> Image.Image:
+        if self.cache is not None:
+            return self.cache[index]
+        image = open_image(self.split[index].image)
+        base_size = self.preprocess.base_size
+        return squash(image, base_size) if base_size else image
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """The batches of one epoch as lists of (epoch, index); set `epoch` before iterating."""
+
+    def __init__(
+        self, count: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int
+    ) -> None:
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        # A set smaller than one batch would otherwise give no batch at all.
+        self.drop_last = drop_last and count > batch_size
+        self.epoch = 0
+        self.start_batch = 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.count, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        for number in range(self.start_batch, len(self)):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield [(self.epoch, int(index)) for index in batch]
+
+
+class BatchLoader:
+    """Batches of a data set, epoch by epoch; workers live on from one epoch to the next."""
+
+    def __init__(self, dataset: ImageDataset, batches: EpochBatches, workers: int) -> None:
+        self.dataset = dataset
+        self.batches = batches
+        self.loader: DataLoader[Sample] = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_stack,
+            persistent_workers=workers > 0,
+            worker_init_fn=_use_one_thread,
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch, from `start_batch` on."""
+        self.batches.epoch, self.batches.start_batch = epoch, start_batch
+        return iter(self.loader)
+
+
+def make_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    workers: int = 0,
+    seed: int = 0,
+) -> BatchLoader:
+    """Return the batches of a data set: `for batch in loader.epoch(number)`."""
+    batches = EpochBatches(len(dataset), batch_size, shuffle, drop_last, seed)
+    return BatchLoader(dataset, batches, workers)
+
+
+def _stack(samples: list[Sample]) -> Batch:
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        torch.stack([sample.targets for sample in samples]),
+        torch.tensor([sample.index for sample in samples]),
+        [sample.error for sample in samples if sample.error],
+    )
+
+
+def _use_one_thread(worker: int) -> None:
+    """Keep a worker to one core: the others belong to the training process."""
+    torch.set_num_threads(1)
+
+
+# -- decode once -------------------------------------------------------------------------------
+
+
+class SquashCache:
+    """The images of a split, squashed to a square and kept in one memory-mapped file."""
+
+    def __init__(self, split: Split, side: int, folder: Path) -> None:
+        key = _fingerprint(split, side)
+        self.path = folder / f"squashed-{side}-{key}.u8"
+        self.shape = (len(split), side, side, 3)
+        if not self._errors_path.is_file():
+            self._fill(split, side)
+        self.errors: dict[int, str] = {
+            int(index): text for index, text in json.loads(self._errors_path.read_text()).items()
+        }
+        self._pixels: NDArray[np.uint8] | None = None
+
+    @property
+    def _errors_path(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if index in self.errors:
+            raise BrokenImage(self.errors[index])
+        if self._pixels is None:  # opened in each worker, not sent to it
+            self._pixels = np.memmap(self.path, np.uint8, "r", shape=self.shape)
+        return Image.fromarray(np.asarray(self._pixels[index]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pixels": None}
+
+    def _fill(self, split: Split, side: int) -> None:
+        """Decode every image; the list of errors is written last and says that all is there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        log.info("decoding %d images once, into %s", len(split), self.path)
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        pixels = np.memmap(temporary, np.uint8, "w+", shape=self.shape)
+        errors: dict[int, str] = {}
+
+        def decode(index: int) -> None:
+            try:
+                pixels[index] = np.asarray(squash(open_image(split[index].image), side))
+            except BrokenImage as error:
+                errors[index] = str(error)
+
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(decode, range(len(split))))
+            pixels.flush()
+            del pixels
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        listing = temporary.with_suffix(".json.tmp")
+        listing.write_text(json.dumps(errors))
+        listing.replace(self._errors_path)
+
+
+def _fingerprint(split: Split, side: int) -> str:
+    """Return a short hash of which images these are: names, sizes and times of their files."""
+    digest = hashlib.sha256(f"{side}".encode())
+    for record in split:
+        digest.update(_identity(record).encode())
+    return digest.hexdigest()[:16]
+
+
+def _identity(record: Record) -> str:
+    if isinstance(record.image, bytes):
+        return hashlib.sha256(record.image).hexdigest()
+    if isinstance(record.image, Path):
+        try:
+            status = record.image.stat()
+        except OSError:
+            return f"{record.image} missing"
+        return f"{record.image.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return repr(record.image)

@@ -1,0 +1,506 @@
+"""From images to labels: the one inference path, in Python and as ``mltr predict``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from mltr.data.transforms import Preprocess
+    from mltr.gallery import Tile
+
+Floats = NDArray[np.float32]
+Source = TypeVar("Source")
+
+DEFAULT_THRESHOLD = 0.5
+SHEET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SHEET_PICTURES = 60  #: a contact sheet shows the first so many images
+SHEET_LABELS = 12  #: and at most so many labels of each
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the network says about one image."""
+
+    probs: Floats  #: [K]
+    classes: tuple[str, ...]  #: K names
+    thresholds: Floats  #: [K]
+
+    @cached_property
+    def labels(self) -> list[tuple[str, float]]:
+        """The classes at or above their threshold with their probabilities, best first."""
+        chosen = self.probs >= self.thresholds
+        return [(self.classes[k], float(self.probs[k])) for k in self._order if chosen[k]]
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """Return the `k` most probable classes, whatever their thresholds, best first."""
+        return [(self.classes[index], float(self.probs[index])) for index in self._order[:k]]
+
+    def only(self, indices: Sequence[int]) -> Prediction:
+        """Return the same prediction with some of the classes left."""
+        classes = tuple(self.classes[index] for index in indices)
+        return Prediction(self.probs[list(indices)], classes, self.thresholds[list(indices)])
+
+    @cached_property
+    def _order(self) -> list[int]:
+        order: list[int] = np.argsort(-self.probs, kind="stable").tolist()
+        return order
+
+
+@dataclass(eq=False)
+class Predictor:
+    """A network ready for use: call it with images.
+
+    An image is a path, the bytes of an image file, a PIL image, or a uint8 array [H, W, 3] or
+    [H, W]. One image gives a `Prediction`, a list of them a list, in the same order.
+    """
+
+    model: nn.Module  #: in eval mode
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    thresholds: Floats  #: [K], on probabilities; may be changed
+    device: torch.device
+    batch_size: int = 32
+
+    @overload
+    def __call__(self, images: list[Any]) -> list[Prediction]: ...
+
+    @overload
+    def __call__(self, images: Any) -> Prediction: ...
+
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """Predict for one image or a list; raises `BrokenImage` naming one that can't be read."""
+        if isinstance(images, list | tuple):
+            return [_raise_if_broken(found) for _, found in predict_paths(self, images)]
+        return self([images])[0]
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """Return logits float32 [B, K] for preprocessed images [B, 3, H, W]."""
+        import torch
+
+        with torch.inference_mode():
+            logits: Tensor = self.model(batch.to(self.device))
+            return logits.float()
+
+    def predict_batch(self, batch: Tensor) -> list[Prediction]:
+        """Return a prediction for each of the preprocessed images [B, 3, H, W]."""
+        probs = self.logits(batch).sigmoid().cpu().numpy()
+        return [Prediction(row, self.classes, self.thresholds.copy()) for row in probs]
+
+    def read(self, source: Any) -> Tensor:
+        """Open and preprocess one image to [3, S, S]; raises `BrokenImage`."""
+        return self.preprocess(_to_image(source))
+
+
+def _raise_if_broken(found: Prediction | BrokenImage) -> Prediction:
+    if isinstance(found, BrokenImage):
+        raise found
+    return found
+
+
+def _to_image(source: Any) -> Image.Image:
+    """Return any kind of image in RGB; raises `BrokenImage`, or `UsageError` for another kind."""
+    from PIL import Image
+
+    from mltr.data.images import DECODING_ERRORS, _to_rgb, open_image
+
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not (
+            source.size and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4)))
+        ):
+            raise BrokenImage(
+                f"array of {source.dtype} {list(source.shape)}: expected uint8 of [height, width, "
+                "3] or [height, width]"
+            )
+        source = Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        try:
+            return _to_rgb(source)
+        except DECODING_ERRORS as error:
+            name = getattr(source, "filename", "") or "image from memory"
+            raise BrokenImage(f"{name}: damaged or cut off ({error})") from error
+    if isinstance(source, str | bytes | Path) or hasattr(source, "load"):
+        return open_image(source)
+    raise UsageError(
+        f"can't predict for a {type(source).__name__}; give a path, bytes, a PIL image, a uint8 "
+        "array, or a list of them"
+    )
+
+
+def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> Predictor:
+    """Load a bundle or a training run for prediction, on an accelerator where there is one.
+
+    Raises `MltrError` if there is no whole bundle at `path` or the device can't be used.
+    """
+    from mltr.weights import load_bundle
+
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size} must be at least 1")
+    chosen = _choose_device(device)
+    bundle = load_bundle(path, chosen)
+    thresholds = np.full(len(bundle.classes), DEFAULT_THRESHOLD, np.float32)
+    if bundle.thresholds is not None:
+        thresholds[:] = bundle.thresholds
+    return Predictor(
+        bundle.model, bundle.classes, bundle.preprocess, thresholds, chosen, batch_size
+    )
+
+
+def _choose_device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} can't be used here ({reason}); try cpu") from error
+    return device
+
+
+def predict_paths(
+    predictor: Predictor,
+    paths: Iterable[Source],
+    workers: int | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[Source, Prediction | BrokenImage]]:
+    """Yield each image with its prediction, or with why it can't be read, in the order given.
+
+    Threads open images while the network works; no more than two batches are held at a time,
+    however many images there are.
+    """
+    size = batch_size or predictor.batch_size
+
+    def read(source: Source) -> Tensor | BrokenImage:
+        try:
+            return predictor.read(source)
+        except BrokenImage as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    waiting: deque[tuple[Source, Future[Tensor | BrokenImage]]] = deque()
+    remaining = iter(paths)
+    try:
+        waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, 2 * size))
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+            results = [(path, future.result()) for path, future in batch]
+            waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, size))
+            yield from _predict_readable(predictor, results)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _predict_readable(
+    predictor: Predictor, results: list[tuple[Source, Tensor | BrokenImage]]
+) -> Iterator[tuple[Source, Prediction | BrokenImage]]:
+    """Predict for the images of one batch that could be read, keeping the order."""
+    import torch
+
+    images = [image for _, image in results if not isinstance(image, BrokenImage)]
+    predictions = iter(predictor.predict_batch(torch.stack(images)) if images else [])
+    for path, image in results:
+        yield path, image if isinstance(image, BrokenImage) else next(predictions)
+
+
+# The command.
+
+
+class Row(NamedTuple):
+    """One image of the output."""
+
+    path: Path
+    labels: list[tuple[str, float]]
+    probs: Floats | None  #: of all chosen classes; None: the image can't be read
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """The path as text that any encoding takes, even if the file's name isn't valid UTF-8."""
+        return os.fsencode(self.path).decode("utf-8", "replace")
+
+
+@dataclass
+class _Tally:
+    """What the summary at the end tells."""
+
+    images: int = 0
+    broken: list[str] = field(default_factory=list)
+    sidecars_kept: int = 0
+    interrupted: bool = False
+    tiles: list[Tile] = field(default_factory=list)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr predict``."""
+    add = parser.add_argument
+    add("bundle", metavar="RUN", help="a training run, or a folder with weights")
+    add(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="an image, a folder (with those below), a quoted pattern, or - for a list on stdin",
+    )
+    add("--out", metavar="FILE", help="write the results here, over what is there (- for stdout)")
+    add(
+        "--format",
+        choices=["table", "jsonl", "csv", "parquet"],
+        help="of the results; by default by the name of --out, else a table on a terminal and "
+        "JSON lines in a pipe",
+    )
+    add("--json", metavar="FILE", help="short for --format jsonl --out FILE")
+    add(
+        "--sidecars",
+        action="store_true",
+        help="write the labels of photo.jpg to photo.txt beside it, separated by commas; a file "
+        "that is already there is kept",
+    )
+    add("--overwrite", action="store_true", help="let --sidecars replace files that are there")
+    add("--sheet", metavar="FILE", help=f"draw the first {SHEET_PICTURES} images with their labels")
+    add(
+        "--threshold",
+        type=float,
+        help=f"least probability of a label (default: the run's own, or {DEFAULT_THRESHOLD})",
+    )
+    add(
+        "--top",
+        type=int,
+        metavar="K",
+        help="the K best labels, whatever their probability unless --threshold is given",
+    )
+    for name, what in (("--only", "no classes but these"), ("--exclude", "all classes but these")):
+        add(name, action="append", default=[], metavar="CLASS,...", help=what)
+    add("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    add("--workers", type=int, metavar="N", help="threads that open images")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator if there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict for all images; 1 if some can't be read (the others are written), else 0."""
+    _check_numbers(args)
+    out, form = _choose_output(args)
+    paths = find_paths(args.paths)
+    _check_targets(args, out, paths)
+    predictor = load(args.bundle, args.device, args.batch_size)
+    chosen = choose_classes(predictor.classes, args.only, args.exclude)
+    classes = tuple(predictor.classes[index] for index in chosen)
+    if args.threshold is not None:
+        predictor.thresholds[:] = args.threshold
+    tally = _Tally()
+    rows = _predict_rows(predictor, paths, chosen, args, tally)
+    if args.sidecars:
+        _check_sidecars(paths, classes)
+        rows = _with_sidecars(rows, args.overwrite, tally)
+    if args.sheet:
+        rows = _with_tiles(rows, tally)
+    if out is not None or form != "table":
+        rows = _with_progress(rows, len(paths))
+    width = min(48, max(len(str(path)) for path in paths))
+    _write(rows, classes, out, form, width)
+    if tally.tiles:
+        _write_sheet(Path(args.sheet), tally.tiles)
+    _tell_summary(tally, out)
+    if tally.interrupted:
+        raise KeyboardInterrupt
+    return 1 if tally.broken else 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise UsageError(f"--threshold {args.threshold} must lie in 0..1")
+    for name in ("top", "batch_size", "workers"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
+
+
+def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
+    """Return where the results go (None: stdout) and their format."""
+    if args.json and (args.out or args.format):
+        raise UsageError("--json FILE stands for --format jsonl --out FILE: give one or the other")
+    target = args.json or args.out
+    out = Path(target) if target and target != "-" else None
+    form = "jsonl" if args.json else args.format
+    if form is None and out is not None:
+        form = FORMATS.get(out.suffix.lower(), "table")
+    if form is None:
+        form = "table" if sys.stdout.isatty() else "jsonl"
+    if form == "parquet" and out is None:
+        raise UsageError("--format parquet needs --out FILE")
+    return out, form
+
+
+def find_paths(arguments: Sequence[str]) -> list[Path]:
+    """Return the images that the arguments name, each once, in order.
+
+    Raises `UsageError` for an argument that names nothing, and if there is no image at all.
+    """
+    found = [path for argument in arguments for path in _expand(argument)]
+    if not found:
+        from mltr.data.images import IMAGE_SUFFIXES
+
+        raise UsageError(f"no images in {', '.join(arguments)}; looked for {IMAGE_SUFFIXES}")
+    return list({os.path.abspath(path): path for path in reversed(found)}.values())[::-1]
+
+
+def _expand(argument: str) -> list[Path]:
+    from mltr.data.images import IMAGE_SUFFIXES, find_images
+
+    path = Path(argument)
+    if argument == "-":
+        text = sys.stdin.buffer.read()
+        names = text.split(b"\0" if b"\0" in text else b"\n")
+        return [Path(os.fsdecode(name.rstrip(b"\r"))) for name in names if name.strip()]
+    if path.is_dir():
+        return find_images(path)
+    if path.exists():
+        return [path]
+    if glob.has_magic(argument):
+        matches = map(Path, sorted(glob.glob(argument, recursive=True)))
+        return [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
+    raise UsageError(f"no such file or folder: {argument}")
+
+
+def _check_targets(args: argparse.Namespace, out: Path | None, paths: Sequence[Path]) -> None:
+    """Refuse to write over an image that is to be read, and sheets of an unknown kind."""
+    if args.sheet and Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
+        raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
+    inputs = {os.path.abspath(path) for path in paths}
+    for target in (out, args.sheet):
+        if target and os.path.abspath(target) in inputs:
+            raise UsageError(f"{target} is one of the images to predict for: write to another name")
+
+
+def choose_classes(classes: Sequence[str], only: list[str], exclude: list[str]) -> list[int]:
+    """Return the indices of the classes wanted; each entry is a name, or some with commas.
+
+    Raises `UsageError` for an unknown name, and if nothing is left.
+    """
+
+    def names(entries: list[str]) -> set[str]:
+        listed = [e for e in entries if e in classes] or []
+        split = [part.strip() for e in entries if e not in classes for part in e.split(",")]
+        for name in filter(None, split):
+            if name not in classes:
+                hint = did_you_mean(name, classes)
+                raise UsageError(f"no class {name!r} among the {len(classes)} of this run{hint}")
+        return {*listed, *split}
+
+    wanted, unwanted = names(only), names(exclude)
+    chosen = [
+        index
+        for index, name in enumerate(classes)
+        if (not wanted or name in wanted) and name not in unwanted
+    ]
+    if not chosen:
+        raise UsageError("--only and --exclude leave no class")
+    return chosen
+
+
+def _predict_rows(
+    predictor: Predictor,
+    paths: Sequence[Path],
+    chosen: Sequence[int],
+    args: argparse.Namespace,
+    tally: _Tally,
+) -> Iterator[Row]:
+    """Yield a row for each image; ends early, with what is done, on Ctrl-C."""
+    try:
+        for path, found in predict_paths(predictor, paths, args.workers):
+            tally.images += 1
+            if isinstance(found, BrokenImage):
+                tally.broken.append(str(found))
+                yield Row(path, [], None, str(found))
+                continue
+            prediction = found.only(chosen)
+            labels = prediction.labels
+            if args.top is not None:
+                labels = prediction.top(args.top) if args.threshold is None else labels[: args.top]
+            yield Row(path, labels, prediction.probs)
+    except KeyboardInterrupt:
+        tally.interrupted = True
+
+
+def _check_sidecars(paths: Sequence[Path], classes: Sequence[str]) -> None:
+    from mltr.data.folders import split_tags
+
+    for name in classes:
+        if split_tags(name) != [name]:
+            raise UsageError(
+                f"class {name!r} can't stand in a sidecar, where tags are separated by commas; "
+                "leave it out by --exclude"
+            )
+    owners: dict[Path, Path] = {}
+    for path in paths:
+        other = owners.setdefault(path.with_suffix(".txt"), path)
+        if other is not path:
+            raise UsageError(f"{other} and {path} would share a sidecar; rename one of them")
+
+
+def _with_sidecars(rows: Iterator[Row], overwrite: bool, tally: _Tally) -> Iterator[Row]:
+    """Write the labels of each image beside it as the row passes by."""
+    from mltr.weights import write_atomically
+
+    for row in rows:
+        sidecar = row.path.with_suffix(".txt")
+        text = ", ".join(name for name, _ in row.labels) + "\n"
+        if not row.error:
+            if overwrite or not sidecar.exists():
+                write_atomically(sidecar, lambda temporary, text=text: temporary.write_text(text))
+            else:
+                tally.sidecars_kept += 1
+        yield row
+
+
+def _with_tiles(rows: Iterator[Row], tally: _Tally) -> Iterator[Row]:
+    """Keep small copies of the first images for the contact sheet."""
+    from mltr.data.images import open_image
+    from mltr.gallery import Tile
+
+    for row in rows:
+        if not row.error and len(tally.tiles) < SHEET_PICTURES:
+            image = open_image(row.path)
+            image.thumbnail((480, 480))
+            tally.tiles.append(Tile(image, row.labels[:SHEET_LABELS], caption=row.path.name))
+        yield row
+
+
+def _write_sheet(path: Path, tiles: list[Tile]) -> None:
+    from mltr.gallery import contact_sheet
+    from mltr.weights import write_atomically
+
+    sheet = contact_sheet(tiles)
+    write_atomically(path, lambda temporary: sheet.save(temporary, quality=90))
+
+
+def _with_progress(rows: Iterator[Row], total: int) -> Iterable[Row]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    return track(rows, "predicting", total, console=console, transient=True, disable=quiet)
