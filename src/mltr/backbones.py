@@ -31,6 +31,12 @@ def create_timm(name: str, num_classes: int, **overrides: Any) -> nn.Module:
     return model
 
 
+def timm_image_size(name: str) -> int:
+    """Return the side in pixels that timm's model is meant for."""
+    config = timm.get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config is not None else 224
+
+
 def _is_built_for_a_size(name: str) -> bool:
     """Whether timm declares a fixed input size for the model, as for Swin and ViT."""
     config = timm.get_pretrained_cfg(name)

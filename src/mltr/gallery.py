@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mltr.weights import write_atomically
+from mltr.weights import text_writer, write_atomically
 
 Verdict = Literal["right", "wrong", "missed", "open"]
 
@@ -74,8 +74,10 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     def fits(line: str) -> bool:
         return font.getlength(line.rstrip()) <= width
 
+    # Control characters have no shape, and some upset the layout of text.
+    visible = "".join(letter if letter.isprintable() else " " for letter in text)
     lines = [""]
-    for word in re.findall(r"[^\s_/]+[_/]*\s*|[_/]+\s*", text):
+    for word in re.findall(r"[^\s_/]+[_/]*\s*|[_/]+\s*", visible):
         if fits(lines[-1] + word):
             lines[-1] += word
         elif fits(word):
@@ -94,10 +96,11 @@ class _Pen:
     def __init__(self, tile: int) -> None:
         self.tile = tile
         self.pad = max(6, tile // 24)
-        self.font = _font(max(10, tile // 18))
+        size = max(10, tile // 18)
+        self.font = _font(size)
         self.small = _font(max(9, tile // 22))
-        self.line = round(self.font.size * 1.35)
-        self.gap = max(3, self.font.size // 3)
+        self.line = round(size * 1.35)
+        self.gap = max(3, size // 3)
 
     def tag_lines(self, tag: Tag) -> tuple[list[str], str]:
         """Return the wrapped name of a tag, with its sign, and the words at its right end."""
@@ -208,7 +211,7 @@ body { margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 8
 h1 { font-size: 1.9rem; letter-spacing: -.02em; margin: 0 0 .4rem; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .9rem; }
 p { margin: 0; color: var(--faint); max-width: 65ch; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem;
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .8rem;
   margin: 1.6rem 0 0; }
 dl div { background: var(--card); border: 1px solid var(--line); border-radius: .7rem;
   padding: .8rem 1rem; display: flex; flex-direction: column-reverse; min-width: 0; }
@@ -228,11 +231,12 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 .tiles figcaption { padding: .6rem .7rem .7rem; }
 .name { color: var(--faint); font-size: .8rem; overflow-wrap: anywhere; margin-bottom: .35rem; }
 ul { list-style: none; margin: 0; padding: 0; display: grid; gap: .3rem; }
-li { display: flex; justify-content: space-between; gap: .6rem; padding: .18rem .55rem;
+li { display: flex; gap: .4rem; padding: .18rem .55rem;
   border-radius: .4rem; font-size: .88rem; --fill: var(--open); color: var(--open-ink);
   background: linear-gradient(var(--fill) 0 0) 0 0 / var(--prob) 100% no-repeat var(--track); }
 li span { overflow-wrap: anywhere; min-width: 0; }
-li b { font-weight: 500; font-variant-numeric: tabular-nums; flex: none; }
+li i { font-style: normal; flex: none; }
+li b { margin-left: auto; font-weight: 500; font-variant-numeric: tabular-nums; flex: none; }
 li.right { --fill: var(--right); color: var(--right-ink); }
 li.wrong { --fill: var(--wrong); color: var(--wrong-ink); }
 li.missed { background: none; outline: 1.5px dashed var(--missed-ink); outline-offset: -1.5px;
@@ -274,7 +278,7 @@ def write_page(
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_atomically(path, text_writer(page))
 
 
 def _headline_html(name: str, figure: str) -> str:
@@ -301,22 +305,24 @@ def _tile_html(tile: Tile) -> str:
 
 def _tag_html(tag: Tag) -> str:
     words = "missed" if tag.prob is None else f"{tag.prob:.0%}"
-    name = html.escape(f"{SIGNS[tag.verdict]} {tag.name}".strip())
+    sign = f"<i>{SIGNS[tag.verdict]}</i>" if SIGNS[tag.verdict] else ""
     return (
         f'<li class="{tag.verdict}" style="--prob: {100 * (tag.prob or 0):.1f}%">'
-        f"<span>{name}</span><b>{words}</b></li>"
+        f"{sign}<span>{html.escape(tag.name)}</span><b>{words}</b></li>"
     )
 
 
+_LEGEND: dict[Verdict, str] = {
+    "right": "right",
+    "wrong": "wrong: predicted, but not there",
+    "missed": "missed: there, but not predicted",
+}
 _KEY = (
     '<ul class="key">'
     + "".join(
-        f'<li class="{verdict}" style="--prob: 100%"><span>{SIGNS[verdict]} {words}</span></li>'
-        for verdict, words in (
-            ("right", "right"),
-            ("wrong", "wrong: predicted, but not there"),
-            ("missed", "missed: there, but not predicted"),
-        )
+        f'<li class="{verdict}" style="--prob: 100%">'
+        f"<i>{SIGNS[verdict]}</i><span>{words}</span></li>"
+        for verdict, words in _LEGEND.items()
     )
     + "</ul>"
 )

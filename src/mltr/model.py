@@ -17,7 +17,7 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mltr.backbones import create_timm
+from mltr.backbones import create_timm, timm_image_size
 from mltr.errors import UsageError
 from mltr.variants import VARIANTS, Attention, Variant, get_variant
 
@@ -366,6 +366,13 @@ def create_model(name: str, num_classes: int = 80, **overrides: Any) -> nn.Modul
     if name.startswith("timm/"):
         return create_timm(name.removeprefix("timm/"), num_classes, **overrides)
     return MlTr(get_variant(name, **overrides), num_classes)
+
+
+def default_image_size(name: str) -> int:
+    """Return the side in pixels that a model is meant for."""
+    if name.startswith("timm/"):
+        return timm_image_size(name.removeprefix("timm/"))
+    return max(get_variant(name).image_hw)
 
 
 def list_models() -> list[str]:

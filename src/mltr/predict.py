@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import glob
-import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
+from mltr.errors import BrokenImage, UsageError, did_you_mean
+from mltr.results import (
+    SHEET_PICTURES,
+    Row,
+    check_sidecars,
+    printable,
+    with_progress,
+    with_sidecars,
+    with_tiles,
+    write_rows,
+    write_sheet,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +44,7 @@ Source = TypeVar("Source")
 
 DEFAULT_THRESHOLD = 0.5
 SHEET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-SHEET_PICTURES = 60  #: a contact sheet shows the first so many images
-SHEET_LABELS = 12  #: and at most so many labels of each
+PATH_WIDTH = 48  #: longest path that a table aligns
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -91,10 +99,13 @@ class Predictor:
     def __call__(self, images: Any) -> Prediction: ...
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
-        """Predict for one image or a list; raises `BrokenImage` naming one that can't be read."""
-        if isinstance(images, list | tuple):
-            return [_raise_if_broken(found) for _, found in predict_paths(self, images)]
-        return self([images])[0]
+        """Predict for one image or a list; raises `BrokenImage` for one that can't be read."""
+        if not isinstance(images, list | tuple):
+            return _raise_if_broken(next(predict_paths(self, [images]))[1])
+        found = []
+        for number, (_, prediction) in enumerate(predict_paths(self, images), start=1):
+            found.append(_raise_if_broken(prediction, f"image {number} of {len(images)}: "))
+        return found
 
     def logits(self, batch: Tensor) -> Tensor:
         """Return logits float32 [B, K] for preprocessed images [B, 3, H, W]."""
@@ -114,9 +125,9 @@ class Predictor:
         return self.preprocess(_to_image(source))
 
 
-def _raise_if_broken(found: Prediction | BrokenImage) -> Prediction:
+def _raise_if_broken(found: Prediction | BrokenImage, which: str = "") -> Prediction:
     if isinstance(found, BrokenImage):
-        raise found
+        raise BrokenImage(f"{which}{found}") from found
     return found
 
 
@@ -230,29 +241,15 @@ def _predict_readable(
 # The command.
 
 
-class Row(NamedTuple):
-    """One image of the output."""
-
-    path: Path
-    labels: list[tuple[str, float]]
-    probs: Floats | None  #: of all chosen classes; None: the image can't be read
-    error: str = ""
-
-    @property
-    def name(self) -> str:
-        """The path as text that any encoding takes, even if the file's name isn't valid UTF-8."""
-        return os.fsencode(self.path).decode("utf-8", "replace")
-
-
 @dataclass
 class _Tally:
     """What the summary at the end tells."""
 
     images: int = 0
     broken: list[str] = field(default_factory=list)
-    sidecars_kept: int = 0
-    interrupted: bool = False
+    sidecars_kept: list[Path] = field(default_factory=list)
     tiles: list[Tile] = field(default_factory=list)
+    interrupted: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -311,18 +308,17 @@ def run(args: argparse.Namespace) -> int:
     if args.threshold is not None:
         predictor.thresholds[:] = args.threshold
     tally = _Tally()
-    rows = _predict_rows(predictor, paths, chosen, args, tally)
+    rows: Iterable[Row] = _predict_rows(predictor, paths, chosen, args, tally)
     if args.sidecars:
-        _check_sidecars(paths, classes)
-        rows = _with_sidecars(rows, args.overwrite, tally)
+        check_sidecars(paths, classes)
+        rows = with_sidecars(rows, args.overwrite, tally.sidecars_kept)
     if args.sheet:
-        rows = _with_tiles(rows, tally)
+        rows = with_tiles(rows, tally.tiles)
     if out is not None or form != "table":
-        rows = _with_progress(rows, len(paths))
-    width = min(48, max(len(str(path)) for path in paths))
-    _write(rows, classes, out, form, width)
+        rows = with_progress(rows, len(paths))
+    write_rows(rows, classes, out, form, width=min(PATH_WIDTH, max(len(str(p)) for p in paths)))
     if tally.tiles:
-        _write_sheet(Path(args.sheet), tally.tiles)
+        write_sheet(args.sheet, tally.tiles)
     _tell_summary(tally, out)
     if tally.interrupted:
         raise KeyboardInterrupt
@@ -364,7 +360,10 @@ def find_paths(arguments: Sequence[str]) -> list[Path]:
         from mltr.data.images import IMAGE_SUFFIXES
 
         raise UsageError(f"no images in {', '.join(arguments)}; looked for {IMAGE_SUFFIXES}")
-    return list({os.path.abspath(path): path for path in reversed(found)}.values())[::-1]
+    unique: dict[Path, Path] = {}
+    for path in found:
+        unique.setdefault(path.absolute(), path)
+    return list(unique.values())
 
 
 def _expand(argument: str) -> list[Path]:
@@ -380,7 +379,8 @@ def _expand(argument: str) -> list[Path]:
     if path.exists():
         return [path]
     if glob.has_magic(argument):
-        matches = map(Path, sorted(glob.glob(argument, recursive=True)))
+        # Path.glob takes no absolute patterns.
+        matches = map(Path, sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207
         return [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
     raise UsageError(f"no such file or folder: {argument}")
 
@@ -389,36 +389,35 @@ def _check_targets(args: argparse.Namespace, out: Path | None, paths: Sequence[P
     """Refuse to write over an image that is to be read, and sheets of an unknown kind."""
     if args.sheet and Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
         raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
-    inputs = {os.path.abspath(path) for path in paths}
+    inputs = {path.resolve() for path in paths}
     for target in (out, args.sheet):
-        if target and os.path.abspath(target) in inputs:
-            raise UsageError(f"{target} is one of the images to predict for: write to another name")
+        if target and Path(target).resolve() in inputs:
+            raise UsageError(f"{target} is one of the images to read: write to another name")
 
 
 def choose_classes(classes: Sequence[str], only: list[str], exclude: list[str]) -> list[int]:
-    """Return the indices of the classes wanted; each entry is a name, or some with commas.
+    """Return the indices of the classes wanted; an entry is a name, or several with commas.
 
     Raises `UsageError` for an unknown name, and if nothing is left.
     """
-
-    def names(entries: list[str]) -> set[str]:
-        listed = [e for e in entries if e in classes] or []
-        split = [part.strip() for e in entries if e not in classes for part in e.split(",")]
-        for name in filter(None, split):
-            if name not in classes:
-                hint = did_you_mean(name, classes)
-                raise UsageError(f"no class {name!r} among the {len(classes)} of this run{hint}")
-        return {*listed, *split}
-
-    wanted, unwanted = names(only), names(exclude)
-    chosen = [
-        index
-        for index, name in enumerate(classes)
-        if (not wanted or name in wanted) and name not in unwanted
-    ]
+    wanted = _known_names(only, classes) or set(classes)
+    unwanted = _known_names(exclude, classes)
+    chosen = [k for k, name in enumerate(classes) if name in wanted and name not in unwanted]
     if not chosen:
         raise UsageError("--only and --exclude leave no class")
     return chosen
+
+
+def _known_names(entries: list[str], classes: Sequence[str]) -> set[str]:
+    names = set()
+    for entry in entries:
+        # A class may have a comma in its own name, as many of ImageNet's have.
+        for name in [entry] if entry in classes else map(str.strip, entry.split(",")):
+            if name not in classes:
+                hint = did_you_mean(name, classes)
+                raise UsageError(f"no class {name!r} among the {len(classes)} of this run{hint}")
+            names.add(name)
+    return names
 
 
 def _predict_rows(
@@ -433,8 +432,8 @@ def _predict_rows(
         for path, found in predict_paths(predictor, paths, args.workers):
             tally.images += 1
             if isinstance(found, BrokenImage):
-                tally.broken.append(str(found))
-                yield Row(path, [], None, str(found))
+                tally.broken.append(printable(str(found)))
+                yield Row(path, [], None, tally.broken[-1])
                 continue
             prediction = found.only(chosen)
             labels = prediction.labels
@@ -445,62 +444,20 @@ def _predict_rows(
         tally.interrupted = True
 
 
-def _check_sidecars(paths: Sequence[Path], classes: Sequence[str]) -> None:
-    from mltr.data.folders import split_tags
-
-    for name in classes:
-        if split_tags(name) != [name]:
-            raise UsageError(
-                f"class {name!r} can't stand in a sidecar, where tags are separated by commas; "
-                "leave it out by --exclude"
-            )
-    owners: dict[Path, Path] = {}
-    for path in paths:
-        other = owners.setdefault(path.with_suffix(".txt"), path)
-        if other is not path:
-            raise UsageError(f"{other} and {path} would share a sidecar; rename one of them")
-
-
-def _with_sidecars(rows: Iterator[Row], overwrite: bool, tally: _Tally) -> Iterator[Row]:
-    """Write the labels of each image beside it as the row passes by."""
-    from mltr.weights import write_atomically
-
-    for row in rows:
-        sidecar = row.path.with_suffix(".txt")
-        text = ", ".join(name for name, _ in row.labels) + "\n"
-        if not row.error:
-            if overwrite or not sidecar.exists():
-                write_atomically(sidecar, lambda temporary, text=text: temporary.write_text(text))
-            else:
-                tally.sidecars_kept += 1
-        yield row
-
-
-def _with_tiles(rows: Iterator[Row], tally: _Tally) -> Iterator[Row]:
-    """Keep small copies of the first images for the contact sheet."""
-    from mltr.data.images import open_image
-    from mltr.gallery import Tile
-
-    for row in rows:
-        if not row.error and len(tally.tiles) < SHEET_PICTURES:
-            image = open_image(row.path)
-            image.thumbnail((480, 480))
-            tally.tiles.append(Tile(image, row.labels[:SHEET_LABELS], caption=row.path.name))
-        yield row
-
-
-def _write_sheet(path: Path, tiles: list[Tile]) -> None:
-    from mltr.gallery import contact_sheet
-    from mltr.weights import write_atomically
-
-    sheet = contact_sheet(tiles)
-    write_atomically(path, lambda temporary: sheet.save(temporary, quality=90))
-
-
-def _with_progress(rows: Iterator[Row], total: int) -> Iterable[Row]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    quiet = not console.is_terminal
-    return track(rows, "predicting", total, console=console, transient=True, disable=quiet)
+def _tell_summary(tally: _Tally, out: Path | None) -> None:
+    """Say on stderr what was done where, and name every image that can't be read."""
+    lines = []
+    if tally.interrupted:
+        lines.append(f"interrupted after {tally.images} images; the results so far are written")
+    elif out is not None:
+        lines.append(f"{tally.images} images -> {out}")
+    if tally.sidecars_kept:
+        lines.append(
+            f"{len(tally.sidecars_kept)} sidecars were there already and are kept; "
+            "--overwrite replaces them"
+        )
+    if tally.broken:
+        lines.append(f"{len(tally.broken)} of {tally.images} images can't be read:")
+        lines += [f"  {reason}" for reason in tally.broken]
+    for line in lines:
+        print(line, file=sys.stderr)

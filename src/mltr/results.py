@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from itertools import batched
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mltr.errors import UsageError
+
+if TYPE_CHECKING:
+    from mltr.gallery import Tile
+
 OWN_COLUMNS = ("path", "labels", "probs", "error")
-PATH_WIDTH = 48  #: longest path that a table aligns
+SHEET_PICTURES = 60  #: a contact sheet shows the first so many images
+SHEET_LABELS = 12  #: and at most so many labels of each
 ROW_GROUP = 1024  #: rows that go to Parquet at once
 
 
@@ -34,8 +39,44 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The path as text that any file takes, even if it isn't valid UTF-8."""
-        return os.fsencode(self.path).decode("utf-8", "replace")
+        """The path as text."""
+        return printable(str(self.path))
+
+
+def printable(text: str) -> str:
+    """Return text that can be written as UTF-8, as the name of a file on Linux need not be."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def write_rows(
+    rows: Iterable[Row], classes: Sequence[str], out: Path | None, form: str, width: int
+) -> None:
+    """Write all rows in the format `form` to stdout, or to a file that appears once it is whole.
+
+    A table aligns paths at `width` characters. Raises `MltrError` if the file can't be written.
+    """
+
+    def write_text(file: TextIO) -> None:
+        if form == "jsonl":
+            write_jsonl(rows, file)
+        elif form == "csv":
+            write_csv(rows, classes, file)
+        else:
+            write_table(rows, width, file)
+
+    def write_file(temporary: Path) -> None:
+        if form == "parquet":
+            write_parquet(rows, classes, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                write_text(file)
+
+    if out is None:
+        write_text(sys.stdout)
+        return
+    from mltr.weights import write_atomically
+
+    write_atomically(out, write_file)
 
 
 def write_jsonl(rows: Iterable[Row], file: TextIO) -> None:
@@ -69,20 +110,21 @@ def write_parquet(rows: Iterable[Row], classes: Sequence[str], path: Path) -> No
     kinds = [pa.string(), pa.list_(pa.string()), pa.list_(pa.float32()), pa.string()]
     kinds += [pa.float32()] * len(classes)
     schema = pa.schema(list(zip(_columns(classes), kinds, strict=True)))
+    remaining = iter(rows)
     with pq.ParquetWriter(path, schema) as writer:
-        for group in _groups(rows):
-            writer.write_batch(pa.record_batch(_arrow_columns(group, len(classes)), schema=schema))
-
-
-def _groups(rows: Iterable[Row]) -> Iterable[list[Row]]:
-    group: list[Row] = []
-    for row in rows:
-        group.append(row)
-        if len(group) == ROW_GROUP:
-            yield group
-            group = []
-    if group:
-        yield group
+        while group := list(islice(remaining, ROW_GROUP)):
+            missing = np.array([row.probs is None for row in group])
+            scores = np.zeros((len(group), len(classes)), np.float32)
+            scores[~missing] = [row.probs for row in group if row.probs is not None]
+            columns: list[Any] = [
+                [row.name for row in group],
+                [[name for name, _ in row.labels] for row in group],
+                [[prob for _, prob in row.labels] for row in group],
+                [row.error or None for row in group],
+            ]
+            arrays = [pa.array(*pair) for pair in zip(columns, kinds[:4], strict=True)]
+            arrays += [pa.array(column, mask=missing) for column in scores.T]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
 def _columns(classes: Sequence[str]) -> list[str]:
@@ -91,13 +133,13 @@ def _columns(classes: Sequence[str]) -> list[str]:
 
 
 def write_table(rows: Iterable[Row], width: int, file: TextIO) -> None:
-    """Write a line an image for people to read: the path in `width` characters, then the labels."""
+    """Write a line an image for people: the path, cut to `width` characters, then the labels."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(file=file, soft_wrap=True, highlight=False)
     for row in rows:
-        name = row.name if len(row.name) <= width else f"…{row.name[1 - width:]}"
+        name = row.name if len(row.name) <= width else f"…{row.name[1 - width :]}"
         line = Text(f"{name:<{width}}", style="dim")
         if row.error:
             line.append("  can't be read", style="red")
@@ -106,3 +148,71 @@ def write_table(rows: Iterable[Row], width: int, file: TextIO) -> None:
         for label, prob in row.labels:
             line.append(f"  {label}", style="bold").append(f" {prob:.0%}")
         console.print(line)
+
+
+def check_sidecars(paths: Sequence[Path], classes: Sequence[str]) -> None:
+    """Raise `UsageError` for a class that no sidecar can hold, or images that would share one."""
+    from mltr.data.folders import split_tags
+
+    for name in classes:
+        if split_tags(name) != [name]:
+            raise UsageError(
+                f"class {name!r} can't stand in a sidecar, where tags are separated by commas; "
+                "leave it out by --exclude"
+            )
+    owners: dict[Path, Path] = {}
+    for path in paths:
+        other = owners.setdefault(path.with_suffix(".txt"), path)
+        if other is not path:
+            raise UsageError(f"{other} and {path} would share a sidecar; rename one of them")
+
+
+def with_sidecars(rows: Iterable[Row], overwrite: bool, kept: list[Path]) -> Iterator[Row]:
+    """Write the labels of each image to `photo.txt` beside it as its row passes by.
+
+    A file that is already there stays and is added to `kept`, unless `overwrite`.
+    """
+    from mltr.weights import text_writer, write_atomically
+
+    for row in rows:
+        sidecar = row.path.with_suffix(".txt")
+        if row.error:
+            pass  # an empty sidecar would say that nothing is in the image
+        elif sidecar.exists() and not overwrite:
+            kept.append(sidecar)
+        else:
+            text = ", ".join(name for name, _ in row.labels)
+            write_atomically(sidecar, text_writer(f"{text}\n"))
+        yield row
+
+
+def with_tiles(rows: Iterable[Row], tiles: list[Tile]) -> Iterator[Row]:
+    """Keep small copies of the first images, for a contact sheet, as their rows pass by."""
+    from mltr.data.images import open_image
+    from mltr.gallery import Tile
+
+    for row in rows:
+        if not row.error and len(tiles) < SHEET_PICTURES:
+            image = open_image(row.path)
+            image.thumbnail((480, 480))
+            tiles.append(Tile(image, row.labels[:SHEET_LABELS], caption=row.path.name))
+        yield row
+
+
+def write_sheet(path: str | Path, tiles: Sequence[Tile]) -> None:
+    """Write a contact sheet; raises `MltrError` if the file can't be written."""
+    from mltr.gallery import contact_sheet
+    from mltr.weights import write_atomically
+
+    sheet = contact_sheet(tiles)
+    write_atomically(path, lambda temporary: sheet.save(temporary, quality=90))
+
+
+def with_progress(rows: Iterable[Row], total: int) -> Iterable[Row]:
+    """Show a progress bar on stderr, if that is a terminal, as rows pass by."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    return track(rows, "predicting", total, console=console, transient=True, disable=quiet)

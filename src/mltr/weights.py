@@ -6,6 +6,7 @@ is one. Nothing in it is pickled, so loading one runs nobody's code.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -77,7 +78,8 @@ def write_together(writers: Mapping[Path, Writer]) -> None:
         raise MltrError(_explain_write_error(current, error)) from error
     finally:
         for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                temporary.unlink()
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -102,8 +104,39 @@ def _explain_write_error(path: Path, error: OSError) -> str:
 
 def write_json(path: str | Path, content: object) -> None:
     """Write strict JSON atomically; what is not a finite number becomes null."""
-    text = json.dumps(_finite_or_null(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_atomically(path, text_writer(_to_json(content)))
+
+
+def text_writer(text: str) -> Writer:
+    """Return a writer, for `write_atomically`, of a text file in UTF-8.
+
+    What has no place in UTF-8, such as parts of odd file names, becomes a question mark.
+    """
+    return lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
+    """Return a writer, for `write_atomically`, of a training state by `torch.save`.
+
+    It turns what torch raises on a full disk, a `RuntimeError` about file positions, back into
+    the operating system's own error.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
+
+    return write
+
+
+def _to_json(content: object) -> str:
+    finite = _finite_or_null(content)
+    return json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite_or_null(value: object) -> object:
@@ -148,12 +181,12 @@ def save_bundle(
         "weights_crc32": _crc32(tensors),
         "extra": dict(extra or {}),
     }
-    text = json.dumps(_finite_or_null(config), indent=2, ensure_ascii=False, allow_nan=False)
+    text = _to_json(config)
     _read_config_text(text, Path(folder) / CONFIG_FILE)  # what can't be loaded isn't saved
 
     def write_tensors(temporary: Path) -> None:
         try:
-            # The copy of the config tells which one belongs to these weights: see `_own_config`.
+            # The copy of the config tells which one belongs to these weights: see `_pick_config`.
             safetensors.torch.save_file(tensors, temporary, metadata={"mltr": text})
         except SafetensorError as error:
             raise _as_os_error(error) from error
@@ -161,9 +194,7 @@ def save_bundle(
     write_together(
         {
             Path(folder) / WEIGHTS_FILE: write_tensors,
-            Path(folder) / CONFIG_FILE: lambda temporary: temporary.write_text(
-                text + "\n", encoding="utf-8"
-            ),
+            Path(folder) / CONFIG_FILE: text_writer(text),
         }
     )
 
@@ -185,7 +216,7 @@ def _crc32(tensors: Mapping[str, Tensor]) -> int:
     checksum = 0
     for name in sorted(tensors):
         flat = tensors[name].contiguous().reshape(-1)
-        checksum = zlib.crc32(flat.view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(flat.view(torch.uint8).numpy().data, checksum)
     return checksum
 
 
@@ -213,8 +244,8 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     classes = tuple(config["classes"])
     try:
         preprocess = Preprocess.from_dict(config["preprocess"])
-    except (MltrError, KeyError, TypeError, ValueError) as error:
-        raise MltrError(f"{folder / CONFIG_FILE}: preprocess can't be used: {error!r}") from error
+    except MltrError as error:
+        raise MltrError(f"{folder / CONFIG_FILE}: {error}") from error
     model = _build_model(config, len(classes), folder / CONFIG_FILE)
     _check_fit(model.state_dict(), tensors, folder)
     if config.get("weights_crc32", (actual := _crc32(tensors))) != actual:

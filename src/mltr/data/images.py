@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mltr.data.records import ImageSource, LazyImage
 from mltr.errors import BrokenImage, MltrError
@@ -59,7 +59,7 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, PermissionError):
         return "not allowed to read the file"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"not an image that can be read ({', '.join(FORMATS)})"
     return f"damaged or cut off ({error})"
 

@@ -239,7 +239,6 @@ class SquashCache:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(decode, range(len(split))))
             pixels.flush()
-            del pixels
             temporary.replace(self.path)
         finally:
             temporary.unlink(missing_ok=True)

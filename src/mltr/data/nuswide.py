@@ -67,9 +67,7 @@ def _read_part(root: Path, classes: tuple[str, ...], split: str) -> list[Record]
     names = [name for name in names if name]
     folder = next((root / name for name in ("Flickr", "images") if (root / name).is_dir()), root)
     labels = _read_labels(root, classes, part, len(names))
-    return [
-        Record(folder / name, name, own) for name, own in zip(names, labels, strict=True)
-    ]
+    return [Record(folder / name, name, own) for name, own in zip(names, labels, strict=True)]
 
 
 def _read_labels(root: Path, classes: tuple[str, ...], part: str, count: int) -> Labels:

@@ -100,9 +100,7 @@ class Splits:
         return iter((self.train, self.val, self.test))
 
 
-def indices_of(
-    names: Iterable[str], classes: Sequence[str], where: str
-) -> list[int]:
+def indices_of(names: Iterable[str], classes: Sequence[str], where: str) -> list[int]:
     """Return the class index of each name; `where` says in an error who used an unknown name."""
     positions = {name: index for index, name in enumerate(classes)}
     found = []

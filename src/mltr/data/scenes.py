@@ -186,9 +186,7 @@ def _glyph(source: int, side: int) -> NDArray[np.float32]:
     return np.asarray(((large - 0.4) / 0.3).clip(0, 1), dtype=np.float32)
 
 
-def _background(
-    generator: np.random.Generator, side: int
-) -> tuple[NDArray[np.float32], bool]:
+def _background(generator: np.random.Generator, side: int) -> tuple[NDArray[np.float32], bool]:
     """Return a textured, coloured canvas [side, side, 3] in 0..255, and whether it is dark."""
     is_dark = bool(generator.random() < 0.5)
     base = generator.uniform(20, 80, 3) if is_dark else generator.uniform(165, 235, 3)

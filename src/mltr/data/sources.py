@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-
 from mltr.config import DataConfig
 from mltr.data.coco import read_coco
 from mltr.data.folders import read_class_folders, read_folder
@@ -239,7 +238,9 @@ def _drop_missing(split: Split, max_share: float) -> None:
     if not missing:
         return
     examples = ", ".join(sorted(missing)[:3])
-    message = f"{split.name}: {len(missing)} of {len(split)} image files are missing, e.g. {examples}"
+    message = (
+        f"{split.name}: {len(missing)} of {len(split)} image files are missing, e.g. {examples}"
+    )
     if len(missing) > max_share * len(split):
         raise MltrError(f"{message}; more than data.max_broken={max_share:g} allows")
     log.warning("%s; left out", message)

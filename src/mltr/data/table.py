@@ -176,9 +176,7 @@ def _image_folder(table: _Table, images: Path) -> Path:
     return beside / "images" if (beside / "images" / first).is_file() else beside
 
 
-def _to_records(
-    table: _Table, rows: Iterable[Labels], folder: Path
-) -> tuple[list[Record], int]:
+def _to_records(table: _Table, rows: Iterable[Labels], folder: Path) -> tuple[list[Record], int]:
     """Return a record for each image, and how many rows only repeated one."""
     first_seen: dict[str, int] = {}
     records: list[Record] = []

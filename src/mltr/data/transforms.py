@@ -46,7 +46,7 @@ class Preprocess:
         """Undo `to_dict`; raises `MltrError` for values that don't fit."""
         try:
             triples = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
-            preprocess = cls(**{**values, **triples})  # type: ignore[arg-type]
+            preprocess = cls(**{**values, **triples})
             fits = all(len(triple) == 3 for triple in triples.values())
             if not fits or preprocess.image_size < 1:
                 raise ValueError(values)

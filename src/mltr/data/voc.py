@@ -41,7 +41,7 @@ def read_voc(
     has_lists = (folder / "ImageSets" / "Main").is_dir()
     if split == "all" or source == "xml" or (source == "auto" and not has_lists):
         names = _names_in_xml(folder) if split == "all" else _names_in_list(folder, split)
-        labels = {name: None for name in names}
+        labels = dict.fromkeys(names)
     else:
         labels = _labels_from_lists(folder, split, DIFFICULT_LABEL[difficult])
     records = []
@@ -131,7 +131,9 @@ def _box(element: ET.Element) -> Box:
     corners = element.find("bndbox")
     if corners is None:
         raise ValueError(f"{name} has no bndbox")
-    x0, y0, x1, y1 = (float(corners.findtext(key) or "") for key in ("xmin", "ymin", "xmax", "ymax"))
+    x0, y0, x1, y1 = (
+        float(corners.findtext(key) or "") for key in ("xmin", "ymin", "xmax", "ymax")
+    )
     # VOC counts pixels from 1 and includes the last.
     width, height = x1 - x0 + 1, y1 - y0 + 1
     is_difficult = (element.findtext("difficult") or "0").strip() == "1"

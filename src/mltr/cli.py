@@ -1,0 +1,116 @@
+"""The command line: a table of commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mltr import __version__
+from mltr.errors import MltrError, UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    """A module with `add_arguments(parser)` and `run(args)`, and what it does in a line."""
+
+    module: str
+    help: str
+    takes_recipe_fields: bool = False  #: such as --data.root; `run` gets them as overrides
+
+
+COMMANDS = {
+    "demo": Command(
+        "mltr.demo", "train on composed scenes and show the result: needs no data", True
+    ),
+    "data": Command("mltr.describe", "describe a source of labelled photos before training"),
+    "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
+    "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
+    "predict": Command("mltr.predict", "name what is in photos"),
+    "list": Command("mltr.listing", "list the networks"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mltr").setLevel(logging.DEBUG if debug else logging.INFO)
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MltrError as error:
+        if debug:
+            raise
+        print(f"mltr: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"mltr: unexpected {type(error).__name__}: {error}\n"
+            "Run it again with --debug for the traceback, and please report it.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"mltr {__version__}")
+        return 0
+    name = arguments.pop(0)
+    if name not in COMMANDS:
+        raise UsageError(
+            f"no command {name!r}{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
+        )
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    parser = _Parser(prog=f"mltr {name}", description=module.__doc__)
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    if not command.takes_recipe_fields:
+        return int(module.run(parser.parse_args(arguments)))
+    args, overrides = parser.parse_known_args(arguments)
+    return int(module.run(args, overrides))
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are the project's own, with the nearest option."""
+
+    def __init__(self, **settings: str | None) -> None:
+        super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise `UsageError` in place of printing the usage and exiting."""
+        options = [text for action in self._actions for text in action.option_strings]
+        hint = ""
+        if message.startswith("unrecognized arguments: -"):
+            hint = did_you_mean(message.split()[2], options)
+        raise UsageError(f"{message}{hint} (see `{self.prog} --help`)")
+
+
+def _usage() -> str:
+    lines = [
+        "usage: mltr COMMAND ...",
+        "",
+        "Multi-label image classification: name everything in a picture.",
+        "",
+        *(f"  {name:<10} {command.help}" for name, command in COMMANDS.items()),
+        "",
+        "`mltr COMMAND --help` tells more; --debug shows tracebacks; --version the version.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,226 @@
+"""`mltr evaluate`: every metric of a run under its protocol's name, a table, and curves."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mltr import metrics
+from mltr.errors import MltrError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+    from mltr.predictions import Predictions
+
+#: What each name stands for, in words.
+PROTOCOLS = {
+    "map": "mAP, non-interpolated, classes without positives left out",
+    "map_voc2010": "mAP, precision made monotone (VOC 2010)",
+    "cp": "per-class precision",
+    "cr": "per-class recall",
+    "cf1": "harmonic mean of cp and cr",
+    "cf1_mean": "mean of per-class F1",
+    "op": "overall precision",
+    "or": "overall recall",
+    "of1": "overall F1",
+}
+BAR_WIDTH = 20
+MANY_CLASSES = 25  #: from here on, plots show single classes no more
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run folder, or a bundle with --data.root")
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test")
+    parser.add_argument(
+        "--rerun", action="store_true", help="score the images again instead of reading the file"
+    )
+    parser.add_argument("--threshold", type=float, default=0.5, help="default: 0.5")
+    parser.add_argument("--out", metavar="FOLDER", help="of the curves (default: RUN)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Evaluate; overrides such as ``--data.root DIR`` choose another source, as in a recipe."""
+    from mltr.predictions import PREDICTIONS_FILE, load_predictions
+    from mltr.runs import write_figures
+
+    folder = Path(args.run)
+    if not folder.is_dir():
+        raise MltrError(f"{folder}: no such run folder")
+    if not 0 <= args.threshold <= 1:
+        raise UsageError(f"--threshold {args.threshold:g} must lie in 0..1")
+    saved = folder / PREDICTIONS_FILE
+    if overrides or args.rerun or args.split != "test" or not saved.is_file():
+        predictions = _score(folder, args.split, overrides)
+    else:
+        predictions = load_predictions(saved)
+    figures = report(predictions, args.threshold)
+    if args.json != "-":
+        print_report(figures, f"{folder.name}, {args.split}")
+    out = Path(args.out or args.run)
+    pictures = save_curves(out, predictions)
+    if args.json != "-":
+        print("curves:", ", ".join(map(str, pictures)))
+    if args.json:
+        write_figures(args.json, figures)
+    return 0
+
+
+def _score(folder: Path, split: str, overrides: Sequence[str]) -> Predictions:
+    """Run the network of a bundle over a split of the run's own source, or of another."""
+    from mltr.data.sources import open_splits
+    from mltr.predictions import predict_split
+    from mltr.recipe import load_recipe
+    from mltr.weights import load_bundle
+
+    bundle = load_bundle(folder)
+    recipe = folder / "config.yaml"
+    if not recipe.is_file():
+        raise MltrError(f"{folder} has no config.yaml, so what should it be scored on? Use a run")
+    config = load_recipe(recipe, overrides)
+    chosen = getattr(open_splits(config.data), split)
+    if chosen.classes != bundle.classes:
+        raise MltrError(
+            f"the model knows {len(bundle.classes)} classes ({', '.join(bundle.classes[:3])}, ...)"
+            f" and the data has {len(chosen.classes)} ({', '.join(chosen.classes[:3])}, ...)"
+        )
+    return predict_split(bundle.model, chosen, bundle.preprocess, workers=config.data.workers)
+
+
+def report(predictions: Predictions, threshold: float = 0.5) -> dict[str, Any]:
+    """Return all figures as plain values: the metrics by name, `per_class`, and counts."""
+    probs, targets = predictions.probs, predictions.targets
+    classes = metrics.per_class(probs, targets, threshold)
+    figures: dict[str, Any] = dict(metrics.evaluate(probs, targets, threshold))
+    figures["threshold"] = threshold
+    figures["images"] = len(predictions.images)
+    figures["broken_images"] = list(predictions.errors)
+    figures["classes_without_positives"] = [
+        name
+        for name, support in zip(predictions.classes, classes["support"], strict=True)
+        if support == 0
+    ]
+    figures["per_class"] = {
+        name: {key: float(values[index]) for key, values in classes.items()}
+        for index, name in enumerate(predictions.classes)
+    }
+    return figures
+
+
+# -- on screen ---------------------------------------------------------------------------------
+
+
+def print_report(figures: dict[str, Any], title: str) -> None:
+    """Print the headline figures with their protocols, then a line for each class."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(_headline_table(figures, title))
+    console.print(_class_table(figures))
+    if figures["classes_without_positives"]:
+        names = ", ".join(figures["classes_without_positives"])
+        console.print(f"no positives, so left out of every mean: {names}")
+    for error in figures["broken_images"][:10]:
+        console.print(f"left out, broken: {error}", markup=False)
+
+
+def _headline_table(figures: dict[str, Any], title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{title}: {figures['images']} images", title_justify="left")
+    for heading in ("metric", "%", "top-3 %", "what it is"):
+        table.add_column(heading, justify="right" if "%" in heading else "left")
+    for name, words in PROTOCOLS.items():
+        top = figures.get(f"{name}_top3")
+        shown = "" if top is None else f"{100 * top:.2f}"
+        table.add_row(name, f"{100 * figures[name]:.2f}", shown, words)
+    table.caption = f"threshold {figures['threshold']:g}; at or above counts as predicted"
+    return table
+
+
+def _class_table(figures: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("class")
+    for heading in ("AP %", "precision %", "recall %", "F1 %", "images with it"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    rows = sorted(
+        figures["per_class"].items(), key=lambda row: -np.nan_to_num(row[1]["ap"], nan=-1)
+    )
+    for name, values in rows:
+        shares = [values[key] for key in ("ap", "precision", "recall", "f1")]
+        bar = "" if np.isnan(values["ap"]) else "█" * round(BAR_WIDTH * values["ap"])
+        cells = ["-" if np.isnan(share) else f"{100 * share:.1f}" for share in shares]
+        table.add_row(name, *cells, f"{values['support']:.0f}", bar)
+    return table
+
+
+# -- pictures ----------------------------------------------------------------------------------
+
+
+def save_curves(folder: Path, predictions: Predictions) -> list[Path]:
+    """Write precision-recall curves and the average precision of each class as PNG pictures."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
+    _draw_precision_recall(axes, predictions)
+    paths = [folder / "precision_recall.png", folder / "average_precision.png"]
+    figure.savefig(paths[0], dpi=130)
+    plt.close(figure)
+    height = max(2.4, 0.6 + 0.26 * len(predictions.classes))
+    figure, axes = plt.subplots(figsize=(7, min(height, 40)), layout="constrained")
+    _draw_average_precision(axes, predictions)
+    figure.savefig(paths[1], dpi=130)
+    plt.close(figure)
+    return paths
+
+
+def _draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
+    from sklearn.metrics import precision_recall_curve
+
+    known = predictions.targets >= 0
+    many = len(predictions.classes) > MANY_CLASSES
+    for index, name in enumerate(predictions.classes):
+        rows = known[:, index]
+        truths = predictions.targets[rows, index]
+        if truths.sum() == 0:
+            continue
+        precision, recall, _ = precision_recall_curve(truths, predictions.probs[rows, index])
+        if many:
+            axes.plot(recall, precision, color="0.8", lw=0.8)
+        else:
+            axes.plot(recall, precision, lw=1.4, label=name)
+    if (predictions.targets == 1).any():
+        precision, recall, _ = precision_recall_curve(
+            predictions.targets[known], predictions.probs[known]
+        )
+        axes.plot(recall, precision, color="black", lw=2.2, label="all decisions together")
+        axes.legend(loc="lower left", fontsize="small", frameon=False)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title("Precision and recall as the threshold moves", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_average_precision(axes: Axes, predictions: Predictions) -> None:
+    classes = metrics.per_class(predictions.probs, predictions.targets)
+    order = [i for i in np.argsort(classes["ap"]) if not np.isnan(classes["ap"][i])]
+    values = 100 * classes["ap"][order]
+    names = [f"{predictions.classes[i]} ({classes['support'][i]:.0f})" for i in order]
+    bars = axes.barh(names, values, color="#3b7dd8", height=0.7)
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
+    axes.set(xlabel="average precision, % (images with the class)", xlim=(0, 108))
+    axes.set_title("Average precision by class", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)

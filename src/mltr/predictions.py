@@ -1,0 +1,111 @@
+"""Scores of a whole split beside its labels: made once, kept in a file, read by every measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mltr.data.images import open_image
+from mltr.data.loading import ImageDataset, make_loader
+from mltr.data.records import Split
+from mltr.data.transforms import Preprocess
+from mltr.errors import BrokenImage, MltrError
+from mltr.gallery import Tile
+from mltr.weights import write_atomically
+
+PREDICTIONS_FILE = "predictions.npz"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of N images, and what is true."""
+
+    probs: NDArray[np.float32]  #: [N, K]
+    targets: NDArray[np.int8]  #: [N, K] of 1, 0, -1; a broken image has -1 everywhere
+    images: tuple[str, ...]  #: N names
+    classes: tuple[str, ...]  #: K names
+    errors: tuple[str, ...] = ()  #: a message for each broken image
+
+
+@torch.inference_mode()
+def predict_split(
+    model: nn.Module,
+    split: Split,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    autocast: torch.dtype | None = None,
+    cache: Path | None = None,
+    on_batch: Callable[[], object] = lambda: None,
+) -> Predictions:
+    """Score every image of a split once, in order; the model is left in eval mode.
+
+    `autocast` computes in bfloat16 or float16 where that is safe; `cache` is as for
+    `ImageDataset`; `on_batch` is called after each batch, for a progress bar.
+    """
+    model.eval()
+    dataset = ImageDataset(split, preprocess, cache=cache)
+    probs = np.zeros((len(split), len(split.classes)), np.float32)
+    targets = np.full(probs.shape, -1, np.int8)
+    errors: list[str] = []
+    kind = torch.device(device).type
+    for batch in make_loader(dataset, batch_size, workers=workers):
+        with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
+            logits = model(batch.images.to(device))
+        rows = batch.indices.numpy()
+        probs[rows] = logits.float().sigmoid().cpu().numpy()
+        targets[rows] = batch.targets.numpy()
+        errors += batch.errors
+        on_batch()
+    names = tuple(record.name for record in split)
+    return Predictions(probs, targets, names, split.classes, tuple(errors))
+
+
+def save_predictions(path: Path, predictions: Predictions) -> None:
+    """Write a .npz with the arrays probs, targets, images, classes, errors; nothing is pickled."""
+    arrays: dict[str, Any] = {"probs": predictions.probs, "targets": predictions.targets}
+    for name in ("images", "classes", "errors"):
+        arrays[name] = np.array(getattr(predictions, name), dtype=np.str_)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_atomically(path, write)
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Read what `save_predictions` wrote; raises `MltrError` if it isn't there or is damaged."""
+    if not path.is_file():
+        raise MltrError(f"{path}: no saved predictions; a finished run has them")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [tuple(map(str, arrays[key])) for key in ("images", "classes", "errors")]
+            return Predictions(arrays["probs"], arrays["targets"], *names)
+    except (BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+        raise MltrError(f"{path}: damaged ({error}); make it anew by --rerun") from error
+
+
+def make_tiles(split: Split, predictions: Predictions, threshold: float = 0.5) -> list[Tile]:
+    """Return the pictures of a split with what is said of them and what is true, for a gallery."""
+    tiles = []
+    for record, probs, targets in zip(split, predictions.probs, predictions.targets, strict=True):
+        try:
+            image = open_image(record.image)
+        except BrokenImage:
+            continue
+        order = np.argsort(-probs)
+        said = [(split.classes[k], float(probs[k])) for k in order if probs[k] >= threshold]
+        truth = [split.classes[k] for k in np.flatnonzero(targets == 1)]
+        tiles.append(Tile(image, said, truth, record.name))
+    return tiles

@@ -1,0 +1,132 @@
+"""A recipe: YAML plus command-line overrides, checked, as a `Config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from mltr.config import Config
+from mltr.errors import MltrError, UsageError, did_you_mean
+
+# Where recipes lie: beside the user, in an installed package, in a checkout of the project.
+RECIPE_FOLDERS = (
+    Path("recipes"),
+    Path(__file__).parent / "recipes",
+    Path(__file__).parents[2] / "recipes",
+)
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe given by its path or its name; raises `UsageError` if none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in RECIPE_FOLDERS:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({file.stem for folder in RECIPE_FOLDERS for file in folder.glob("*.yaml")})
+    raise UsageError(
+        f"no recipe {name!r}{did_you_mean(name, known)}; give a YAML file, or one of: "
+        f"{', '.join(known)}"
+    )
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the recipe in a YAML file, changed by overrides such as ``--train.epochs 3``.
+
+    Raises `UsageError` for a file that isn't YAML, a key that doesn't exist (with the nearest
+    one), a value of the wrong type, or one that a section refuses.
+    """
+    path = Path(path)
+    content = _read_yaml(path)
+    known = _known_keys()
+    for key in _keys_of(content):
+        if key not in known:
+            raise UsageError(f"{path}: no key {key!r}{did_you_mean(key, known)}")
+    for argument in overrides:
+        key = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and key not in known and not _is_inside_dict(key):
+            options = [f"--{name}" for name in known]
+            raise UsageError(f"no option {argument!r}{did_you_mean(f'--{key}', options)}")
+    return _parse(path, overrides)
+
+
+def to_yaml(config: Config) -> str:
+    """Return a resolved recipe as YAML that `load_recipe` reads back."""
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise MltrError(f"{path}: can't be read: {error.strerror}") from error
+    if content is None:
+        return {}
+    sections = content.values() if isinstance(content, dict) else [content]
+    if not all(isinstance(section, dict) for section in sections):
+        raise UsageError(f"{path}: a recipe has sections with keys, such as train: {{epochs: 3}}")
+    return dict(content)
+
+
+def _known_keys(section: type = Config, prefix: str = "") -> list[str]:
+    """Return every dotted key that a recipe may have, sections included."""
+    keys = []
+    hints = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        keys.append(prefix + field.name)
+        if dataclasses.is_dataclass(hints[field.name]):
+            keys += _known_keys(hints[field.name], f"{prefix}{field.name}.")
+    return keys
+
+
+def _keys_of(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict) and not _is_inside_dict(f"{prefix}{key}.any"):
+            yield from _keys_of(value, f"{prefix}{key}.")
+
+
+def _is_inside_dict(key: str) -> bool:
+    """Whether a key belongs to `model.overrides`, whose entries the network knows, not we."""
+    return key.startswith("model.overrides.")
+
+
+def _parse(path: Path, overrides: Sequence[str]) -> Config:
+    import jsonargparse  # a tenth of a second that `mltr --help` needn't pay
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mltr train")
+    parser.add_class_arguments(Config, nested_key="recipe")
+    prefixed = [
+        argument.replace("--", "--recipe.", 1) if argument.startswith("--") else argument
+        for argument in overrides
+    ]
+    base = {"recipe": _read_yaml(path)}
+    try:
+        values = parser.parse_object(base)
+        values = parser.parse_args(prefixed, namespace=values)
+        config = parser.instantiate_classes(values).recipe
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(f"{path}: {_plain(str(error))}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _plain(message: str) -> str:
+    """Say the key, the value and what was expected, in fewer words than jsonargparse does."""
+    message = " ".join(message.replace("recipe.", "").split())
+    wrong = re.search(r'key "(.+?)": Expected a (.+?)\. Got value: (.*)', message)
+    if not wrong:
+        return message
+    key, kind, value = wrong.groups()
+    kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
+    kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
+    return f"{key}: expected {kind}, got {value}"

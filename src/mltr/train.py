@@ -1,0 +1,66 @@
+"""`mltr train`: from a recipe to a run folder with a bundle and test figures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mltr.config import Config
+
+if TYPE_CHECKING:
+    from mltr.runs import RunFolder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; any field of a recipe is one more."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a name such as scenes_nano, or a YAML file"
+    )
+    parser.add_argument("--out", metavar="RUN", help="the run's folder (default: runs/NAME-TIME)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the test figures there (- for stdout)"
+    )
+    parser.epilog = (
+        "Any field of the recipe can be changed: --data.root DIR --model.name timm/resnet18 "
+        "--train.epochs 10 --train.seed 1 ..."
+    )
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Train by a recipe."""
+    from mltr.recipe import find_recipe, load_recipe
+    from mltr.runs import default_folder, open_run, write_figures
+
+    config = load_recipe(find_recipe(args.recipe), overrides)
+    out = Path(args.out) if args.out else default_folder(args.recipe)
+    folder = open_run(out, config, resume=args.resume, overwrite=args.overwrite)
+    figures = train(config, folder, resume=args.resume, quiet=args.json == "-")
+    if args.json:
+        write_figures(args.json, figures)
+    return 0
+
+
+def train(
+    config: Config, folder: RunFolder, *, resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Train, choose the best epoch on the validation images, score the test images once.
+
+    Returns the test figures, which are also in the folder's metrics.json. Raises `MltrError` for
+    unusable data, a loss that is not finite, or too many broken images; `KeyboardInterrupt` after
+    saving where Ctrl-C was pressed.
+    """
+    from mltr.data.sources import open_splits
+    from mltr.runs import write_split_names
+    from mltr.trainer import Trainer
+
+    splits = open_splits(config.data)
+    write_split_names(folder, splits)
+    trainer = Trainer(config, splits, folder)
+    if resume:
+        trainer.restore()
+    trainer.fit()
+    return trainer.finish(quiet)

@@ -1,0 +1,494 @@
+"""The training loop and its state, on accelerate."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from mltr.config import Config, ModelConfig
+from mltr.data.loading import Batch, ImageDataset, make_loader
+from mltr.data.records import Split, Splits
+from mltr.data.transforms import Preprocess, mix_batch
+from mltr.errors import MltrError, UsageError
+from mltr.evaluate import print_report, report, save_curves
+from mltr.gallery import contact_sheet
+from mltr.losses import build_loss
+from mltr.metrics import evaluate
+from mltr.model import create_model, default_image_size
+from mltr.optim import AveragedModel, lr_factor, make_optimizer, set_lr
+from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
+from mltr.runs import RunFolder, draw_curves
+from mltr.weights import load_bundle, save_bundle, write_atomically, write_json
+
+log = logging.getLogger(__name__)
+
+PICTURES = 12  #: validation images shown in TensorBoard
+SIZE_STEP = 16  #: pixels; sides of a growing image are multiples of it
+GROWN_AT = 0.75  #: share of the epochs after which images have their full size
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    epoch: int = 0  #: the epoch under way, from 0
+    batch: int = 0  #: batches of it that are done
+    step: int = 0  #: optimiser steps in all
+    loss_sum: float = 0.0  #: over the images of the epoch under way
+    images_seen: int = 0  #: in the epoch under way
+    seconds: float = 0.0  #: of training and validation, in all
+    best_map: float = -1.0
+    best_epoch: int = -1
+    best_is_average: bool = False
+    broken: dict[str, str] = field(default_factory=dict)  #: name of an image to what is wrong
+
+
+class Trainer:
+    """The loop and its state: the network, its averaged weights, the optimiser, `Progress`."""
+
+    def __init__(self, config: Config, splits: Splits, folder: RunFolder) -> None:
+        settings = config.train
+        self.config, self.splits, self.folder = config, splits, folder
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        set_seed(settings.seed)
+        self.accelerator = Accelerator(
+            mixed_precision="no" if settings.precision == "fp32" else settings.precision,
+            gradient_accumulation_steps=settings.accumulation,
+        )
+        self.image_size = config.model.image_size or default_image_size(config.model.name)
+        self.model = build_model(config.model, len(splits.train.classes), self.image_size)
+        self.preprocess = Preprocess.from_config(
+            config.augment, self.image_size, config.data.base_size
+        )
+        self.model.to(self.accelerator.device)
+        self.average = AveragedModel(self.model, settings.ema_decay) if settings.ema_decay else None
+        self.loss = build_loss(config.loss).to(self.accelerator.device)
+        self.model, self.optimizer = self.accelerator.prepare(
+            self.model, make_optimizer(self.model, settings)
+        )
+        self.forward = torch.compile(self.model) if settings.compile else self.model
+        dataset = ImageDataset(
+            splits.train,
+            self.preprocess,
+            config.augment,
+            settings.seed,
+            sizes=growing_sizes(settings.min_size, self.image_size, settings.epochs),
+            cache=self.cache,
+        )
+        self.loader = make_loader(
+            dataset,
+            settings.batch_size,
+            shuffle=True,
+            drop_last=True,
+            workers=config.data.workers,
+            seed=settings.seed,
+        )
+        self.progress = Progress()
+        self.rows = folder.read_log()
+        self.interrupted = False
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of squashed images, where the recipe wants them kept."""
+        return cache_folder() if self.config.data.cache else None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps that the schedule is laid out for."""
+        steps_an_epoch = -(-len(self.loader) // self.config.train.accumulation)
+        return self.config.train.epochs * steps_an_epoch
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train until the last epoch, or until patience or Ctrl-C ends it."""
+        settings = self.config.train
+        last = min(settings.stop_epoch or settings.epochs, settings.epochs)
+        self._announce(last)
+        with self._catch_interrupt():
+            while self.progress.epoch < last:
+                began = time.perf_counter()
+                self._train_epoch(last)
+                self._end_epoch(last, began)
+                waited = self.progress.epoch - 1 - self.progress.best_epoch
+                if settings.patience and waited >= settings.patience:
+                    log.info("no better validation map for %d epochs: stopped", waited)
+                    break
+        self._draw_pictures()
+
+    def _train_epoch(self, last: int) -> None:
+        """Go through the rest of the epoch under way."""
+        progress = self.progress
+        self.model.train()
+        batches = self.loader.epoch(progress.epoch, progress.batch)
+        for batch in _with_bar(batches, len(self.loader), progress, last):
+            self._note_broken(batch.errors)
+            with self.accelerator.accumulate(self.model):
+                self._step(batch.images, batch.targets, batch.indices)
+            progress.batch += 1
+            if self.interrupted and self.accelerator.sync_gradients:
+                self._stop()
+
+    def _step(self, images: Tensor, targets: Tensor, indices: Tensor) -> None:
+        """Forward, backward, and, where gradients are complete, an optimiser step."""
+        settings, progress = self.config.train, self.progress
+        images, targets = self._mix(images, targets)
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            logits = self.forward(images.to(device))
+        loss = self.loss(logits, targets.to(device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            self._stop_at_bad_loss(value, indices)
+        per_image = value / len(images) if self.config.loss.reduction == "sum" else value
+        progress.loss_sum += per_image * len(images)
+        progress.images_seen += len(images)
+        share = settings.warmup_epochs / settings.epochs
+        factor = lr_factor(progress.step / self.total_steps, share, settings.schedule)
+        set_lr(self.optimizer, settings.lr * factor)
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients and settings.clip_grad:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients:
+            if self.average is not None:
+                self.average.update(self._plain_model(), progress.step)
+            progress.step += 1
+
+    def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixup or cutmix, where the recipe wants it, by random numbers of this step alone."""
+        augment = self.config.augment
+        if not (augment.mixup or augment.cutmix):
+            return images, targets
+        generator = torch.Generator().manual_seed(
+            self.config.train.seed * 1_000_003 + self.progress.epoch * 10_007 + self.progress.batch
+        )
+        return mix_batch(images, targets, augment.mixup, augment.cutmix, generator)
+
+    def _end_epoch(self, last: int, began: float) -> None:
+        """Validate, keep the best weights, save, and tell."""
+        progress, settings = self.progress, self.config.train
+        seconds = time.perf_counter() - began
+        row: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "train_loss": progress.loss_sum / max(progress.images_seen, 1),
+            "lr": self.optimizer.param_groups[-1]["lr"],
+            "images_per_s": progress.images_seen / seconds,
+        }
+        number = progress.epoch + 1
+        if number % settings.eval_every == 0 or number == last:
+            row |= self._validate()
+        progress.seconds += time.perf_counter() - began
+        row["seconds"] = round(progress.seconds, 1)
+        self.rows = [r for r in self.rows if r["epoch"] < number] + [row]
+        progress.epoch, progress.batch = number, 0
+        progress.loss_sum, progress.images_seen = 0.0, 0
+        self.folder.write_log(self.rows)
+        self.save()
+        self._write_scalars(row)
+        log.info("%s", _line(row, last, progress))
+
+    def _validate(self) -> dict[str, float]:
+        """Score the validation images; the better of raw and averaged weights may be the best."""
+        model = self._plain_model()
+        found = {"val_map": self._val_map()}
+        self._keep_if_best(found["val_map"], is_average=False)
+        if self.average is not None:
+            raw = {name: value.clone() for name, value in model.state_dict().items()}
+            model.load_state_dict(self.average.weights)
+            found["val_map_ema"] = self._val_map()
+            self._keep_if_best(found["val_map_ema"], is_average=True)
+            model.load_state_dict(raw)
+        return found
+
+    def _val_map(self) -> float:
+        predictions = self._predict(self.splits.val)
+        return evaluate(predictions.probs, predictions.targets)["map"]
+
+    def _predict(self, split: Split) -> Predictions:
+        return predict_split(
+            self._plain_model(),
+            split,
+            self.preprocess,
+            batch_size=self.config.train.batch_size,
+            workers=0 if self.cache else self.config.data.workers,
+            device=self.accelerator.device,
+            autocast=AUTOCAST[self.config.train.precision],
+            cache=self.cache,
+        )
+
+    def _plain_model(self) -> Any:
+        """Return the network without accelerate's wrapping."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # -- what can go wrong ---------------------------------------------------------------------
+
+    def _note_broken(self, errors: list[str]) -> None:
+        """Count broken images by name; past the limit, stop."""
+        for message in errors:
+            name = message.split(": ")[0]
+            if name not in self.progress.broken:
+                self.progress.broken[name] = message
+                log.warning("left out, broken: %s", message)
+        broken, total = len(self.progress.broken), len(self.splits.train)
+        if broken > self.config.data.max_broken * total:
+            examples = "; ".join(list(self.progress.broken.values())[:3])
+            raise MltrError(
+                f"{broken} of {total} training images are broken, more than data.max_broken="
+                f"{self.config.data.max_broken:g} allows: {examples}"
+            )
+
+    def _stop_at_bad_loss(self, value: float, indices: Tensor) -> None:
+        names = [self.splits.train[int(index)].name for index in indices[:8]]
+        raise MltrError(
+            f"the loss is {value} at step {self.progress.step} (epoch {self.progress.epoch + 1}): "
+            f"lower train.lr, or look at these images: {', '.join(names)}. "
+            f"The last checkpoint is unharmed: {self.folder.checkpoint}"
+        )
+
+    @contextmanager
+    def _catch_interrupt(self) -> Iterator[None]:
+        """Let the first Ctrl-C finish the step and save; the second one ends at once."""
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            log.warning("interrupted: finishing this step, then saving")
+
+        try:
+            before = signal.signal(signal.SIGINT, note)
+        except ValueError:  # not the main thread, which alone may do so
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _stop(self) -> None:
+        self.save()
+        log.warning(
+            "saved at epoch %d; go on by: mltr train %s --out %s --resume",
+            self.progress.epoch + 1,
+            self.folder.recipe,
+            self.folder.path,
+        )
+        raise KeyboardInterrupt
+
+    # -- saving and restoring ------------------------------------------------------------------
+
+    def _keep_if_best(self, val_map: float, is_average: bool) -> None:
+        progress = self.progress
+        if val_map > progress.best_map or progress.best_epoch < 0:
+            progress.best_map, progress.best_epoch = val_map, progress.epoch
+            progress.best_is_average = is_average
+            weights = self._plain_model().state_dict()
+            write_atomically(self.folder.best, lambda path: torch.save(weights, path))
+
+    def save(self) -> None:
+        """Write the checkpoint; whatever fails, the previous one survives."""
+        state = {
+            "progress": asdict(self.progress),
+            "model": self._plain_model().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.weights if self.average else None,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        write_atomically(self.folder.checkpoint, lambda path: torch.save(state, path))
+
+    def restore(self) -> None:
+        """Take up where the checkpoint left off, in mid-epoch too."""
+        state = _load_tensors(self.folder.checkpoint)
+        self._plain_model().load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.weights = {
+                name: value.to(self.accelerator.device) for name, value in state["average"].items()
+            }
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.progress = Progress(**state["progress"])
+        self.rows = [row for row in self.rows if row["epoch"] <= self.progress.epoch]
+
+    def finish(self, quiet: bool = False) -> dict[str, Any]:
+        """Write the bundle of the best weights and score the test images, once."""
+        model = self._plain_model()
+        model.load_state_dict(_load_tensors(self.folder.best))
+        predictions = self._predict(self.splits.test)
+        full_report = report(predictions)
+        figures = self._figures(full_report)
+        save_bundle(
+            self.folder.path, model=model, name=self.config.model.name,
+            overrides=model_overrides(self.config.model, self.image_size),
+            classes=self.splits.train.classes, preprocess=self.preprocess,
+            extra={"data": self.config.data.format, "test": figures},
+        )  # fmt: skip
+        save_predictions(self.folder.predictions, predictions)
+        write_json(self.folder.metrics, figures)
+        draw_curves(self.folder)
+        save_curves(self.folder.path, predictions)
+        if not quiet:
+            print_report(full_report, f"{self.folder.path}, test")
+        log.info("run folder: %s", self.folder.path)
+        return figures
+
+    def _figures(self, full_report: dict[str, Any]) -> dict[str, Any]:
+        """Return the test figures by name, and how they came about."""
+        figures = {name: v for name, v in full_report.items() if name != "per_class"}
+        progress = self.progress
+        rates = sorted(row["images_per_s"] for row in self.rows)
+        return figures | {
+            "best_epoch": progress.best_epoch + 1,
+            "best_val_map": progress.best_map,
+            "averaged_weights": progress.best_is_average,
+            "epochs": progress.epoch,
+            "seed": self.config.train.seed,
+            "train_seconds": round(progress.seconds, 1),
+            "train_images_per_s": round(rates[len(rates) // 2], 1),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "images_in_splits": {split.name: len(split) for split in self.splits},
+            "broken_training_images": list(self.progress.broken.values()),
+        }
+
+    # -- telling -------------------------------------------------------------------------------
+
+    def _announce(self, last: int) -> None:
+        sizes = ", ".join(f"{len(split)} {split.name}" for split in self.splits)
+        log.info("images: %s; %d classes", sizes, len(self.splits.train.classes))
+        for key, count in self.splits.train.notes.items():
+            if count:
+                log.info("%s: %d", key.replace("_", " "), count)
+        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        log.info(
+            "%s, %.2f M parameters, %d px, %d epochs, on %s; run folder: %s",
+            self.config.model.name, parameters, self.image_size, last,
+            self.accelerator.device, self.folder.path,
+        )  # fmt: skip
+
+    def _write_scalars(self, row: dict[str, Any]) -> None:
+        with _tensorboard(self.folder) as writer:
+            for name, value in row.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, row["epoch"])
+
+    def _draw_pictures(self) -> None:
+        """Show some validation images with what is said of them, in TensorBoard."""
+        split = self.splits.val.subset(range(min(PICTURES, len(self.splits.val))), "val")
+        tiles = make_tiles(split, self._predict(split))
+        with _tensorboard(self.folder) as writer:
+            sheet = np.asarray(contact_sheet(tiles, columns=4))
+            writer.add_image("validation", sheet, self.progress.epoch, dataformats="HWC")
+
+
+# -- what the loop is made from ----------------------------------------------------------------
+
+
+def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+    """Return the network of a recipe, with the weights of `model.init` where they fit."""
+    model = create_model(config.name, num_classes, **model_overrides(config, image_size))
+    if config.init:
+        loaded = load_bundle(config.init).model.state_dict()
+        own = model.state_dict()
+        fitting = {k: v for k, v in loaded.items() if k in own and own[k].shape == v.shape}
+        if not fitting:
+            raise UsageError(f"model.init {config.init}: none of its weights fit {config.name}")
+        model.load_state_dict(fitting, strict=False)
+        log.info("model.init: %d of %d tensors from %s", len(fitting), len(own), config.init)
+    return model
+
+
+def model_overrides(config: ModelConfig, image_size: int) -> dict[str, Any]:
+    """Return all that `create_model` needs to build the network of a recipe again."""
+    overrides = config.overrides | {"image_size": image_size}
+    return overrides if config.drop_path is None else overrides | {"drop_path": config.drop_path}
+
+
+def growing_sizes(first: int, full: int, epochs: int) -> list[int]:
+    """Return the image side of each epoch: from `first` to `full` pixels, then constant."""
+    if not first or first >= full:
+        return [full]
+    grown = max(1, round(GROWN_AT * epochs))
+    steps = (first + (full - first) * epoch / grown for epoch in range(grown))
+    return [min(full, round(side / SIZE_STEP) * SIZE_STEP) for side in steps] + [full]
+
+
+def cache_folder() -> Path:
+    """Return where squashed images are kept: a folder of the user's, shared by all runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltr"
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    """Load a file of tensors and plain values; nothing in it is run."""
+    if not path.is_file():
+        raise MltrError(f"{path} is missing")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise MltrError(f"{path} is damaged and can't be resumed from: {error}") from error
+    return content
+
+
+def _with_bar(
+    batches: Iterator[Batch], total: int, progress: Progress, last: int
+) -> Iterable[Batch]:
+    """Show a bar on a terminal; elsewhere the line of each epoch says enough."""
+    console = Console(stderr=True)
+    return track(
+        batches,
+        f"epoch {progress.epoch + 1}/{last}",
+        total=total - progress.batch,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _line(row: dict[str, Any], last: int, progress: Progress) -> str:
+    """Return one epoch in one line."""
+    parts = [
+        f"epoch {row['epoch']:>3}/{last}",
+        f"loss {row['train_loss']:.4f}",
+        f"lr {row['lr']:.1e}",
+        f"{row['images_per_s']:.0f} img/s",
+        f"{row['seconds']:.0f} s",
+    ]
+    if "val_map" in row:
+        parts.append(f"val map {100 * row['val_map']:.2f}")
+    if "val_map_ema" in row:
+        parts.append(f"averaged {100 * row['val_map_ema']:.2f}")
+    parts.append(f"best {100 * progress.best_map:.2f} at {progress.best_epoch + 1}")
+    return "  ".join(parts)
+
+
+@contextmanager
+def _tensorboard(folder: RunFolder) -> Iterator[SummaryWriter]:
+    with SummaryWriter(str(folder.tensorboard)) as writer:
+        yield writer
