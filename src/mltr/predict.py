@@ -135,7 +135,7 @@ def _to_image(source: Any) -> Image.Image:
     """Return any kind of image in RGB; raises `BrokenImage`, or `UsageError` for another kind."""
     from PIL import Image
 
-    from mltr.data.images import DECODING_ERRORS, _to_rgb, open_image
+    from mltr.data.images import DECODING_ERRORS, open_image, to_rgb
 
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (
@@ -148,7 +148,7 @@ def _to_image(source: Any) -> Image.Image:
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         try:
-            return _to_rgb(source)
+            return to_rgb(source)
         except DECODING_ERRORS as error:
             name = getattr(source, "filename", "") or "image from memory"
             raise BrokenImage(f"{name}: damaged or cut off ({error})") from error

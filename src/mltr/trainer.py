@@ -37,7 +37,13 @@ from mltr.model import create_model, default_image_size
 from mltr.optim import AveragedModel, lr_factor, make_optimizer, set_lr
 from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
 from mltr.runs import RunFolder, draw_curves
-from mltr.weights import load_bundle, save_bundle, write_atomically, write_json
+from mltr.weights import (
+    checkpoint_writer,
+    load_bundle,
+    save_bundle,
+    write_atomically,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +312,7 @@ class Trainer:
             progress.best_map, progress.best_epoch = val_map, progress.epoch
             progress.best_is_average = is_average
             weights = self._plain_model().state_dict()
-            write_atomically(self.folder.best, lambda path: torch.save(weights, path))
+            write_atomically(self.folder.best, checkpoint_writer(weights))
 
     def save(self) -> None:
         """Write the checkpoint; whatever fails, the previous one survives."""
@@ -319,7 +325,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        write_atomically(self.folder.checkpoint, lambda path: torch.save(state, path))
+        write_atomically(self.folder.checkpoint, checkpoint_writer(state))
 
     def restore(self) -> None:
         """Take up where the checkpoint left off, in mid-epoch too."""

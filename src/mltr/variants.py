@@ -76,12 +76,12 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "mltr_nano": Variant(
         embed_dim=32,
-        depths=(0, 1, 2, 1),
+        depths=(0, 0, 2, 1),
         window_size=3,
         image_size=96,
         absolute_position=False,
         conv_stem=True,
-        conv_depths=(2, 0, 0, 0),
+        conv_depths=(2, 2, 0, 0),
         conv_position=True,
         drop_path=0.05,
     ),

@@ -15,7 +15,7 @@ from mltr.errors import BrokenImage, MltrError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 #: Formats that are decoded, whatever a file is called; no vector formats, no document formats.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 #: Larger images are refused before they are decoded: a small file can unpack to gigabytes.
 MAX_PIXELS = 100_000_000
 #: What Pillow's decoders raise for damaged data.
@@ -38,10 +38,12 @@ def open_image(source: ImageSource | str, max_pixels: int = MAX_PIXELS) -> Image
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 _check_size(image, name, max_pixels)
-                return _to_rgb(image)
+                return to_rgb(image)
     except BrokenImage:
         raise
-    except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:  # found before our own check could
+        raise BrokenImage(f"{name}: more pixels than the limit of {max_pixels:,}") from error
+    except DECODING_ERRORS as error:
         raise BrokenImage(f"{name}: {_reason(error)}") from error
 
 
@@ -68,11 +70,11 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise BrokenImage(
-            f"{name}: {width} x {height} pixels, more than the limit of {max_pixels:,}"
+            f"{name}: {width} x {height}, more pixels than the limit of {max_pixels:,}"
         )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Decode and convert; the orientation of the Exif data is applied."""
     image.load()
     image = ImageOps.exif_transpose(image)

@@ -148,6 +148,8 @@ class BatchLoader:
             collate_fn=_stack,
             persistent_workers=workers > 0,
             worker_init_fn=_use_one_thread,
+            # Of its own: by default the loader draws from the generator that dropout uses.
+            generator=torch.Generator().manual_seed(batches.seed),
         )
 
     def __len__(self) -> int:

@@ -42,8 +42,8 @@ def open_splits(config: DataConfig) -> Splits:
         raise MltrError(f"data.root {root}: no such file or folder")
     form = detect_format(root) if config.format == "auto" else config.format
     splits = OPENERS[form](root, config)
+    _drop_missing(splits, config.max_broken)
     for split in splits:
-        _drop_missing(split, config.max_broken)
         if not split.records:
             raise MltrError(f"{root}: the {split.name} split is empty")
     if not (splits.train.targets == 1).any():
@@ -232,17 +232,19 @@ def _named(split: Split, name: str) -> Split:
     return split
 
 
-def _drop_missing(split: Split, max_share: float) -> None:
+def _drop_missing(splits: Splits, max_share: float) -> None:
     """Drop and count the records without a file; too many are an error."""
-    missing = {record.name for record in split.missing()}
-    if not missing:
+    missing = {split.name: {record.name for record in split.missing()} for split in splits}
+    names = sorted(set().union(*missing.values()))
+    if not names:
         return
-    examples = ", ".join(sorted(missing)[:3])
-    message = (
-        f"{split.name}: {len(missing)} of {len(split)} image files are missing, e.g. {examples}"
-    )
-    if len(missing) > max_share * len(split):
+    total = sum(len(split) for split in splits)
+    message = f"{len(names)} of {total} image files are missing, e.g. {', '.join(names[:3])}"
+    if len(names) > max_share * total:
         raise MltrError(f"{message}; more than data.max_broken={max_share:g} allows")
     log.warning("%s; left out", message)
-    split.records = [record for record in split if record.name not in missing]
-    split.notes["missing_files_dropped"] = len(missing)
+    for split in splits:
+        gone = missing[split.name]
+        split.records = [record for record in split if record.name not in gone]
+        if gone:
+            split.notes["missing_files_dropped"] = len(gone)

@@ -1,0 +1,343 @@
+"""`mltr data`: what a source holds and what is wrong with it, before anyone trains on it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mltr.config import DataConfig
+from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from mltr.data.records import Record, Split, Splits
+
+FORMATS = ("scenes", "coco", "voc", "nuswide", "table", "sidecars", "class_folders")
+#: Fields of a recipe's `data` section that are options here too.
+OPTIONS = (
+    "labels", "images", "classes", "year", "unlabelled", "difficult", "protocol", "val_fraction",
+    "test_fraction", "split_seed",
+)  # fmt: skip
+HASH_SIDE = 16  #: pixels; two images whose 16 x 16 gradients agree in sign everywhere look the same
+SHOWN = 12  #: rows of each list on the screen
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "sources", metavar="SOURCE", nargs="+",
+        help="a folder or table, FORMAT:PATH where it can't be told, or `scenes`",
+    )  # fmt: skip
+    for name in OPTIONS:
+        kind = {field.name: field.type for field in fields(DataConfig)}[name]
+        convert = {"int": int, "float": float}.get(str(kind), str)
+        parser.add_argument(f"--{name}", type=convert, help=f"as data.{name} in a recipe")
+    parser.add_argument("--quick", action="store_true", help="don't open the images")
+    parser.add_argument("--out", metavar="FOLDER", help="write labels.png there, per source")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Describe each source; what is wrong is told, and is no failure of the command."""
+    from rich.console import Console
+
+    from mltr.data.sources import open_splits
+    from mltr.runs import write_figures
+
+    console = Console(quiet=args.json == "-")
+    reports = {}
+    for source in args.sources:
+        config = _config(source, args)
+        splits = open_splits(config)
+        report = reports[source] = describe(splits, open_images=not args.quick)
+        _print(console, source, report)
+        if args.out:
+            folder = Path(args.out)
+            folder = folder / Path(source).name if len(args.sources) > 1 else folder
+            console.print(f"picture: {draw(folder, splits)}")
+    if args.json:
+        write_figures(args.json, reports)
+    return 0
+
+
+def _config(source: str, args: argparse.Namespace) -> DataConfig:
+    """Return what a recipe would say of a SOURCE; missing files are counted, not refused."""
+    chosen = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    if source == "scenes":
+        return DataConfig(format="scenes", **chosen)
+    form, colon, path = source.partition(":")
+    if not colon or Path(source).exists():
+        return DataConfig(root=source, max_broken=1.0, **chosen)
+    if form not in FORMATS:
+        raise UsageError(
+            f"{source}: no such file, and no format {form!r}{did_you_mean(form, FORMATS)}"
+        )
+    return DataConfig(root=path, format=form, max_broken=1.0, **chosen)  # type: ignore[arg-type]
+
+
+# -- the figures -------------------------------------------------------------------------------
+
+
+def describe(splits: Splits, open_images: bool = True) -> dict[str, Any]:
+    """Return counts, label statistics and defects of a source as plain values.
+
+    With `open_images` every image is decoded once: broken ones are listed, and images that are
+    the same file or look the same, within a split and between splits.
+    """
+    classes = splits.train.classes
+    report: dict[str, Any] = {
+        "classes": list(classes),
+        "splits": {split.name: _describe_split(split) for split in splits},
+        "labels": _label_table(splits),
+        "co_occurrence": _co_occurrence(splits.train),
+        "notes": {split.name: split.notes for split in splits if split.notes},
+    }
+    report["empty_classes"] = [
+        name for name in classes if report["labels"][name][splits.train.name] == 0
+    ]
+    if open_images:
+        report |= _inspect(splits)
+    return report
+
+
+def _describe_split(split: Split) -> dict[str, Any]:
+    targets = split.targets
+    positive = (targets == 1).sum(1)
+    return {
+        "images": len(split),
+        "labels": int(positive.sum()),
+        "cardinality": float(positive.mean()),  #: labels an image
+        "density": float(positive.mean() / max(targets.shape[1], 1)),
+        "without_label": int((positive == 0).sum()),
+        "unknown_cells": int((targets < 0).sum()),
+        "with_boxes": sum(record.boxes is not None for record in split),
+    }
+
+
+def _label_table(splits: Splits) -> dict[str, dict[str, int]]:
+    counts = {split.name: (split.targets == 1).sum(0) for split in splits}
+    return {
+        name: {split: int(support[index]) for split, support in counts.items()}
+        for index, name in enumerate(splits.train.classes)
+    }
+
+
+def _co_occurrence(split: Split) -> list[dict[str, Any]]:
+    """Return the pairs with the highest P(b | a), with the images behind each."""
+    together = _pair_counts(split)
+    support = together.diagonal()
+    share = together / np.maximum(support[:, None], 1)
+    np.fill_diagonal(share, -1)
+    share[support == 0] = -1
+    best = np.argsort(-share, axis=None)[:50]
+    pairs = zip(*np.unravel_index(best, share.shape), strict=True)
+    return [
+        {
+            "a": split.classes[a],
+            "b": split.classes[b],
+            "p_b_given_a": float(share[a, b]),
+            "p_b": float(support[b] / max(len(split), 1)),
+            "images": int(together[a, b]),
+        }
+        for a, b in pairs
+        if share[a, b] > 0
+    ]
+
+
+def _pair_counts(split: Split) -> NDArray[np.float64]:
+    positive = (split.targets == 1).astype(np.float32)
+    counts: NDArray[np.float64] = (positive.T @ positive).astype(np.float64)
+    return counts
+
+
+# -- the images --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is remembered of an image: enough to find it again, not its pixels."""
+
+    split: str
+    name: str
+    content: str  #: hash of the file
+    look: bytes  #: signs of the gradients of its thumbnail
+    error: str = ""
+
+
+def _inspect(splits: Splits) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    jobs = [(split.name, record) for split in splits for record in split]
+    console = Console(stderr=True)
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(_look_at, jobs)
+        shown = track(
+            results, "opening images", len(jobs), console=console, transient=True,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        seen = list(shown)
+    sound = [image for image in seen if not image.error]
+    same = _groups(sound, lambda image: image.content)
+    alike = _groups(sound, lambda image: image.look)
+    identical = {frozenset(image.name for image in group) for group in same}
+    alike = [g for g in alike if frozenset(image.name for image in g) not in identical]
+    return {
+        "broken": [image.error for image in seen if image.error],
+        "duplicates": [_name_group(group) for group in same],
+        "near_duplicates": [_name_group(group) for group in alike],
+        "leaks": [
+            _name_group(group)
+            for group in [*same, *alike]
+            if len({image.split for image in group}) > 1
+        ],
+    }
+
+
+def _look_at(job: tuple[str, Record]) -> _Seen:
+    from PIL import Image
+
+    from mltr.data.images import open_image
+
+    split, record = job
+    try:
+        image = open_image(record.image)
+        small = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR)
+    except BrokenImage as error:
+        return _Seen(split, record.name, "", b"", str(error))
+    pixels = np.asarray(small, dtype=np.int16)
+    look = np.packbits(np.diff(pixels, axis=1) > 0).tobytes()
+    return _Seen(split, record.name, _content_hash(record, image.tobytes()), look)
+
+
+def _content_hash(record: Record, pixels: bytes) -> str:
+    if isinstance(record.image, Path):
+        pixels = record.image.read_bytes()
+    return hashlib.sha256(pixels).hexdigest()
+
+
+def _groups(seen: Iterable[_Seen], key: Any) -> list[list[_Seen]]:
+    groups: dict[Any, list[_Seen]] = defaultdict(list)
+    for image in seen:
+        groups[key(image)].append(image)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _name_group(group: list[_Seen]) -> list[str]:
+    return [f"{image.split}: {image.name}" for image in group]
+
+
+# -- on screen ---------------------------------------------------------------------------------
+
+
+def _print(console: Console, source: str, report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=source, title_justify="left")
+    table.add_column("")
+    for name in report["splits"]:
+        table.add_column(name, justify="right")
+    for key, words in (
+        ("images", "images"), ("labels", "labels"), ("cardinality", "labels an image"),
+        ("density", "share of all labels"), ("without_label", "images without a label"),
+        ("unknown_cells", "unknown answers"), ("with_boxes", "images with boxes"),
+    ):  # fmt: skip
+        row = [split[key] for split in report["splits"].values()]
+        table.add_row(words, *(f"{v:.3g}" if isinstance(v, float) else f"{v:,}" for v in row))
+    console.print(table)
+    _print_labels(console, report)
+    pairs = Table(title="usually together (training images)", title_justify="left")
+    for heading in ("where there is", "there is also", "in % of them", "in % of all", "images"):
+        pairs.add_column(heading, justify="right" if "%" in heading else "left")
+    for pair in report["co_occurrence"][:SHOWN]:
+        shares = (f"{100 * pair[key]:.0f}" for key in ("p_b_given_a", "p_b"))
+        pairs.add_row(pair["a"], pair["b"], *shares, str(pair["images"]))
+    console.print(pairs)
+    _print_findings(console, report)
+
+
+def _print_labels(console: Console, report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("label")
+    for name in report["splits"]:
+        table.add_column(name, justify="right")
+    table.add_column("")
+    rows = sorted(report["labels"].items(), key=lambda row: -sum(row[1].values()))
+    most = max((sum(row[1].values()) for row in rows), default=1)
+    for name, counts in rows:
+        bar = "█" * round(24 * sum(counts.values()) / max(most, 1))
+        table.add_row(name, *(f"{count:,}" for count in counts.values()), bar)
+    console.print(table)
+
+
+def _print_findings(console: Console, report: dict[str, Any]) -> None:
+    """Tell what is wrong, or that nothing is."""
+    for split, notes in report["notes"].items():
+        for key, count in notes.items():
+            if count:
+                console.print(f"{split}: {key.replace('_', ' ')}: {count:,}", markup=False)
+    if report["empty_classes"]:
+        console.print(f"no training image has: {', '.join(report['empty_classes'])}", markup=False)
+    if "broken" not in report:
+        console.print("images were not opened (--quick)")
+        return
+    for key, words in (
+        ("broken", "broken images"),
+        ("duplicates", "groups of identical images"),
+        ("near_duplicates", "groups of images that look the same"),
+        ("leaks", "of these groups reach over two splits, so the test is not fair"),
+    ):
+        found = report[key]
+        console.print(f"{len(found):,} {words}" + (":" if found else ""))
+        for entry in found[:SHOWN]:
+            console.print(
+                "   ", entry if isinstance(entry, str) else " = ".join(entry), markup=False
+            )
+
+
+def draw(folder: Path, splits: Splits) -> Path:
+    """Draw how often each label comes, and which come together, into labels.png."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    split = splits.train
+    together = _pair_counts(split)
+    support = together.diagonal()
+    order = np.argsort(-support)[:80]
+    share = (together / np.maximum(support[:, None], 1))[np.ix_(order, order)]
+    np.fill_diagonal(share, np.nan)
+    names = [split.classes[index] for index in order]
+    side = min(16.0, max(3.6, 0.24 * len(names) + 1.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * side, side), layout="constrained")
+    left.barh(names, support[order], color="#3b7dd8", height=0.7)
+    left.invert_yaxis()
+    left.set_title("training images with each label", loc="left")
+    left.spines[["top", "right"]].set_visible(False)
+    image = right.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    right.set_xticks(range(len(names)), names, rotation=90)
+    right.set_yticks(range(len(names)), names)
+    right.set_title("share of a row's images that have the column's label", loc="left")
+    figure.colorbar(image, shrink=0.8)
+    path = folder / "labels.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise MltrError(f"can't write {path}: {error.strerror}") from error
+    finally:
+        plt.close(figure)
+    return path

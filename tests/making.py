@@ -1,0 +1,52 @@
+"""Small files that tests make for themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mltr.data.voc import VOC_CLASSES
+
+
+def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None = None) -> Path:
+    """Write a small picture of noise; its seed is its name unless given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(sum(map(ord, str(path.name))) if seed is None else seed)
+    pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_voc(root: Path, count: int = 24) -> None:
+    """Write a VOC folder: 2/3 trainval, 1/3 test; every third car is difficult only."""
+    lists = root / "ImageSets" / "Main"
+    for folder in (lists, root / "Annotations"):
+        folder.mkdir(parents=True)
+    names = [f"{i:06d}" for i in range(count)]
+    border = count * 2 // 3
+    for split, chosen in (("trainval", names[:border]), ("test", names[border:])):
+        (lists / f"{split}.txt").write_text("\r\n".join(chosen) + "\r\n")
+        for name in VOC_CLASSES:
+            lines = [f"{image} {_flag(name, int(image)):2d}" for image in chosen]
+            (lists / f"{name}_{split}.txt").write_text("\r\n".join(lines) + "\r\n")
+    for name in names:
+        write_image(root / "JPEGImages" / f"{name}.jpg")
+        objects = [(c, _flag(c, int(name)) == 0) for c in VOC_CLASSES if _flag(c, int(name)) >= 0]
+        text = "".join(
+            f"<object><name>{c}</name><difficult>{int(difficult)}</difficult><bndbox><xmin>10</xmin>"
+            "<ymin>10</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object>"
+            for c, difficult in objects
+        )
+        path = root / "Annotations" / f"{name}.xml"
+        path.write_text(f"<annotation>{text}</annotation>")
+
+
+def _flag(name: str, image: int) -> int:
+    """1 where the class is in the image, 0 where only as difficult, else -1."""
+    if name == "car":
+        return 0 if image % 3 == 0 else 1
+    if name == "person":
+        return 1 if image % 2 == 0 else -1
+    return -1

@@ -1,0 +1,122 @@
+"""Batches that a seed determines, whatever the workers; broken images that harm nothing."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from making import write_image
+
+from mltr.config import AugmentConfig
+from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader
+from mltr.data.loading import Batch
+
+VARIED = AugmentConfig(crop="random", jitter=0.3, randaugment_ops=1, cutout=0.3)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    records = []
+    for index in range(11):
+        path = write_image(tmp_path / f"{index}.png", (30, 40))
+        labels = np.array([index % 2, 1, -1], np.int8)
+        records.append(Record(path, path.name, labels))
+    return Split(("a", "b", "c"), records)
+
+
+def batches_of(split: Split, workers: int = 0, epoch: int = 0, start: int = 0) -> list[Batch]:
+    dataset = ImageDataset(split, Preprocess(16), VARIED, seed=7)
+    loader = make_loader(dataset, 4, shuffle=True, workers=workers, seed=7)
+    return list(loader.epoch(epoch, start))
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return all(
+        torch.equal(a.images, b.images) and torch.equal(a.indices, b.indices)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_an_epoch_holds_every_image_once(split: Split) -> None:
+    batches = batches_of(split)
+    assert sorted(torch.cat([b.indices for b in batches]).tolist()) == list(range(11))
+    for batch in batches:
+        assert np.array_equal(batch.targets.numpy(), split.targets[batch.indices.numpy()])
+    dropped = make_loader(ImageDataset(split, Preprocess(16)), 4, drop_last=True)
+    assert [len(batch.indices) for batch in dropped] == [4, 4]
+    tiny = make_loader(ImageDataset(split, Preprocess(16)), 64, drop_last=True)
+    assert [len(batch.indices) for batch in tiny] == [11]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(split: Split, workers: int) -> None:
+    assert same(batches_of(split), batches_of(split, workers))
+
+
+def test_epochs_differ_and_a_resumed_one_goes_on(split: Split) -> None:
+    assert same(batches_of(split, epoch=3), batches_of(split, epoch=3))
+    assert not same(batches_of(split, epoch=3), batches_of(split, epoch=4))
+    assert same(batches_of(split, epoch=3)[1:], batches_of(split, epoch=3, start=1))
+
+
+def test_one_loader_serves_many_epochs_with_the_same_workers(split: Split) -> None:
+    loader = make_loader(
+        ImageDataset(split, Preprocess(16), VARIED, seed=7), 4, shuffle=True, workers=1, seed=7
+    )
+    for epoch in (0, 1, 5):
+        assert same(list(loader.epoch(epoch)), batches_of(split, epoch=epoch))
+
+
+def test_the_process_generator_is_left_alone(split: Split) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    batches_of(split)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_image_size_may_grow(split: Split) -> None:
+    dataset = ImageDataset(split, Preprocess(32), VARIED, sizes=[16, 24, 32])
+    sides = [dataset[epoch, 0].image.shape[-1] for epoch in (0, 1, 2, 9)]
+    assert sides == [16, 24, 32, 32]
+    assert dataset[0].image.shape == (3, 16, 16)
+
+
+def test_a_broken_image_adds_nothing(split: Split, tmp_path: Path) -> None:
+    (tmp_path / "3.png").write_bytes(b"not an image")
+    (tmp_path / "5.png").unlink()
+    batches = batches_of(split)
+    errors = [message for batch in batches for message in batch.errors]
+    assert len(errors) == 2
+    assert any("3.png: not an image" in message for message in errors)
+    assert any("5.png: no such file" in message for message in errors)
+    for batch in batches:
+        for image, targets, index in zip(batch.images, batch.targets, batch.indices, strict=True):
+            if index in (3, 5):
+                assert image.eq(0).all()
+                assert targets.eq(-1).all()
+
+
+@pytest.mark.parametrize("augment", [None, VARIED])
+def test_the_cache_changes_no_pixel(
+    split: Split, tmp_path: Path, augment: AugmentConfig | None
+) -> None:
+    (tmp_path / "4.png").write_bytes(b"broken")
+    preprocess = Preprocess(16, base_size=24)
+    plain = ImageDataset(split, preprocess, augment)
+    cached = [ImageDataset(split, preprocess, augment, cache=tmp_path / "c") for _ in range(2)]
+    for index in range(11):
+        for dataset in (*cached, pickle.loads(pickle.dumps(cached[0]))):
+            assert torch.equal(dataset[index].image, plain[index].image)
+            assert dataset[index].error == plain[index].error
+    assert len(list((tmp_path / "c").glob("*.u8"))) == 1  # the second found the first's
+
+
+def test_a_changed_file_is_decoded_anew(split: Split, tmp_path: Path) -> None:
+    preprocess = Preprocess(16, base_size=24)
+    before = ImageDataset(split, preprocess, cache=tmp_path / "c")[0].image
+    write_image(tmp_path / "0.png", (30, 40), seed=99)
+    after = ImageDataset(split, preprocess, cache=tmp_path / "c")[0].image
+    assert not torch.equal(before, after)
