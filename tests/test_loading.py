@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from making import write_image
+from PIL import Image
 
 from mltr.config import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader
 from mltr.data.loading import Batch
+from mltr.errors import MltrError
 
 VARIED = AugmentConfig(crop="random", jitter=0.3, randaugment_ops=1, cutout=0.3)
 
@@ -77,11 +82,39 @@ def test_the_process_generator_is_left_alone(split: Split) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_accelerators_are_not_reseeded(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout on an accelerator must not depend on whether workers load the images."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    batches_of(split)
+    assert not seeds
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_left_halfway_disturbs_no_other(split: Split, workers: int) -> None:
+    dataset = ImageDataset(split, Preprocess(16), VARIED, seed=7)
+    loader = make_loader(dataset, 4, shuffle=True, workers=workers, seed=7)
+    next(loader.epoch(0))
+    assert same(list(loader.epoch(3)), batches_of(split, epoch=3))
+
+
+def test_an_epoch_is_settled_when_it_is_asked_for(split: Split) -> None:
+    loader = make_loader(
+        ImageDataset(split, Preprocess(16), VARIED, seed=7), 4, shuffle=True, seed=7
+    )
+    first, second = loader.epoch(1), loader.epoch(2, start_batch=1)
+    assert same(list(first), batches_of(split, epoch=1))
+    assert same(list(second), batches_of(split, epoch=2, start=1))
+
+
 def test_image_size_may_grow(split: Split) -> None:
     dataset = ImageDataset(split, Preprocess(32), VARIED, sizes=[16, 24, 32])
     sides = [dataset[epoch, 0].image.shape[-1] for epoch in (0, 1, 2, 9)]
     assert sides == [16, 24, 32, 32]
     assert dataset[0].image.shape == (3, 16, 16)
+    evaluation = ImageDataset(split, Preprocess(32), sizes=[16, 24, 32])
+    split[1].image.write_bytes(b"broken")
+    assert {evaluation[i].image.shape for i in (0, 1)} == {(3, 32, 32)}
 
 
 def test_a_broken_image_adds_nothing(split: Split, tmp_path: Path) -> None:
@@ -112,6 +145,57 @@ def test_the_cache_changes_no_pixel(
             assert torch.equal(dataset[index].image, plain[index].image)
             assert dataset[index].error == plain[index].error
     assert len(list((tmp_path / "c").glob("*.u8"))) == 1  # the second found the first's
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A composed image whose colour stands for the code that composes it."""
+
+    index: int
+    colour = "red"
+
+    def load(self) -> Image.Image:
+        return Image.new("RGB", (24, 24), self.colour)
+
+
+def test_images_composed_by_other_code_are_composed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [Record(Painted(i), str(i), np.ones(1, np.int8)) for i in range(3)]
+    preprocess = Preprocess(16, base_size=24)
+
+    def first() -> torch.Tensor:
+        return ImageDataset(Split(("a",), records), preprocess, cache=tmp_path)[0].image
+
+    red = first()
+    assert torch.equal(first(), red)
+    assert len(list(tmp_path.glob("*.u8"))) == 1
+    monkeypatch.setattr(Painted, "colour", "blue")
+    assert not torch.equal(first(), red)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "list gone"])
+def test_a_damaged_cache_is_made_again(split: Split, tmp_path: Path, damage: str) -> None:
+    preprocess, folder = Preprocess(16, base_size=24), tmp_path / "c"
+    before = ImageDataset(split, preprocess, cache=folder)[0].image
+    (pixels,), (listing,) = folder.glob("*.u8"), folder.glob("*.json")
+    if damage == "cut":
+        pixels.write_bytes(pixels.read_bytes()[:100])
+    else:
+        (pixels if damage == "gone" else listing).unlink()
+    assert torch.equal(ImageDataset(split, preprocess, cache=folder)[0].image, before)
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(MltrError, match=r"squashed images there \(No space left.*data\.cache"):
+        ImageDataset(split, Preprocess(16, base_size=24), cache=tmp_path / "c")
+    assert not list((tmp_path / "c").iterdir())
 
 
 def test_a_changed_file_is_decoded_anew(split: Split, tmp_path: Path) -> None:

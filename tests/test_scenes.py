@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mltr.config import DataConfig, ScenesConfig
 from mltr.data import Splits, open_splits, read_scenes
@@ -28,17 +33,48 @@ def test_the_same_seed_gives_the_same_scenes(scenes: Splits) -> None:
 
 def test_pictures_and_boxes(scenes: Splits) -> None:
     sides = []
+    side = ScenesConfig().side
     for record in scenes.test:
         image = record.image.load()
-        assert (image.mode, image.size) == ("RGB", (96, 96))
+        assert (image.mode, image.size) == ("RGB", (side, side))
         assert 1 <= len(record.boxes) <= 5
         assert {box.class_index for box in record.boxes} == set(np.flatnonzero(record.labels))
         for box in record.boxes:
-            assert 0 <= box.x < box.x + box.width <= 96
-            assert 0 <= box.y < box.y + box.height <= 96
+            assert 0 <= box.x < box.x + box.width <= side
+            assert 0 <= box.y < box.y + box.height <= side
             assert 0 < box.area <= box.width * box.height
             sides.append(box.height)
     assert max(sides) > 2.5 * min(sides)  # small objects among large ones
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(32, 160), st.integers(0, 2**31))
+def test_any_side_and_seed(side: int, seed: int) -> None:
+    for split in read_scenes(ScenesConfig(train=2, val=2, test=2, side=side, seed=seed)):
+        for record in split:
+            scene = pickle.loads(pickle.dumps(record.image))  # as a worker gets it
+            assert np.array_equal(scene.load(), record.image.load())
+            assert scene.load().size == (side, side)
+            for box in record.boxes:
+                assert 0 <= box.x < box.x + box.width <= side
+                assert 0 <= box.y < box.y + box.height <= side
+
+
+def test_only_the_handwriting_tells_the_label(scenes: Splits) -> None:
+    """Another digit in the same square changes nothing outside it: no canvas gives a label away."""
+    donors = [placed for record in scenes.train for placed in record.image.objects]
+    for record in list(scenes.test)[:20]:
+        scene = record.image
+        for number, placed in enumerate(scene.objects):
+            donor = next(d for d in donors if d.digit != placed.digit)
+            swapped = replace(placed, digit=donor.digit, source=donor.source)
+            objects = (*scene.objects[:number], swapped, *scene.objects[number + 1 :])
+            before = np.asarray(scene.load())
+            after = np.asarray(replace(scene, objects=objects).load())
+            changed = (before != after).any(-1)
+            rows, columns = np.nonzero(changed)
+            assert placed.y <= rows.min() <= rows.max() < placed.y + placed.side
+            assert placed.x <= columns.min() <= columns.max() < placed.x + placed.side
 
 
 def test_a_box_is_where_the_digit_is(scenes: Splits) -> None:

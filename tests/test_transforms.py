@@ -114,6 +114,15 @@ def test_cutout_is_one_square_of_one_colour() -> None:
     assert len(after[:, changed].unique(dim=1).T) == 1
 
 
+def test_the_cut_out_square_is_normalised_like_the_rest() -> None:
+    recipe = AugmentConfig(flip=False, randaugment_ops=0, cutout=0.5)
+    results = []
+    for preprocess in (Preprocess(20), Preprocess(20, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))):
+        torch.manual_seed(3)
+        results.append(TrainTransform(preprocess, recipe)(gradient(), 20))
+    torch.testing.assert_close(preprocess.normalize(results[0]), results[1])
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)]))
 def test_mixing_mixes_labels_as_it_mixes_pixels(seed: int, alphas: tuple[float, float]) -> None:

@@ -85,6 +85,10 @@ def _dispatch(arguments: list[str]) -> int:
     if not command.takes_recipe_fields:
         return int(module.run(parser.parse_args(arguments)))
     args, overrides = parser.parse_known_args(arguments)
+    for argument in overrides:
+        option = argument.partition("=")[0]
+        if option.startswith("--") and "." not in option:  # each field has a dot: --train.lr
+            parser.error(f"unrecognized arguments: {option}")
     return int(module.run(args, overrides))
 
 
@@ -96,11 +100,19 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise `UsageError` in place of printing the usage and exiting."""
-        options = [text for action in self._actions for text in action.option_strings]
         hint = ""
         if message.startswith("unrecognized arguments: -"):
-            hint = did_you_mean(message.split()[2], options)
+            hint = did_you_mean(message.split()[2], self._options())
         raise UsageError(f"{message}{hint} (see `{self.prog} --help`)")
+
+    def _options(self) -> list[str]:
+        """Return the command's options, and the fields of a recipe where it takes them."""
+        options = [text for action in self._actions for text in action.option_strings]
+        if COMMANDS[self.prog.split()[-1]].takes_recipe_fields:
+            from mltr.recipe import known_keys  # loads YAML, which only a mistake needs here
+
+            options += [f"--{key}" for key in known_keys()]
+        return options
 
 
 def _usage() -> str:

@@ -24,7 +24,7 @@ class ScenesConfig:
     train: int = 4000  #: number of training scenes
     val: int = 400  #: number of validation scenes
     test: int = 1000  #: number of test scenes
-    side: int = 96  #: height and width of a scene in pixels
+    side: int = 64  #: height and width of a scene in pixels
     seed: int = 0  #: the same seed gives the same scenes
 
     def __post_init__(self) -> None:

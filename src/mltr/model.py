@@ -227,8 +227,7 @@ class Stage(nn.Module):
         window_size = variant.stage_window(index)
         self.merge = PatchMerging(dim // 2) if index > 0 else nn.Identity()
         blocks: list[nn.Module] = []
-        conv_depths = variant.conv_depths or (0,) * len(variant.depths)
-        blocks += [Residual3x3(dim) for _ in range(conv_depths[index])]
+        blocks += [Residual3x3(dim) for _ in range(sum(variant.conv_depths[index : index + 1]))]
         rates = iter(drop_paths)
         for _ in range(variant.depths[index]):
             if variant.conv_position:

@@ -1,4 +1,4 @@
-"""Parameter groups, the learning rate as a function of the step, and averaged weights."""
+"""Parameter groups, schedules of learning rate and image size, and averaged weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from mltr.config import TrainConfig
 # PyTorch's OneCycleLR, which the field's recipe uses, starts at 1/25 and ends at 1/250,000.
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = ONECYCLE_START / 1e4
+SIZE_STEP = 16  #: pixels; sides of a growing image are multiples of it
+GROWN_AT = 0.75  #: share of the epochs after which images have their full size
 
 
 def parameter_groups(
@@ -84,6 +86,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its share of the learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def growing_sizes(first: int, full: int, epochs: int) -> list[int]:
+    """Return the image side of each epoch: from `first` to `full` pixels, then constant."""
+    if not first or first >= full:
+        return [full]
+    grown = max(1, round(GROWN_AT * epochs))
+    steps = (first + (full - first) * epoch / grown for epoch in range(grown))
+    return [min(full, round(side / SIZE_STEP) * SIZE_STEP) for side in steps] + [full]
 
 
 class AveragedModel:

@@ -44,7 +44,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     content = _read_yaml(path)
-    known = _known_keys()
+    known = known_keys()
     for key in _keys_of(content):
         if key not in known:
             raise UsageError(f"{path}: no key {key!r}{did_you_mean(key, known)}")
@@ -53,7 +53,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if argument.startswith("--") and key not in known and not _is_inside_dict(key):
             options = [f"--{name}" for name in known]
             raise UsageError(f"no option {argument!r}{did_you_mean(f'--{key}', options)}")
-    return _parse(path, overrides)
+    return _parse(path, content, overrides)
 
 
 def to_yaml(config: Config) -> str:
@@ -77,14 +77,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _known_keys(section: type = Config, prefix: str = "") -> list[str]:
+def known_keys(section: type = Config, prefix: str = "") -> list[str]:
     """Return every dotted key that a recipe may have, sections included."""
     keys = []
     hints = get_type_hints(section)
     for field in dataclasses.fields(section):
         keys.append(prefix + field.name)
         if dataclasses.is_dataclass(hints[field.name]):
-            keys += _known_keys(hints[field.name], f"{prefix}{field.name}.")
+            keys += known_keys(hints[field.name], f"{prefix}{field.name}.")
     return keys
 
 
@@ -100,7 +100,8 @@ def _is_inside_dict(key: str) -> bool:
     return key.startswith("model.overrides.")
 
 
-def _parse(path: Path, overrides: Sequence[str]) -> Config:
+def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """Check the file, then the overrides, so that an error blames the one that is wrong."""
     import jsonargparse  # a tenth of a second that `mltr --help` needn't pay
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mltr train")
@@ -109,13 +110,14 @@ def _parse(path: Path, overrides: Sequence[str]) -> Config:
         argument.replace("--", "--recipe.", 1) if argument.startswith("--") else argument
         for argument in overrides
     ]
-    base = {"recipe": _read_yaml(path)}
+    blamed = f"{path}: "
     try:
-        values = parser.parse_object(base)
+        values = parser.parse_object({"recipe": content})
+        blamed = ""
         values = parser.parse_args(prefixed, namespace=values)
-        config = parser.instantiate_classes(values).recipe
+        config = parser.instantiate(values).recipe
     except jsonargparse.ArgumentError as error:
-        raise UsageError(f"{path}: {_plain(str(error))}") from error
+        raise UsageError(f"{blamed}{_plain(str(error))}") from error
     assert isinstance(config, Config)
     return config
 

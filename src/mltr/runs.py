@@ -11,14 +11,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mltr import __version__
 from mltr.config import Config
-from mltr.data.records import Splits
+from mltr.data.records import Split, Splits
 from mltr.errors import MltrError, UsageError
 from mltr.predictions import PREDICTIONS_FILE
 from mltr.recipe import load_recipe, to_yaml
-from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, write_atomically, write_json
+from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, text_writer, write_atomically, write_json
 
-PACKAGES = ("mltr", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class RunFolder:
     def best(self) -> Path:
         """The weights that did best on the validation images."""
         return self.path / "checkpoint" / "best.pt"
+
+    @property
+    def splits(self) -> Path:
+        """Which images the run learns from, chooses its epoch on, and reports on."""
+        return self.path / "splits.json"
 
     @property
     def log(self) -> Path:
@@ -77,6 +83,28 @@ class RunFolder:
         for name in names:
             name.unlink(missing_ok=True)
 
+    def begin(self, config: Config, splits: Splits) -> None:
+        """Delete a previous run and write what this one starts from: recipe, versions, images."""
+        self.clear()
+        write_atomically(self.recipe, text_writer(to_yaml(config)))
+        write_json(self.path / "versions.json", _versions())
+        names = {split.name: _names(split) for split in splits}
+        write_json(self.splits, {"classes": splits.train.classes} | names)
+
+    def check_images(self, splits: Splits) -> None:
+        """Raise `MltrError` unless the run was started on these very images, in this order."""
+        try:
+            before = json.loads(self.splits.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise MltrError(f"{self.splits} can't be read: {error}") from error
+        for split in splits:
+            then, now = before.get(split.name, []), _names(split)
+            if then != now:
+                raise MltrError(
+                    f"{self.path} was started on other {split.name} images ({len(then)} then, "
+                    f"{len(now)} now): restore them, or start anew by --overwrite"
+                )
+
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Write the lines of all epochs so far."""
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -95,7 +123,7 @@ def default_folder(recipe: str) -> Path:
 
 
 def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> RunFolder:
-    """Return the folder of a run, new or to be resumed, with its recipe in it.
+    """Return the folder of a run, new or to be resumed; no file in it is touched yet.
 
     Raises `UsageError` where a run would be overwritten without `overwrite`, and `MltrError` where
     there is nothing to resume or it was started with another recipe.
@@ -108,19 +136,15 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
         return folder
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; --out names a folder")
-    if folder.holds_a_run():
-        if not overwrite:
-            raise UsageError(
-                f"{path} holds a run already: go on with it by --resume, replace it by "
-                "--overwrite, or choose another --out"
-            )
-        folder.clear()
+    if folder.holds_a_run() and not overwrite:
+        raise UsageError(
+            f"{path} holds a run already: go on with it by --resume, replace it by "
+            "--overwrite, or choose another --out"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MltrError(f"can't make the folder {path}: {error.strerror}") from error
-    write_atomically(folder.recipe, lambda temporary: temporary.write_text(to_yaml(config)))
-    write_json(path / "versions.json", _versions())
     return folder
 
 
@@ -151,7 +175,11 @@ def _differences(
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "machine": platform.platform()}
+    versions = {
+        "mltr": __version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+    }
     for package in PACKAGES:
         try:
             versions[package] = version(package)
@@ -160,10 +188,9 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def write_split_names(folder: RunFolder, splits: Splits) -> None:
-    """Write which images the run learnt from, chose its epoch on, and reported on."""
-    names = {split.name: [record.name for record in split] for split in splits}
-    write_json(folder.path / "splits.json", {"classes": splits.train.classes} | names)
+def _names(split: Split) -> list[str]:
+    """Return the names of the images as a JSON file gives them back."""
+    return [record.name.encode("utf-8", "replace").decode("utf-8") for record in split]
 
 
 def write_figures(target: str, figures: dict[str, Any]) -> None:

@@ -54,13 +54,15 @@ def train(
     saving where Ctrl-C was pressed.
     """
     from mltr.data.sources import open_splits
-    from mltr.runs import write_split_names
     from mltr.trainer import Trainer
 
     splits = open_splits(config.data)
-    write_split_names(folder, splits)
+    if resume:
+        folder.check_images(splits)
     trainer = Trainer(config, splits, folder)
     if resume:
         trainer.restore()
+    else:  # now that data and network are known to be sound, a previous run may go
+        folder.begin(config, splits)
     trainer.fit()
     return trainer.finish(quiet)

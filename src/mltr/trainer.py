@@ -9,7 +9,7 @@ import pickle
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import track
@@ -34,7 +35,7 @@ from mltr.gallery import contact_sheet
 from mltr.losses import build_loss
 from mltr.metrics import evaluate
 from mltr.model import create_model, default_image_size
-from mltr.optim import AveragedModel, lr_factor, make_optimizer, set_lr
+from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
 from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
 from mltr.runs import RunFolder, draw_curves
 from mltr.weights import (
@@ -48,8 +49,6 @@ from mltr.weights import (
 log = logging.getLogger(__name__)
 
 PICTURES = 12  #: validation images shown in TensorBoard
-SIZE_STEP = 16  #: pixels; sides of a growing image are multiples of it
-GROWN_AT = 0.75  #: share of the epochs after which images have their full size
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -78,6 +77,7 @@ class Trainer:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         set_seed(settings.seed)
+        AcceleratorState._reset_state()  # else a process could train in one precision only
         self.accelerator = Accelerator(
             mixed_precision="no" if settings.precision == "fp32" else settings.precision,
             gradient_accumulation_steps=settings.accumulation,
@@ -134,13 +134,15 @@ class Trainer:
         self._announce(last)
         with self._catch_interrupt():
             while self.progress.epoch < last:
-                began = time.perf_counter()
-                self._train_epoch(last)
-                self._end_epoch(last, began)
                 waited = self.progress.epoch - 1 - self.progress.best_epoch
                 if settings.patience and waited >= settings.patience:
                     log.info("no better validation map for %d epochs: stopped", waited)
                     break
+                began = time.perf_counter()
+                self._train_epoch(last)
+                self._end_epoch(last, began)
+                if self.interrupted:
+                    self._stop()
         self._draw_pictures()
 
     def _train_epoch(self, last: int) -> None:
@@ -150,11 +152,23 @@ class Trainer:
         batches = self.loader.epoch(progress.epoch, progress.batch)
         for batch in _with_bar(batches, len(self.loader), progress, last):
             self._note_broken(batch.errors)
-            with self.accelerator.accumulate(self.model):
+            with self._accumulate():
                 self._step(batch.images, batch.targets, batch.indices)
             progress.batch += 1
             if self.interrupted and self.accelerator.sync_gradients:
                 self._stop()
+
+    @contextmanager
+    def _accumulate(self) -> Iterator[None]:
+        """Complete gradients at every so many batches and at the last one of an epoch.
+
+        So no gradient is left over at an epoch's end, where a checkpoint wouldn't hold it.
+        """
+        done = self.progress.batch + 1
+        complete = done % self.config.train.accumulation == 0 or done == len(self.loader)
+        self.accelerator.sync_gradients = complete
+        with nullcontext() if complete else self.accelerator.no_sync(self.model):
+            yield
 
     def _step(self, images: Tensor, targets: Tensor, indices: Tensor) -> None:
         """Forward, backward, and, where gradients are complete, an optimiser step."""
@@ -166,7 +180,7 @@ class Trainer:
         loss = self.loss(logits, targets.to(device))
         value = float(loss.detach())
         if not math.isfinite(value):
-            self._stop_at_bad_loss(value, indices)
+            self._stop_at_bad_loss(value, logits, indices)
         per_image = value / len(images) if self.config.loss.reduction == "sum" else value
         progress.loss_sum += per_image * len(images)
         progress.images_seen += len(images)
@@ -266,19 +280,23 @@ class Trainer:
                 f"{self.config.data.max_broken:g} allows: {examples}"
             )
 
-    def _stop_at_bad_loss(self, value: float, indices: Tensor) -> None:
-        names = [self.splits.train[int(index)].name for index in indices[:8]]
+    def _stop_at_bad_loss(self, value: float, logits: Tensor, indices: Tensor) -> None:
+        culprits = ~logits.detach().isfinite().all(dim=1).cpu()
+        chosen = indices[culprits] if culprits.any() else indices
+        names = [self.splits.train[int(index)].name for index in chosen[:8]]
         raise MltrError(
             f"the loss is {value} at step {self.progress.step} (epoch {self.progress.epoch + 1}): "
-            f"lower train.lr, or look at these images: {', '.join(names)}. "
-            f"The last checkpoint is unharmed: {self.folder.checkpoint}"
+            f"lower train.lr, or look at these images: {', '.join(names)}"
         )
 
     @contextmanager
     def _catch_interrupt(self) -> Iterator[None]:
         """Let the first Ctrl-C finish the step and save; the second one ends at once."""
+        own = os.getpid()
 
         def note(signum: int, frame: FrameType | None) -> None:
+            if os.getpid() != own:  # a worker gets the terminal's signal too, and inherits this
+                return
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
@@ -308,7 +326,7 @@ class Trainer:
 
     def _keep_if_best(self, val_map: float, is_average: bool) -> None:
         progress = self.progress
-        if val_map > progress.best_map or progress.best_epoch < 0:
+        if not val_map <= progress.best_map:  # nan, without positives: the latest is kept
             progress.best_map, progress.best_epoch = val_map, progress.epoch
             progress.best_is_average = is_average
             weights = self._plain_model().state_dict()
@@ -437,15 +455,6 @@ def model_overrides(config: ModelConfig, image_size: int) -> dict[str, Any]:
     return overrides if config.drop_path is None else overrides | {"drop_path": config.drop_path}
 
 
-def growing_sizes(first: int, full: int, epochs: int) -> list[int]:
-    """Return the image side of each epoch: from `first` to `full` pixels, then constant."""
-    if not first or first >= full:
-        return [full]
-    grown = max(1, round(GROWN_AT * epochs))
-    steps = (first + (full - first) * epoch / grown for epoch in range(grown))
-    return [min(full, round(side / SIZE_STEP) * SIZE_STEP) for side in steps] + [full]
-
-
 def cache_folder() -> Path:
     """Return where squashed images are kept: a folder of the user's, shared by all runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltr"
@@ -490,7 +499,8 @@ def _line(row: dict[str, Any], last: int, progress: Progress) -> str:
         parts.append(f"val map {100 * row['val_map']:.2f}")
     if "val_map_ema" in row:
         parts.append(f"averaged {100 * row['val_map_ema']:.2f}")
-    parts.append(f"best {100 * progress.best_map:.2f} at {progress.best_epoch + 1}")
+    if progress.best_epoch >= 0:
+        parts.append(f"best {100 * progress.best_map:.2f} at {progress.best_epoch + 1}")
     return "  ".join(parts)
 
 

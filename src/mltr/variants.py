@@ -26,7 +26,7 @@ class Variant:
     absolute_position: bool = True  #: learned position embedding after the patch embedding
     # Ours, off in the paper's variants: what helps to learn from scratch from little data.
     conv_stem: bool = False  #: two 3x3 convolutions of stride 2 in place of the 4x4 patches
-    conv_depths: tuple[int, ...] = ()  #: residual convolutions before the triples of each stage
+    conv_depths: tuple[int, ...] = ()  #: residual convolutions before a stage's triples, else 0
     conv_position: bool = False  #: a depthwise 3x3 convolution before each triple
 
     def __post_init__(self) -> None:
@@ -38,6 +38,10 @@ class Variant:
         self._check()
 
     def _check(self) -> None:
+        for name in ("depths", "conv_depths"):
+            numbers = getattr(self, name)
+            if not isinstance(numbers, tuple) or not all(isinstance(n, int) for n in numbers):
+                raise UsageError(f"{name}={numbers!r} must be a list of whole numbers")
         if len(self.depths) == 0 or min(self.depths) < 0:
             raise UsageError(f"depths={self.depths}: one number (0 or more) for each stage")
         if self.embed_dim < 1 or self.embed_dim % self.head_dim:
@@ -48,9 +52,9 @@ class Variant:
             raise UsageError(f"window_size={self.window_size} must be positive")
         if min(self.image_hw) < 1:
             raise UsageError(f"image_size={self.image_size} must be positive")
-        if len(self.conv_depths) not in (0, len(self.depths)):
+        if any(self.conv_depths[len(self.depths) :]):
             raise UsageError(
-                f"conv_depths={self.conv_depths} needs {len(self.depths)} entries, one a stage"
+                f"conv_depths={self.conv_depths} names more stages than depths={self.depths}"
             )
         if not 0 <= self.drop_path < 1:
             raise UsageError(f"drop_path={self.drop_path} must lie in [0, 1)")
@@ -76,12 +80,12 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "mltr_nano": Variant(
         embed_dim=32,
-        depths=(0, 0, 2, 1),
+        depths=(0, 0, 2),
         window_size=3,
         image_size=96,
         absolute_position=False,
         conv_stem=True,
-        conv_depths=(2, 2, 0, 0),
+        conv_depths=(2, 2, 0),
         conv_position=True,
         drop_path=0.05,
     ),

@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -32,10 +33,10 @@ def open_image(source: ImageSource | str, max_pixels: int = MAX_PIXELS) -> Image
         return source.load()
     name = "image from memory" if isinstance(source, bytes) else str(source)
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else io.BytesIO(_read(Path(source)))
-        with warnings.catch_warnings():
-            # Pillow warns of what the check below refuses.
+        with _open_file(source, name) as file, warnings.catch_warnings():
+            # Pillow warns of what the check below refuses, and of damage that it can live with.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
             with Image.open(file, formats=FORMATS) as image:
                 _check_size(image, name, max_pixels)
                 return to_rgb(image)
@@ -47,13 +48,16 @@ def open_image(source: ImageSource | str, max_pixels: int = MAX_PIXELS) -> Image
         raise BrokenImage(f"{name}: {_reason(error)}") from error
 
 
-def _read(path: Path) -> bytes:
+def _open_file(source: Path | str | bytes, name: str) -> IO[bytes]:
+    """Return what to read from, at its start: a giant that is no image isn't read in whole."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    path = Path(source)
     if path.is_dir():
-        raise BrokenImage(f"{path}: a folder, not an image")
-    content = path.read_bytes()
-    if not content:
-        raise BrokenImage(f"{path}: the file is empty")
-    return content
+        raise BrokenImage(f"{name}: a folder, not an image")
+    if path.stat().st_size == 0:
+        raise BrokenImage(f"{name}: the file is empty")
+    return path.open("rb")
 
 
 def _reason(error: Exception) -> str:
@@ -88,11 +92,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_high_depth(image: Image.Image) -> Image.Image:
-    """Scale 16-bit (or float) grey values to 8 bits; Pillow would clip them to white."""
-    values = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1.0)
-    if values.max() <= 255:
-        top = 255.0  # 8-bit values in a wide container
+    """Scale grey values of 16 or 32 bits to 8; Pillow would clip them to white."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    largest = float(values.max())
+    # Files don't say what white is: floats run to 1, 8-bit values may come in a wide container.
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    top = next((white for white in whites if largest <= white), largest)
     grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
@@ -105,5 +110,7 @@ def find_images(folder: str | Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mltr.config import AugmentConfig
 from mltr.data.images import open_image
-from mltr.data.records import Record, Split
+from mltr.data.records import LazyImage, Record, Split
 from mltr.data.transforms import Preprocess, TrainTransform, squash
-from mltr.errors import BrokenImage
+from mltr.errors import BrokenImage, MltrError
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,9 @@ class Batch:
 class ImageDataset(Dataset[Sample]):
     """The images of a split, preprocessed, and varied where `augment` is given.
 
-    `sizes` gives the image side of each epoch (the last one stays); without it the
-    preprocessing's. `cache` is a folder for squashed images, made once and memory-mapped; it
-    needs `preprocess.base_size` and changes no pixel.
+    `sizes` gives the image side of each epoch of training (the last one stays); without it, and
+    in evaluation, the side is the preprocessing's. `cache` is a folder for squashed images, made
+    once and memory-mapped; it needs `preprocess.base_size` and changes no pixel.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, key: Key | int) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.split[index]
-        side = self.sizes[min(epoch, len(self.sizes) - 1)]
+        side = self._side(epoch)
         try:
             image = self._open(index)
         except BrokenImage as error:
@@ -95,8 +96,14 @@ class ImageDataset(Dataset[Sample]):
             return Sample(self.preprocess(image), targets, index)
         # The generator of the process stays as it was: dropout doesn't depend on the workers.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed_of(self.seed, epoch, index))
+            # Not torch.manual_seed, which also reseeds the accelerators, and takes 40 times longer.
+            torch.default_generator.manual_seed(_seed_of(self.seed, epoch, index))
             return Sample(self.transform(image, side), targets, index)
+
+    def _side(self, epoch: int) -> int:
+        if self.transform is None:
+            return self.preprocess.image_size
+        return self.sizes[min(epoch, len(self.sizes) - 1)]
 
     def _open(self, index: int) -> Image.Image:
         if self.cache is not None:
@@ -127,12 +134,16 @@ class EpochBatches(Sampler[list[Key]]):
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[Key]]:
+        # Handed over now: the epoch may be set anew while these batches are still being drawn.
+        return self._batches(self.epoch, self.start_batch)
+
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[list[Key]]:
         order = np.arange(self.count)
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
-        for number in range(self.start_batch, len(self)):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        for number in range(start_batch, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in batch]
+            yield [(epoch, int(index)) for index in batch]
 
 
 class BatchLoader:
@@ -196,14 +207,23 @@ def _use_one_thread(worker: int) -> None:
 
 
 class SquashCache:
-    """The images of a split, squashed to a square and kept in one memory-mapped file."""
+    """The images of a split, squashed to a square and kept in one memory-mapped file.
+
+    Raises `MltrError` where the folder can't hold them.
+    """
 
     def __init__(self, split: Split, side: int, folder: Path) -> None:
         key = _fingerprint(split, side)
         self.path = folder / f"squashed-{side}-{key}.u8"
         self.shape = (len(split), side, side, 3)
-        if not self._errors_path.is_file():
-            self._fill(split, side)
+        if not self._is_complete():
+            try:
+                self._fill(split, side)
+            except OSError as error:
+                raise MltrError(
+                    f"{folder}: can't keep {self._size / 1e6:,.0f} MB of squashed images there "
+                    f"({error.strerror or error}); make room, or set data.cache to false"
+                ) from error
         self.errors: dict[int, str] = {
             int(index): text for index, text in json.loads(self._errors_path.read_text()).items()
         }
@@ -212,6 +232,14 @@ class SquashCache:
     @property
     def _errors_path(self) -> Path:
         return self.path.with_suffix(".json")
+
+    @property
+    def _size(self) -> int:
+        return math.prod(self.shape)
+
+    def _is_complete(self) -> bool:
+        there = self._errors_path.is_file() and self.path.is_file()
+        return there and self.path.stat().st_size == self._size
 
     def __getitem__(self, index: int) -> Image.Image:
         if index in self.errors:
@@ -228,7 +256,6 @@ class SquashCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         log.info("decoding %d images once, into %s", len(split), self.path)
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        pixels = np.memmap(temporary, np.uint8, "w+", shape=self.shape)
         errors: dict[int, str] = {}
 
         def decode(index: int) -> None:
@@ -238,6 +265,8 @@ class SquashCache:
                 errors[index] = str(error)
 
         try:
+            _reserve(temporary, self._size)
+            pixels = np.memmap(temporary, np.uint8, "r+", shape=self.shape)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(decode, range(len(split))))
             pixels.flush()
@@ -249,9 +278,24 @@ class SquashCache:
         listing.replace(self._errors_path)
 
 
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes; raises OSError where the disk has no room for them.
+
+    A mapped file without its room reserved would end the process with a bus error instead.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
 def _fingerprint(split: Split, side: int) -> str:
     """Return a short hash of which images these are: names, sizes and times of their files."""
     digest = hashlib.sha256(f"{side}".encode())
+    if len(split) and isinstance(split[0].image, LazyImage):
+        # The code that composes images may change: the first picture speaks for the others.
+        digest.update(split[0].image.load().tobytes())
     for record in split:
         digest.update(_identity(record).encode())
     return digest.hexdigest()[:16]

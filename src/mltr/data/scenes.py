@@ -25,7 +25,8 @@ COMPANIONS = {2: 5, 6: 0}  #: where the first is, the second usually is too
 P_COMPANION = 0.8  #: P(second | first)
 P_LOOK_ALIKES_MEET = 0.1  #: that a look-alike of what is there already is let in
 MAX_OBJECTS = 5
-SIZES = (14, 52)  #: pixels of a digit's side on a canvas of 96, spread evenly on a log scale
+SIZES = (12, 40)  #: pixels of a digit's side on a canvas of 64, spread evenly on a log scale
+CANVAS = 64
 MAX_OVERLAP = 0.1  #: share of the smaller box
 SPLIT_NAMES = ("train", "val", "test")
 SHARES = (0.6, 0.15, 0.25)  #: of the handwritten digits, for the scenes of each split
@@ -57,9 +58,9 @@ class Scene:
     def load(self) -> Image.Image:
         """Return the picture in RGB."""
         generator = np.random.default_rng((self.seed, self.split, self.index, 1))
-        canvas, is_dark = _background(generator, self.side)
+        canvas = _background(generator, self.side)
         for placed in self.objects:
-            _ink(canvas, placed, generator, is_dark)
+            _ink(canvas, placed, generator)
         return Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
 
 
@@ -112,7 +113,7 @@ def _arrange(
     digits: list[int], split: int, canvas: int, generator: np.random.Generator
 ) -> tuple[Placed, ...]:
     """Give each digit a size and a place, the largest first, with hardly any overlap."""
-    low, high = (size * canvas / 96 for size in SIZES)
+    low, high = (size * canvas / CANVAS for size in SIZES)
     sizes = np.exp(generator.uniform(np.log(low), np.log(high), len(digits)))
     # Five large ones don't fit: shrink what would cover more than about half the canvas.
     sizes *= min(1.0, float(np.sqrt(0.55 * canvas**2 / (sizes**2).sum())))
@@ -186,17 +187,16 @@ def _glyph(source: int, side: int) -> NDArray[np.float32]:
     return np.asarray(((large - 0.4) / 0.3).clip(0, 1), dtype=np.float32)
 
 
-def _background(generator: np.random.Generator, side: int) -> tuple[NDArray[np.float32], bool]:
-    """Return a textured, coloured canvas [side, side, 3] in 0..255, and whether it is dark."""
-    is_dark = bool(generator.random() < 0.5)
-    base = generator.uniform(20, 80, 3) if is_dark else generator.uniform(165, 235, 3)
+def _background(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
+    """Return a dark, textured, coloured canvas [side, side, 3] in 0..255."""
+    base = generator.uniform(15, 75, 3)
     texture = np.zeros((side, side, 3), np.float32)
-    for cells, strength in ((3, 28), (9, 14), (24, 9)):
+    for cells, strength in ((3, 22), (8, 10), (20, 4)):
         noise = generator.uniform(-strength, strength, (cells, cells, 3))
         noise += generator.uniform(-strength, strength, (cells, cells, 1))
         texture += _enlarge(noise.astype(np.float32), side)
-    texture += generator.normal(0, 3, (side, side, 1)).astype(np.float32)
-    return (base + texture).astype(np.float32), is_dark
+    texture += generator.normal(0, 2, (side, side, 1)).astype(np.float32)
+    return (base + texture).astype(np.float32)
 
 
 def _enlarge(field: NDArray[np.float32], side: int) -> NDArray[np.float32]:
@@ -209,12 +209,10 @@ def _enlarge(field: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     return np.stack([np.asarray(layer) for layer in layers], axis=-1)
 
 
-def _ink(
-    canvas: NDArray[np.float32], placed: Placed, generator: np.random.Generator, is_dark: bool
-) -> None:
-    """Draw a digit in a colour of its own that stands out from the canvas, in place."""
+def _ink(canvas: NDArray[np.float32], placed: Placed, generator: np.random.Generator) -> None:
+    """Draw a digit in a bright colour of its own, in place."""
     hue = generator.dirichlet(np.full(3, 0.6))
-    colour = 150 + 105 * hue / hue.max() if is_dark else 15 + 105 * hue / hue.max()
+    colour = 150 + 105 * hue / hue.max()
     opacity = generator.uniform(0.85, 1.0)
     coverage = opacity * _glyph(placed.source, placed.side)[..., None]
     rows, columns = (slice(start, start + placed.side) for start in (placed.y, placed.x))

@@ -112,10 +112,10 @@ class TrainTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.colours is not None:
             image = self.colours(image)
-        pixels = self.preprocess.normalize(to_tensor(image))
+        pixels = to_tensor(image)
         if self.augment.cutout:
             cut_out(pixels, round(side * self.augment.cutout))
-        return pixels
+        return self.preprocess.normalize(pixels)
 
     @property
     def _crops(self) -> bool:

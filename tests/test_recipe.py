@@ -1,0 +1,83 @@
+"""Recipes: YAML and overrides, and what is said of mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mltr.config import Config
+from mltr.errors import UsageError
+from mltr.recipe import find_recipe, load_recipe, to_yaml
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_tells_its_command(path: Path) -> None:
+    assert isinstance(load_recipe(path), Config)
+    head = path.read_text().split("\ndata:")[0]
+    assert f"mltr train {path.stem}" in head
+    assert "map" in head.lower()
+
+
+def test_overrides_win_and_a_resolved_recipe_reads_back(tmp_path: Path) -> None:
+    config = load_recipe(
+        find_recipe("scenes_nano"),
+        ["--train.epochs", "3", "--data.root=/photos", "--model.name", "timm/resnet18",
+         "--data.scenes.train", "10", "--model.drop_path", "0.2", "--data.cache=false"],
+    )  # fmt: skip
+    assert (config.train.epochs, config.data.root) == (3, "/photos")
+    assert (config.model.name, config.model.drop_path) == ("timm/resnet18", 0.2)
+    assert config.data.scenes.train == 10
+    assert config.data.cache is False
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_recipe(tmp_path / "again.yaml") == config
+
+
+def test_network_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model:\n  name: mltr_s\n  overrides: {depths: [1, 1]}\n")
+    assert load_recipe(path).model.overrides == {"depths": [1, 1]}
+    config = load_recipe(path, ["--model.overrides.window_size", "4"])
+    assert config.model.overrides == {"depths": [1, 1], "window_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {epoch: 3}", r"r.yaml: no key 'train.epoch'; did you mean 'train.epochs'"),
+        ("trian: {epochs: 3}", r"no key 'trian'; did you mean 'train'"),
+        ("train: {epochs: many}", r"train.epochs: expected int, got many"),
+        ("train: {epochs: 0}", r"train.epochs must be at least 1"),
+        ("train: {lr: -1}", r"train.lr must be positive"),
+        ("loss: {name: hinge}", r"loss.name: expected one of 'asl', 'bce', 'focal', got hinge"),
+        ("data: {cache: true}", r"data.cache needs data.base_size"),
+        ("train: 3", "sections"),
+        ("- 3", "sections"),
+        ("train: [", "not YAML"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--train.epoch", "3"], r"no option '--train.epoch'; did you mean '--train.epochs'"),
+        (["--train.epochs", "x"], r"^train.epochs: expected int, got x"),
+        (["--train.epochs"], "expected one argument"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(arguments: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_recipe(find_recipe("scenes_nano"), arguments)
+
+
+def test_unknown_recipe_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"no recipe 'scenes_nono'; did you mean 'scenes_nano'"):
+        find_recipe("scenes_nono")
