@@ -139,8 +139,12 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
               "--model.overrides.conv_stem=false", "--train.optimizer=adam"]  # fmt: skip
     train(tmp_path / "one", *common, "--train.batch_size=16", epochs=1)
     train(tmp_path / "two", *common, "--train.batch_size=8", "--train.accumulation=2", epochs=1)
-    for name, tensor in weights(tmp_path / "one").items():
-        torch.testing.assert_close(tensor, weights(tmp_path / "two")[name], atol=2e-4, rtol=0)
+    one, two = (
+        torch.cat([tensor.flatten().float() for tensor in weights(tmp_path / name).values()])
+        for name in ("one", "two")
+    )
+    # Adam makes a full step of a gradient that is zero but for rounding: compare as a whole.
+    assert (one - two).norm() < 2e-3 * one.norm()
 
 
 def test_patience_ends_a_run_early(tmp_path: Path) -> None:
@@ -389,6 +393,16 @@ def test_broken_images_are_counted_and_past_a_limit_stop_the_run(tmp_path: Path,
     message = capsys.readouterr().err
     assert "training images are broken, more than data.max_broken=0.001 allows" in message
     assert ".png: not an image" in message
+
+
+def test_a_class_without_images_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_photos(tmp_path / "photos")
+    table = folder / "labels.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{lines[0]},never", *(f"{line},0" for line in lines[1:])]))
+    caplog.set_level("WARNING", "mltr")
+    assert train_photos(folder, tmp_path / "run") == 0
+    assert "no training image has: never" in caplog.text
 
 
 def test_errors_come_without_a_traceback_unless_asked(tmp_path: Path, capsys) -> None:

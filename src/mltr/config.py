@@ -21,7 +21,7 @@ def _require(condition: bool, message: str) -> None:
 class ScenesConfig:
     """The embedded demo data: scenes of handwritten digits, composed on the fly."""
 
-    train: int = 4000  #: number of training scenes
+    train: int = 9000  #: number of training scenes
     val: int = 400  #: number of validation scenes
     test: int = 1000  #: number of test scenes
     side: int = 64  #: height and width of a scene in pixels

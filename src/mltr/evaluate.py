@@ -30,7 +30,7 @@ PROTOCOLS = {
     "or": "overall recall",
     "of1": "overall F1",
 }
-BAR_WIDTH = 20
+BAR_WIDTH = 10
 MANY_CLASSES = 25  #: from here on, plots show single classes no more
 
 
@@ -150,7 +150,7 @@ def _class_table(figures: dict[str, Any]) -> Table:
 
     table = Table()
     table.add_column("class")
-    for heading in ("AP %", "precision %", "recall %", "F1 %", "images with it"):
+    for heading in ("AP %", "precision %", "recall %", "F1 %", "images"):
         table.add_column(heading, justify="right")
     table.add_column("")
     rows = sorted(

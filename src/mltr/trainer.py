@@ -407,7 +407,14 @@ class Trainer:
     def _announce(self, last: int) -> None:
         sizes = ", ".join(f"{len(split)} {split.name}" for split in self.splits)
         log.info("images: %s; %d classes", sizes, len(self.splits.train.classes))
-        for key, count in self.splits.train.notes.items():
+        train = self.splits.train
+        positives = (train.targets == 1).any(axis=0)
+        empty = [
+            name for name, any_image in zip(train.classes, positives, strict=True) if not any_image
+        ]
+        if empty:
+            log.warning("no training image has: %s", ", ".join(empty))
+        for key, count in train.notes.items():
             if count:
                 log.info("%s: %d", key.replace("_", " "), count)
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
