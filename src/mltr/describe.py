@@ -297,7 +297,7 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
         ("broken", "broken images"),
         ("duplicates", "groups of identical images"),
         ("near_duplicates", "groups of images that look the same"),
-        ("leaks", "of these groups reach over two splits, so the test is not fair"),
+        ("leaks", "of these groups reach over two splits (leakage)"),
     ):
         found = report[key]
         console.print(f"{len(found):,} {words}" + (":" if found else ""))
@@ -330,7 +330,7 @@ def draw(folder: Path, splits: Splits) -> Path:
     image = right.imshow(share, cmap="Blues", vmin=0, vmax=1)
     right.set_xticks(range(len(names)), names, rotation=90)
     right.set_yticks(range(len(names)), names)
-    right.set_title("share of a row's images that have the column's label", loc="left")
+    right.set_title("P(column | row)", loc="left")
     figure.colorbar(image, shrink=0.8)
     path = folder / "labels.png"
     try:
