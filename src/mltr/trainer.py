@@ -244,19 +244,19 @@ class Trainer:
         return found
 
     def _val_map(self) -> float:
-        predictions = self._predict(self.splits.val)
+        predictions = self._predict(self.splits.val, self.cache)
         return evaluate(predictions.probs, predictions.targets)["map"]
 
-    def _predict(self, split: Split) -> Predictions:
+    def _predict(self, split: Split, cache: Path | None) -> Predictions:
         return predict_split(
             self._plain_model(),
             split,
             self.preprocess,
             batch_size=self.config.train.batch_size,
-            workers=0 if self.cache else self.config.data.workers,
+            workers=0 if cache else self.config.data.workers,
             device=self.accelerator.device,
             autocast=AUTOCAST[self.config.train.precision],
-            cache=self.cache,
+            cache=cache,
         )
 
     def _plain_model(self) -> Any:
@@ -366,7 +366,7 @@ class Trainer:
         """Write the bundle of the best weights and score the test images, once."""
         model = self._plain_model()
         model.load_state_dict(_load_tensors(self.folder.best))
-        predictions = self._predict(self.splits.test)
+        predictions = self._predict(self.splits.test, self.cache)
         full_report = report(predictions)
         figures = self._figures(full_report)
         save_bundle(
@@ -433,7 +433,7 @@ class Trainer:
     def _draw_pictures(self) -> None:
         """Show some validation images with what is said of them, in TensorBoard."""
         split = self.splits.val.subset(range(min(PICTURES, len(self.splits.val))), "val")
-        tiles = make_tiles(split, self._predict(split))
+        tiles = make_tiles(split, self._predict(split, cache=None))  # too few to keep
         with _tensorboard(self.folder) as writer:
             sheet = np.asarray(contact_sheet(tiles, columns=4))
             writer.add_image("validation", sheet, self.progress.epoch, dataformats="HWC")
