@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mltr import metrics
-from mltr.errors import MltrError, UsageError
+from mltr.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,22 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Evaluate; overrides such as ``--data.root DIR`` choose another source, as in a recipe."""
-    from mltr.predictions import PREDICTIONS_FILE, load_predictions
     from mltr.runs import write_figures
+    from mltr.scoring import scores_of
 
-    folder = Path(args.run)
-    if not folder.is_dir():
-        raise MltrError(f"{folder}: no such run folder")
     if not 0 <= args.threshold <= 1:
         raise UsageError(f"--threshold {args.threshold:g} must lie in 0..1")
-    saved = folder / PREDICTIONS_FILE
-    if overrides or args.rerun or args.split != "test" or not saved.is_file():
-        predictions = _score(folder, args.split, overrides)
-    else:
-        predictions = load_predictions(saved)
+    predictions = scores_of(args.run, args.split, overrides, args.rerun)
     figures = report(predictions, args.threshold)
     if args.json != "-":
-        print_report(figures, f"{folder.name}, {args.split}")
+        print_report(figures, f"{Path(args.run).name}, {args.split}")
     out = Path(args.out or args.run)
     pictures = save_curves(out, predictions)
     if args.json != "-":
@@ -71,27 +64,6 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.json:
         write_figures(args.json, figures)
     return 0
-
-
-def _score(folder: Path, split: str, overrides: Sequence[str]) -> Predictions:
-    """Run the network of a bundle over a split of the run's own source, or of another."""
-    from mltr.data.sources import open_splits
-    from mltr.predictions import predict_split
-    from mltr.recipe import load_recipe
-    from mltr.weights import load_bundle
-
-    bundle = load_bundle(folder)
-    recipe = folder / "config.yaml"
-    if not recipe.is_file():
-        raise MltrError(f"{folder} has no config.yaml, so what should it be scored on? Use a run")
-    config = load_recipe(recipe, overrides)
-    chosen = getattr(open_splits(config.data), split)
-    if chosen.classes != bundle.classes:
-        raise MltrError(
-            f"the model knows {len(bundle.classes)} classes ({', '.join(bundle.classes[:3])}, ...)"
-            f" and the data has {len(chosen.classes)} ({', '.join(chosen.classes[:3])}, ...)"
-        )
-    return predict_split(bundle.model, chosen, bundle.preprocess, workers=config.data.workers)
 
 
 def report(predictions: Predictions, threshold: float = 0.5) -> dict[str, Any]:

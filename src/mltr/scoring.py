@@ -1,0 +1,80 @@
+"""A run and the images that it was made from, opened together, and its scores of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mltr.config import Config
+from mltr.data.records import Split, Splits
+from mltr.data.sources import open_splits
+from mltr.errors import MltrError
+from mltr.predictions import PREDICTIONS_FILE, Predictions, load_predictions, predict_split
+from mltr.recipe import load_recipe
+from mltr.weights import Bundle, load_bundle
+
+SPLITS = ("test", "val", "train")
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A finished run: its network, its recipe, its images."""
+
+    path: Path
+    bundle: Bundle
+    config: Config
+    splits: Splits
+
+    def split(self, name: str) -> Split:
+        """Return the split called `train`, `val` or `test`."""
+        chosen: Split = getattr(self.splits, name)
+        return chosen
+
+    def score(self, name: str) -> Predictions:
+        """Run the network over a split; the same images get the same scores each time."""
+        return predict_split(
+            self.bundle.model,
+            self.split(name),
+            self.bundle.preprocess,
+            workers=self.config.data.workers,
+        )
+
+
+def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
+    """Open a run with its source, or with another one, by overrides such as ``--data.root DIR``.
+
+    Raises `MltrError` if the folder holds no finished run, or the data has other classes.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise MltrError(f"{path}: no such run folder")
+    bundle = load_bundle(path)
+    recipe = path / "config.yaml"
+    if not recipe.is_file():
+        raise MltrError(f"{path} has no config.yaml, so what should it be scored on? Use a run")
+    config = load_recipe(recipe, overrides)
+    splits = open_splits(config.data)
+    if splits.train.classes != bundle.classes:
+        found = splits.train.classes
+        raise MltrError(
+            f"the model knows {len(bundle.classes)} classes ({', '.join(bundle.classes[:3])}, ...)"
+            f" and the data has {len(found)} ({', '.join(found[:3])}, ...)"
+        )
+    return OpenRun(path, bundle, config, splits)
+
+
+def scores_of(
+    folder: str | Path, split: str = "test", overrides: Sequence[str] = (), rerun: bool = False
+) -> Predictions:
+    """Return a run's scores of a split: of the test images those it saved, unless told otherwise.
+
+    Raises `MltrError` as `open_scored` and `load_predictions` do.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise MltrError(f"{path}: no such run folder")
+    saved = path / PREDICTIONS_FILE
+    if overrides or rerun or split != "test" or not saved.is_file():
+        return open_scored(path, overrides).score(split)
+    return load_predictions(saved)
