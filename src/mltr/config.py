@@ -96,8 +96,10 @@ class ModelConfig:
     name: str = "mltr_nano"  #: a variant (`mltr list`), or `timm/NAME` for any timm backbone
     image_size: int = 0  #: side in pixels that the network sees (0: the variant's own)
     drop_path: float | None = None  #: greatest stochastic-depth rate (null: the variant's own)
+    head: Literal["average", "csra", "query2label", "ml_decoder"] = "average"  #: map to logits
+    head_options: dict[str, Any] = field(default_factory=dict)  #: such as num_heads, lam, groups
     overrides: dict[str, Any] = field(default_factory=dict)  #: further arguments of the network
-    init: str = ""  #: a bundle whose weights the training starts from
+    init: str = ""  #: weights to start from: a bundle, hf-hub:OWNER/NAME, cat:FILE or swin:NAME
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 0, "model.image_size must not be negative")

@@ -9,6 +9,7 @@ for the details; what is ours says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mltr.backbones import create_timm, timm_image_size
 from mltr.errors import UsageError
+from mltr.heads import make_head
 from mltr.variants import VARIANTS, Attention, Variant, get_variant
 
 BlockKind = Literal["pixel", "cross"]
@@ -292,9 +294,15 @@ def resize_position(position: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class MlTr(nn.Module):
-    """The network: embedding, stages, norm, global average pooling, one logit a class."""
+    """The network: embedding, stages, norm, and a head that gives one logit a class."""
 
-    def __init__(self, variant: Variant, num_classes: int) -> None:
+    def __init__(
+        self,
+        variant: Variant,
+        num_classes: int,
+        head: str = "average",
+        head_options: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.variant = variant
         self.num_classes = num_classes
@@ -308,19 +316,23 @@ class MlTr(nn.Module):
             self.stages.append(Stage(index, variant, rates[start : start + count]))
         self.num_features = variant.embed_dim * 2 ** (len(variant.depths) - 1)
         self.norm = nn.LayerNorm(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes)
+        self.head = make_head(head, self.num_features, num_classes, **(head_options or {}))
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] for images [B, 3, H, W] of any size."""
-        return self.classify(self.forward_intermediates(images)["final"])
+        return self.forward_head(self.forward_features(images))
 
-    def classify(self, final: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the final normalised map [B, H, W, C]."""
+        return self.forward_maps(images)["final"]
+
+    def forward_head(self, maps: Tensor) -> Tensor:
         """Return logits [B, K] for the final normalised map [B, H, W, C]."""
-        logits: Tensor = self.head(final.mean(dim=(1, 2)))
+        logits: Tensor = self.head(maps)
         return logits
 
-    def forward_intermediates(self, images: Tensor) -> dict[str, Tensor]:
+    def forward_maps(self, images: Tensor) -> dict[str, Tensor]:
         """Return the named maps [B, H, W, C]: `embed`, `stage1`, ..., and `final`, normalised."""
         maps = {"embed": self.embed(images)}
         latest = maps["embed"]
@@ -330,12 +342,9 @@ class MlTr(nn.Module):
         return maps
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the position tables, which weight decay should leave alone."""
-        return {
-            name
-            for name, _ in self.named_parameters()
-            if name == "embed.position" or name.endswith("relative_position_bias_table")
-        }
+        """Names of position tables and queries, which weight decay should leave alone."""
+        endings = ("embed.position", "relative_position_bias_table", "head.queries")
+        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass: less memory for more time."""
@@ -354,17 +363,26 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def create_model(name: str, num_classes: int = 80, **overrides: Any) -> nn.Module:
+def create_model(
+    name: str,
+    num_classes: int = 80,
+    head: str = "average",
+    head_options: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> nn.Module:
     """Return a randomly initialised network that maps images [B, 3, H, W] to logits [B, K].
 
     `name` is a variant (`list_models()`), whose fields `overrides` replace, or ``timm/NAME`` for
-    any timm backbone, whose arguments they are. Raises `UsageError` for an unknown name or option.
+    any timm backbone, whose arguments they are. `head` is average, csra, query2label or
+    ml_decoder (see `heads.py`, where `head_options` stand, too); with average, a timm backbone
+    keeps its own. Raises `UsageError` for an unknown name or option.
     """
     if num_classes < 1:
         raise UsageError(f"num_classes={num_classes} must be at least 1")
     if name.startswith("timm/"):
-        return create_timm(name.removeprefix("timm/"), num_classes, **overrides)
-    return MlTr(get_variant(name, **overrides), num_classes)
+        plain = name.removeprefix("timm/")
+        return create_timm(plain, num_classes, head, head_options or {}, **overrides)
+    return MlTr(get_variant(name, **overrides), num_classes, head, head_options)
 
 
 def default_image_size(name: str) -> int:

@@ -44,13 +44,14 @@ def parameter_groups(
 def _layer_numbers(names: list[str]) -> dict[str, int]:
     """Number the layers from the input on, for each parameter name.
 
-    A layer is what shares a name up to its last list index, such as `stages.2.blocks.5`.
+    A layer is what shares a name up to its last list index, such as `stages.2.blocks.5`; a head is
+    one layer, whatever it is made of.
     """
     layers: dict[str, int] = {}
     numbers = {}
     for name in names:
         indexed = re.match(r"(.*\.\d+)\.", name)
-        layer = indexed[1] if indexed else name.split(".")[0]
+        layer = name.split(".")[0] if indexed is None or name.startswith("head.") else indexed[1]
         numbers[name] = layers.setdefault(layer, len(layers))
     return numbers
 

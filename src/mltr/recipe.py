@@ -96,8 +96,8 @@ def _keys_of(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _is_inside_dict(key: str) -> bool:
-    """Whether a key belongs to `model.overrides`, whose entries the network knows, not we."""
-    return key.startswith("model.overrides.")
+    """Whether a key belongs to options whose names the network or its head knows, not we."""
+    return key.startswith(("model.overrides.", "model.head_options."))
 
 
 def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Config:

@@ -19,6 +19,7 @@ from mltr.predictions import PREDICTIONS_FILE
 from mltr.recipe import load_recipe, to_yaml
 from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, text_writer, write_atomically, write_json
 
+FREE_KEYS = ("overrides", "head_options")  #: of a recipe: options with names of their own
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
@@ -168,7 +169,7 @@ def _differences(
     old: dict[str, Any], new: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     for key in old:
-        if isinstance(old[key], dict) and isinstance(new[key], dict) and key != "overrides":
+        if isinstance(old[key], dict) and isinstance(new[key], dict) and key not in FREE_KEYS:
             yield from _differences(old[key], new[key], f"{prefix}{key}.")
         elif old[key] != new[key]:
             yield f"{prefix}{key}", old[key], new[key]

@@ -459,6 +459,8 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Mo
 def model_overrides(config: ModelConfig, image_size: int) -> dict[str, Any]:
     """Return all that `create_model` needs to build the network of a recipe again."""
     overrides = config.overrides | {"image_size": image_size}
+    if config.head != "average":
+        overrides |= {"head": config.head, "head_options": config.head_options}
     return overrides if config.drop_path is None else overrides | {"drop_path": config.drop_path}
 
 

@@ -1,0 +1,258 @@
+"""From the final map to logits: pooling, residual attention, and queries; for any backbone.
+
+Shapes as in `model.py`: maps are B H W C, logits B K. Each head maps the one to the other, and
+tells by `class_maps` [B, K, H, W] where it looked; with `exact_class_maps` these add up to the
+logits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mltr.errors import UsageError, did_you_mean
+
+# Temperatures of each number of heads (CSRA, arXiv 2108.02456, section 3.3); 99 means the maximum.
+CSRA_TEMPERATURES: dict[int, tuple[float, ...]] = {
+    1: (1,),
+    2: (1, 99),
+    4: (1, 2, 4, 99),
+    6: (1, 2, 3, 4, 5, 99),
+    8: (1, 2, 3, 4, 5, 6, 7, 99),
+}
+MAXIMUM = 99
+WIDEST_QUERY = 768  #: width of the decoder in ML-Decoder, whatever the backbone's
+
+
+class AverageHead(nn.Linear):
+    """Global average pooling, then a linear layer."""
+
+    exact_class_maps = True
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__(num_features, num_classes)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return logits [B, K] for maps [B, H, W, C]."""
+        return super().forward(maps.mean(dim=(1, 2)))
+
+    def class_maps(self, maps: Tensor) -> Tensor:
+        """Return each pixel's share of each logit: [B, K, H, W]."""
+        shares = super().forward(maps) / (maps.shape[1] * maps.shape[2])
+        return shares.permute(0, 3, 1, 2)
+
+
+class CSRAHead(nn.Module):
+    """Class-specific residual attention (arXiv 2108.02456).
+
+    Each class has a score at each pixel; its logit is the mean of them plus `lam` times their
+    mean weighted by their own softmax. Several heads, with rising temperatures, are added up.
+    """
+
+    exact_class_maps = True
+
+    def __init__(
+        self, num_features: int, num_classes: int, num_heads: int = 1, lam: float = 0.1
+    ) -> None:
+        super().__init__()
+        if num_heads not in CSRA_TEMPERATURES:
+            raise UsageError(f"csra: num_heads={num_heads} is not one of {[*CSRA_TEMPERATURES]}")
+        self.temperatures = CSRA_TEMPERATURES[num_heads]
+        self.lam = lam
+        self.weight = nn.Parameter(torch.empty(num_heads, num_classes, num_features))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as its 1x1 convolution starts
+
+    def _scores(self, maps: Tensor) -> Tensor:
+        """Return scores [heads, B, K, HW]: by directions of length one, as the paper's code has."""
+        directions = F.normalize(self.weight, dim=2).to(maps.dtype)
+        return torch.einsum("hkc,bpc->hbkp", directions, maps.flatten(1, 2))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return logits [B, K] for maps [B, H, W, C]."""
+        logits = maps.new_zeros(())
+        for scores, temperature in zip(self._scores(maps), self.temperatures, strict=True):
+            attended = (_attention(scores, temperature) * scores).sum(dim=2)
+            logits = logits + scores.mean(dim=2) + self.lam * attended
+        return logits
+
+    def class_maps(self, maps: Tensor) -> Tensor:
+        """Return each pixel's share of each logit: [B, K, H, W]."""
+        B, H, W, _ = maps.shape
+        shares = maps.new_zeros(())
+        for scores, temperature in zip(self._scores(maps), self.temperatures, strict=True):
+            weights = 1 / (H * W) + self.lam * _attention(scores, temperature)
+            shares = shares + weights * scores
+        return shares.view(B, -1, H, W)
+
+
+def _attention(scores: Tensor, temperature: float) -> Tensor:
+    """Return weights [B, K, HW] that add up to 1 over the pixels."""
+    if temperature == MAXIMUM:
+        return F.one_hot(scores.argmax(dim=2), scores.shape[2]).to(scores.dtype)
+    return (scores * temperature).softmax(dim=2)
+
+
+class QueryLayer(nn.Module):
+    """One layer of a decoder: queries look at each other (or not), then at the map, then an MLP.
+
+    Post-norm; the queries are added wherever they ask, as in DETR (arXiv 2005.12872).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_dim: int, dropout: float, self_attention: bool
+    ) -> None:
+        super().__init__()
+        self.self_attention: nn.Module | None = None
+        if self_attention:
+            self.self_attention = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+            self.self_norm = nn.LayerNorm(dim)
+        self.cross_attention = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, mlp_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim)
+        )
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, content: Tensor, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return content [B, Q, D] after one more look, and where it looked [B, Q, HW].
+
+        `queries` [Q, D] say which class or group each row of `content` stands for.
+        """
+        if self.self_attention is not None:
+            asking = content + queries
+            attended, _ = self.self_attention(asking, asking, content, need_weights=False)
+            content = self.self_norm(content + self.dropout(attended))
+        found, weights = self.cross_attention(content + queries, keys, values)
+        content = self.cross_norm(content + self.dropout(found))
+        return self.mlp_norm(content + self.dropout(self.mlp(content))), weights
+
+
+class QueryHead(nn.Module):
+    """Labels as queries that look for their evidence in the map.
+
+    With `groups` 0 there is a query for each class, else so many groups of classes share one, for
+    thousands of classes. `make_head` has the settings of Query2Label (arXiv 2107.10834: learned
+    queries, positions, an encoder layer and two decoder layers) and of ML-Decoder (arXiv
+    2111.12933: fixed queries, at most 100 groups, one decoder layer, no self-attention).
+    """
+
+    exact_class_maps = False
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        dim: int = 0,
+        groups: int = 0,
+        num_layers: int = 1,
+        encoder_layers: int = 0,
+        self_attention: bool = False,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.1,
+        learned_queries: bool = True,
+        positions: bool = False,
+    ) -> None:
+        super().__init__()
+        dim = dim or min(num_features, WIDEST_QUERY)
+        if dim % num_heads:
+            raise UsageError(f"query head: dim={dim} must be a multiple of num_heads={num_heads}")
+        if groups < 0 or num_layers < 1 or encoder_layers < 0:
+            raise UsageError("query head: groups >= 0, num_layers >= 1, encoder_layers >= 0")
+        self.num_classes = num_classes
+        self.positions = positions
+        self.num_queries = min(groups or num_classes, num_classes)
+        mlp_dim = int(dim * mlp_ratio)
+        self.input_proj = nn.Linear(num_features, dim)
+        self.encoder = nn.ModuleList(
+            nn.TransformerEncoderLayer(dim, num_heads, mlp_dim, dropout, batch_first=True)
+            for _ in range(encoder_layers)
+        )
+        self.queries = nn.Parameter(
+            torch.randn(self.num_queries, dim), requires_grad=learned_queries
+        )
+        self.layers = nn.ModuleList(
+            # The first layer's queries have seen nothing yet, so have nothing to tell each other.
+            QueryLayer(dim, num_heads, mlp_dim, dropout, self_attention and number > 0)
+            for number in range(num_layers)
+        )
+        self.classes_per_query = -(-num_classes // self.num_queries)
+        self.weight = nn.Parameter(torch.empty(self.num_queries, dim, self.classes_per_query))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+        trunc_normal_(self.weight, std=0.02)
+
+    def _decode(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each query found [B, Q, D] and where [B, Q, HW]."""
+        B, H, W, _ = maps.shape
+        values: Tensor = self.input_proj(maps.flatten(1, 2))
+        place = sine_positions(H, W, values.shape[2]).to(values) if self.positions else 0
+        for layer in self.encoder:
+            values = layer(values + place)
+        keys = values + place
+        content = self.queries.new_zeros(B, *self.queries.shape).to(values.dtype)
+        weights = content
+        for layer in self.layers:
+            content, weights = layer(content, self.queries.to(values.dtype), keys, values)
+        return content, weights
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return logits [B, K] for maps [B, H, W, C]."""
+        content, _ = self._decode(maps)
+        logits = torch.einsum("bqd,qdn->bqn", content, self.weight.to(content.dtype))
+        return logits.flatten(1)[:, : self.num_classes] + self.bias
+
+    def class_maps(self, maps: Tensor) -> Tensor:
+        """Return where the query of each class looked, adding up to 1: [B, K, H, W]."""
+        _, weights = self._decode(maps)
+        each = weights.repeat_interleave(self.classes_per_query, dim=1)[:, : self.num_classes]
+        return each.reshape(len(maps), -1, *maps.shape[1:3])
+
+
+def sine_positions(H: int, W: int, dim: int) -> Tensor:
+    """Return sines and cosines of row and column, [HW, D] (DETR, arXiv 2005.12872)."""
+    quarter = -(-dim // 4)
+    frequencies = 10000 ** -(torch.arange(quarter) / quarter)
+    waves = []
+    for side, size in ((torch.arange(H), H), (torch.arange(W), W)):
+        angles = 2 * math.pi * (side + 1)[:, None] / size * frequencies
+        waves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
+    rows, columns = waves
+    both = torch.cat([rows[:, None].expand(H, W, -1), columns[None].expand(H, W, -1)], dim=2)
+    return both.flatten(0, 1)[:, :dim]
+
+
+# Settings of the two published query heads; options given by the user replace them.
+QUERY2LABEL: dict[str, Any] = {
+    "encoder_layers": 1, "num_layers": 2, "self_attention": True, "num_heads": 4,
+    "positions": True,
+}  # fmt: skip
+ML_DECODER: dict[str, Any] = {"groups": 100, "mlp_ratio": 8 / 3, "learned_queries": False}
+HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "average": (AverageHead, {}),
+    "csra": (CSRAHead, {}),
+    "query2label": (QueryHead, QUERY2LABEL),
+    "ml_decoder": (QueryHead, ML_DECODER),
+}
+
+
+def make_head(name: str, num_features: int, num_classes: int, **options: Any) -> nn.Module:
+    """Return the head `name`: average, csra, query2label or ml_decoder.
+
+    Raises `UsageError` for an unknown name or option.
+    """
+    if name not in HEADS:
+        raise UsageError(f"unknown head {name!r}{did_you_mean(name, HEADS)}; known: {[*HEADS]}")
+    kind, settings = HEADS[name]
+    try:
+        return kind(num_features, num_classes, **settings | options)
+    except TypeError as error:
+        raise UsageError(f"head {name!r} can't be built with {options}: {error}") from error
