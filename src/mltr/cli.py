@@ -31,6 +31,8 @@ COMMANDS = {
     "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
     "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
     "predict": Command("mltr.predict", "name what is in photos"),
+    "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),
+    "resize": Command("mltr.resize", "fit a bundle to another image or window size"),
     "list": Command("mltr.listing", "list the networks"),
 }
 

@@ -29,6 +29,14 @@ MAXIMUM = 99
 WIDEST_QUERY = 768  #: width of the decoder in ML-Decoder, whatever the backbone's
 
 
+class PoolHead(nn.Module):
+    """No classifier: the features alone, for a network that has none yet."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return pooled features [B, C] for maps [B, H, W, C]."""
+        return maps.mean(dim=(1, 2))
+
+
 class AverageHead(nn.Linear):
     """Global average pooling, then a linear layer."""
 
@@ -245,12 +253,14 @@ HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 
 
 def make_head(name: str, num_features: int, num_classes: int, **options: Any) -> nn.Module:
-    """Return the head `name`: average, csra, query2label or ml_decoder.
+    """Return the head `name`: average, csra, query2label or ml_decoder; without classes, none.
 
     Raises `UsageError` for an unknown name or option.
     """
     if name not in HEADS:
         raise UsageError(f"unknown head {name!r}{did_you_mean(name, HEADS)}; known: {[*HEADS]}")
+    if num_classes == 0:
+        return PoolHead()
     kind, settings = HEADS[name]
     try:
         return kind(num_features, num_classes, **settings | options)

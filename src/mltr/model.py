@@ -375,10 +375,11 @@ def create_model(
     `name` is a variant (`list_models()`), whose fields `overrides` replace, or ``timm/NAME`` for
     any timm backbone, whose arguments they are. `head` is average, csra, query2label or
     ml_decoder (see `heads.py`, where `head_options` stand, too); with average, a timm backbone
-    keeps its own. Raises `UsageError` for an unknown name or option.
+    keeps its own. Without classes the network gives its pooled features. Raises `UsageError` for
+    an unknown name or option.
     """
-    if num_classes < 1:
-        raise UsageError(f"num_classes={num_classes} must be at least 1")
+    if num_classes < 0:
+        raise UsageError(f"num_classes={num_classes} must not be negative")
     if name.startswith("timm/"):
         plain = name.removeprefix("timm/")
         return create_timm(plain, num_classes, head, head_options or {}, **overrides)

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from mltr.config import Config, ModelConfig
+from mltr.convert import initialise
 from mltr.data.loading import Batch, ImageDataset, make_loader
 from mltr.data.records import Split, Splits
 from mltr.data.transforms import Preprocess, mix_batch
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError
 from mltr.evaluate import print_report, report, save_curves
 from mltr.gallery import contact_sheet
 from mltr.losses import build_loss
@@ -40,7 +41,6 @@ from mltr.predictions import Predictions, make_tiles, predict_split, save_predic
 from mltr.runs import RunFolder, draw_curves
 from mltr.weights import (
     checkpoint_writer,
-    load_bundle,
     save_bundle,
     write_atomically,
     write_json,
@@ -446,13 +446,8 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Mo
     """Return the network of a recipe, with the weights of `model.init` where they fit."""
     model = create_model(config.name, num_classes, **model_overrides(config, image_size))
     if config.init:
-        loaded = load_bundle(config.init).model.state_dict()
-        own = model.state_dict()
-        fitting = {k: v for k, v in loaded.items() if k in own and own[k].shape == v.shape}
-        if not fitting:
-            raise UsageError(f"model.init {config.init}: none of its weights fit {config.name}")
-        model.load_state_dict(fitting, strict=False)
-        log.info("model.init: %d of %d tensors from %s", len(fitting), len(own), config.init)
+        report = initialise(model, config.init)
+        log.info("model.init: %s", report)
     return model
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mltr import __version__
 from mltr.data.transforms import Preprocess
-from mltr.errors import MltrError, did_you_mean
+from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.model import create_model
 
 FORMAT_VERSION = 1
@@ -147,6 +147,12 @@ def _finite_or_null(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite_or_null(entry) for entry in value]
     return value
+
+
+def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
+    """Raise `UsageError` if weights lie in `folder` and may not be overwritten."""
+    if (Path(folder) / WEIGHTS_FILE).exists() and not overwrite:
+        raise UsageError(f"{folder} holds weights already: choose another --out, or --overwrite")
 
 
 def save_bundle(
@@ -338,8 +344,8 @@ def _config_problem(config: Mapping[str, Any]) -> str:
         and isinstance(model.get("overrides"), dict)
     ):
         return 'model must be {"name": text, "overrides": {...}}'
-    if not (isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)):
-        return "classes must be a list of at least one name"
+    if not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
+        return "classes must be a list of names"
     if len(set(classes)) < len(classes):
         repeated = next(name for name in classes if classes.count(name) > 1)
         return f"classes must differ, and {repeated!r} stands there twice"
