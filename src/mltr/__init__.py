@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mltr import data, losses, metrics
+    from mltr.hub import push_to_hub
     from mltr.model import create_model, list_models
     from mltr.predict import load
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "data", "list_models", "load", "losses", "metrics"]
+__all__ = ["create_model", "data", "list_models", "load", "losses", "metrics", "push_to_hub"]
 
-_HOMES = {"create_model": "mltr.model", "list_models": "mltr.model", "load": "mltr.predict"}
+_HOMES = {
+    "create_model": "mltr.model",
+    "list_models": "mltr.model",
+    "load": "mltr.predict",
+    "push_to_hub": "mltr.hub",
+}
 
 
 def __getattr__(name: str) -> Any:

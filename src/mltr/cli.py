@@ -29,10 +29,12 @@ COMMANDS = {
     ),
     "data": Command("mltr.describe", "describe a source of labelled photos before training"),
     "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
+    "pretrain": Command("mltr.pretrain", "learn from photos without labels first", True),
     "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
     "predict": Command("mltr.predict", "name what is in photos"),
     "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),
     "resize": Command("mltr.resize", "fit a bundle to another image or window size"),
+    "push": Command("mltr.hub", "upload a run with its card to the Hugging Face Hub"),
     "list": Command("mltr.listing", "list the networks"),
 }
 

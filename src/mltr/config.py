@@ -36,12 +36,21 @@ class ScenesConfig:
 class DataConfig:
     """Where the photos and their labels are, and how the source is to be read."""
 
-    root: str = ""  #: folder or file of the source; not needed for `scenes`
+    root: str = ""  #: folder or file of the source, or hf-datasets:OWNER/NAME; none for `scenes`
     format: Literal[
-        "auto", "scenes", "coco", "voc", "nuswide", "table", "sidecars", "class_folders"
+        "auto",
+        "scenes",
+        "coco",
+        "voc",
+        "nuswide",
+        "table",
+        "sidecars",
+        "class_folders",
+        "huggingface",
+        "images",
     ] = "auto"  #: `auto` looks at the files under `root`
-    labels: str = ""  #: table: the CSV or Parquet file, relative to `root`
-    images: str = ""  #: table: the folder of images, relative to `root`
+    labels: str = ""  #: table: the file, relative to `root`; huggingface: the column of labels
+    images: str = ""  #: table: the folder, relative to `root`; huggingface: the column of images
     classes: str = ""  #: table and sidecars: a file that names the classes, relative to `root`
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty finds the only one there
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without any annotation

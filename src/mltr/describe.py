@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mltr.config import DataConfig
-from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
+from mltr.errors import MltrError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from mltr.data.records import Record, Split, Splits
+    from mltr.data.records import Split, Splits
+    from mltr.duplicates import Seen
 
-FORMATS = ("scenes", "coco", "voc", "nuswide", "table", "sidecars", "class_folders")
+FORMATS = ("scenes", "coco", "voc", "nuswide", "table", "sidecars", "class_folders", "huggingface")
 #: Fields of a recipe's `data` section that are options here too.
 OPTIONS = (
     "labels", "images", "classes", "year", "unlabelled", "difficult", "protocol", "val_fraction",
     "test_fraction", "split_seed",
 )  # fmt: skip
-HASH_SIDE = 16  #: pixels; two images whose 16 x 16 gradients agree in sign everywhere look the same
 SHOWN = 12  #: rows of each list on the screen
 
 
@@ -76,7 +72,7 @@ def _config(source: str, args: argparse.Namespace) -> DataConfig:
     if source == "scenes":
         return DataConfig(format="scenes", **chosen)
     form, colon, path = source.partition(":")
-    if not colon or Path(source).exists():
+    if not colon or Path(source).exists() or form == "hf-datasets":
         return DataConfig(root=source, max_broken=1.0, **chosen)
     if form not in FORMATS:
         raise UsageError(
@@ -163,35 +159,13 @@ def _pair_counts(split: Split) -> NDArray[np.float64]:
 # -- the images --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What is remembered of an image: enough to find it again, not its pixels."""
-
-    split: str
-    name: str
-    content: str  #: hash of the file
-    look: bytes  #: signs of the gradients of its thumbnail
-    error: str = ""
-
-
 def _inspect(splits: Splits) -> dict[str, Any]:
-    from rich.console import Console
-    from rich.progress import track
+    from mltr.duplicates import identical_groups, look_at, similar_groups
 
-    jobs = [(split.name, record) for split in splits for record in split]
-    console = Console(stderr=True)
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(_look_at, jobs)
-        shown = track(
-            results, "opening images", len(jobs), console=console, transient=True,
-            disable=not console.is_terminal,
-        )  # fmt: skip
-        seen = list(shown)
-    sound = [image for image in seen if not image.error]
-    same = _groups(sound, lambda image: image.content)
-    alike = _groups(sound, lambda image: image.look)
-    identical = {frozenset(image.name for image in group) for group in same}
-    alike = [g for g in alike if frozenset(image.name for image in g) not in identical]
+    seen = look_at(splits)
+    same, alike = identical_groups(seen), similar_groups(seen)
+    identical = {frozenset(image.content for image in group) for group in same}
+    alike = [g for g in alike if frozenset(image.content for image in g) not in identical]
     return {
         "broken": [image.error for image in seen if image.error],
         "duplicates": [_name_group(group) for group in same],
@@ -204,36 +178,7 @@ def _inspect(splits: Splits) -> dict[str, Any]:
     }
 
 
-def _look_at(job: tuple[str, Record]) -> _Seen:
-    from PIL import Image
-
-    from mltr.data.images import open_image
-
-    split, record = job
-    try:
-        image = open_image(record.image)
-        small = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR)
-    except BrokenImage as error:
-        return _Seen(split, record.name, "", b"", str(error))
-    pixels = np.asarray(small, dtype=np.int16)
-    look = np.packbits(np.diff(pixels, axis=1) > 0).tobytes()
-    return _Seen(split, record.name, _content_hash(record, image.tobytes()), look)
-
-
-def _content_hash(record: Record, pixels: bytes) -> str:
-    if isinstance(record.image, Path):
-        pixels = record.image.read_bytes()
-    return hashlib.sha256(pixels).hexdigest()
-
-
-def _groups(seen: Iterable[_Seen], key: Any) -> list[list[_Seen]]:
-    groups: dict[Any, list[_Seen]] = defaultdict(list)
-    for image in seen:
-        groups[key(image)].append(image)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _name_group(group: list[_Seen]) -> list[str]:
+def _name_group(group: list[Seen]) -> list[str]:
     return [f"{image.split}: {image.name}" for image in group]
 
 

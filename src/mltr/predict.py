@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.errors import BrokenImage, UsageError, did_you_mean
+from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
 from mltr.results import (
     SHEET_PICTURES,
     Row,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from mltr.data.transforms import Preprocess
     from mltr.gallery import Tile
+    from mltr.weights import Calibration
 
 Floats = NDArray[np.float32]
 Source = TypeVar("Source")
@@ -91,6 +92,7 @@ class Predictor:
     thresholds: Floats  #: [K], on probabilities; may be changed
     device: torch.device
     batch_size: int = 32
+    calibration: Calibration | None = None  #: how logits become probabilities; None: sigmoid
 
     @overload
     def __call__(self, images: list[Any]) -> list[Prediction]: ...
@@ -117,7 +119,9 @@ class Predictor:
 
     def predict_batch(self, batch: Tensor) -> list[Prediction]:
         """Return a prediction for each of the preprocessed images [B, 3, H, W]."""
-        probs = self.logits(batch).sigmoid().cpu().numpy()
+        from mltr.weights import to_probs
+
+        probs = to_probs(self.logits(batch), self.calibration).cpu().numpy()
         return [Prediction(row, self.classes, self.thresholds.copy()) for row in probs]
 
     def read(self, source: Any) -> Tensor:
@@ -171,12 +175,17 @@ def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> P
         raise UsageError(f"batch_size={batch_size} must be at least 1")
     chosen = _choose_device(device)
     bundle = load_bundle(path, chosen)
+    if not bundle.classes:
+        raise MltrError(
+            f"{path} has no labels yet; train from it: mltr train RECIPE --model.init {path}"
+        )
     thresholds = np.full(len(bundle.classes), DEFAULT_THRESHOLD, np.float32)
     if bundle.thresholds is not None:
         thresholds[:] = bundle.thresholds
     return Predictor(
-        bundle.model, bundle.classes, bundle.preprocess, thresholds, chosen, batch_size
-    )
+        bundle.model, bundle.classes, bundle.preprocess, thresholds, chosen, batch_size,
+        bundle.calibration,
+    )  # fmt: skip
 
 
 def _choose_device(name: str | None) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,7 +19,7 @@ from mltr.data.records import Split
 from mltr.data.transforms import Preprocess
 from mltr.errors import BrokenImage, MltrError
 from mltr.gallery import Tile
-from mltr.weights import write_atomically
+from mltr.weights import Calibration, to_probs, write_atomically
 
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -28,7 +28,7 @@ PREDICTIONS_FILE = "predictions.npz"
 class Predictions:
     """What a network says of N images, and what is true."""
 
-    probs: NDArray[np.float32]  #: [N, K]
+    probs: NDArray[np.float32]  #: [N, K], before any calibration unless `calibrated` made them
     targets: NDArray[np.int8]  #: [N, K] of 1, 0, -1; a broken image has -1 everywhere
     images: tuple[str, ...]  #: N names
     classes: tuple[str, ...]  #: K names
@@ -94,6 +94,24 @@ def load_predictions(path: Path) -> Predictions:
             return Predictions(arrays["probs"], arrays["targets"], *names)
     except (BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
         raise MltrError(f"{path}: damaged ({error}); make it anew by --rerun") from error
+
+
+def logits_of(probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the finite logits that gave `probs` by a sigmoid.
+
+    float32 has no number between 1 and its predecessor, so logits above 16.6 all become 16.6.
+    """
+    numbers = np.finfo(np.float32)
+    clipped = np.clip(probs, numbers.tiny, np.nextafter(np.float32(1), np.float32(0)))
+    return torch.from_numpy(clipped).logit().numpy()
+
+
+def calibrated(predictions: Predictions, calibration: Calibration | None) -> Predictions:
+    """Return predictions with the probabilities that a bundle's calibration makes of them."""
+    if calibration is None:
+        return predictions
+    logits = torch.from_numpy(logits_of(predictions.probs))
+    return replace(predictions, probs=to_probs(logits, calibration).numpy())
 
 
 def make_tiles(split: Split, predictions: Predictions, threshold: float = 0.5) -> list[Tile]:

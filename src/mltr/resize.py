@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         args.out, model=resized.model, name=resized.config["model"]["name"],
         overrides=resized.config["model"]["overrides"], classes=resized.classes,
         preprocess=resized.preprocess, thresholds=resized.thresholds,
-        extra={"resized_from": str(args.bundle), "image_size_before": before},
+        extra={"resized_from": Path(args.bundle).name, "image_size_before": before},
     )  # fmt: skip
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "

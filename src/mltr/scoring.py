@@ -10,9 +10,15 @@ from mltr.config import Config
 from mltr.data.records import Split, Splits
 from mltr.data.sources import open_splits
 from mltr.errors import MltrError
-from mltr.predictions import PREDICTIONS_FILE, Predictions, load_predictions, predict_split
+from mltr.predictions import (
+    PREDICTIONS_FILE,
+    Predictions,
+    calibrated,
+    load_predictions,
+    predict_split,
+)
 from mltr.recipe import load_recipe
-from mltr.weights import Bundle, load_bundle
+from mltr.weights import CONFIG_FILE, Bundle, load_bundle, read_calibration, read_config
 
 SPLITS = ("test", "val", "train")
 
@@ -32,7 +38,14 @@ class OpenRun:
         return chosen
 
     def score(self, name: str) -> Predictions:
-        """Run the network over a split; the same images get the same scores each time."""
+        """Run the network over a split; the same images get the same scores each time.
+
+        The probabilities are calibrated if the bundle is.
+        """
+        return calibrated(self.score_uncalibrated(name), self.bundle.calibration)
+
+    def score_uncalibrated(self, name: str) -> Predictions:
+        """Like `score`, with the plain sigmoid of the logits, as saved predictions have it."""
         return predict_split(
             self.bundle.model,
             self.split(name),
@@ -64,12 +77,20 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
     return OpenRun(path, bundle, config, splits)
 
 
+def thresholds_of(folder: str | Path) -> tuple[float, ...] | None:
+    """Return the thresholds of a run's classes, if it has its own; raises as `load_bundle`."""
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        return None
+    thresholds = read_config(folder)["thresholds"]
+    return None if thresholds is None else tuple(thresholds)
+
+
 def scores_of(
     folder: str | Path, split: str = "test", overrides: Sequence[str] = (), rerun: bool = False
 ) -> Predictions:
     """Return a run's scores of a split: of the test images those it saved, unless told otherwise.
 
-    Raises `MltrError` as `open_scored` and `load_predictions` do.
+    The file keeps what the network says; a calibration of the bundle is applied here. Raises `MltrError` as `open_scored` and `load_predictions` do.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -77,4 +98,7 @@ def scores_of(
     saved = path / PREDICTIONS_FILE
     if overrides or rerun or split != "test" or not saved.is_file():
         return open_scored(path, overrides).score(split)
-    return load_predictions(saved)
+    predictions = load_predictions(saved)
+    if not (path / CONFIG_FILE).is_file():  # predictions alone, without a network
+        return predictions
+    return calibrated(predictions, read_calibration(read_config(path)))

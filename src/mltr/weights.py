@@ -25,17 +25,41 @@ from torch import Tensor, nn
 
 from mltr import __version__
 from mltr.data.transforms import Preprocess
+from mltr.download import HUB_PREFIX, fetch
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.model import create_model
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+SCALINGS = ("temperature", "platt")  #: one scale for all classes; a scale and a shift for each
 REQUIRED_KEYS = ("format_version", "model", "classes", "preprocess", "thresholds")
 # Arguments by which a timm backbone would fetch weights; a bundle brings its own.
 WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 Writer = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How logits become probabilities: ``sigmoid(scale * logit + shift)``, class by class."""
+
+    method: str  #: one of `SCALINGS`
+    scale: tuple[float, ...]  #: K numbers above 0, so that the order of the images stays
+    shift: tuple[float, ...]  #: K numbers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of ``config.json``."""
+        return {"method": self.method, "scale": list(self.scale), "shift": list(self.shift)}
+
+
+def to_probs(logits: Tensor, calibration: Calibration | None = None) -> Tensor:
+    """Return probabilities float32 [..., K] of logits [..., K]: sigmoid, if not calibrated."""
+    logits = logits.float()
+    if calibration is not None:
+        logits = logits * logits.new_tensor(calibration.scale)
+        logits = logits + logits.new_tensor(calibration.shift)
+    return logits.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,7 @@ class Bundle:
     preprocess: Preprocess  #: PIL image to float32 [3, S, S]
     thresholds: tuple[float, ...] | None  #: per class, on probabilities; None: 0.5 for all
     config: dict[str, Any]  #: all of ``config.json``
+    calibration: Calibration | None = None  #: of the probabilities; None: plain sigmoid
 
 
 def write_atomically(path: str | Path, writer: Writer) -> None:
@@ -164,6 +189,7 @@ def save_bundle(
     classes: Sequence[str],
     preprocess: Preprocess,
     thresholds: Sequence[float] | None = None,
+    calibration: Calibration | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a bundle into `folder`, over a previous one there, all or nothing.
@@ -184,6 +210,7 @@ def save_bundle(
         "classes": list(classes),
         "preprocess": preprocess.to_dict(),
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
+        "calibration": None if calibration is None else calibration.to_dict(),
         "weights_crc32": _crc32(tensors),
         "extra": dict(extra or {}),
     }
@@ -240,10 +267,11 @@ def _first_few(names: Sequence[str]) -> str:
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     """Load the bundle, or the training run, in the folder `path`; the model comes in eval mode.
 
-    Raises `MltrError` that names the file and says what to do if anything is missing, damaged,
-    from a newer version, or doesn't fit together.
+    ``hf-hub:OWNER/NAME`` is fetched from the Hugging Face Hub. Raises `MltrError` that names the
+    file and says what to do if anything is missing, damaged, from a newer version, or doesn't fit
+    together.
     """
-    folder = Path(path)
+    folder = _locate(path)
     _check_folder(folder)
     tensors, own_text = _read_tensors(folder / WEIGHTS_FILE)
     config = _pick_config(folder / CONFIG_FILE, own_text)
@@ -262,7 +290,50 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     _check_finite(tensors, f"{folder / WEIGHTS_FILE}: the weights")
     model.load_state_dict(tensors)
     thresholds = None if config["thresholds"] is None else tuple(config["thresholds"])
-    return Bundle(model.eval().to(device), classes, preprocess, thresholds, config)
+    calibration = read_calibration(config)
+    return Bundle(model.eval().to(device), classes, preprocess, thresholds, config, calibration)
+
+
+def _locate(path: str | Path) -> Path:
+    if str(path).startswith(HUB_PREFIX):
+        return fetch(str(path), [WEIGHTS_FILE, CONFIG_FILE])
+    return Path(path)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return the checked config of a bundle; its weights aren't read, and needn't be there.
+
+    Raises `MltrError` as `load_bundle` does.
+    """
+    weights, own_text = Path(folder) / WEIGHTS_FILE, None
+    if weights.is_file():
+        try:
+            with safetensors.safe_open(weights, framework="pt") as file:
+                own_text = (file.metadata() or {}).get("mltr")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise MltrError(f"{weights} is damaged and can't be read ({error})") from error
+    return _pick_config(Path(folder) / CONFIG_FILE, own_text)
+
+
+def read_calibration(config: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration that a checked config holds, if any; bundles once had none."""
+    entry = config.get("calibration")
+    if entry is None:
+        return None
+    return Calibration(entry["method"], tuple(entry["scale"]), tuple(entry["shift"]))
+
+
+def update_config(folder: str | Path, changes: Mapping[str, Any]) -> None:
+    """Replace some keys of a bundle's ``config.json``, all or nothing; the weights aren't touched.
+
+    The copy of the config within the weights yields to this file, as `_pick_config` says. Raises
+    `MltrError` as `load_bundle` does, and for values that it would refuse.
+    """
+    _check_folder(Path(folder))
+    path = Path(folder) / CONFIG_FILE
+    text = _to_json(read_config(folder) | dict(changes))
+    _read_config_text(text, path)  # what can't be loaded isn't saved
+    write_atomically(path, text_writer(text))
 
 
 def _check_folder(folder: Path) -> None:
@@ -335,7 +406,7 @@ def _read_config_text(text: str, path: Path) -> dict[str, Any]:
 
 def _config_problem(config: Mapping[str, Any]) -> str:
     """Say what is wrong with the values of a config, or return an empty text."""
-    model, classes, thresholds = config["model"], config["classes"], config["thresholds"]
+    model, classes = config["model"], config["classes"]
     if config["format_version"] != FORMAT_VERSION:
         return f"format_version must be {FORMAT_VERSION}, not {config['format_version']!r}"
     if not (
@@ -349,12 +420,37 @@ def _config_problem(config: Mapping[str, Any]) -> str:
     if len(set(classes)) < len(classes):
         repeated = next(name for name in classes if classes.count(name) > 1)
         return f"classes must differ, and {repeated!r} stands there twice"
+    return _thresholds_problem(config["thresholds"], len(classes)) or _calibration_problem(
+        config.get("calibration"), len(classes)
+    )
+
+
+def _thresholds_problem(thresholds: object, num_classes: int) -> str:
     if thresholds is None:
         return ""
-    if not (isinstance(thresholds, list) and len(thresholds) == len(classes)):
-        return f"thresholds must be null or one number for each of the {len(classes)} classes"
+    if not (isinstance(thresholds, list) and len(thresholds) == num_classes):
+        return f"thresholds must be null or one number for each of the {num_classes} classes"
     if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in thresholds):
         return "thresholds must lie in 0..1"
+    return ""
+
+
+def _calibration_problem(calibration: object, num_classes: int) -> str:
+    if calibration is None:
+        return ""
+    if not isinstance(calibration, dict) or calibration.get("method") not in SCALINGS:
+        return (
+            f'calibration must be null or {{"method": {" or ".join(SCALINGS)}, "scale": [...], '
+            '"shift": [...]}'
+        )
+    for key in ("scale", "shift"):
+        values = calibration.get(key)
+        if not (isinstance(values, list) and len(values) == num_classes):
+            return f"calibration.{key} must be one number for each of the {num_classes} classes"
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            return f"calibration.{key} must be numbers"
+    if not all(value > 0 for value in calibration["scale"]):
+        return "calibration.scale must be above 0"
     return ""
 
 

@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from mltr.config import DataConfig
 from mltr.data.coco import read_coco
 from mltr.data.folders import read_class_folders, read_folder
-from mltr.data.images import IMAGE_SUFFIXES
+from mltr.data.huggingface import PREFIX, is_saved_dataset, read_dataset
+from mltr.data.images import IMAGE_SUFFIXES, find_images
 from mltr.data.nuswide import read_nuswide
-from mltr.data.records import Split, Splits, read_class_list
+from mltr.data.records import Record, Split, Splits, read_class_list
 from mltr.data.stratify import stratified_split
 from mltr.data.table import read_table
 from mltr.data.voc import find_voc, has_list, read_voc
@@ -31,6 +34,8 @@ def open_splits(config: DataConfig) -> Splits:
     without an image file are dropped and counted in each split's notes. Raises `MltrError` for an
     unreadable source, an empty split, or more missing files than `data.max_broken` allows.
     """
+    if config.format == "images":
+        raise UsageError("data.format images has no labels: it is for mltr pretrain alone")
     if config.format == "scenes":
         from mltr.data.scenes import read_scenes
 
@@ -38,9 +43,12 @@ def open_splits(config: DataConfig) -> Splits:
     if not config.root:
         raise UsageError("data.root is not set: say where the photos are by --data.root FOLDER")
     root = Path(config.root)
-    if not root.exists():
+    if config.root.startswith(PREFIX):
+        form = "huggingface"
+    elif not root.exists():
         raise MltrError(f"data.root {root}: no such file or folder")
-    form = detect_format(root) if config.format == "auto" else config.format
+    else:
+        form = detect_format(root) if config.format == "auto" else config.format
     splits = OPENERS[form](root, config)
     _drop_missing(splits, config.max_broken)
     for split in splits:
@@ -49,6 +57,28 @@ def open_splits(config: DataConfig) -> Splits:
     if not (splits.train.targets == 1).any():
         raise MltrError(f"{root}: no training image has any label")
     return splits
+
+
+def open_images(config: DataConfig) -> Splits:
+    """Return images to learn from without labels: training and validation, and no test.
+
+    Of a labelled source these are its own training and validation split, never its test images;
+    of any other folder all images in it, some of which are held out. Raises `MltrError` if there
+    are none.
+    """
+    root = Path(config.root)
+    if config.format != "images":
+        try:
+            splits = open_splits(config)
+            return Splits(splits.train, splits.val, Split(splits.train.classes, [], "test"))
+        except UsageError:
+            if config.format != "auto" or not root.is_dir():
+                raise
+    nothing = np.zeros(0, np.int8)
+    records = [Record(path, str(path.relative_to(root)), nothing) for path in find_images(root)]
+    if len(records) < 2:
+        raise MltrError(f"{root}: {len(records)} images; looked for {', '.join(IMAGE_SUFFIXES)}")
+    return _hold_out_val(Split((), records), Split((), []), config)
 
 
 def detect_format(root: str | Path) -> str:
@@ -61,6 +91,8 @@ def detect_format(root: str | Path) -> str:
         if root.suffix in TABLE_SUFFIXES:
             return "table"
         raise UsageError(f"{root}: not a table ({', '.join(TABLE_SUFFIXES)})")
+    if is_saved_dataset(root):
+        return "huggingface"
     if any((root / "annotations").glob("instances_*.json")):
         return "coco"
     if (root / "Concepts81.txt").is_file():
@@ -81,7 +113,8 @@ def detect_format(root: str | Path) -> str:
     raise UsageError(
         f"{root}: can't tell what it holds. Looked for annotations/instances_*.json (COCO), "
         "VOC2007 or VOC2012, Concepts81.txt (NUS-WIDE), a .csv or .parquet table, photos with .txt "
-        "files of tags, and folders of images named by class; say which by data.format"
+        "files of tags, folders of images named by class, and a data set saved by Hugging Face "
+        "datasets; say which by data.format"
     )
 
 
@@ -185,6 +218,13 @@ def _open_class_folders(root: Path, config: DataConfig) -> Splits:
     return _complete(train, val, test, config)
 
 
+def _open_huggingface(root: Path, config: DataConfig) -> Splits:
+    classes = read_class_list(Path(config.classes)) if config.classes else None
+    parts = read_dataset(config.root, config.images, config.labels, classes)
+    empty = Split(parts["train"].classes, [])
+    return _complete(parts["train"], parts.get("val", empty), parts.get("test", empty), config)
+
+
 OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
     "coco": _open_coco,
     "voc": _open_voc,
@@ -192,6 +232,7 @@ OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
     "table": _open_table,
     "sidecars": _open_sidecars,
     "class_folders": _open_class_folders,
+    "huggingface": _open_huggingface,
 }
 
 

@@ -1,0 +1,96 @@
+"""`mltr push`: a run on the Hugging Face Hub, with its card and its test figures."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from mltr.card import write_card
+from mltr.download import HUB_PREFIX, first_line
+from mltr.errors import MltrError, UsageError
+from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, load_bundle
+
+CARD_FILE = "README.md"
+METRICS_FILE = "metrics.json"
+
+
+def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | None = None) -> None:
+    """Write into `folder` what goes to the Hub: weights, config, card, and the test figures.
+
+    Raises `MltrError` if `run` holds no whole bundle.
+    """
+    run, folder = Path(run), Path(folder)
+    bundle = load_bundle(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)
+    (folder / CARD_FILE).write_text(write_card(run, bundle, repo_id, licence), encoding="utf-8")
+
+
+def push_to_hub(
+    run: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    licence: str | None = None,
+    message: str = "Upload by mltr",
+    token: str | None = None,
+) -> str:
+    """Upload a run or bundle, with its card, to the Hub's ``OWNER/NAME``; return its address.
+
+    The repository is made if there is none. `licence` is an identifier such as ``apache-2.0``;
+    without one the card says that none was given. Raises `MltrError` if the run holds no whole
+    bundle, or the Hub refuses or can't be reached.
+    """
+    api = HfApi(token=token, library_name="mltr")
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(run, folder, repo_id, licence)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        except HFValidationError as error:
+            raise UsageError(f"{repo_id!r} is no OWNER/NAME ({error})") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise MltrError(
+                f"{repo_id} can't be uploaded: {first_line(error)}; is the name right, and are "
+                "you logged in (hf auth login)?"
+            ) from error
+    return str(commit.commit_url).partition("/commit/")[0]
+
+
+# The command.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr push``."""
+    parser.add_argument("run", metavar="RUN", help="a training run, or a folder with weights")
+    parser.add_argument("repo_id", metavar="OWNER/NAME", help="of the repository on the Hub")
+    parser.add_argument("--licence", metavar="ID", help="such as apache-2.0 or cc-by-nc-4.0")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--message", default="Upload by mltr", help="of the commit")
+    parser.add_argument(
+        "--dry-run", metavar="FOLDER", help="write what would be uploaded there, upload nothing"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Upload, or write a folder to look at first."""
+    if args.dry_run:
+        prepare(args.run, args.dry_run, args.repo_id, args.licence)
+        print(f"would be uploaded to {args.repo_id}: {args.dry_run}; look at its {CARD_FILE}")
+        return 0
+    address = push_to_hub(
+        args.run,
+        args.repo_id,
+        private=args.private,
+        licence=args.licence,
+        message=args.message,
+    )
+    print(f"{address}\nanybody with access loads it by mltr.load('{HUB_PREFIX}{args.repo_id}')")
+    return 0
