@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltr.config import Config
 
 if TYPE_CHECKING:
+    from mltr.data.records import Splits
     from mltr.runs import RunFolder
+    from mltr.trainer import Trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Train by a recipe."""
+    return run_recipe(args, overrides, train)
+
+
+def run_recipe(
+    args: argparse.Namespace, overrides: Sequence[str], job: Callable[..., dict[str, Any]]
+) -> int:
+    """Do what a recipe says in the folder that the arguments name, by `train` or its like."""
     from mltr.recipe import find_recipe, load_recipe
     from mltr.runs import default_folder, open_run, write_figures
 
     config = load_recipe(find_recipe(args.recipe), overrides)
     out = Path(args.out) if args.out else default_folder(args.recipe)
     folder = open_run(out, config, resume=args.resume, overwrite=args.overwrite)
-    figures = train(config, folder, resume=args.resume, quiet=args.json == "-")
+    figures = job(config, folder, resume=args.resume, quiet=args.json == "-")
     if args.json:
         write_figures(args.json, figures)
     return 0
@@ -57,9 +66,17 @@ def train(
     from mltr.trainer import Trainer
 
     splits = open_splits(config.data)
+    return run_trainer(Trainer, config, splits, folder, resume=resume, quiet=quiet)
+
+
+def run_trainer(
+    kind: type[Trainer], config: Config, splits: Splits, folder: RunFolder, *, resume: bool,
+    quiet: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Begin or resume a run, and bring it to its end."""
     if resume:
         folder.check_images(splits)
-    trainer = Trainer(config, splits, folder)
+    trainer = kind(config, splits, folder)
     if resume:
         trainer.restore()
     else:  # now that data and network are known to be sound, a previous run may go

@@ -69,7 +69,13 @@ class Progress:
 
 
 class Trainer:
-    """The loop and its state: the network, its averaged weights, the optimiser, `Progress`."""
+    """The loop and its state: the network, its averaged weights, the optimiser, `Progress`.
+
+    What is learnt, how it is judged and what is left at the end can be replaced; `Pretrainer`
+    does so.
+    """
+
+    command = "train"  #: by which a run is resumed
 
     def __init__(self, config: Config, splits: Splits, folder: RunFolder) -> None:
         settings = config.train
@@ -83,7 +89,7 @@ class Trainer:
             gradient_accumulation_steps=settings.accumulation,
         )
         self.image_size = config.model.image_size or default_image_size(config.model.name)
-        self.model = build_model(config.model, len(splits.train.classes), self.image_size)
+        self.model = self._build_model()
         self.preprocess = Preprocess.from_config(
             config.augment, self.image_size, config.data.base_size
         )
@@ -113,6 +119,9 @@ class Trainer:
         self.progress = Progress()
         self.rows = folder.read_log()
         self.interrupted = False
+
+    def _build_model(self) -> nn.Module:
+        return build_model(self.config.model, len(self.splits.train.classes), self.image_size)
 
     @property
     def cache(self) -> Path | None:
@@ -173,14 +182,10 @@ class Trainer:
     def _step(self, images: Tensor, targets: Tensor, indices: Tensor) -> None:
         """Forward, backward, and, where gradients are complete, an optimiser step."""
         settings, progress = self.config.train, self.progress
-        images, targets = self._mix(images, targets)
-        device = self.accelerator.device
-        with self.accelerator.autocast():
-            logits = self.forward(images.to(device))
-        loss = self.loss(logits, targets.to(device))
+        loss, outputs = self._compute_loss(images, targets)
         value = float(loss.detach())
         if not math.isfinite(value):
-            self._stop_at_bad_loss(value, logits, indices)
+            self._stop_at_bad_loss(value, outputs, indices)
         per_image = value / len(images) if self.config.loss.reduction == "sum" else value
         progress.loss_sum += per_image * len(images)
         progress.images_seen += len(images)
@@ -197,15 +202,26 @@ class Trainer:
                 self.average.update(self._plain_model(), progress.step)
             progress.step += 1
 
+    def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch, and a row for each image that shows which is to blame."""
+        images, targets = self._mix(images, targets)
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            logits = self.forward(images.to(device))
+        return self.loss(logits, targets.to(device)), logits
+
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix, where the recipe wants it, by random numbers of this step alone."""
         augment = self.config.augment
         if not (augment.mixup or augment.cutmix):
             return images, targets
-        generator = torch.Generator().manual_seed(
+        return mix_batch(images, targets, augment.mixup, augment.cutmix, self._generator())
+
+    def _generator(self) -> torch.Generator:
+        """Return random numbers of this step alone, the same after a resume."""
+        return torch.Generator().manual_seed(
             self.config.train.seed * 1_000_003 + self.progress.epoch * 10_007 + self.progress.batch
         )
-        return mix_batch(images, targets, augment.mixup, augment.cutmix, generator)
 
     def _end_epoch(self, last: int, began: float) -> None:
         """Validate, keep the best weights, save, and tell."""
@@ -228,7 +244,7 @@ class Trainer:
         self.folder.write_log(self.rows)
         self.save()
         self._write_scalars(row)
-        log.info("%s", _line(row, last, progress))
+        log.info("%s", self._line(row, last))
 
     def _validate(self) -> dict[str, float]:
         """Score the validation images; the better of raw and averaged weights may be the best."""
@@ -280,8 +296,8 @@ class Trainer:
                 f"{self.config.data.max_broken:g} allows: {examples}"
             )
 
-    def _stop_at_bad_loss(self, value: float, logits: Tensor, indices: Tensor) -> None:
-        culprits = ~logits.detach().isfinite().all(dim=1).cpu()
+    def _stop_at_bad_loss(self, value: float, outputs: Tensor, indices: Tensor) -> None:
+        culprits = ~outputs.detach().isfinite().all(dim=1).cpu()
         chosen = indices[culprits] if culprits.any() else indices
         names = [self.splits.train[int(index)].name for index in chosen[:8]]
         raise MltrError(
@@ -315,8 +331,9 @@ class Trainer:
     def _stop(self) -> None:
         self.save()
         log.warning(
-            "saved at epoch %d; go on by: mltr train %s --out %s --resume",
+            "saved at epoch %d; go on by: mltr %s %s --out %s --resume",
             self.progress.epoch + 1,
+            self.command,
             self.folder.recipe,
             self.folder.path,
         )
@@ -347,7 +364,7 @@ class Trainer:
 
     def restore(self) -> None:
         """Take up where the checkpoint left off, in mid-epoch too."""
-        state = _load_tensors(self.folder.checkpoint)
+        state = load_tensors(self.folder.checkpoint)
         self._plain_model().load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -365,7 +382,7 @@ class Trainer:
     def finish(self, quiet: bool = False) -> dict[str, Any]:
         """Write the bundle of the best weights and score the test images, once."""
         model = self._plain_model()
-        model.load_state_dict(_load_tensors(self.folder.best))
+        model.load_state_dict(load_tensors(self.folder.best))
         predictions = self._predict(self.splits.test, self.cache)
         full_report = report(predictions)
         figures = self._figures(full_report)
@@ -424,6 +441,18 @@ class Trainer:
             self.accelerator.device, self.folder.path,
         )  # fmt: skip
 
+    def _line(self, row: dict[str, Any], last: int) -> str:
+        """Return one epoch in one line."""
+        parts = training_words(row, last)
+        if "val_map" in row:
+            parts.append(f"val map {100 * row['val_map']:.2f}")
+        if "val_map_ema" in row:
+            parts.append(f"averaged {100 * row['val_map_ema']:.2f}")
+        if self.progress.best_epoch >= 0:
+            best = 100 * self.progress.best_map
+            parts.append(f"best {best:.2f} at {self.progress.best_epoch + 1}")
+        return "  ".join(parts)
+
     def _write_scalars(self, row: dict[str, Any]) -> None:
         with _tensorboard(self.folder) as writer:
             for name, value in row.items():
@@ -464,7 +493,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltr"
 
 
-def _load_tensors(path: Path) -> dict[str, Any]:
+def load_tensors(path: Path) -> dict[str, Any]:
     """Load a file of tensors and plain values; nothing in it is run."""
     if not path.is_file():
         raise MltrError(f"{path} is missing")
@@ -490,22 +519,15 @@ def _with_bar(
     )
 
 
-def _line(row: dict[str, Any], last: int, progress: Progress) -> str:
-    """Return one epoch in one line."""
-    parts = [
+def training_words(row: dict[str, Any], last: int) -> list[str]:
+    """Return what is told of every epoch, whatever is learnt."""
+    return [
         f"epoch {row['epoch']:>3}/{last}",
         f"loss {row['train_loss']:.4f}",
         f"lr {row['lr']:.1e}",
         f"{row['images_per_s']:.0f} img/s",
         f"{row['seconds']:.0f} s",
     ]
-    if "val_map" in row:
-        parts.append(f"val map {100 * row['val_map']:.2f}")
-    if "val_map_ema" in row:
-        parts.append(f"averaged {100 * row['val_map_ema']:.2f}")
-    if progress.best_epoch >= 0:
-        parts.append(f"best {100 * progress.best_map:.2f} at {progress.best_epoch + 1}")
-    return "  ".join(parts)
 
 
 @contextmanager
