@@ -243,6 +243,24 @@ def test_pretrained_weights_come_through_timm(
     assert tagger.preprocess.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
+def test_a_recipe_names_what_to_start_from(tmp_path: Path) -> None:
+    """`model.init` takes `cat:FILE` and `swin:FILE`, and blames itself for what is wrong."""
+    from mltr.config import ModelConfig
+    from mltr.trainer import build_model
+
+    cat = wrapped(small_cat(64, (1, 1, 3, 1), 7, 5), tmp_path / "cat.pth")
+    model = build_model(ModelConfig(name="cat_t", init=f"cat:{cat}"), 4, image_size=224)
+    expected = read_checkpoint(cat)["layers.1.cpsa_blocks.0.attn.qkv.weight"]
+    assert torch.equal(model.stages[1].blocks[1].attn.qkv.weight, expected)
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3)
+    torch.save(swin.state_dict(), tmp_path / "swin.pth")
+    config = ModelConfig(name="mltr_s", init=f"swin:{tmp_path / 'swin.pth'}")
+    model = build_model(config, 4, image_size=224)
+    assert torch.equal(model.embed.proj.weight, swin.patch_embed.proj.weight)
+    with pytest.raises(MltrError, match="model.init cat:none.pth: none.pth: no such file"):
+        build_model(ModelConfig(init="cat:none.pth"), 4, image_size=96)
+
+
 # -- what is refused ---------------------------------------------------------------------------
 
 
