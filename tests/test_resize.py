@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,18 @@ def test_the_run_itself_is_not_overwritten(
     arguments = ["resize", str(tmp_path / "a"), "--image-size", "32", "--overwrite"]
     assert main([*arguments, "--out", str(tmp_path / "a")]) == 2
     assert "another folder" in capsys.readouterr().err
+
+
+def test_a_resized_run_is_evaluated_on_the_same_images(tmp_path: Path) -> None:
+    options = ["--data.scenes.train", "32", "--data.scenes.val", "16", "--data.scenes.test", "24"]
+    options += ["--train.epochs", "1", "--train.batch_size", "16", "--data.workers", "0"]
+    options += ["--data.scenes.side", "32", "--model.image_size", "32", "--data.cache", "false"]
+    run, out = tmp_path / "run", tmp_path / "resized"
+    assert main(["train", "scenes_nano", "--out", str(run), *options]) == 0
+    resize_by_command(run, out, "--image-size", "48", "--window-size", "2")
+    assert main(["evaluate", str(out), "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["images"] == 24
+    tagger = mltr.load(out, device="cpu")
+    assert tagger.preprocess.image_size == 48
+    assert tagger.model.variant.window_size == 2

@@ -10,6 +10,7 @@ are taken, spread evenly over the file's.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,8 +64,15 @@ class Report:
         lines = [self.source, *(f"  {part:<{width}}  {what}" for part, what in self.parts.items())]
         lines.append(f"{len(self.taken)} of {total} tensors taken, {len(self.resampled)} resampled")
         if self.unused:
-            lines.append(f"{len(self.unused)} of the file's not used: {first_few(self.unused)}")
+            parts = list(dict.fromkeys(map(_part_of, self.unused)))
+            lines.append(f"not used of the file: {first_few(parts)}")
         return "\n".join(lines)
+
+
+def _part_of(entry: str) -> str:
+    """Return the block, or the layer, that an entry of a checkpoint belongs to."""
+    block = re.match(r"layers\.\d+\.\w+\.\d+", entry)
+    return block[0] if block else entry.rpartition(".")[0] or entry
 
 
 # -- filling a network -------------------------------------------------------------------------
@@ -272,6 +280,10 @@ class _Filler:
         for module in self.model.modules():
             if isinstance(module, ConvPosition):
                 _zero(module.conv)
+        order = [*self.model.state_dict()]
+        self.report.parts = dict(
+            sorted(self.report.parts.items(), key=lambda part: _place_of(part[0], order))
+        )
         taken = self.report.taken
         self.report.fresh = [name for name in self.model.state_dict() if name not in taken]
         self.report.unused = [name for name in self.tensors if name not in self.used]
@@ -285,6 +297,10 @@ class _Filler:
         kind = "cross-window" if isinstance(block.attn, CrossWindowAttention) else "pixel"
         self.report.identity.append(name)
         self.report.parts[name] = f"new: {kind} block, starts as identity"
+
+
+def _place_of(part: str, entries: Sequence[str]) -> int:
+    return next(i for i, name in enumerate(entries) if name == part or name.startswith(f"{part}."))
 
 
 def _zero(layer: nn.Module) -> None:

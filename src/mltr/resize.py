@@ -24,6 +24,8 @@ from mltr.model import CrossWindowAttention, create_model, resize_position
 if TYPE_CHECKING:
     from mltr.weights import Bundle
 
+RECIPE_FILE = "config.yaml"
+
 
 def adapt(model: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
     """Return `tensor` in the shape of the model's entry `name`, resampled if need be.
@@ -166,9 +168,27 @@ def run(args: argparse.Namespace) -> int:
         preprocess=resized.preprocess, thresholds=resized.thresholds,
         extra={"resized_from": Path(args.bundle).name, "image_size_before": before},
     )  # fmt: skip
+    _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
         f"(before: {before} px). Its figures are no longer those of {args.bundle}: check it by "
-        f"mltr evaluate, or train on: mltr train RECIPE --model.init {args.out}"
+        f"mltr evaluate {args.out}, or train on: mltr train RECIPE --model.init {args.out}"
     )
     return 0
+
+
+def _write_recipe(source: Path, target: Path, resized: Bundle) -> None:
+    """Give the new bundle the recipe of its run, so that it can be evaluated on the same images."""
+    from mltr.recipe import load_recipe, to_yaml
+    from mltr.weights import text_writer, write_atomically
+
+    if not source.is_file():
+        return
+    config = load_recipe(source)
+    config.model.image_size = resized.preprocess.image_size
+    config.data.base_size = resized.preprocess.base_size
+    config.data.cache = config.data.cache and config.data.base_size > 0
+    overrides = resized.config["model"]["overrides"]
+    if "window_size" in overrides:
+        config.model.overrides["window_size"] = overrides["window_size"]
+    write_atomically(target, text_writer(to_yaml(config)))
