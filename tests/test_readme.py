@@ -44,7 +44,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commands_for_own_photos_and_python(photos: Path, capsys) -> None:
     run = commands("sh")
-    assert {command[0] for command in run} == {"data", "train", "evaluate", "predict"}
+    assert {command[0] for command in run} == {"data", "train", "evaluate", "calibrate", "predict"}
     for command in run:
         assert main(command + (SHORT if command[0] == "train" else [])) == 0, command
     assert (photos / "tagged.png").is_file()
