@@ -25,7 +25,7 @@ from mltr.data.transforms import Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.model import create_model
 from mltr.predict import Predictor, predict_paths
-from mltr.weights import load_bundle, save_bundle
+from mltr.weights import Calibration, load_bundle, save_bundle, update_config
 
 CLASSES = ("sea", "sunset", "tree", "path")
 COLOURS = ["navy", "orange", "green", "white", "black", "red", "teal"]
@@ -152,6 +152,19 @@ def test_thresholds_are_those_of_the_bundle_or_one_half(bundle: Path, tmp_path: 
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"thresholds": None}))
     np.testing.assert_array_equal(mltr.load(tmp_path).thresholds, [0.5] * 4)
+
+
+def test_probabilities_are_calibrated(bundle: Path, predictor: Predictor, tmp_path: Path) -> None:
+    predictor.calibration = Calibration("platt", (0.5, 1, 2, 1), (0, 0.25, 0, 3))
+    found = predictor(Image.new("RGB", (9, 9), (255, 204, 0)))
+    logits = np.array([5, 3, -5, 0]) * (0.5, 1, 2, 1) + (0, 0.25, 0, 3)
+    np.testing.assert_allclose(found.probs, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((bundle / name).read_bytes())
+    assert mltr.load(tmp_path).calibration is None
+    entry = {"method": "temperature", "scale": [0.5] * 4, "shift": [0.0] * 4}
+    update_config(tmp_path, {"calibration": entry})
+    assert mltr.load(tmp_path).calibration == Calibration("temperature", (0.5,) * 4, (0.0,) * 4)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 11])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -23,10 +24,21 @@ from torch import nn
 from mltr.data.transforms import Preprocess
 from mltr.errors import MltrError
 from mltr.model import create_model
-from mltr.weights import checkpoint_writer, load_bundle, save_bundle, write_atomically, write_json
+from mltr.weights import (
+    Calibration,
+    checkpoint_writer,
+    load_bundle,
+    read_config,
+    save_bundle,
+    to_probs,
+    update_config,
+    write_atomically,
+    write_json,
+)
 
 CLASSES = ("cat", "dog, wet", "Ünïcode 猫")
 OVERRIDES: dict[str, Any] = {"depths": (0, 0, 1, 0), "image_size": 32}
+PLATT = {"method": "platt", "scale": [0.5, 1.0, 2.0], "shift": [0.25, 0.0, -1.0]}
 PREPROCESS = Preprocess(image_size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
 
@@ -112,6 +124,69 @@ def test_thresholds_can_be_edited_by_hand(bundle: Path) -> None:
     assert load_bundle(bundle).thresholds == (0.1, 0.2, 0.3)
 
 
+def test_a_calibration_comes_back_and_old_bundles_have_none(bundle: Path) -> None:
+    assert load_bundle(bundle).calibration is None
+    calibration = Calibration("platt", (0.5, 1.0, 2.0), (0.25, 0.0, -1.0))
+    save(bundle, tiny_model(), calibration=calibration, thresholds=[0.1, 0.2, 0.3])
+    assert load_bundle(bundle).calibration == calibration
+    config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+    assert config["calibration"] == PLATT
+    del config["calibration"]
+    (bundle / "config.json").write_text(json.dumps(config))
+    assert load_bundle(bundle).calibration is None
+
+
+def test_probabilities_of_logits() -> None:
+    logits = torch.tensor([[0.0, -2.0, 4.0], [1.0, 2.0, 3.0]], dtype=torch.bfloat16)
+    torch.testing.assert_close(to_probs(logits), logits.float().sigmoid())
+    expected = [[1 / (1 + math.exp(-z)) for z in row] for row in ((0.25, -2, 7), (0.75, 2, 5))]
+    found = to_probs(logits, Calibration("platt", (0.5, 1.0, 2.0), (0.25, 0.0, -1.0)))
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_an_update_changes_the_config_alone(bundle: Path) -> None:
+    before = contents(bundle)
+    update_config(bundle, {"calibration": PLATT, "thresholds": [0.1, 0.2, 0.3]})
+    assert contents(bundle)["model.safetensors"] == before["model.safetensors"]
+    assert sorted(contents(bundle)) == sorted(before)
+    loaded = load_bundle(bundle)
+    assert loaded.calibration == Calibration("platt", (0.5, 1.0, 2.0), (0.25, 0.0, -1.0))
+    assert loaded.thresholds == (0.1, 0.2, 0.3)
+    update_config(bundle, {"calibration": None, "thresholds": None})
+    assert contents(bundle) == before
+
+
+def test_a_wrong_or_failed_update_leaves_the_config_as_it_was(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(bundle)
+    with pytest.raises(MltrError, match="thresholds must lie in"):
+        update_config(bundle, {"thresholds": [0.5, 0.5, 7]})
+    with pytest.raises(MltrError, match="no such folder"):
+        update_config(bundle / "none", {})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MltrError, match="previous one is untouched"):
+        update_config(bundle, {"thresholds": [0.5, 0.5, 0.5]})
+    assert contents(bundle) == before
+
+
+def test_an_update_of_a_config_of_other_weights_starts_from_the_right_one(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """The machine stopped between the two renames of a save."""
+    save(tmp_path / "other", tiny_model(seed=9), extra={"mine": True})
+    shutil.copy(tmp_path / "other" / "model.safetensors", bundle)
+    assert read_config(bundle)["extra"] == {"mine": True}
+    update_config(bundle, {"thresholds": [0.1, 0.2, 0.3]})
+    loaded = load_bundle(bundle)
+    assert loaded.config["extra"] == {"mine": True}
+    assert loaded.thresholds == (0.1, 0.2, 0.3)
+
+
 def truncate(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -185,6 +260,13 @@ DAMAGES: list[tuple[Callable[[Path], None], list[str]]] = [
     (change(thresholds=[0.5]), ["one number for each of the 3 classes"]),
     (change(thresholds=[0.5, 2, 0.5]), ["0..1"]),
     (change(thresholds=[0.5, float("nan"), 0.5]), ["0..1"]),
+    (change(calibration=[1, 1, 1]), ["config.json", "calibration must be null or"]),
+    (change(calibration={"method": "isotonic"}), ["temperature or platt"]),
+    (change(calibration=PLATT | {"scale": [1, 2]}), ["calibration.scale", "the 3 classes"]),
+    (change(calibration=PLATT | {"shift": 0.5}), ["calibration.shift", "the 3 classes"]),
+    (change(calibration=PLATT | {"shift": [0, "1", 0]}), ["calibration.shift must be numbers"]),
+    (change(calibration=PLATT | {"shift": [0, float("nan"), 0]}), ["calibration.shift must be"]),
+    (change(calibration=PLATT | {"scale": [1, 0, 1]}), ["calibration.scale must be above 0"]),
 ]
 
 

@@ -10,8 +10,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from mltr.download import HUB_PREFIX
 from mltr.evaluate import PROTOCOLS, report
-from mltr.predictions import PREDICTIONS_FILE, load_predictions
+from mltr.predictions import PREDICTIONS_FILE
 from mltr.recipe import load_recipe, to_yaml
+from mltr.scoring import scores_of
 from mltr.weights import Bundle
 
 MANY_CLASSES = 200  #: beyond, the card names no single class
@@ -25,7 +26,7 @@ def write_card(run: Path, bundle: Bundle, repo_id: str, licence: str | None) -> 
     """
     figures = None
     if (run / PREDICTIONS_FILE).is_file():
-        figures = report(load_predictions(run / PREDICTIONS_FILE))
+        figures = report(scores_of(run), thresholds=bundle.thresholds)
     config = load_recipe(run / "config.yaml") if (run / "config.yaml").is_file() else None
     if config is not None:
         config.data.root = Path(config.data.root).name

@@ -31,6 +31,9 @@ COMMANDS = {
     "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
     "pretrain": Command("mltr.pretrain", "learn from photos without labels first", True),
     "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
+    "calibrate": Command(
+        "mltr.calibrate", "thresholds and probabilities from held-out images", True
+    ),
     "predict": Command("mltr.predict", "name what is in photos"),
     "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),
     "resize": Command("mltr.resize", "fit a bundle to another image or window size"),

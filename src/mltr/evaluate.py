@@ -49,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Evaluate; overrides such as ``--data.root DIR`` choose another source, as in a recipe."""
     from mltr.runs import write_figures
-    from mltr.scoring import scores_of
+    from mltr.scoring import scores_of, thresholds_of
 
     if not 0 <= args.threshold <= 1:
         raise UsageError(f"--threshold {args.threshold:g} must lie in 0..1")
     predictions = scores_of(args.run, args.split, overrides, args.rerun)
-    figures = report(predictions, args.threshold)
+    figures = report(predictions, args.threshold, thresholds_of(args.run))
     if args.json != "-":
         print_report(figures, f"{Path(args.run).name}, {args.split}")
     out = Path(args.out or args.run)
@@ -66,8 +66,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     return 0
 
 
-def report(predictions: Predictions, threshold: float = 0.5) -> dict[str, Any]:
-    """Return all figures as plain values: the metrics by name, `per_class`, and counts."""
+def report(
+    predictions: Predictions, threshold: float = 0.5, thresholds: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Return all figures as plain values: the metrics by name, `per_class`, and counts.
+
+    With `thresholds` [K] also `at_own_thresholds`: the same at each class's own.
+    """
     probs, targets = predictions.probs, predictions.targets
     classes = metrics.per_class(probs, targets, threshold)
     figures: dict[str, Any] = dict(metrics.evaluate(probs, targets, threshold))
@@ -83,6 +88,21 @@ def report(predictions: Predictions, threshold: float = 0.5) -> dict[str, Any]:
         name: {key: float(values[index]) for key, values in classes.items()}
         for index, name in enumerate(predictions.classes)
     }
+    if thresholds is not None:
+        figures["at_own_thresholds"] = _report_at(predictions, thresholds)
+    return figures
+
+
+def _report_at(predictions: Predictions, thresholds: Sequence[float]) -> dict[str, Any]:
+    """Return what depends on thresholds, at one threshold for each class [K]."""
+    probs, targets = predictions.probs, predictions.targets
+    figures: dict[str, Any] = dict(metrics.evaluate(probs, targets, thresholds))
+    classes = metrics.per_class(probs, targets, thresholds)
+    figures["per_class"] = {
+        name: {"threshold": float(thresholds[index])}
+        | {key: float(classes[key][index]) for key in ("precision", "recall", "f1", "predicted")}
+        for index, name in enumerate(predictions.classes)
+    }
     return figures
 
 
@@ -96,6 +116,8 @@ def print_report(figures: dict[str, Any], title: str) -> None:
     console = Console()
     console.print(_headline_table(figures, title))
     console.print(_class_table(figures))
+    if "at_own_thresholds" in figures:
+        console.print(_own_table(figures["at_own_thresholds"]["per_class"]))
     if figures["classes_without_positives"]:
         names = ", ".join(figures["classes_without_positives"])
         console.print(f"no positives, so left out of every mean: {names}")
@@ -107,13 +129,19 @@ def _headline_table(figures: dict[str, Any], title: str) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{title}: {figures['images']} images", title_justify="left")
-    for heading in ("metric", "%", "top-3 %", "what it is"):
+    own = figures.get("at_own_thresholds")
+    columns = ["%", "top-3 %"] + ([] if own is None else ["own %"])
+    for heading in ("metric", *columns, "what it is"):
         table.add_column(heading, justify="right" if "%" in heading else "left")
     for name, words in PROTOCOLS.items():
         top = figures.get(f"{name}_top3")
-        shown = "" if top is None else f"{100 * top:.2f}"
-        table.add_row(name, f"{100 * figures[name]:.2f}", shown, words)
+        cells = [f"{100 * figures[name]:.2f}", "" if top is None else f"{100 * top:.2f}"]
+        if own is not None:
+            cells.append("" if top is None else f"{100 * own[name]:.2f}")
+        table.add_row(name, *cells, words)
     table.caption = f"threshold {figures['threshold']:g}; at or above counts as predicted"
+    if own is not None:
+        table.caption += "; own: at each class's own"
     return table
 
 
@@ -129,11 +157,28 @@ def _class_table(figures: dict[str, Any]) -> Table:
         figures["per_class"].items(), key=lambda row: -np.nan_to_num(row[1]["ap"], nan=-1)
     )
     for name, values in rows:
-        shares = [values[key] for key in ("ap", "precision", "recall", "f1")]
         bar = "" if np.isnan(values["ap"]) else "█" * round(BAR_WIDTH * values["ap"])
-        cells = ["-" if np.isnan(share) else f"{100 * share:.1f}" for share in shares]
+        cells = [_percent(values[key]) for key in ("ap", "precision", "recall", "f1")]
         table.add_row(name, *cells, f"{values['support']:.0f}", bar)
     return table
+
+
+def _own_table(classes: dict[str, dict[str, float]]) -> Table:
+    """Return the classes at their own thresholds, in their own order."""
+    from rich.table import Table
+
+    table = Table(title="each class at its own threshold", title_justify="left")
+    table.add_column("class")
+    for heading in ("threshold", "precision %", "recall %", "F1 %", "predicted"):
+        table.add_column(heading, justify="right")
+    for name, values in classes.items():
+        cells = [_percent(values[key]) for key in ("precision", "recall", "f1")]
+        table.add_row(name, f"{values['threshold']:.3f}", *cells, f"{values['predicted']:.0f}")
+    return table
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.1f}"
 
 
 # -- pictures ----------------------------------------------------------------------------------

@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
         args.out, model=resized.model, name=resized.config["model"]["name"],
         overrides=resized.config["model"]["overrides"], classes=resized.classes,
         preprocess=resized.preprocess, thresholds=resized.thresholds,
+        calibration=resized.calibration,
         extra={"resized_from": Path(args.bundle).name, "image_size_before": before},
     )  # fmt: skip
     _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)

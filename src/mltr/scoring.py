@@ -90,7 +90,8 @@ def scores_of(
 ) -> Predictions:
     """Return a run's scores of a split: of the test images those it saved, unless told otherwise.
 
-    The file keeps what the network says; a calibration of the bundle is applied here. Raises `MltrError` as `open_scored` and `load_predictions` do.
+    The file keeps what the network says; a calibration of the bundle is applied here. Raises
+    `MltrError` as `open_scored` and `load_predictions` do.
     """
     path = Path(folder)
     if not path.is_dir():

@@ -305,6 +305,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     Raises `MltrError` as `load_bundle` does.
     """
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        _check_folder(Path(folder))
     weights, own_text = Path(folder) / WEIGHTS_FILE, None
     if weights.is_file():
         try:
