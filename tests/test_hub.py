@@ -83,6 +83,40 @@ def test_pushed_and_loaded_back_gives_the_same_bits(
     assert not any("README" in request for request in hub.requests if "resolve" in request)
 
 
+SCORE_BY_TIMM = """
+import sys, torch, timm, mltr.timm_models
+model = timm.create_model("hf-hub:" + sys.argv[1], pretrained=True).eval()
+data = timm.data.resolve_model_data_config(model)
+images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(5))
+with torch.no_grad():
+    torch.save([model(images), data["input_size"], list(data["mean"])], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("name", ["mltr_nano", "timm/resnet10t", "timm/vit_tiny_patch16_224"])
+def test_timm_loads_it_from_the_hub_too(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(1)
+    overrides: dict[str, Any] = {"image_size": 96, "drop_path": 0.1}
+    model = mltr.create_model(name, num_classes=3, **overrides).eval()
+    save_bundle(
+        tmp_path / "own", model=model, name=name, overrides=overrides, classes=CLASSES,
+        preprocess=Preprocess(96),
+    )  # fmt: skip
+    prepare(tmp_path / "own", tmp_path / "up", "me/x")
+    hub.repositories["me/x"] = {f.name: f.read_bytes() for f in (tmp_path / "up").iterdir()}
+    result = subprocess.run(
+        [sys.executable, "-c", SCORE_BY_TIMM, "me/x", str(tmp_path / "scores.pt")],
+        env=os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    logits, size, mean = torch.load(tmp_path / "scores.pt", weights_only=True)
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(images))
+    assert (tuple(size), mean) == ((3, 96, 96), [0, 0, 0])
+
+
 def test_what_is_not_there_is_told_in_one_line(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     for arguments, words in (

@@ -34,6 +34,9 @@ COMMANDS = {
     "calibrate": Command(
         "mltr.calibrate", "thresholds and probabilities from held-out images", True
     ),
+    "audit": Command(
+        "mltr.audit", "find labels that are likely missing or wrong, and repeated pictures", True
+    ),
     "predict": Command("mltr.predict", "name what is in photos"),
     "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),
     "resize": Command("mltr.resize", "fit a bundle to another image or window size"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mltr.config import DataConfig
-from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.errors import MltrError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mltr.data.records import Split, Splits
     from mltr.duplicates import Seen
 
-FORMATS = ("scenes", "coco", "voc", "nuswide", "table", "sidecars", "class_folders", "huggingface")
 #: Fields of a recipe's `data` section that are options here too.
 OPTIONS = (
     "labels", "images", "classes", "year", "unlabelled", "difficult", "protocol", "val_fraction",
@@ -68,17 +67,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(source: str, args: argparse.Namespace) -> DataConfig:
     """Return what a recipe would say of a SOURCE; missing files are counted, not refused."""
+    from mltr.data.sources import parse_source
+
     chosen = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    if source == "scenes":
-        return DataConfig(format="scenes", **chosen)
-    form, colon, path = source.partition(":")
-    if not colon or Path(source).exists() or form == "hf-datasets":
-        return DataConfig(root=source, max_broken=1.0, **chosen)
-    if form not in FORMATS:
-        raise UsageError(
-            f"{source}: no such file, and no format {form!r}{did_you_mean(form, FORMATS)}"
-        )
-    return DataConfig(root=path, format=form, max_broken=1.0, **chosen)  # type: ignore[arg-type]
+    form, root = parse_source(source)
+    return DataConfig(root=root, format=form, max_broken=1.0, **chosen)  # type: ignore[arg-type]
 
 
 # -- the figures -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -13,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from mltr.card import write_card
 from mltr.download import HUB_PREFIX, first_line
 from mltr.errors import MltrError, UsageError
-from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, load_bundle
+from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, Bundle, load_bundle, write_json
 
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
@@ -30,7 +31,42 @@ def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | No
     for name in (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE):
         if (run / name).is_file():
             shutil.copyfile(run / name, folder / name)
+    write_json(folder / CONFIG_FILE, bundle.config | timm_config(bundle))
     (folder / CARD_FILE).write_text(write_card(run, bundle, repo_id, licence), encoding="utf-8")
+
+
+def timm_config(bundle: Bundle) -> dict[str, Any]:
+    """Return what timm reads of a config.json, so that it loads the network from the Hub, too.
+
+    Empty where timm couldn't build it: with a head that isn't its own.
+    """
+    import timm
+
+    import mltr.timm_models  # noqa: F401  makes the variants known to timm
+
+    model = bundle.config["model"]
+    if "head" in model["overrides"]:
+        return {}
+    names = {"image_size": "img_size", "drop_path": "drop_path_rate"}
+    arguments = {names.get(key, key): value for key, value in model["overrides"].items()}
+    architecture = model["name"].removeprefix("timm/")
+    known = timm.get_pretrained_cfg(architecture)
+    if known is None or (not known.fixed_input_size and model["name"].startswith("timm/")):
+        arguments.pop("img_size", None)
+    preprocess, count = bundle.preprocess, len(bundle.classes)
+    side = preprocess.image_size
+    own = {
+        "input_size": [3, side, side], "mean": preprocess.mean, "std": preprocess.std,
+        "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash", "num_classes": count,
+    }  # fmt: skip
+    layers = {} if known is None else known.to_dict()  # type: ignore[no-untyped-call]
+    layers = {
+        key: layers[key] for key in ("first_conv", "classifier", "pool_size") if key in layers
+    }
+    return {
+        "architecture": architecture, "num_classes": count, "label_names": list(bundle.classes),
+        "model_args": arguments, "pretrained_cfg": layers | own,
+    }  # fmt: skip
 
 
 def push_to_hub(

@@ -18,7 +18,7 @@ from mltr.data.records import Record, Split, Splits, read_class_list
 from mltr.data.stratify import stratified_split
 from mltr.data.table import read_table
 from mltr.data.voc import find_voc, has_list, read_voc
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError, UsageError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,25 @@ def open_images(config: DataConfig) -> Splits:
     if len(records) < 2:
         raise MltrError(f"{root}: {len(records)} images; looked for {', '.join(IMAGE_SUFFIXES)}")
     return _hold_out_val(Split((), records), Split((), []), config)
+
+
+def parse_source(source: str) -> tuple[str, str]:
+    """Return `data.format` and `data.root` of a source as commands take it.
+
+    That is a folder or file, ``FORMAT:PATH`` where the format can't be told, or ``scenes``. Raises
+    `UsageError` for an unknown format.
+    """
+    if source == "scenes":
+        return "scenes", ""
+    form, colon, path = source.partition(":")
+    if not colon or Path(source).exists() or source.startswith(PREFIX):
+        return "auto", source
+    known = ("scenes", *OPENERS)
+    if form not in known:
+        raise UsageError(
+            f"{source}: no such file, and no format {form!r}{did_you_mean(form, known)}"
+        )
+    return form, path
 
 
 def detect_format(root: str | Path) -> str:

@@ -1,0 +1,404 @@
+"""`mltr audit`: labels that are likely missing or wrong, and pictures that are there twice."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mltr.errors import MltrError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mltr.config import Config
+    from mltr.data.records import Record, Splits
+    from mltr.duplicates import Seen
+    from mltr.label_issues import Audit, Issue
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+SHOWN = 12  #: rows of each list on the screen
+#: What the files hold, in words.
+FILES = {
+    "issues.csv": "labels to check",
+    "corrected.csv": "all labels, to train on",
+    "missing.png": "likely missing",
+    "wrong.png": "likely wrong",
+    "duplicates.csv": "repeated pictures",
+    "duplicates.png": "repeated pictures",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; fields of the recipe's data are more."""
+    parser.add_argument(
+        "source", metavar="SOURCE", nargs="?",
+        help="as for `mltr data`: a folder or table, or FORMAT:PATH (default: the run's own)",
+    )  # fmt: skip
+    parser.add_argument("--run", required=True, metavar="RUN", help="a finished training run")
+    parser.add_argument(
+        "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all three"
+    )
+    parser.add_argument(
+        "--folds", type=int, default=0, metavar="N",
+        help="judge training images by N networks, each trained by the run's recipe on the other "
+        "images (default: logistic regressions on the run's features, which take seconds)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", type=int, metavar="N", help="list the N worst (default: the likely errors)"
+    )
+    accept = parser.add_mutually_exclusive_group()
+    accept.add_argument(
+        "--apply", type=int, metavar="K", help="accept the first K in corrected.csv"
+    )
+    accept.add_argument(
+        "--apply-above", type=float, metavar="SCORE", help="accept those listed from this score on"
+    )
+    accept.add_argument(
+        "--review", metavar="ISSUES",
+        help="only write corrected.csv, by the column `label` of an issues.csv that you "
+        "have edited",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-duplicates", action="store_true", help="don't look for the same picture twice"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="default: RUN/audit")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there (- for stdout)")
+    parser.epilog = (
+        "Fields of a recipe say how SOURCE is read (--data.labels FILE), and how networks are "
+        "trained (--folds 4 --train.epochs 20)."
+    )
+    from mltr.recipe import known_keys
+
+    for key in known_keys():  # declared, or else their values would be taken for SOURCE
+        if "." in key:
+            parser.add_argument(f"--{key}", dest=key, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Audit; fields of a recipe, such as ``--data.labels FILE``, say how to read the source."""
+    _check_numbers(args)
+    fields = {key: value for key, value in vars(args).items() if "." in key and value is not None}
+    overrides = [*(f"--{key}={value}" for key, value in fields.items()), *overrides]
+    return _review(args, overrides) if args.review else _audit(args, overrides)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.folds < 0 or args.folds == 1:
+        raise UsageError(f"--folds {args.folds} must be at least 2")
+    for name, least in (("top", 1), ("apply", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name} {value} must be at least {least}")
+    if args.apply_above is not None and not 0 <= args.apply_above <= 1:
+        raise UsageError(f"--apply-above {args.apply_above:g} must lie in 0..1")
+
+
+def _fields(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
+    """Return overrides of the run's recipe by which it reads SOURCE; missing files are counted."""
+    return [*_source_fields(args), "--data.max_broken=1", *overrides]
+
+
+def _source_fields(args: argparse.Namespace) -> list[str]:
+    """Return what stands in a recipe for SOURCE; nothing for the run's own."""
+    from mltr.data.sources import parse_source
+
+    if args.source is None:
+        return []
+    form, root = parse_source(args.source)
+    own = _recipe(args.run).data
+    same = root and own.root and Path(root).resolve() == Path(own.root).resolve()
+    if same and form in ("auto", own.format):
+        return []
+    fields = [f"--data.format={form}", f"--data.root={root}"]
+    return fields + [f"--data.{name}=" for name in ("labels", "images", "classes")]
+
+
+def _recipe(folder: str, overrides: Sequence[str] = ()) -> Config:
+    from mltr.recipe import load_recipe
+
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise MltrError(f"{folder}: no such run folder, or no run: it has no config.yaml")
+    return load_recipe(path, overrides)
+
+
+# -- the two ways ------------------------------------------------------------------------------
+
+
+def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Find issues, write all files, tell."""
+    from rich.console import Console
+
+    from mltr.label_issues import audit
+    from mltr.runs import write_figures
+    from mltr.scoring import open_scored
+
+    opened = open_scored(args.run, _fields(args, overrides))
+    folder = _folder(args)
+    found = audit(
+        opened,
+        [name for name in SPLITS if name in args.split],
+        has_learnt=_learnt_images(args.run, opened.config),
+        folds=args.folds,
+        folder=folder / "folds",
+    )
+    groups = [] if args.no_duplicates else _repeated(opened.splits)
+    listed = found.issues[: max(args.top or len(found.likely), args.apply or 0)]
+    accepted = _accept(listed, args)
+    paths = _write_files(folder, opened.splits, found, listed, accepted, groups)
+    figures = _figures(found, groups, None if args.no_duplicates else opened.splits)
+    figures |= {"accepted": len(accepted), "files": [str(path) for path in paths]}
+    console = Console(quiet=args.json == "-")
+    _print(console, found, listed, figures)
+    _print_files(console, args, overrides, paths, len(accepted))
+    if args.json:
+        write_figures(args.json, figures)
+    return 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return Path(args.out) if args.out else Path(args.run) / "audit"
+
+
+def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Write the corrected table by an edited list of issues; no image is opened."""
+    from rich.console import Console
+
+    from mltr.corrections import read_review, write_corrected
+    from mltr.data.sources import open_splits
+    from mltr.runs import write_figures
+
+    path = Path(args.review)
+    splits = open_splits(_recipe(args.run, _fields(args, overrides)).data)
+    corrections = read_review(path, splits)
+    folder = Path(args.out) if args.out else path.parent
+    written = write_corrected(folder, splits, corrections)
+    if written is None:
+        raise MltrError("the images of this source are no files, so no table can name them")
+    changed = sum(map(len, corrections.values()))
+    _print_files(Console(quiet=args.json == "-"), args, overrides, [written], changed)
+    if args.json:
+        write_figures(args.json, {"accepted": changed, "files": [str(written)]})
+    return 0
+
+
+def _write_files(
+    folder: Path, splits: Splits, found: Audit, listed: Sequence[Issue],
+    accepted: Sequence[Issue], groups: Sequence[Sequence[Seen]],
+) -> list[Path]:  # fmt: skip
+    """Write all lists and pictures; return their paths."""
+    from mltr import corrections
+
+    paths = [corrections.write_issues(folder, found, listed, accepted)]
+    table = corrections.write_corrected(folder, splits, corrections.as_corrections(found, accepted))
+    if table is None:
+        log.warning("no corrected.csv: the images of this source are no files to be named in it")
+    else:
+        paths.append(table)
+    paths += corrections.draw_issues(folder, found, listed)
+    paths += corrections.write_duplicates(folder, found.classes, groups)
+    return paths + corrections.draw_duplicates(folder, found.classes, groups)
+
+
+def _accept(listed: Sequence[Issue], args: argparse.Namespace) -> list[Issue]:
+    if args.apply is not None:
+        return list(listed[: args.apply])
+    if args.apply_above is not None:
+        return [issue for issue in listed if issue.score >= args.apply_above]
+    return []
+
+
+def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]:
+    """Return what tells by split and record whether the run has learnt from an image."""
+    from mltr.data.sources import open_splits
+
+    own = replace(_recipe(folder).data, max_broken=1.0, workers=config.data.workers)
+    has_learnt = _learnt_own_images(Path(folder))
+    if own == config.data:
+        return has_learnt
+    try:
+        learnt = {
+            _identity(record)
+            for split in open_splits(own)
+            for record in split
+            if has_learnt(split.name, record)
+        }
+    except MltrError as error:
+        log.warning("all images count as learnt from: the run's own can't be opened (%s)", error)
+        return lambda split, record: True
+    return lambda split, record: _identity(record) in learnt
+
+
+def _learnt_own_images(folder: Path) -> Callable[[str, Record], bool]:
+    """Return the same for the run's own source, whose splits may have changed with its labels."""
+    from mltr.runs import RunFolder
+
+    path = RunFolder(folder).splits
+    if not path.is_file():
+        return lambda split, record: split == "train"
+    try:
+        then = json.loads(path.read_text("utf-8"))
+        held_out = {(split, name) for split in ("val", "test") for name in then[split]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MltrError(f"{path} can't be read: {error}") from error
+    return lambda split, record: (split, record.name) not in held_out
+
+
+def _identity(record: Record) -> object:
+    if isinstance(record.image, Path):
+        return record.image.resolve()
+    return record.image if isinstance(record.image, bytes) else repr(record.image)
+
+
+def _repeated(splits: Splits) -> list[list[Seen]]:
+    """Return the groups of images that show the same picture, what matters most first."""
+    from mltr.duplicates import conflicting_classes, look_at, reaches_over_splits, similar_groups
+
+    groups = similar_groups(look_at(splits))
+    return sorted(
+        groups,
+        key=lambda group: (
+            not conflicting_classes(group, splits.train.classes), not reaches_over_splits(group),
+        ),
+    )  # fmt: skip
+
+
+# -- telling -----------------------------------------------------------------------------------
+
+
+def _figures(
+    found: Audit, groups: Sequence[Sequence[Seen]], searched: Splits | None
+) -> dict[str, Any]:
+    """Return what was found as plain values."""
+    from mltr.duplicates import conflicting_classes, reaches_over_splits
+
+    figures: dict[str, Any] = {
+        "images": len(found.records),
+        "labels_judged": len(found.issues),
+        "likely_errors": len(found.likely),
+        "probabilities": list(found.methods),
+        "per_class": _per_class(found),
+        "not_judged": found.not_judged,
+        "broken": list(found.errors),
+    }
+    if searched is not None:
+        figures["duplicates"] = [
+            {
+                "images": [f"{image.split}: {image.name}" for image in group],
+                "over_splits": reaches_over_splits(group),
+                "conflict": conflicting_classes(group, found.classes),
+            }
+            for group in groups
+        ]
+    return figures
+
+
+def _per_class(found: Audit) -> dict[str, dict[str, int]]:
+    counts = {
+        name: {"positives": int((found.targets[:, k] == 1).sum()), "missing": 0, "wrong": 0}
+        for k, name in enumerate(found.classes)
+    }
+    for issue in found.likely:
+        counts[found.classes[issue.class_index]][issue.kind] += 1
+    return counts
+
+
+def _print(
+    console: Console, found: Audit, listed: Sequence[Issue], figures: dict[str, Any]
+) -> None:
+    from rich.table import Table
+
+    console.print("judged by models that have not learnt from the labels in question:")
+    for method in found.methods:
+        console.print(f"  {method}", markup=False)
+    if found.not_judged:
+        names = ", ".join(found.not_judged)
+        console.print(
+            f"not judged, for want of two images with and two without: {names}", markup=False
+        )
+    for error in found.errors[:SHOWN]:
+        console.print(f"left out, broken: {error}", markup=False)
+    table = Table(title=f"{len(found.likely):,} likely errors among {len(found.issues):,} labels",
+                  title_justify="left")  # fmt: skip
+    for heading in ("class", "images with it", "likely missing", "likely wrong"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    rows = sorted(
+        figures["per_class"].items(), key=lambda row: -(row[1]["missing"] + row[1]["wrong"])
+    )
+    for name, counts in rows:
+        table.add_row(name, *(f"{count:,}" for count in counts.values()))
+    console.print(table)
+    if listed:
+        console.print(_worst(found, listed))
+    if "duplicates" in figures:
+        _print_duplicates(console, figures["duplicates"])
+
+
+def _worst(found: Audit, listed: Sequence[Issue]) -> Table:
+    from rich.table import Table
+
+    from mltr.corrections import short_name
+
+    table = Table(title="the worst", title_justify="left")
+    for heading in ("", "image", "split", "label", "is likely", "score"):
+        table.add_column(heading, justify="right" if heading in ("", "score") else "left")
+    for rank, issue in enumerate(listed[:SHOWN], start=1):
+        table.add_row(
+            str(rank), short_name(found.records[issue.row].name), found.splits[issue.row],
+            found.classes[issue.class_index], issue.kind, f"{issue.score:.3f}",
+        )  # fmt: skip
+    return table
+
+
+def _print_duplicates(console: Console, groups: Sequence[dict[str, Any]]) -> None:
+    if not groups:
+        console.print("no picture is there twice")
+        return
+    over = sum(group["over_splits"] for group in groups)
+    conflicting = sum(bool(group["conflict"]) for group in groups)
+    console.print(
+        f"{len(groups):,} pictures are there more than once: {over:,} in two splits (leakage), "
+        f"{conflicting:,} with labels that contradict each other:"
+    )
+    for group in groups[:SHOWN]:
+        words = " = ".join(group["images"])
+        if group["conflict"]:
+            words += f"; they differ in {', '.join(group['conflict'])}"
+        console.print("   ", words, markup=False)
+
+
+def _print_files(
+    console: Console, args: argparse.Namespace, overrides: Sequence[str], paths: Sequence[Path],
+    count: int,
+) -> None:  # fmt: skip
+    """Tell where the files are, and how to go on from them."""
+    for path in paths:
+        console.print(f"{FILES[path.name]}: {path}", markup=False, soft_wrap=True)
+    table = next((path for path in paths if path.name == "corrected.csv"), None)
+    if table is None:
+        return
+    console.print(f"{table} has {count:,} labels changed", markup=False, soft_wrap=True)
+    if not args.review:
+        source = [] if args.source is None else [args.source]
+        again = ["mltr", "audit", *source, "--run", args.run, *overrides, "--review", paths[0]]
+        console.print(
+            "To correct: edit the column `label` of issues.csv (1, 0, or nothing for unknown), "
+            f"then\n  {shlex.join(map(str, again))}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    own = _recipe(args.run).data
+    train = ["mltr", "train", f"{args.run}/config.yaml", "--data.root", str(table)]
+    if own.format not in ("auto", "table"):
+        train += ["--data.format", "table"]
+    if own.classes:
+        train.append("--data.classes=")
+    console.print(f"To train on it:\n  {shlex.join(train)}", markup=False, soft_wrap=True)

@@ -1,0 +1,208 @@
+"""What an audit leaves to look at, to correct, and to train on: lists, a table, contact sheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mltr.data.images import open_image
+from mltr.data.records import Record, Splits, indices_of
+from mltr.data.table import ONE_HOT
+from mltr.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
+from mltr.errors import BrokenImage, MltrError
+from mltr.gallery import Tile, contact_sheet
+from mltr.label_issues import Audit, Issue
+from mltr.weights import text_writer, write_atomically
+
+ISSUES_FILE, CORRECTED_FILE, DUPLICATES_FILE = "issues.csv", "corrected.csv", "duplicates.csv"
+ISSUE_COLUMNS = (
+    "rank", "image", "split", "class", "given", "suggested", "label", "score", "probability",
+    "likely",
+)  # fmt: skip
+PICTURES = 40  #: on each contact sheet
+COLUMNS = 8  #: of a contact sheet
+TILE = 180  #: pixels
+
+Corrections = dict[tuple[str, str], dict[int, int]]  #: (split, image) to class index to label
+Groups = Sequence[Sequence[Seen]]  #: images that show the same picture
+
+
+def as_corrections(found: Audit, accepted: Iterable[Issue]) -> Corrections:
+    """Return what accepting the suggestions of some issues changes."""
+    corrections: Corrections = {}
+    for issue in accepted:
+        key = (found.splits[issue.row], found.records[issue.row].name)
+        corrections.setdefault(key, {})[issue.class_index] = issue.suggested
+    return corrections
+
+
+# -- lists and tables --------------------------------------------------------------------------
+
+
+def write_issues(
+    folder: Path, found: Audit, listed: Sequence[Issue], accepted: Collection[Issue]
+) -> Path:
+    """Write the issues, one a row; the column `label`, which the user may edit, is what holds."""
+    accepted = set(accepted)
+    rows: list[Sequence[Any]] = [ISSUE_COLUMNS]
+    for rank, issue in enumerate(listed, start=1):
+        rows.append((
+            rank, found.records[issue.row].name, found.splits[issue.row],
+            found.classes[issue.class_index], issue.given, issue.suggested,
+            issue.suggested if issue in accepted else issue.given,
+            f"{issue.score:.4f}", f"{issue.probability:.4f}", "yes" if issue.likely else "no",
+        ))  # fmt: skip
+    return _write_csv(folder / ISSUES_FILE, rows)
+
+
+def read_review(path: Path, splits: Splits) -> Corrections:
+    """Return what the column `label` of an edited list of issues changes in a source.
+
+    Raises `MltrError`, naming file and row, for a list that isn't one, for images and classes that
+    the source hasn't, and for labels other than 1, 0, -1 and nothing.
+    """
+    rows = _read_csv(path, {"image", "split", "class", "label"})
+    known = {(split.name, record.name): record for split in splits for record in split}
+    corrections: Corrections = {}
+    for number, row in enumerate(rows, start=2):
+        where = f"{path}, row {number}"
+        key, value = (row["split"], row["image"]), str(row["label"]).strip()
+        if key not in known:
+            raise MltrError(f"{where}: this source has no image {key[1]!r} in its {key[0]} split")
+        if value not in ONE_HOT:
+            raise MltrError(f"{where}: label {value!r} is not 1, 0, or nothing for unknown")
+        (index,) = indices_of([row["class"]], splits.train.classes, where)
+        if ONE_HOT[value] != known[key].labels[index]:
+            corrections.setdefault(key, {})[index] = ONE_HOT[value]
+    return corrections
+
+
+def _read_csv(path: Path, needed: set[str]) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise MltrError(f"{path}: no such list of issues")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MltrError(f"{path}: not a CSV in UTF-8 ({error})") from error
+    missing = needed - set(reader.fieldnames or ())
+    if missing:
+        raise MltrError(f"{path}: no column {', '.join(sorted(missing))}; is it an {ISSUES_FILE}?")
+    return rows
+
+
+def write_corrected(folder: Path, splits: Splits, corrections: Corrections) -> Path | None:
+    """Write all labels of a source as a table that trains; None if its images are no files.
+
+    The paths are absolute, so the table may lie anywhere, and any recipe can read it.
+    """
+    rows: list[list[Any]] = [["path", *splits.train.classes, "split"]]
+    for split in splits:
+        for record in split:
+            if not isinstance(record.image, Path):
+                return None
+            labels = record.labels.copy()
+            for class_index, label in corrections.get((split.name, record.name), {}).items():
+                labels[class_index] = label
+            cells = ["" if label < 0 else int(label) for label in labels]
+            rows.append([record.image.resolve(), *cells, split.name])
+    return _write_csv(folder / CORRECTED_FILE, rows)
+
+
+def write_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> list[Path]:
+    """Write the images that show the same picture; if there are none, an earlier list goes."""
+    if not groups:
+        (folder / DUPLICATES_FILE).unlink(missing_ok=True)
+        return []
+    rows: list[Sequence[Any]] = [
+        ("group", "image", "split", "labels", "similarity", "conflict", "over_splits")
+    ]
+    for number, group in enumerate(groups, start=1):
+        conflict = ", ".join(conflicting_classes(group, classes))
+        over = "yes" if reaches_over_splits(group) else "no"
+        for image in group:
+            labels = ", ".join(_given(image.record, classes))
+            alike = f"{similarity(group[0], image):.4f}"
+            rows.append((number, image.name, image.split, labels, alike, conflict, over))
+    return [_write_csv(folder / DUPLICATES_FILE, rows)]
+
+
+def _given(record: Record, classes: Sequence[str]) -> list[str]:
+    return [name for name, label in zip(classes, record.labels, strict=True) if label == 1]
+
+
+def short_name(name: str, length: int = 36) -> str:
+    """Return the end of a name, where what tells images apart stands, in a given length."""
+    return name if len(name) <= length else f"…{name[1 - length :]}"
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> Path:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text_writer(text.getvalue()))
+    return path
+
+
+# -- contact sheets ----------------------------------------------------------------------------
+
+
+def draw_issues(folder: Path, found: Audit, listed: Sequence[Issue]) -> list[Path]:
+    """Draw the first missing and the first wrong labels, with their ranks in the list."""
+    ranked = list(enumerate(listed, start=1))
+    paths = []
+    for kind in ("missing", "wrong"):
+        chosen = [(rank, issue) for rank, issue in ranked if issue.kind == kind][:PICTURES]
+        paths += _draw(folder / f"{kind}.png", [_issue_tile(found, *entry) for entry in chosen])
+    return paths
+
+
+def _issue_tile(found: Audit, rank: int, issue: Issue) -> Tile | None:
+    record = found.records[issue.row]
+    name = found.classes[issue.class_index]
+    question = f"remove {name}?" if issue.given else f"add {name}?"
+    given = ", ".join(_given(record, found.classes)) or "nothing"
+    caption = f"{rank}. {found.splits[issue.row]}: {short_name(record.name)}; given: {given}"
+    return _tile(record, [(question, issue.probability)], None, caption)
+
+
+def draw_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> list[Path]:
+    """Draw the first groups; a label that not all of a group have is red, or an outline."""
+    tiles = []
+    for number, group in enumerate(groups, start=1):
+        conflicts = conflicting_classes(group, classes)
+        for image in group:
+            given = _given(image.record, classes)
+            undisputed = [name for name in given if name not in conflicts]
+            lacking = [name for name in conflicts if name not in given]
+            caption = f"group {number}, {image.split}: {short_name(image.name)}"
+            shown = [(name, 1.0) for name in given]
+            tiles.append(_tile(image.record, shown, undisputed + lacking, caption))
+        if len(tiles) >= PICTURES:
+            break
+    return _draw(folder / "duplicates.png", tiles[:PICTURES])
+
+
+def _tile(
+    record: Record, predicted: list[tuple[str, float]], truth: list[str] | None, caption: str
+) -> Tile | None:
+    try:
+        image = open_image(record.image)
+    except BrokenImage:  # since it was looked at
+        return None
+    image.thumbnail((TILE, TILE))
+    return Tile(image, predicted, truth, caption)
+
+
+def _draw(path: Path, tiles: Iterable[Tile | None]) -> list[Path]:
+    """Write a contact sheet; where there is nothing to show, one of an earlier audit goes."""
+    there = [tile for tile in tiles if tile is not None]
+    if not there:
+        path.unlink(missing_ok=True)
+        return []
+    sheet = contact_sheet(there, columns=COLUMNS, tile=TILE)
+    write_atomically(path, lambda temporary: sheet.save(temporary))
+    return [path]

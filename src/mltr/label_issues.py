@@ -1,0 +1,293 @@
+"""Which labels are likely wrong: probabilities from models that have not seen them, and cleanlab.
+
+C. Northcutt, L. Jiang, I. Chuang, "Confident Learning" (arXiv 1911.00068); for several labels an
+image, A. Thyagarajan, E. Snorrason, C. Northcutt, J. Mueller, "Identifying Incorrect Annotations in
+Multi-Label Classification Data" (arXiv 2211.13895).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from mltr.backbones import TimmBackbone
+from mltr.data.loading import ImageDataset, make_loader
+from mltr.data.records import Labels, Record, Split, Splits
+from mltr.data.stratify import stratified_split
+from mltr.errors import UsageError
+from mltr.model import MlTr
+from mltr.predictions import Predictions, calibrated, load_predictions, predict_split
+from mltr.runs import RunFolder
+from mltr.scoring import OpenRun
+
+Floats = NDArray[np.float32]
+
+SPLITS = ("train", "val", "test")
+BATCH = 64
+PROBE_FOLDS = 5
+PENALTY = 10.0  #: of a probe, on squared weights; on MIML anything from 1 to 100 finds as much
+MAX_STEPS = 500  #: of a probe's solver
+
+PROBES = (
+    f"logistic regressions on the run's features, {PROBE_FOLDS} folds; the features were learnt "
+    "from these labels, so an error that the network has memorised may stay hidden"
+)
+NETWORKS = "{} networks by the run's recipe, each trained on the other folds"
+OWN = "the run itself, which has not learnt from them"
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A label that may be wrong."""
+
+    row: int  #: of the image in the audit
+    class_index: int
+    given: int  #: 1 or 0
+    probability: float  #: that the image has the class
+    score: float  #: how improbable the given label is: 0..1
+    likely: bool  #: whether cleanlab counts it as an error
+
+    @property
+    def suggested(self) -> int:
+        """The other label."""
+        return 1 - self.given
+
+    @property
+    def kind(self) -> str:
+        """What the error would be, in a word."""
+        return "wrong" if self.given else "missing"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """N images of some splits, their K labels, and what may be wrong with these."""
+
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]  #: N names
+    records: tuple[Record, ...]  #: N
+    targets: Labels  #: [N, K]; a broken image has -1 everywhere
+    issues: tuple[Issue, ...]  #: every label that could be judged: likely errors first, worst first
+    methods: tuple[str, ...]  #: where the probabilities come from, in words
+    errors: tuple[str, ...]  #: a message for each broken image
+
+    @property
+    def likely(self) -> list[Issue]:
+        """The labels that cleanlab counts as errors."""
+        return [issue for issue in self.issues if issue.likely]
+
+    @property
+    def not_judged(self) -> list[str]:
+        """Classes of which no label could be judged."""
+        judged = {issue.class_index for issue in self.issues}
+        return [name for k, name in enumerate(self.classes) if k not in judged]
+
+
+def audit(
+    run: OpenRun,
+    names: Sequence[str] = SPLITS,
+    *,
+    has_learnt: Callable[[str, Record], bool] = lambda split, record: split == "train",
+    folds: int = 0,
+    folder: Path | None = None,
+) -> Audit:
+    """Judge the labels of some splits by probabilities of models that have not learnt from them.
+
+    Images that the run has not learnt from are judged by the run itself. The others, which
+    `has_learnt` tells by split and record, are judged by logistic regressions on the run's
+    features, each fitted to the labels of other images; or, with `folds` of 2 and more, by as many
+    networks that the run's recipe trains, each on the other folds, in folders below `folder`.
+    """
+    images = [(name, record) for name in names for record in run.split(name)]
+    classes = run.bundle.classes
+    learnt = np.array([has_learnt(*image) for image in images], np.bool_)
+    targets = np.full((len(images), len(classes)), -1, np.int8)
+    issues: list[Issue] = []
+    methods: list[str] = []
+    errors: list[str] = []
+    for rows in (np.flatnonzero(learnt), np.flatnonzero(~learnt)):
+        if not len(rows):
+            continue
+        part = Split(classes, [images[row][1] for row in rows], "audit")
+        if not learnt[rows[0]]:
+            found, method = _own_probs(run, part), OWN
+        elif folds:
+            assert folder is not None
+            found, method = _network_probs(run, part, folds, folder), NETWORKS.format(folds)
+        else:
+            found, method = _probe_probs(run, part), PROBES
+        targets[rows] = found.targets
+        issues += _find(found, rows)
+        where = dict.fromkeys(images[row][0] for row in rows)
+        methods.append(f"{', '.join(where)} ({len(rows):,} images): {method}")
+        errors += found.errors
+    issues.sort(key=lambda issue: (not issue.likely, -issue.score))
+    splits, records = zip(*images, strict=True)
+    return Audit(classes, splits, records, targets, tuple(issues), tuple(methods), tuple(errors))
+
+
+def _find(found: Predictions, rows: NDArray[np.int64]) -> list[Issue]:
+    """Return every label that could be judged; `rows` are the places of the images."""
+    likely, scores = find_label_issues(found.probs, found.targets)
+    return [
+        Issue(
+            int(rows[i]), int(k), int(found.targets[i, k]), float(found.probs[i, k]),
+            float(scores[i, k]), bool(likely[i, k]),
+        )
+        for i, k in zip(*np.nonzero(np.isfinite(scores)), strict=True)
+    ]  # fmt: skip
+
+
+# -- cleanlab ----------------------------------------------------------------------------------
+
+
+def find_label_issues(probs: Floats, targets: Labels) -> tuple[NDArray[np.bool_], Floats]:
+    """Return which labels [N, K] cleanlab counts as errors, and how improbable each label is.
+
+    `probs` [N, K] come from a model that has not learnt from these labels. The second array is 1
+    minus cleanlab's score of a label's quality (self-confidence); NaN where the label is unknown or
+    the probability NaN, and in classes whose known labels are all the same, which can't be judged.
+    cleanlab's multi-label functions take each class for itself; so here each gets the images whose
+    label is known.
+    """
+    likely = np.zeros(targets.shape, np.bool_)
+    scores = np.full(targets.shape, np.nan, np.float32)
+    for k in range(targets.shape[1]):
+        rows = np.flatnonzero((targets[:, k] >= 0) & np.isfinite(probs[:, k]))
+        if len(set(targets[rows, k])) == 2:
+            likely[rows, k], scores[rows, k] = _judge(probs[rows, k], targets[rows, k])
+    return likely, scores
+
+
+def _judge(probs: Floats, targets: Labels) -> tuple[Any, Any]:
+    """Return cleanlab's verdict and scores of one class: both [N]."""
+    from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
+    from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
+
+    labels = [[0] if target == 1 else [] for target in targets]  # 0 is the class's own number
+    column = probs.astype(np.float64)[:, None]
+    # As many as the confident joint counts, in the order of the scores: with flipped labels of
+    # MIML 57 % of these were flips, and 49 % of those that its default chooses.
+    found = find_multilabel_issues_per_class(
+        labels, column, filter_by="low_self_confidence", n_jobs=1
+    )
+    quality = get_label_quality_scores_per_class(labels, column)
+    return np.asarray(found)[:, 0], 1 - np.asarray(quality)[:, 0]
+
+
+# -- probabilities -----------------------------------------------------------------------------
+
+
+def _own_probs(run: OpenRun, part: Split) -> Predictions:
+    found = predict_split(
+        run.bundle.model, part, run.bundle.preprocess, batch_size=BATCH,
+        workers=run.config.data.workers, device=_to_device(run.bundle.model),
+    )  # fmt: skip
+    return calibrated(found, run.bundle.calibration)
+
+
+def _probe_probs(run: OpenRun, part: Split) -> Predictions:
+    features, targets, errors = _features(run, part)
+    names = tuple(record.name for record in part)
+    probs = cross_validated(features, targets)
+    return Predictions(probs, targets, names, part.classes, tuple(errors))
+
+
+def cross_validated(
+    features: Floats, targets: Labels, folds: int = PROBE_FOLDS, seed: int = 0
+) -> Floats:
+    """Return probabilities [N, K] by logistic regressions on other images' features [N, C].
+
+    NaN stands where a label of `targets` [N, K] is unknown, and in classes with fewer than two
+    known positives or two known negatives, for which nothing can be learnt.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probs = np.full(targets.shape, np.nan, np.float32)
+    for k in range(targets.shape[1]):
+        rows = np.flatnonzero(targets[:, k] >= 0)
+        positives = int((targets[rows, k] == 1).sum())
+        count = min(folds, positives, len(rows) - positives)
+        if count < 2:
+            continue
+        probe = make_pipeline(
+            StandardScaler(), LogisticRegression(C=1 / PENALTY, max_iter=MAX_STEPS)
+        )
+        divided = StratifiedKFold(count, shuffle=True, random_state=seed)
+        probs[rows, k] = cross_val_predict(
+            probe, features[rows], targets[rows, k], cv=divided, method="predict_proba"
+        )[:, 1]
+    return probs
+
+
+@torch.inference_mode()
+def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
+    """Return the pooled features [N, C], the labels, and a message for each broken image."""
+    model, device = run.bundle.model.eval(), _to_device(run.bundle.model)
+    loader = make_loader(
+        ImageDataset(part, run.bundle.preprocess), BATCH, workers=run.config.data.workers
+    )
+    console = Console(stderr=True)
+    batches = track(
+        loader, "features", len(loader), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
+    features, targets, errors = [], [], []
+    for batch in batches:  # in order: nothing is shuffled
+        features.append(pooled_features(model, batch.images.to(device)).float().cpu().numpy())
+        targets.append(batch.targets.numpy())
+        errors += batch.errors
+    return np.concatenate(features), np.concatenate(targets), errors
+
+
+def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
+    """Return what the classifier of a network sees of images, averaged over the image: [B, C]."""
+    if isinstance(model, MlTr | TimmBackbone):
+        return model.forward_features(images).mean(dim=(1, 2))
+    model_of_timm: Any = model
+    pooled: Tensor = model_of_timm.forward_head(
+        model_of_timm.forward_features(images), pre_logits=True
+    )
+    return pooled
+
+
+def _to_device(model: nn.Module) -> torch.device:
+    """Move a network to the accelerator, if there is one."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model.to(device)
+    return device
+
+
+def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predictions:
+    """Return what networks say that were trained on the other folds, each in its own folder."""
+    from mltr.train import run_trainer
+    from mltr.trainer import Trainer
+
+    if folds > len(part):
+        raise UsageError(f"--folds {folds}: there are only {len(part)} images to divide")
+    probs = np.full((len(part), len(part.classes)), np.nan, np.float32)
+    targets = np.full(probs.shape, -1, np.int8)
+    errors: list[str] = []
+    fold_rows = stratified_split(part.targets, [1 / folds] * folds)
+    for number, rows in enumerate(fold_rows, start=1):
+        others = np.setdiff1d(np.arange(len(part)), rows)
+        splits = Splits(part.subset(others, "train"), run.splits.val, part.subset(rows, "test"))
+        target = RunFolder(folder / f"fold{number}")
+        target.path.mkdir(parents=True, exist_ok=True)
+        run_trainer(Trainer, run.config, splits, target, resume=False, quiet=True)
+        found = load_predictions(target.predictions)
+        probs[rows], targets[rows] = found.probs, found.targets
+        errors += found.errors
+    names = tuple(record.name for record in part)
+    return Predictions(probs, targets, names, part.classes, tuple(errors))
