@@ -44,7 +44,14 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commands_for_own_photos_and_python(photos: Path, capsys) -> None:
     run = commands("sh")
-    assert {command[0] for command in run} == {"data", "train", "evaluate", "calibrate", "predict"}
+    assert {command[0] for command in run} == {
+        "data",
+        "train",
+        "evaluate",
+        "diagnose",
+        "calibrate",
+        "predict",
+    }
     extra = {"train": SHORT, "calibrate": ["--min-positives", "1"]}
     for command in run:
         assert main(command + extra.get(command[0], [])) == 0, command

@@ -31,6 +31,9 @@ COMMANDS = {
     "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
     "pretrain": Command("mltr.pretrain", "learn from photos without labels first", True),
     "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
+    "diagnose": Command(
+        "mltr.diagnose", "small, similar and usual-company objects: where a run fails", True
+    ),
     "calibrate": Command(
         "mltr.calibrate", "thresholds and probabilities from held-out images", True
     ),

@@ -1,0 +1,491 @@
+"""`mltr diagnose`: which of the paper's three problems a run has, and which of two runs has less.
+
+Small objects, similar objects, and objects guessed from their usual company; each figure with the
+images behind it and a 95% interval, from resampled images. What lies within noise isn't called a
+difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mltr import bottlenecks as measures
+from mltr.bottlenecks import BUCKETS, COCO_EDGES, MIN_IMAGES, Company, Estimate, Scored
+from mltr.errors import MltrError, UsageError
+from mltr.scoring import SPLITS, OpenRun, open_scored, scores_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from mltr.data.records import Split
+    from mltr.predictions import Predictions
+
+SHOWN = 12  #: pairs and classes on the screen
+SHEET_PICTURES = 20  #: on each contact sheet
+MANY_CLASSES = 40  #: names along a matrix from here on would be too small to read
+
+#: What is compared between two runs: in words, and whether less is better.
+HEADLINES = {
+    "ap_small": ("AP of small objects", False),
+    "ap_large": ("AP of large objects", False),
+    "size_gap": ("AP of large less AP of small", True),
+    "recall_small": ("recall of small objects", False),
+    "mean_confusion": ("false positives where a look-alike is, excess", True),
+    "recall_gap": ("recall with the usual company less recall without", True),
+    "company_excess": ("false positives of absent company, excess", True),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run, or two to compare")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--resamples", type=int, default=500, help="of the images (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="write the confusion map and the offending pictures there"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Diagnose one run, or compare two."""
+    from rich.console import Console
+
+    from mltr.runs import write_figures
+
+    if len(args.runs) > 2:
+        raise UsageError(f"one run or two, not {len(args.runs)}")
+    if args.resamples < 20:
+        raise UsageError(f"--resamples {args.resamples}: at least 20 make an interval")
+    console = Console(quiet=args.json == "-")
+    subjects = [Subject.open(folder, args.split, overrides) for folder in args.runs]
+    if len(subjects) == 2:
+        figures = compare(subjects[0], subjects[1], args.resamples, args.seed)
+        _print_comparison(console, args.runs, figures)
+    else:
+        subject = subjects[0]
+        figures = diagnose(subject, args.resamples, args.seed)
+        print_diagnosis(console, figures, f"{Path(args.runs[0]).name}, {args.split}")
+        if args.out:
+            for path in save_pictures(Path(args.out), subject, figures):
+                console.print(f"picture: {path}")
+    if args.json:
+        write_figures(args.json, figures)
+    return 0
+
+
+class Subject:
+    """Scores of a run on a split, and what is known of the images."""
+
+    def __init__(
+        self, predictions: Predictions, split: Split, train_targets: NDArray[np.int8],
+        thresholds: NDArray[np.float64], edges: tuple[float, float] | None,
+    ) -> None:  # fmt: skip
+        self.predictions, self.split = predictions, split
+        self.thresholds, self.edges = thresholds, edges
+        self.company = measures.measure_company(train_targets)
+
+    @classmethod
+    def open(cls, folder: str, split: str, overrides: Sequence[str] = ()) -> Subject:
+        """Open a run; raises `MltrError` if its saved scores are not of its images."""
+        opened = open_scored(folder, overrides)
+        predictions = scores_of(folder, split, overrides)
+        chosen = opened.split(split)
+        if predictions.images != tuple(record.name for record in chosen):
+            raise MltrError(f"{folder}: its saved scores are of other images; score them again by "
+                            f"mltr evaluate {folder} --rerun")  # fmt: skip
+        return cls(
+            predictions, chosen, opened.splits.train.targets, _thresholds(opened), _edges(opened)
+        )
+
+    def scored(self, resamples: int, seed: int) -> Scored:
+        """Return the decisions and the resamples; raises `MltrError` without any known label."""
+        targets = self.predictions.targets
+        if not (targets >= 0).any():
+            raise MltrError("every label of these images is unknown: nothing can be measured")
+        return Scored.of(self.predictions.probs, targets, self.thresholds, resamples, seed)
+
+
+def _thresholds(opened: OpenRun) -> NDArray[np.float64]:
+    own = opened.bundle.thresholds
+    return np.full(len(opened.bundle.classes), 0.5) if own is None else np.array(own)
+
+
+def _edges(opened: OpenRun) -> tuple[float, float] | None:
+    """Return COCO's sizes for photos; None, for terciles, for pictures as small as scenes."""
+    return None if opened.config.data.format == "scenes" else COCO_EDGES
+
+
+def diagnose(subject: Subject, resamples: int = 500, seed: int = 0) -> dict[str, Any]:
+    """Return all figures as plain values; `small_objects` is None where there are no boxes."""
+    scored = subject.scored(resamples, seed)
+    classes = subject.predictions.classes
+    return {
+        "images": len(subject.predictions.images),
+        "classes": list(classes),
+        "level": measures.LEVEL,
+        "resamples": resamples,
+        "small_objects": _describe_sizes(subject, scored),
+        "similar_objects": _describe_confusions(scored, subject.company, classes),
+        "company": _describe_dependences(scored, subject.company, classes),
+    }
+
+
+def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    low, high = estimate.interval()
+    return {"value": estimate.value, "low": low, "high": high, "images": estimate.images}
+
+
+def _told(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.is_told
+
+
+def _describe_sizes(subject: Subject, scored: Scored) -> dict[str, Any] | None:
+    records = subject.split.records
+    if not any(record.boxes for record in records):
+        return None
+    classes = subject.predictions.classes
+    sizes = measures.measure_sizes(
+        scored, measures.largest_areas(records, len(classes)), subject.edges
+    )
+    return {
+        "edges": list(sizes.edges),
+        "edges_from": "terciles of these objects" if subject.edges is None else "COCO",
+        "images": sizes.images,
+        "ap": {bucket: _plain(sizes.mean_ap.get(bucket)) for bucket in BUCKETS},
+        "recall": {bucket: _plain(sizes.mean_recall.get(bucket)) for bucket in BUCKETS},
+        "gap": _plain(sizes.gap),
+        "is_told": _told(sizes.gap),
+        "classes": {
+            name: {
+                bucket: {"ap": _plain(found), "recall": _plain(sizes.recall[k][bucket])}
+                for bucket, found in sizes.ap[k].items()
+            }
+            for k, name in enumerate(classes)
+        },
+    }
+
+
+def _describe_confusions(
+    scored: Scored, company: Company, classes: Sequence[str]
+) -> dict[str, Any]:
+    found = measures.measure_confusions(scored, company)
+    return {
+        "mean_excess": _plain(found.mean_excess),
+        "is_told": _told(found.mean_excess),
+        "pairs": [
+            {
+                "a": classes[pair.a], "b": classes[pair.b], "where_a": _plain(pair.where_a),
+                "elsewhere": _plain(pair.elsewhere), "excess": _plain(pair.excess),
+                "is_told": pair.is_told,
+            }
+            for pair in found.pairs
+        ],
+        "against_look_alikes": {
+            classes[b]: {
+                "look_alikes": [classes[a] for a in found.look_alikes[b]], "ap": _plain(ap)
+            }
+            for b, ap in found.against.items()
+        },
+        "matrix": found.excess.tolist(),
+    }  # fmt: skip
+
+
+def _describe_dependences(
+    scored: Scored, company: Company, classes: Sequence[str]
+) -> dict[str, Any]:
+    found = measures.measure_dependences(scored, company)
+    return {
+        "mean_recall_gap": _plain(found.mean_gap),
+        "mean_excess": _plain(found.mean_excess),
+        "is_told": _told(found.mean_gap) or _told(found.mean_excess),
+        "pairs": [
+            {
+                "a": classes[pair.a], "b": classes[pair.b],
+                "conditional": float(company.conditional[pair.a, pair.b]),
+                "recall_with": _plain(pair.recall_with),
+                "recall_without": _plain(pair.recall_without),
+                "recall_gap": _plain(pair.gap), "recall_is_told": _told(pair.gap),
+                "company_seen": _plain(pair.company_seen),
+                "company_elsewhere": _plain(pair.company_elsewhere),
+                "excess": _plain(pair.excess), "excess_is_told": _told(pair.excess),
+            }
+            for pair in found.pairs
+        ],
+        "matrix": company.conditional.tolist(),
+    }  # fmt: skip
+
+
+# -- two runs ----------------------------------------------------------------------------------
+
+
+def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0) -> dict[str, Any]:
+    """Return each headline of two runs and the difference, second less first, on paired images.
+
+    Raises `MltrError` unless both were scored on the same images, labels and classes.
+    """
+    a, b = first.predictions, second.predictions
+    if a.images != b.images or a.classes != b.classes or not np.array_equal(a.targets, b.targets):
+        raise MltrError(
+            f"the runs can't be compared: {len(a.images)} images of {len(a.classes)} classes and "
+            f"{len(b.images)} of {len(b.classes)}, and not the same; choose both from one source"
+        )
+    found = [_headlines(subject, resamples, seed) for subject in (first, second)]
+    rows = {}
+    for name, (_, less_is_better) in HEADLINES.items():
+        ours, theirs = found[0].get(name), found[1].get(name)
+        if ours is None or theirs is None:
+            continue
+        difference = theirs - ours
+        better = "neither, within noise"
+        if difference.is_told:
+            better = "second" if (difference.value < 0) == less_is_better else "first"
+        rows[name] = {
+            "first": _plain(ours), "second": _plain(theirs), "difference": _plain(difference),
+            "better": better,
+        }  # fmt: skip
+    return {"images": len(a.images), "level": measures.LEVEL, "headlines": rows}
+
+
+def _headlines(subject: Subject, resamples: int, seed: int) -> dict[str, Estimate | None]:
+    scored = subject.scored(resamples, seed)
+    found: dict[str, Estimate | None] = {}
+    if any(record.boxes for record in subject.split):
+        areas = measures.largest_areas(subject.split.records, len(subject.predictions.classes))
+        sizes = measures.measure_sizes(scored, areas, subject.edges)
+        found |= {
+            "ap_small": sizes.mean_ap.get("small"), "ap_large": sizes.mean_ap.get("large"),
+            "size_gap": sizes.gap, "recall_small": sizes.mean_recall.get("small"),
+        }  # fmt: skip
+    dependences = measures.measure_dependences(scored, subject.company)
+    return found | {
+        "mean_confusion": measures.measure_confusions(scored, subject.company, 0).mean_excess,
+        "recall_gap": dependences.mean_gap,
+        "company_excess": dependences.mean_excess,
+    }
+
+
+# -- on screen ---------------------------------------------------------------------------------
+
+
+def print_diagnosis(console: Console, figures: dict[str, Any], title: str) -> None:
+    """Print the three measures, each with what it says in a sentence."""
+    console.print(f"[bold]{title}[/]: {figures['images']} images; in %, with 95% intervals\n")
+    _print_sizes(console, figures["small_objects"])
+    _print_confusions(console, figures["similar_objects"])
+    _print_company(console, figures["company"])
+
+
+def _percent(figure: dict[str, Any] | None, signed: bool = False) -> str:
+    if figure is None or not np.isfinite(figure["value"]):
+        return "-"
+    sign = "+" if signed else ""
+    shown = f"{100 * figure['value']:{sign}.1f}"
+    if not np.isfinite(figure["low"]):
+        return shown
+    return f"{shown} ({100 * figure['low']:{sign}.1f}..{100 * figure['high']:{sign}.1f})"
+
+
+def _share(figure: dict[str, Any] | None) -> str:
+    return "-" if figure is None else f"{100 * figure['value']:.1f}"
+
+
+def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _print_sizes(console: Console, sizes: dict[str, Any] | None) -> None:
+    console.print("[bold]1. Small objects[/]")
+    if sizes is None:
+        console.print("The source has no boxes, so sizes aren't known.\n")
+        return
+    low, high = sizes["edges"]
+    console.print(f"small: below {low:.0f} pixels, large: from {high:.0f} ({sizes['edges_from']})")
+    rows = [
+        (bucket, _percent(sizes["ap"][bucket]), _percent(sizes["recall"][bucket]),
+         str(sizes["images"][bucket]))
+        for bucket in BUCKETS
+    ]  # fmt: skip
+    _table(console, ("largest object", "mean AP", "mean recall", "cases"), rows)
+    if sizes["gap"] is None:
+        console.print(f"No class has {MIN_IMAGES} images with small and with large objects.\n")
+        return
+    verdict = "Small objects are found less well" if sizes["is_told"] else "No difference told"
+    if sizes["is_told"] and sizes["gap"]["value"] < 0:
+        verdict = "Small objects are found better"
+    console.print(f"{verdict}: AP {_percent(sizes['gap'], True)} from small to large.")
+    worst = _worst_sizes(sizes)
+    if worst:
+        console.print(f"Most so: {worst}.")
+    console.print()
+
+
+def _worst_sizes(sizes: dict[str, Any]) -> str:
+    gaps = {
+        name: found["large"]["ap"]["value"] - found["small"]["ap"]["value"]
+        for name, found in sizes["classes"].items()
+        if {"small", "large"} <= set(found)
+    }
+    leading = sorted(gaps, key=lambda name: -gaps[name])[:5]
+    return ", ".join(f"{name} ({100 * gaps[name]:+.0f})" for name in leading if gaps[name] > 0)
+
+
+def _print_confusions(console: Console, found: dict[str, Any]) -> None:
+    console.print("[bold]2. Similar objects[/]: b seen where only a is; pairs that seldom meet")
+    if not found["pairs"]:
+        console.print(f"No pair of classes seldom meets and has {MIN_IMAGES} images.\n")
+        return
+    rows = [
+        (f"{pair['a']} → {pair['b']}", _share(pair["where_a"]), _share(pair["elsewhere"]),
+         _percent(pair["excess"], True), str(pair["where_a"]["images"]),
+         "yes" if pair["is_told"] else "no")
+        for pair in found["pairs"][:SHOWN]
+    ]  # fmt: skip
+    _table(console, ("a → b", "where a is", "elsewhere", "excess", "images", "told"), rows)
+    mean = _percent(found["mean_excess"], True)
+    told = sum(pair["is_told"] for pair in found["pairs"])
+    verdict = f"{told} told" if told else "None told"
+    console.print(f"{verdict}: beyond chance, all pairs considered. Mean excess: {mean}.")
+    for name, entry in found["against_look_alikes"].items():
+        others = ", ".join(entry["look_alikes"])
+        console.print(f"AP of {name} against {others} alone: {_percent(entry['ap'])}")
+    console.print()
+
+
+def _print_company(console: Console, found: dict[str, Any]) -> None:
+    console.print("[bold]3. Usual company[/]: b usually is where a is (in training)")
+    if not found["pairs"]:
+        console.print("No class has a usual companion.")
+        return
+    rows = [
+        (f"{pair['a']}, {pair['b']}", f"{100 * pair['conditional']:.0f}",
+         f"{_share(pair['recall_with'])} / {_share(pair['recall_without'])}",
+         _percent(pair["recall_gap"], True),
+         f"{_share(pair['company_seen'])} / {_share(pair['company_elsewhere'])}",
+         _percent(pair["excess"], True))
+        for pair in found["pairs"][:SHOWN]
+    ]  # fmt: skip
+    headings = ("a, b", "P(b|a)", "recall of a", "gap", "absent b seen", "excess")
+    _table(console, headings, rows)
+    console.print("Recall of a: with b / without. Absent b seen: where a is / where neither is.")
+    for words, key in (
+        ("recall of a, with its company less without", "mean_recall_gap"),
+        ("absent b seen where a is, less elsewhere", "mean_excess"),
+    ):
+        figure = found[key]
+        if figure is not None:
+            noise = "" if figure["low"] > 0 or figure["high"] < 0 else "; within noise"
+            console.print(f"Mean {words}: {_percent(figure, True)}{noise}")
+
+
+def _print_comparison(console: Console, runs: Sequence[str], figures: dict[str, Any]) -> None:
+    names = [Path(name).name for name in runs]
+    console.print(
+        f"first: [bold]{names[0]}[/], second: [bold]{names[1]}[/]; the same {figures['images']} "
+        "images, resampled in pairs; in %, with 95% intervals"
+    )
+    rows = [
+        (HEADLINES[name][0], _percent(row["first"]), _percent(row["second"]),
+         _percent(row["difference"], True), row["better"])
+        for name, row in figures["headlines"].items()
+    ]  # fmt: skip
+    _table(console, ("measure", "first", "second", "second less first", "better"), rows)
+    if not rows:
+        console.print("Nothing could be measured on both.")
+
+
+# -- pictures ----------------------------------------------------------------------------------
+
+
+def save_pictures(folder: Path, subject: Subject, figures: dict[str, Any]) -> list[Path]:
+    """Write the confusion map, and contact sheets of the pictures behind each problem."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "confusion.png"]
+    figure = draw_confusions(figures)
+    figure.savefig(paths[0], dpi=130)
+    plt.close(figure)
+    for name, rows in offending_images(subject, figures).items():
+        if rows:
+            paths.append(_save_sheet(folder / f"{name}.png", subject, rows))
+    return paths
+
+
+def draw_confusions(figures: dict[str, Any]) -> Any:
+    """Return a matplotlib figure: excess of b where a is, for all pairs that were measured."""
+    import matplotlib.pyplot as plt
+
+    matrix = 100 * np.array(figures["similar_objects"]["matrix"], dtype=np.float64)
+    classes = figures["classes"]
+    side = min(10.0, 3.2 + 0.28 * len(classes))
+    figure, axes = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
+    limit = max(1.0, float(np.nanmax(np.abs(matrix), initial=0.0, where=np.isfinite(matrix))))
+    axes.set_facecolor("0.94")
+    shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    if len(classes) <= MANY_CLASSES:
+        places = np.arange(len(classes))
+        axes.set_xticks(places, classes, rotation=90)
+        axes.set_yticks(places, classes)
+    axes.set(xlabel="b, seen though absent", ylabel="a, which is there")
+    axes.set_title("Similar objects: excess false positives", loc="left")
+    figure.colorbar(shown, ax=axes, shrink=0.7, label="percentage points (grey: not measured)")
+    return figure
+
+
+def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, list[int]]:
+    """Return the rows of the images behind each problem, the surest mistakes first."""
+    probs, targets = subject.predictions.probs, subject.predictions.targets
+    predicted = probs >= subject.thresholds
+    index = {name: k for k, name in enumerate(subject.predictions.classes)}
+    found: dict[str, list[tuple[float, int]]] = {"small": [], "similar": [], "company": []}
+    sizes = figures["small_objects"]
+    if sizes is not None:
+        areas = measures.largest_areas(subject.split.records, len(index))
+        with np.errstate(invalid="ignore"):
+            missed = (areas < sizes["edges"][0]) & (targets == 1) & ~predicted
+        found["small"] = [(float(probs[row, k]), int(row)) for row, k in np.argwhere(missed)]
+    for key, pairs in (
+        ("similar", figures["similar_objects"]["pairs"][:SHOWN]),
+        ("company", figures["company"]["pairs"][:SHOWN]),
+    ):
+        for pair in pairs:
+            a, b = index[pair["a"]], index[pair["b"]]
+            wrong = (targets[:, a] == 1) & (targets[:, b] == 0) & predicted[:, b]
+            found[key] += [(-float(probs[row, b]), int(row)) for row in np.flatnonzero(wrong)]
+    return {
+        name: list(dict.fromkeys(row for _, row in sorted(rows)))[:SHEET_PICTURES]
+        for name, rows in found.items()
+    }
+
+
+def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
+    from mltr.gallery import contact_sheet
+    from mltr.predictions import Predictions, make_tiles
+
+    whole = subject.predictions
+    part = Predictions(
+        whole.probs[rows], whole.targets[rows], tuple(whole.images[row] for row in rows),
+        whole.classes,
+    )  # fmt: skip
+    contact_sheet(make_tiles(subject.split.subset(rows, "shown"), part), columns=5).save(path)
+    return path
