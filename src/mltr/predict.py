@@ -126,7 +126,7 @@ class Predictor:
 
     def read(self, source: Any) -> Tensor:
         """Open and preprocess one image to [3, S, S]; raises `BrokenImage`."""
-        return self.preprocess(_to_image(source))
+        return self.preprocess(to_image(source))
 
 
 def _raise_if_broken(found: Prediction | BrokenImage, which: str = "") -> Prediction:
@@ -135,7 +135,7 @@ def _raise_if_broken(found: Prediction | BrokenImage, which: str = "") -> Predic
     return found
 
 
-def _to_image(source: Any) -> Image.Image:
+def to_image(source: Any) -> Image.Image:
     """Return any kind of image in RGB; raises `BrokenImage`, or `UsageError` for another kind."""
     from PIL import Image
 

@@ -1,0 +1,380 @@
+"""`mltr explain`: where in a picture the evidence for a label lies.
+
+Two methods. `evidence`: with a pooled linear head, or CSRA's, the logit *is* a sum over places, and
+the map shows its terms, for and against; query heads show where each label's query looked.
+`rollout`: how the network's attentions pass on what they see (Abnar and Zuidema, arXiv 2005.00928),
+from the label's evidence in the last map back to the patches.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mltr.backbones import TimmBackbone, to_maps
+from mltr.errors import MltrError, UsageError
+from mltr.model import (
+    Block,
+    CrossWindowAttention,
+    MlTr,
+    PatchMerging,
+    PixelAttention,
+    Stage,
+    merge_windows,
+    pad_to_multiple,
+    partition_windows,
+)
+
+if TYPE_CHECKING:
+    from mltr.predict import Predictor
+
+METHODS = ("evidence", "rollout")
+EXACT = 1e-3  #: by which the terms of a timm network may miss its logit, relative to the largest
+GRID = 64  #: cells along a side on which maxima are looked for and boxes drawn, by --pointing
+RESAMPLES = 1000  #: of the cases of --pointing
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the evidence for one label lies."""
+
+    label: str
+    prob: float
+    logit: float
+    heat: NDArray[np.float32]  #: [height, width] of the picture
+    cells: NDArray[np.float32]  #: [h, w], the same on the network's own grid
+    is_exact: bool  #: the cells add up to the logit (less a bias that has no place)
+
+
+# -- evidence ----------------------------------------------------------------------------------
+
+
+def evidence_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Return logits [B, K], maps [B, K, h, w], and whether the maps add up to the logits.
+
+    Raises `UsageError` for a timm network whose logits are no sum over places.
+    """
+    if isinstance(model, MlTr | TimmBackbone):
+        features = model.forward_features(images)
+        head: Any = model.head
+        return model.forward_head(features), head.class_maps(features), head.exact_class_maps
+    plain: Any = model
+    classifier = plain.get_classifier() if hasattr(plain, "get_classifier") else None
+    logits: Tensor = plain(images)
+    if isinstance(classifier, nn.Linear):
+        features = to_maps(plain, plain.forward_features(images))
+        if features.shape[3] == classifier.in_features:
+            shares = classifier(features) / (features.shape[1] * features.shape[2])
+            maps = shares.permute(0, 3, 1, 2)
+            error = (maps.sum(dim=(2, 3)) - logits).abs().max()
+            if error <= EXACT * logits.abs().max().clamp(min=1):
+                return logits, maps, True
+    raise UsageError(
+        f"the logits of {type(model).__name__} are no sum over places (a class token, or another "
+        "pooling), so it has no exact maps; train it with --model.head csra or ml_decoder"
+    )
+
+
+# -- roll-out ----------------------------------------------------------------------------------
+
+
+def pixel_weights(attention: PixelAttention, maps: Tensor, is_pixel: Tensor | None) -> Tensor:
+    """Return how much each pixel of a window attends to each: [B, N, heads, P, P]."""
+    B, _, _, C = maps.shape
+    w, heads = attention.window_size, attention.num_heads
+    windows = partition_windows(maps, w)
+    N = windows.shape[1]
+    qkv = attention.qkv(windows).view(B, N, w * w, 3, heads, -1)
+    query, key, _ = qkv.permute(3, 0, 1, 4, 2, 5)
+    scores = query @ key.transpose(-2, -1) * (C // heads) ** -0.5 + attention.position_bias()
+    if is_pixel is not None:
+        scores = scores.masked_fill(~is_pixel[:, None, None, :], float("-inf"))
+    weights: Tensor = scores.softmax(dim=-1)
+    return weights
+
+
+def cross_weights(attention: CrossWindowAttention, maps: Tensor) -> Tensor:
+    """Return how much each window attends to each, channel by channel: [B, C, N, N]."""
+    tokens = partition_windows(maps, attention.window_size).permute(0, 3, 1, 2)
+    query, key, _ = attention.qkv(tokens).chunk(3, dim=-1)
+    weights: Tensor = (query @ key.transpose(-2, -1) / attention.window_size).softmax(dim=-1)
+    return weights
+
+
+def _pass_back(block: Block, shares: Tensor, maps: Tensor) -> Tensor:
+    """Return shares [H, W] of a block's input, given those of its output; `maps` [1, H, W, C].
+
+    Half goes straight through the residual connection. Heads, and channels, weigh the same. A
+    window that is attended to gives of its pixels what the product of value and projection takes.
+    """
+    attention, normed = block.attn, block.norm1(maps)
+    w, (H, W) = attention.window_size, shares.shape
+    padded = pad_to_multiple(normed, w)
+    windows = partition_windows(pad_to_multiple(shares[None, :, :, None], w), w)[0, :, :, 0]
+    if isinstance(attention, PixelAttention):
+        real = partition_windows(pad_to_multiple(torch.ones_like(maps[..., :1]), w), w)[0, :, :, 0]
+        weights = pixel_weights(attention, padded, real > 0)[0].mean(dim=1)
+        passed = torch.einsum("np,npq->nq", windows, weights)
+    else:
+        weights = cross_weights(attention, padded)[0].mean(dim=0)
+        value = attention.qkv.weight.chunk(3)[2]
+        taken = (attention.proj.weight @ value).abs()
+        taken = taken / taken.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        passed = torch.einsum("np,nm,pq->mq", windows, weights, taken)
+    back = merge_windows(passed[None, :, :, None], w, *padded.shape[1:3])[0, :H, :W, 0]
+    back = back / back.sum().clamp(min=1e-12) * shares.sum()  # what fell on padding
+    return (shares + back) / 2
+
+
+@torch.inference_mode()
+def roll_out(model: MlTr, image: Tensor, shares: Tensor) -> Tensor:
+    """Return shares of the patches [H/4, W/4], from shares of the final map [h, w], of one image.
+
+    The shares add up to what they did. Convolutions pass on what they get: they look no further
+    than their neighbours.
+    """
+    steps: list[tuple[nn.Module, Tensor]] = []
+    maps = model.embed(image[None])
+    for stage in model.stages:
+        assert isinstance(stage, Stage)
+        for step in (stage.merge, *stage.blocks):
+            steps.append((step, maps))
+            maps = step(maps)
+    for step, before in reversed(steps):
+        if isinstance(step, Block):
+            shares = _pass_back(step, shares, before)
+        elif isinstance(step, PatchMerging):
+            H, W = before.shape[1:3]
+            quarter = shares.repeat_interleave(2, 0).repeat_interleave(2, 1)[:H, :W]
+            shares = quarter / quarter.sum().clamp(min=1e-12) * shares.sum()
+    return shares
+
+
+# -- one picture -------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def explain(
+    predictor: Predictor,
+    image: Any,
+    labels: Sequence[str] | None = None,
+    method: str = "evidence",
+) -> list[Explanation]:
+    """Return where the evidence lies for the given labels, or for all at or above threshold.
+
+    `image` is whatever a `Predictor` takes. Without any label above its threshold, the most
+    probable one is explained. Raises `BrokenImage`, or `UsageError` for an unknown label or a
+    network that can't be explained so.
+    """
+    from mltr.predict import to_image
+    from mltr.weights import to_probs
+
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is not one of {', '.join(METHODS)}")
+    picture = to_image(image)
+    batch = predictor.preprocess(picture)[None].to(predictor.device)
+    logits, maps, is_exact = evidence_maps(predictor.model, batch)
+    probs = to_probs(logits, predictor.calibration)[0].cpu().numpy()
+    chosen = _choose(predictor, probs, labels)
+    found = []
+    for index in chosen:
+        cells = maps[0, index].float()
+        if method == "rollout":
+            cells = _rolled_out(predictor.model, batch[0], cells)
+        size = (picture.height, picture.width)
+        heat = F.interpolate(cells[None, None], size, mode="bicubic", align_corners=False)[0, 0]
+        found.append(
+            Explanation(
+                predictor.classes[index], float(probs[index]), float(logits[0, index]),
+                heat.cpu().numpy(), cells.cpu().numpy(), is_exact and method == "evidence",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _choose(
+    predictor: Predictor, probs: NDArray[np.float32], labels: Sequence[str] | None
+) -> list[int]:
+    from mltr.data.records import indices_of
+
+    if labels:
+        return indices_of(labels, predictor.classes, "--label")
+    order = [int(index) for index in np.argsort(-probs)]
+    return [k for k in order if probs[k] >= predictor.thresholds[k]] or order[:1]
+
+
+def _rolled_out(model: nn.Module, image: Tensor, cells: Tensor) -> Tensor:
+    if not isinstance(model, MlTr):
+        raise UsageError(f"roll-out follows MlTr's attentions; {type(model).__name__} has others")
+    shares = cells.clamp(min=0)
+    if not shares.any():  # no place speaks for the label: follow all of them
+        shares = torch.ones_like(cells)
+    return roll_out(model, image, shares / shares.sum())
+
+
+# -- pointing ----------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequence[str]) -> Any:
+    """Return how often the maximum of a label's map lies in an object of it, as plain values.
+
+    For each image and class with boxes (difficult ones and crowds left out), beside the middle of
+    the picture and a random place. Raises `MltrError` where there are no boxes.
+    """
+    from mltr.predict import to_image
+
+    cases: list[tuple[int, float, float, float]] = []
+    for record in records:
+        boxes = [box for box in record.boxes or () if not (box.difficult or box.crowd)]
+        if not boxes:
+            continue
+        picture = to_image(record.image)
+        batch = predictor.preprocess(picture)[None].to(predictor.device)
+        _, maps, _ = evidence_maps(predictor.model, batch)
+        for k in sorted({box.class_index for box in boxes}):
+            inside = _draw_boxes([box for box in boxes if box.class_index == k], picture.size)
+            fine = F.interpolate(maps[:, k : k + 1].float(), (GRID, GRID), mode="bicubic")
+            hit = inside.flatten()[int(fine.flatten().argmax())]
+            middle = inside[GRID // 2 - 1 : GRID // 2 + 1, GRID // 2 - 1 : GRID // 2 + 1].mean()
+            cases.append((k, float(hit), float(middle), float(inside.mean())))
+    if not cases:
+        raise MltrError("no image has boxes, so there is nothing to point at")
+    return _summarise(np.array(cases), classes)
+
+
+def _draw_boxes(boxes: Sequence[Any], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Return which cells of a grid over the squashed picture lie in any of the boxes."""
+    centres = (np.arange(GRID) + 0.5) / GRID
+    inside = np.zeros((GRID, GRID))
+    for box in boxes:
+        left, top = box.x / size[0], box.y / size[1]
+        right, bottom = (box.x + box.width) / size[0], (box.y + box.height) / size[1]
+        rows = (centres >= top) & (centres <= bottom)
+        columns = (centres >= left) & (centres <= right)
+        inside[np.ix_(rows, columns)] = 1
+    return inside
+
+
+def _summarise(cases: NDArray[np.float64], classes: Sequence[str]) -> dict[str, Any]:
+    columns = {"hit": 1, "centre": 2, "random": 3}
+
+    def means(rows: NDArray[np.float64]) -> dict[str, float]:
+        return {name: float(rows[:, column].mean()) for name, column in columns.items()}
+
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(0, len(cases), (RESAMPLES, len(cases)))
+    low, high = np.percentile(cases[drawn, 1].mean(axis=1), [2.5, 97.5])
+    per_class = {
+        name: means(cases[cases[:, 0] == k]) | {"cases": int((cases[:, 0] == k).sum())}
+        for k, name in enumerate(classes)
+        if (cases[:, 0] == k).any()
+    }
+    return means(cases) | {
+        "low": float(low), "high": float(high), "cases": len(cases), "classes": per_class,
+    }  # fmt: skip
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a training run, or a folder with weights")
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="images or folders of them")
+    parser.add_argument(
+        "--label", action="append", metavar="NAME",
+        help="explain this one (repeatable); by default all at or above threshold",
+    )  # fmt: skip
+    parser.add_argument("--method", choices=METHODS, default="evidence")
+    parser.add_argument(
+        "--out", metavar="FOLDER", default="explained", help="of the pictures (default: explained)"
+    )
+    parser.add_argument("--pointing", action="store_true", help="score the maps on the run's boxes")
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test")
+    parser.add_argument("--limit", type=int, default=1000, help="images of --pointing")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Explain pictures, or score the maps."""
+    from rich.console import Console
+
+    from mltr.predict import load
+    from mltr.runs import write_figures
+
+    if bool(args.images) == args.pointing:
+        raise UsageError("give images to explain, or --pointing to score the maps; one of them")
+    console = Console(quiet=args.json == "-")
+    predictor = load(args.run, args.device)
+    if args.pointing:
+        figures = _point(console, predictor, args, overrides)
+    else:
+        if overrides:
+            raise UsageError(f"{overrides[0]}: fields of a recipe go with --pointing alone")
+        figures, broken = _explain_all(console, predictor, args)
+    if args.json:
+        write_figures(args.json, figures)
+    return 0 if args.pointing else broken
+
+
+def _explain_all(
+    console: Any, predictor: Predictor, args: argparse.Namespace
+) -> tuple[dict[str, Any], int]:
+    """Explain every picture; those that can't be read are told and passed over."""
+    from mltr.errors import BrokenImage
+    from mltr.overlay import save_overlays
+    from mltr.predict import find_paths, to_image
+
+    out = Path(args.out)
+    figures, broken = {}, 0
+    for path in find_paths(args.images):
+        try:
+            found = explain(predictor, path, args.label, args.method)
+        except BrokenImage as error:
+            console.print(f"left out, broken: {error}", markup=False)
+            broken = 1
+            continue
+        picture = save_overlays(out, path, to_image(path), found)
+        labels = ", ".join(f"{one.label} {one.prob:.2f}" for one in found)
+        console.print(f"{picture}: {labels}", markup=False, soft_wrap=True)
+        figures[str(path)] = [
+            {"label": one.label, "prob": one.prob, "logit": one.logit, "is_exact": one.is_exact,
+             "cells": one.cells.tolist(), "picture": str(picture)}
+            for one in found
+        ]  # fmt: skip
+    return figures, broken
+
+
+def _point(
+    console: Any, predictor: Predictor, args: argparse.Namespace, overrides: Sequence[str]
+) -> dict[str, Any]:
+    from rich.table import Table
+
+    from mltr.scoring import open_scored
+
+    split = open_scored(args.run, overrides).split(args.split)
+    found: dict[str, Any] = pointing_game(predictor, split.records[: args.limit], split.classes)
+    table = Table(title=f"{Path(args.run).name}, {args.split}: maximum in an object of the label")
+    for heading in ("label", "hit %", "middle %", "random %", "cases"):
+        table.add_column(heading, justify="left" if heading == "label" else "right")
+    for name, row in found["classes"].items():
+        shares = [f"{100 * row[key]:.1f}" for key in ("hit", "centre", "random")]
+        table.add_row(name, *shares, str(row["cases"]))
+    shares = [f"{100 * found[key]:.1f}" for key in ("hit", "centre", "random")]
+    table.add_section()
+    table.add_row("all", *shares, str(found["cases"]))
+    console.print(table)
+    low, high = 100 * found["low"], 100 * found["high"]
+    console.print(f"hit: 95% interval {low:.1f}..{high:.1f}, from resampled cases")
+    return found
