@@ -49,7 +49,9 @@ def test_the_commands_for_own_photos_and_python(photos: Path, capsys) -> None:
         "train",
         "evaluate",
         "diagnose",
+        "explain",
         "calibrate",
+        "report",
         "predict",
     }
     extra = {"train": SHORT, "calibrate": ["--min-positives", "1"]}

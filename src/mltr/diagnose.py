@@ -285,7 +285,8 @@ def print_diagnosis(console: Console, figures: dict[str, Any], title: str) -> No
     _print_company(console, figures["company"])
 
 
-def _percent(figure: dict[str, Any] | None, signed: bool = False) -> str:
+def percent(figure: dict[str, Any] | None, signed: bool = False) -> str:
+    """Return a figure in percent with its interval, or a dash for none."""
     if figure is None or not np.isfinite(figure["value"]):
         return "-"
     sign = "+" if signed else ""
@@ -295,7 +296,8 @@ def _percent(figure: dict[str, Any] | None, signed: bool = False) -> str:
     return f"{shown} ({100 * figure['low']:{sign}.1f}..{100 * figure['high']:{sign}.1f})"
 
 
-def _share(figure: dict[str, Any] | None) -> str:
+def share(figure: dict[str, Any] | None) -> str:
+    """Return a figure in percent, or a dash for none."""
     return "-" if figure is None else f"{100 * figure['value']:.1f}"
 
 
@@ -318,7 +320,7 @@ def _print_sizes(console: Console, sizes: dict[str, Any] | None) -> None:
     low, high = sizes["edges"]
     console.print(f"small: below {low:.0f} pixels, large: from {high:.0f} ({sizes['edges_from']})")
     rows = [
-        (bucket, _percent(sizes["ap"][bucket]), _percent(sizes["recall"][bucket]),
+        (bucket, percent(sizes["ap"][bucket]), percent(sizes["recall"][bucket]),
          str(sizes["images"][bucket]))
         for bucket in BUCKETS
     ]  # fmt: skip
@@ -329,7 +331,7 @@ def _print_sizes(console: Console, sizes: dict[str, Any] | None) -> None:
     verdict = "Small objects are found less well" if sizes["is_told"] else "No difference told"
     if sizes["is_told"] and sizes["gap"]["value"] < 0:
         verdict = "Small objects are found better"
-    console.print(f"{verdict}: AP {_percent(sizes['gap'], True)} from small to large.")
+    console.print(f"{verdict}: AP {percent(sizes['gap'], True)} from small to large.")
     worst = _worst_sizes(sizes)
     if worst:
         console.print(f"Most so: {worst}.")
@@ -352,19 +354,19 @@ def _print_confusions(console: Console, found: dict[str, Any]) -> None:
         console.print(f"No pair of classes seldom meets and has {MIN_IMAGES} images.\n")
         return
     rows = [
-        (f"{pair['a']} → {pair['b']}", _share(pair["where_a"]), _share(pair["elsewhere"]),
-         _percent(pair["excess"], True), str(pair["where_a"]["images"]),
+        (f"{pair['a']} → {pair['b']}", share(pair["where_a"]), share(pair["elsewhere"]),
+         percent(pair["excess"], True), str(pair["where_a"]["images"]),
          "yes" if pair["is_told"] else "no")
         for pair in found["pairs"][:SHOWN]
     ]  # fmt: skip
     _table(console, ("a → b", "where a is", "elsewhere", "excess", "images", "told"), rows)
-    mean = _percent(found["mean_excess"], True)
+    mean = percent(found["mean_excess"], True)
     told = sum(pair["is_told"] for pair in found["pairs"])
     verdict = f"{told} told" if told else "None told"
     console.print(f"{verdict}: beyond chance, all pairs considered. Mean excess: {mean}.")
     for name, entry in found["against_look_alikes"].items():
         others = ", ".join(entry["look_alikes"])
-        console.print(f"AP of {name} against {others} alone: {_percent(entry['ap'])}")
+        console.print(f"AP of {name} against {others} alone: {percent(entry['ap'])}")
     console.print()
 
 
@@ -375,10 +377,10 @@ def _print_company(console: Console, found: dict[str, Any]) -> None:
         return
     rows = [
         (f"{pair['a']}, {pair['b']}", f"{100 * pair['conditional']:.0f}",
-         f"{_share(pair['recall_with'])} / {_share(pair['recall_without'])}",
-         _percent(pair["recall_gap"], True),
-         f"{_share(pair['company_seen'])} / {_share(pair['company_elsewhere'])}",
-         _percent(pair["excess"], True))
+         f"{share(pair['recall_with'])} / {share(pair['recall_without'])}",
+         percent(pair["recall_gap"], True),
+         f"{share(pair['company_seen'])} / {share(pair['company_elsewhere'])}",
+         percent(pair["excess"], True))
         for pair in found["pairs"][:SHOWN]
     ]  # fmt: skip
     headings = ("a, b", "P(b|a)", "recall of a", "gap", "absent b seen", "excess")
@@ -391,7 +393,7 @@ def _print_company(console: Console, found: dict[str, Any]) -> None:
         figure = found[key]
         if figure is not None:
             noise = "" if figure["low"] > 0 or figure["high"] < 0 else "; within noise"
-            console.print(f"Mean {words}: {_percent(figure, True)}{noise}")
+            console.print(f"Mean {words}: {percent(figure, True)}{noise}")
 
 
 def _print_comparison(console: Console, runs: Sequence[str], figures: dict[str, Any]) -> None:
@@ -401,8 +403,8 @@ def _print_comparison(console: Console, runs: Sequence[str], figures: dict[str, 
         "images, resampled in pairs; in %, with 95% intervals"
     )
     rows = [
-        (HEADLINES[name][0], _percent(row["first"]), _percent(row["second"]),
-         _percent(row["difference"], True), row["better"])
+        (HEADLINES[name][0], percent(row["first"]), percent(row["second"]),
+         percent(row["difference"], True), row["better"])
         for name, row in figures["headlines"].items()
     ]  # fmt: skip
     _table(console, ("measure", "first", "second", "second less first", "better"), rows)

@@ -193,19 +193,20 @@ def save_curves(folder: Path, predictions: Predictions) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
-    _draw_precision_recall(axes, predictions)
+    draw_precision_recall(axes, predictions)
     paths = [folder / "precision_recall.png", folder / "average_precision.png"]
     figure.savefig(paths[0], dpi=130)
     plt.close(figure)
     height = max(2.4, 0.6 + 0.26 * len(predictions.classes))
     figure, axes = plt.subplots(figsize=(7, min(height, 40)), layout="constrained")
-    _draw_average_precision(axes, predictions)
+    draw_average_precision(axes, predictions)
     figure.savefig(paths[1], dpi=130)
     plt.close(figure)
     return paths
 
 
-def _draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
+def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
+    """Draw a curve for each class, or grey ones for many, and one for all decisions together."""
     from sklearn.metrics import precision_recall_curve
 
     known = predictions.targets >= 0
@@ -231,7 +232,8 @@ def _draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_average_precision(axes: Axes, predictions: Predictions) -> None:
+def draw_average_precision(axes: Axes, predictions: Predictions) -> None:
+    """Draw a bar for each class that has an average precision."""
     classes = metrics.per_class(predictions.probs, predictions.targets)
     order = [i for i in np.argsort(classes["ap"]) if not np.isnan(classes["ap"][i])]
     values = 100 * classes["ap"][order]

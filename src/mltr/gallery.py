@@ -196,7 +196,7 @@ def contact_sheet(
     return sheet
 
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #1f2430; --faint: #697386;
   --track: #eceff3; --line: #dfe3e8; --right: #bfe5c8; --right-ink: #14532d; --wrong: #f9c9c4;
   --wrong-ink: #8c1d18; --open: #c9dcfb; --open-ink: #1e3a6e; --missed-ink: #6b7280; }
@@ -266,15 +266,15 @@ def write_page(
         parts.append(f"<dl>{''.join(_headline_html(*entry) for entry in headline.items())}</dl>")
     if tiles:
         judged = any(tile.truth is not None for tile in tiles)
-        parts += ["<h2>Predictions</h2>", _KEY if judged else ""]
-        parts.append(f'<div class="tiles">{"".join(map(_tile_html, tiles))}</div>')
+        parts += ["<h2>Predictions</h2>", KEY if judged else ""]
+        parts.append(f'<div class="tiles">{"".join(map(tile_html, tiles))}</div>')
     if figures:
         parts.append("<h2>Figures</h2>")
         parts.append(f'<div class="figures">{"".join(_figure_html(*f) for f in figures)}</div>')
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
@@ -291,14 +291,15 @@ def _figure_html(caption: str, png: bytes) -> str:
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
-def _tile_html(tile: Tile) -> str:
+def tile_html(tile: Tile) -> str:
+    """Return one picture with bars for its labels."""
     tags = judge(tile.predicted, tile.truth)
     names = ", ".join(tag.name for tag in tags if tag.prob is not None) or "no label"
     alt = html.escape(f"{tile.caption or 'Picture'}; predicted: {names}")
     caption = f'<div class="name">{html.escape(tile.caption)}</div>' if tile.caption else ""
     bars = "".join(map(_tag_html, tags)) or '<li class="missed"><span>no label</span></li>'
     return (
-        f'<figure><img loading="lazy" src="{_inline_jpeg(tile.image)}" alt="{alt}">'
+        f'<figure><img loading="lazy" src="{inline_jpeg(tile.image)}" alt="{alt}">'
         f"<figcaption>{caption}<ul>{bars}</ul></figcaption></figure>"
     )
 
@@ -317,7 +318,7 @@ _LEGEND: dict[Verdict, str] = {
     "wrong": "wrong: predicted, but not there",
     "missed": "missed: there, but not predicted",
 }
-_KEY = (
+KEY = (
     '<ul class="key">'
     + "".join(
         f'<li class="{verdict}" style="--prob: 100%">'
@@ -328,7 +329,7 @@ _KEY = (
 )
 
 
-def _inline_jpeg(image: Image.Image, side: int = 360) -> str:
+def inline_jpeg(image: Image.Image, side: int = 360) -> str:
     """Return the image as a data URL, its longer side at most `side` pixels."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from mltr.data.transforms import Preprocess
     from mltr.gallery import Tile
-    from mltr.weights import Calibration
+    from mltr.weights import Bundle, Calibration
 
 Floats = NDArray[np.float32]
 Source = TypeVar("Source")
@@ -179,12 +179,21 @@ def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> P
         raise MltrError(
             f"{path} has no labels yet; train from it: mltr train RECIPE --model.init {path}"
         )
+    return as_predictor(bundle, chosen, batch_size)
+
+
+def as_predictor(
+    bundle: Bundle, device: torch.device | None = None, batch_size: int = 32
+) -> Predictor:
+    """Return a loaded bundle ready for use."""
+    import torch
+
     thresholds = np.full(len(bundle.classes), DEFAULT_THRESHOLD, np.float32)
     if bundle.thresholds is not None:
         thresholds[:] = bundle.thresholds
     return Predictor(
-        bundle.model, bundle.classes, bundle.preprocess, thresholds, chosen, batch_size,
-        bundle.calibration,
+        bundle.model, bundle.classes, bundle.preprocess, thresholds,
+        device or torch.device("cpu"), batch_size, bundle.calibration,
     )  # fmt: skip
 
 

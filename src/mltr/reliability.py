@@ -8,6 +8,7 @@ error over all known cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from mltr import metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from mltr.predictions import Predictions
     from mltr.thresholds import Aim, Fitted
@@ -127,10 +129,7 @@ def summarise(counts: Floats) -> Floats:
 
 
 def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
-    """Write reliability.png: frequency against probability, before and after, on the test images.
-
-    One panel for all decisions together and one for each class, or for the most frequent of many.
-    """
+    """Write reliability.png: the curves of the test images, before and after."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -139,6 +138,23 @@ def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
     from mltr.predictions import calibrated
 
     after = calibrated(test, fitted.calibration).probs
+    figure = draw_reliability(test, after, fitted.thresholds)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "reliability.png"
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def draw_reliability(
+    test: Predictions, after: NDArray[np.float32], thresholds: Sequence[float] | Floats
+) -> Figure:
+    """Return a figure: frequency against probability, as the sigmoid says it and as `after` does.
+
+    One panel for all decisions together and one for each class, or for the most frequent of many.
+    """
+    import matplotlib.pyplot as plt
+
     known = test.targets >= 0
     support = (test.targets == 1).sum(0)
     order = np.argsort(-support, kind="stable")[:MANY_CLASSES]
@@ -147,7 +163,7 @@ def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
     for k in sorted(order):
         only = np.zeros_like(known)
         only[:, k] = known[:, k]
-        panels.append((test.classes[k], only, float(fitted.thresholds[k])))
+        panels.append((test.classes[k], only, float(thresholds[k])))
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure, grid = plt.subplots(
@@ -162,11 +178,7 @@ def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
     figure.supylabel("share of images that have the class", fontsize="medium")
     handles, labels = grid.flat[1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "reliability.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return figure
 
 
 def _draw_panel(
@@ -176,13 +188,17 @@ def _draw_panel(
     axes.plot([0, 1], [0, 1], color="0.75", lw=1, ls=":", label="perfect")
     if threshold is not None:
         axes.axvline(threshold, color="#e07b39", lw=1, label="threshold")
-    for probs, colour, label in ((before, "0.55", "before"), (after, "#3b7dd8", "after")):
+    curves = [(before, "0.55", "before"), (after, "#3b7dd8", "after")]
+    if np.array_equal(before, after):
+        curves = [(before, "#3b7dd8", "the run")]
+    for probs, colour, label in curves:
         if len(probs):
             share, mean, counts = reliability_curve(probs, truths, CURVE_BINS)
             seen = counts >= CURVE_MIN
             axes.plot(mean[seen], share[seen], color=colour, lw=1.6, marker="o", ms=3, label=label)
     errors = [calibration_error(probs, truths) for probs in (before, after)]
-    words = f"ECE {100 * errors[0]:.1f} → {100 * errors[1]:.1f} %" if len(before) else "no label"
+    words = " → ".join(f"{100 * error:.1f}" for error in dict.fromkeys(errors))
+    words = f"ECE {words} %" if len(before) else "no label"
     axes.set_title(f"{title}\n{words}", loc="left", fontsize="small")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
     axes.spines[["top", "right"]].set_visible(False)

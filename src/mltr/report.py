@@ -1,0 +1,364 @@
+"""`mltr report`: one HTML file on how good a run is and where it fails; it fetches nothing."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+from collections.abc import Sequence
+from datetime import date
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from mltr import __version__, diagnose
+from mltr.bottlenecks import BUCKETS
+from mltr.errors import BrokenImage, UsageError
+from mltr.evaluate import PROTOCOLS, draw_average_precision, draw_precision_recall, report
+from mltr.gallery import STYLE, Tile, tile_html
+from mltr.predictions import PREDICTIONS_FILE, Predictions, load_predictions
+from mltr.scoring import OpenRun, open_scored, scores_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT_FILE = "report.html"
+EXAMPLES = 12
+ROWS = 15  #: of each table of a problem
+CLASS_HEADINGS = ("class", "AP, %", "precision, %", "recall, %", "F1, %", "images", "threshold")
+DOTS = 110  #: per inch of the pictures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a finished run")
+    parser.add_argument("--out", metavar="FILE", help=f"default: RUN/{REPORT_FILE}")
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=EXAMPLES,
+        metavar="N",
+        help=f"pictures (default: {EXAMPLES})",
+    )
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Write the report."""
+    if args.examples < 0:
+        raise UsageError(f"--examples {args.examples} must not be negative")
+    path = Path(args.out or Path(args.run) / REPORT_FILE)
+    size = write_report(Path(args.run), path, args.examples, overrides)
+    print(f"{path}: {size / 1e6:.1f} MB; open it in a browser")
+    return 0
+
+
+def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] = ()) -> int:
+    """Write the report of a run's test images to `path`; return its size in bytes.
+
+    Raises `MltrError` as `open_scored` does, or if the file can't be written.
+    """
+    import matplotlib as mpl
+
+    from mltr.weights import text_writer, write_atomically
+
+    mpl.use("Agg")
+    opened = open_scored(run, overrides)
+    predictions = scores_of(run, "test", overrides)
+    subject = diagnose.Subject.open(str(run), "test", overrides)
+    page = _render(_content(opened, predictions, subject, examples))
+    write_atomically(path, text_writer(page))
+    return len(page.encode())
+
+
+def _render(content: dict[str, Any]) -> str:
+    import jinja2
+
+    template = files("mltr").joinpath("report.html.j2").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(content)
+
+
+def _content(
+    opened: OpenRun, predictions: Predictions, subject: diagnose.Subject, examples: int
+) -> dict[str, Any]:
+    """Return all that the template names."""
+    from markupsafe import Markup
+
+    from mltr.recipe import to_yaml
+
+    figures = report(predictions, thresholds=opened.bundle.thresholds)
+    problems = diagnose.diagnose(subject)
+    tiles = _examples(opened, predictions, examples)
+    contents = [
+        ("figures", "All figures"), ("classes", "Classes"), ("curves", "Curves"),
+        ("problems", "The three problems"), ("examples", "Examples"), ("recipe", "How it was made"),
+    ]  # fmt: skip
+    model = opened.config.model
+    parameters = sum(p.numel() for p in opened.bundle.model.parameters()) / 1e6
+    return {
+        "title": f"{opened.path.name}: {model.name} on {_data_name(opened)}",
+        "intro": f"{len(predictions.images)} test images, {len(predictions.classes)} classes; "
+        f"{parameters:.2f} M parameters, {opened.bundle.preprocess.image_size} px. Written by mltr "
+        f"{__version__} on {date.today()}.",
+        "contents": [entry for entry in contents if tiles or entry[0] != "examples"],
+        "style": Markup(STYLE),
+        "headline": _headline(figures),
+        "metrics": _metric_rows(figures),
+        "has_own": "at_own_thresholds" in figures,
+        "remarks": _remarks(figures),
+        "class_headings": CLASS_HEADINGS,
+        "classes": _class_rows(figures, subject.thresholds),
+        "curves": _curves(opened, predictions, subject),
+        "problems": [
+            _size_problem(problems), _confusion_problem(problems), _company_problem(problems)
+        ],
+        "maps": _maps(problems),
+        "examples": [Markup(tile_html(tile)) for tile in tiles],
+        "examples_intro": "First the surest mistakes, then some of the rest; beside or below each, "
+        "where the evidence for its first label lies: red speaks for it, blue against.",
+        "recipe": to_yaml(opened.config),
+    }  # fmt: skip
+
+
+def _data_name(opened: OpenRun) -> str:
+    return Path(opened.config.data.root).name or opened.config.data.format
+
+
+def _headline(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    shown = [
+        (f"{name}: {PROTOCOLS[name]}", f"{100 * figures[name]:.2f} %")
+        for name in ("map", "cf1", "of1")
+    ]
+    own = figures.get("at_own_thresholds")
+    if own:
+        shown.append(("of1 at the run's own thresholds", f"{100 * own['of1']:.2f} %"))
+    return shown
+
+
+def _metric_rows(figures: dict[str, Any]) -> list[dict[str, str]]:
+    own = figures.get("at_own_thresholds", {})
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.2f}"
+
+    return [
+        {"name": name, "value": percent(figures[name]), "words": words,
+         "own": percent(own.get(name)), "top": percent(figures.get(f"{name}_top3"))}
+        for name, words in PROTOCOLS.items()
+    ]  # fmt: skip
+
+
+def _remarks(figures: dict[str, Any]) -> list[str]:
+    remarks = [f"Threshold {figures['threshold']:g}; at or above counts as predicted."]
+    if figures["classes_without_positives"]:
+        names = ", ".join(figures["classes_without_positives"])
+        remarks.append(f"No test image has these, so they are left out of every mean: {names}.")
+    if figures["broken_images"]:
+        remarks.append(f"{len(figures['broken_images'])} broken images are left out.")
+    return remarks
+
+
+def _class_rows(figures: dict[str, Any], thresholds: Any) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    own = figures.get("at_own_thresholds", figures)
+    for (name, found), threshold in zip(figures["per_class"].items(), thresholds, strict=True):
+        decided = own.get("per_class", figures["per_class"])[name]
+        shares = [found["ap"], decided["precision"], decided["recall"], decided["f1"]]
+        cells = [None if np.isnan(share) else round(100 * share, 2) for share in shares]
+        rows.append([name, *cells, int(found["support"]), float(threshold)])
+    return sorted(rows, key=lambda row: -1 if row[1] is None else -row[1])
+
+
+# -- pictures ----------------------------------------------------------------------------------
+
+
+def _inline(figure: Figure, caption: str, wide: bool = False) -> dict[str, Any]:
+    import matplotlib.pyplot as plt
+
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=DOTS, format="png")
+    plt.close(figure)
+    source = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return {"source": source, "caption": caption, "wide": wide}
+
+
+def _curves(
+    opened: OpenRun, predictions: Predictions, subject: diagnose.Subject
+) -> list[dict[str, Any]]:
+    import matplotlib.pyplot as plt
+
+    from mltr.reliability import draw_reliability
+
+    drawn = []
+    figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
+    draw_precision_recall(axes, predictions)
+    drawn.append(_inline(figure, "Precision and recall of each class as its threshold moves."))
+    height = min(max(2.4, 0.6 + 0.26 * len(predictions.classes)), 24)
+    figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
+    draw_average_precision(axes, predictions)
+    drawn.append(_inline(figure, "Average precision of each class, and the images that have it."))
+    raw = predictions
+    if (opened.path / PREDICTIONS_FILE).is_file() and opened.bundle.calibration is not None:
+        raw = load_predictions(opened.path / PREDICTIONS_FILE)
+    words = "How often a label is there, against the probability that is given for it."
+    if opened.bundle.calibration is None:
+        words += " Not calibrated: mltr calibrate does that."
+    figure = draw_reliability(raw, predictions.probs, subject.thresholds)
+    drawn.append(_inline(figure, words, wide=True))
+    curves = opened.path / "curves.png"
+    if curves.is_file():
+        source = f"data:image/png;base64,{base64.b64encode(curves.read_bytes()).decode()}"
+        drawn.append({"source": source, "caption": "The training.", "wide": True})
+    return drawn
+
+
+def _maps(problems: dict[str, Any]) -> list[dict[str, Any]]:
+    import matplotlib.pyplot as plt
+
+    confusions = diagnose.draw_confusions(problems)
+    classes = problems["classes"]
+    matrix = 100 * np.array(problems["company"]["matrix"], dtype=np.float64)
+    np.fill_diagonal(matrix, np.nan)
+    side = min(10.0, 3.2 + 0.28 * len(classes))
+    figure, axes = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
+    axes.set_facecolor("0.94")
+    shown = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=100)
+    if len(classes) <= diagnose.MANY_CLASSES:
+        places = np.arange(len(classes))
+        axes.set_xticks(places, classes, rotation=90)
+        axes.set_yticks(places, classes)
+    axes.set(xlabel="b", ylabel="a")
+    axes.set_title("Company: P(b|a) in training, %", loc="left")
+    figure.colorbar(shown, ax=axes, shrink=0.7)
+    return [
+        _inline(figure, "How often b is where a is, in the training images."),
+        _inline(confusions, "How much oftener b is seen, though absent, where a is; for pairs that "
+                            "seldom meet."),
+    ]  # fmt: skip
+
+
+def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Tile]:
+    """Return pictures with their labels and a heat map beside each: mistakes, then others."""
+    wrong = np.abs(predictions.probs - (predictions.targets == 1)) * (predictions.targets >= 0)
+    order = np.argsort(-wrong.max(axis=1), kind="stable")
+    mistakes = order[: count // 2]
+    rest = order[count // 2 :]
+    evenly = rest[np.linspace(0, len(rest) - 1, min(count - len(mistakes), len(rest))).astype(int)]
+    tiles = []
+    split = opened.split("test")
+    for row in dict.fromkeys([*mistakes.tolist(), *evenly.tolist()]):
+        try:
+            tiles.append(_example(opened, split[row], predictions, row))
+        except BrokenImage:
+            continue
+    return tiles
+
+
+def _example(opened: OpenRun, record: Any, predictions: Predictions, row: int) -> Tile:
+    from mltr.data.images import open_image
+    from mltr.explain import explain
+    from mltr.overlay import overlay
+    from mltr.predict import as_predictor
+
+    picture = open_image(record.image)
+    predictor = as_predictor(opened.bundle)
+    probs, classes = predictions.probs[row], predictions.classes
+    thresholds = predictor.thresholds
+    order = [int(k) for k in np.argsort(-probs)]
+    said = [(classes[k], float(probs[k])) for k in order if probs[k] >= thresholds[k]]
+    truth = [classes[k] for k in np.flatnonzero(predictions.targets[row] == 1)]
+    shown = picture
+    try:
+        (found,) = explain(predictor, picture, [said[0][0] if said else classes[order[0]]])
+        shown = _side_by_side(picture, overlay(picture, found.heat))
+    except UsageError:  # a network without exact maps: the picture alone
+        pass
+    return Tile(shown, said, truth, record.name)
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    stacked = left.width >= left.height
+    size = (left.width, 2 * left.height) if stacked else (2 * left.width, left.height)
+    both = Image.new("RGB", size)
+    both.paste(left, (0, 0))
+    both.paste(right, (0, left.height) if stacked else (left.width, 0))
+    return both
+
+
+# -- the three problems, in words --------------------------------------------------------------
+
+
+def _size_problem(problems: dict[str, Any]) -> dict[str, Any]:
+    title, sizes = "Small objects", problems["small_objects"]
+    if sizes is None:
+        verdict = "The source has no boxes, so the sizes of its objects aren't known."
+        return {"title": title, "verdict": verdict, "rows": [], "headings": []}
+    low, high = sizes["edges"]
+    scale = f"Small: below {low:.0f} pixels; large: from {high:.0f} ({sizes['edges_from']})."
+    verdict = f"{scale} Too few of them to compare."
+    if sizes["gap"] is not None:
+        gap = diagnose.percent(sizes["gap"], signed=True)
+        told = "found less well" if sizes["gap"]["value"] > 0 else "found better"
+        verdict = f"No difference beyond noise: AP {gap} points from small to large. {scale}"
+        if sizes["is_told"]:
+            verdict = f"Small objects are {told}: AP {gap} points from small to large. {scale}"
+    rows = [
+        (bucket, diagnose.percent(sizes["ap"][bucket]), diagnose.percent(sizes["recall"][bucket]),
+         sizes["images"][bucket])
+        for bucket in BUCKETS
+    ]  # fmt: skip
+    headings = ("largest object of the class", "mean AP, %", "mean recall, %", "cases")
+    return {"title": title, "verdict": verdict, "rows": rows, "headings": headings}
+
+
+def _confusion_problem(problems: dict[str, Any]) -> dict[str, Any]:
+    found = problems["similar_objects"]
+    rows = [
+        (f"{pair['a']} → {pair['b']}", diagnose.share(pair["where_a"]),
+         diagnose.share(pair["elsewhere"]), diagnose.percent(pair["excess"], signed=True),
+         pair["where_a"]["images"], "yes" if pair["is_told"] else "no")
+        for pair in found["pairs"][:ROWS]
+    ]  # fmt: skip
+    told = [f"{pair['a']} → {pair['b']}" for pair in found["pairs"] if pair["is_told"]]
+    verdict = "No class is seen beyond chance where only another is, among pairs that seldom meet."
+    if told:
+        verdict = f"Seen where only the other is, beyond chance: {', '.join(told[:8])}."
+    if not rows:
+        verdict = "No pair of classes seldom meets and has images enough."
+    headings = ("a → b", "b seen where a is, %", "elsewhere, %", "excess, points", "images", "told")
+    return {"title": "Similar objects", "verdict": verdict, "rows": rows, "headings": headings}
+
+
+def _company_problem(problems: dict[str, Any]) -> dict[str, Any]:
+    found = problems["company"]
+    rows = [
+        (f"{pair['a']}, {pair['b']}", f"{100 * pair['conditional']:.0f}",
+         f"{diagnose.share(pair['recall_with'])} / {diagnose.share(pair['recall_without'])}",
+         diagnose.percent(pair["recall_gap"], signed=True),
+         f"{diagnose.share(pair['company_seen'])} / {diagnose.share(pair['company_elsewhere'])}",
+         diagnose.percent(pair["excess"], signed=True))
+        for pair in found["pairs"][:ROWS]
+    ]  # fmt: skip
+    verdict = "No class usually comes with another."
+    if rows:
+        verdict = "Labels don't lean on their usual company beyond noise."
+        if found["is_told"]:
+            gap = diagnose.percent(found["mean_recall_gap"], signed=True)
+            excess = diagnose.percent(found["mean_excess"], signed=True)
+            verdict = (
+                f"Labels lean on their usual company: recall {gap} points with it, and absent "
+                f"company is seen {excess} points oftener."
+            )
+    headings = (
+        "a, b", "P(b|a), %", "recall of a: with b / without, %", "gap, points",
+        "absent b seen: where a is / elsewhere, %", "excess, points",
+    )  # fmt: skip
+    return {
+        "title": "Usual company (high conditional probability)",
+        "verdict": verdict,
+        "rows": rows,
+        "headings": headings,
+    }
