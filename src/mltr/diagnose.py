@@ -306,7 +306,7 @@ def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[st
 
     table = Table()
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
