@@ -192,3 +192,23 @@ def test_too_few_images_give_no_figures(count: int) -> None:
     assert confusions.pairs == []
     assert confusions.mean_excess is None
     assert dependences.mean_gap is None
+
+
+def test_intervals_of_average_precision_hold_the_truth_as_often_as_they_say() -> None:
+    """On many small samples of one population, whose AP is known from a large one."""
+    generator = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        targets = generator.random((count, 1)) < 0.3
+        return np.clip(
+            0.4 + 0.2 * targets + 0.15 * generator.standard_normal((count, 1)), 0, 1
+        ), targets
+
+    truth = average_precision_score(*(part[:, 0] for part in reversed(draw(200_000))))
+    held = []
+    for seed in range(200):
+        probs, targets = draw(300)
+        data = scored(probs, targets, resamples=200, seed=seed)
+        low, high = data.average_precision(0, targets[:, 0], ~targets[:, 0]).interval()
+        held.append(low <= truth <= high)
+    assert 0.89 <= np.mean(held) <= 0.99

@@ -136,6 +136,7 @@ def test_without_boxes_or_known_labels_it_says_so(run: Path, tmp_path: Path, cap
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_the_scenes_plant_is_found_in_a_trained_run(tmp_path: Path) -> None:
     """A short training: small digits score lower, look-alikes and companions lead their lists."""
     options = ["--data.scenes.train", "4000", "--train.epochs", "8", "--train.precision", "fp32"]
