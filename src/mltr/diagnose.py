@@ -94,13 +94,19 @@ class Subject:
 
     @classmethod
     def open(cls, folder: str, split: str, overrides: Sequence[str] = ()) -> Subject:
-        """Open a run; raises `MltrError` if its saved scores are not of its images."""
+        """Open a run and its scores of a split; raises `MltrError` as `of` does."""
         opened = open_scored(folder, overrides)
-        predictions = scores_of(folder, split, overrides)
+        return cls.of(opened, scores_of(folder, split, overrides), split)
+
+    @classmethod
+    def of(cls, opened: OpenRun, predictions: Predictions, split: str) -> Subject:
+        """Put a run and its scores together; raises `MltrError` if they are of other images."""
         chosen = opened.split(split)
         if predictions.images != tuple(record.name for record in chosen):
-            raise MltrError(f"{folder}: its saved scores are of other images; score them again by "
-                            f"mltr evaluate {folder} --rerun")  # fmt: skip
+            raise MltrError(
+                f"{opened.path}: its saved scores are of other images than the data has now; name the "
+                "data anew, by --data.root DIR, and its images are scored again"
+            )
         return cls(
             predictions, chosen, opened.splits.train.targets, _thresholds(opened), _edges(opened)
         )

@@ -67,7 +67,7 @@ def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] 
     mpl.use("Agg")
     opened = open_scored(run, overrides)
     predictions = scores_of(run, "test", overrides)
-    subject = diagnose.Subject.open(str(run), "test", overrides)
+    subject = diagnose.Subject.of(opened, predictions, "test")
     page = _render(_content(opened, predictions, subject, examples))
     write_atomically(path, text_writer(page))
     return len(page.encode())
