@@ -104,8 +104,8 @@ class Subject:
         chosen = opened.split(split)
         if predictions.images != tuple(record.name for record in chosen):
             raise MltrError(
-                f"{opened.path}: its saved scores are of other images than the data has now; name the "
-                "data anew, by --data.root DIR, and its images are scored again"
+                f"{opened.path}: its saved scores are of other images than the data has now; name "
+                "the data anew, by --data.root DIR, and its images are scored again"
             )
         return cls(
             predictions, chosen, opened.splits.train.targets, _thresholds(opened), _edges(opened)
