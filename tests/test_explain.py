@@ -17,8 +17,8 @@ from torch import nn
 
 import mltr
 from mltr.cli import main
+from mltr.data.preprocess import Preprocess
 from mltr.data.records import Box, Record
-from mltr.data.transforms import Preprocess
 from mltr.errors import UsageError
 from mltr.explain import (
     cross_weights,
@@ -37,7 +37,7 @@ from mltr.model import (
 )
 from mltr.overlay import overlay
 from mltr.variants import VARIANTS
-from mltr.weights import save_bundle
+from mltr.weights import TorchNetwork, save_bundle
 
 CLASSES = ("sea", "sunset", "trees")
 
@@ -234,7 +234,7 @@ class Spot(nn.Module):
 
 def test_pointing_counts_maxima_in_boxes(bundle: Path) -> None:
     tagger = mltr.load(bundle, device="cpu")
-    tagger.model = Spot()
+    tagger.network = TorchNetwork(Spot(), torch.device("cpu"))
     tagger.preprocess = Preprocess(64)
     picture = Image.new("RGB", (200, 100))
     picture.paste((255, 0, 0), (20, 60, 60, 80))

@@ -17,7 +17,7 @@ from fake_hub import FakeHub, running_hub
 
 import mltr
 from mltr.cli import main
-from mltr.data.transforms import Preprocess
+from mltr.data.preprocess import Preprocess
 from mltr.hub import prepare
 from mltr.weights import save_bundle
 
@@ -55,7 +55,8 @@ SCORE = """
 import sys, torch, mltr
 tagger = mltr.load(sys.argv[1], device="cpu")
 images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(5))
-torch.save([tagger.logits(images), tagger.classes, tagger.thresholds.tolist()], sys.argv[2])
+logits = torch.from_numpy(tagger.network(images.numpy()))
+torch.save([logits, tagger.classes, tagger.thresholds.tolist()], sys.argv[2])
 """
 
 

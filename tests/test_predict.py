@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 import mltr
 from mltr import predict
+from mltr.bundle import Calibration
 from mltr.data import read_folder
 from mltr.data.images import open_image
-from mltr.data.transforms import Preprocess
+from mltr.data.preprocess import Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.model import create_model
-from mltr.predict import Predictor, predict_paths
-from mltr.weights import Calibration, load_bundle, save_bundle, update_config
+from mltr.predictor import Prediction, Predictor, predict_paths
+from mltr.weights import TorchNetwork, load_bundle, save_bundle, update_config
 
 CLASSES = ("sea", "sunset", "tree", "path")
 COLOURS = ["navy", "orange", "green", "white", "black", "red", "teal"]
@@ -43,7 +44,8 @@ class MeanColour(nn.Module):
 def predictor() -> Predictor:
     thresholds = np.full(4, 0.5, np.float32)
     preprocess = Preprocess(image_size=8)
-    return Predictor(MeanColour(), CLASSES, preprocess, thresholds, torch.device("cpu"), 4)
+    network = TorchNetwork(MeanColour(), torch.device("cpu"))
+    return Predictor(network, CLASSES, preprocess, thresholds, 4)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def by_hand(bundle: Path, path: Path) -> np.ndarray:
     """The probabilities of one image, computed with none of this module."""
     parts = load_bundle(bundle)
     with torch.no_grad():
-        logits = parts.model(parts.preprocess(open_image(path))[None])
+        logits = parts.model(torch.from_numpy(parts.preprocess(open_image(path)))[None])
     return (1 / (1 + np.exp(-logits.double().numpy())))[0]
 
 
@@ -128,7 +130,7 @@ def test_grey_arrays_and_turned_photos(predictor: Predictor) -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     stream = io.BytesIO()
     upright.save(stream, "PNG", exif=exif)
-    assert predictor.read(stream.getvalue()).shape == (3, 8, 8)
+    assert predictor.read(stream.getvalue()).shape == (8, 8, 3)
     with Image.open(stream) as file:
         np.testing.assert_array_equal(predictor(file).probs, predictor(stream.getvalue()).probs)
 
@@ -179,7 +181,8 @@ def test_logits_are_what_the_model_says(bundle: Path) -> None:
     predictor = mltr.load(bundle)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(predictor.logits(images), predictor.model(images))
+        expected = predictor.model(images).numpy()
+    np.testing.assert_array_equal(predictor.network(images.numpy()), expected)
 
 
 @pytest.mark.parametrize(
@@ -462,10 +465,10 @@ def test_a_failing_run_leaves_the_previous_results(
     out = tmp_path / "out.csv"
     out.write_text("yesterday's")
 
-    def fails(self: Predictor, batch: Tensor) -> Tensor:
+    def fails(self: Predictor, pixels: np.ndarray) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Predictor, "logits", fails)
+    monkeypatch.setattr(Predictor, "predict_batch", fails)
     with pytest.raises(RuntimeError):
         command(bundle, photos, "--out", out)
     assert out.read_text() == "yesterday's"
@@ -479,15 +482,15 @@ def test_an_interruption_keeps_what_is_done(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    logits, calls = Predictor.logits, []
+    predict_batch, calls = Predictor.predict_batch, []
 
-    def interrupted(self: Predictor, batch: Tensor) -> Tensor:
-        calls.append(len(batch))
+    def interrupted(self: Predictor, pixels: np.ndarray) -> list[Prediction]:
+        calls.append(len(pixels))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return logits(self, batch)
+        return predict_batch(self, pixels)
 
-    monkeypatch.setattr(Predictor, "logits", interrupted)
+    monkeypatch.setattr(Predictor, "predict_batch", interrupted)
     out = tmp_path / "out.parquet"
     with pytest.raises(KeyboardInterrupt):
         command(bundle, photos, "--batch-size", 2, "--out", out)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import mltr
 from mltr.cli import main
-from mltr.data.transforms import Preprocess
+from mltr.data.preprocess import Preprocess
 from mltr.model import CrossWindowAttention, merge_windows, partition_windows
 from mltr.resize import adapt, resize_cross_window
 from mltr.weights import load_bundle, save_bundle

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import mltr
 import mltr.timm_models
 from mltr.config import AugmentConfig
-from mltr.data.transforms import Preprocess
+from mltr.data.preprocess import Preprocess
 from mltr.errors import UsageError
 from mltr.model import Block, default_image_size
 from mltr.variants import VARIANTS

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -21,20 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mltr.data.transforms import Preprocess
+from mltr.bundle import Calibration, to_probs
+from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError
+from mltr.files import write_atomically, write_json
 from mltr.model import create_model
-from mltr.weights import (
-    Calibration,
-    checkpoint_writer,
-    load_bundle,
-    read_config,
-    save_bundle,
-    to_probs,
-    update_config,
-    write_atomically,
-    write_json,
-)
+from mltr.weights import checkpoint_writer, load_bundle, read_config, save_bundle, update_config
 
 CLASSES = ("cat", "dog, wet", "Ünïcode 猫")
 OVERRIDES: dict[str, Any] = {"depths": (0, 0, 1, 0), "image_size": 32}
@@ -137,11 +130,14 @@ def test_a_calibration_comes_back_and_old_bundles_have_none(bundle: Path) -> Non
 
 
 def test_probabilities_of_logits() -> None:
-    logits = torch.tensor([[0.0, -2.0, 4.0], [1.0, 2.0, 3.0]], dtype=torch.bfloat16)
-    torch.testing.assert_close(to_probs(logits), logits.float().sigmoid())
+    logits = np.array([[0, -2, 4], [1, 2, 3]], np.float32)
+    np.testing.assert_allclose(to_probs(logits), torch.from_numpy(logits).sigmoid(), rtol=1e-6)
+    extremes = to_probs(np.array([-1e4, 1e4], np.float32))
+    assert extremes.tolist() == [0, 1]
     expected = [[1 / (1 + math.exp(-z)) for z in row] for row in ((0.25, -2, 7), (0.75, 2, 5))]
     found = to_probs(logits, Calibration("platt", (0.5, 1.0, 2.0), (0.25, 0.0, -1.0)))
-    torch.testing.assert_close(found, torch.tensor(expected))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32
 
 
 def test_an_update_changes_the_config_alone(bundle: Path) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mltr import data, losses, metrics
     from mltr.hub import push_to_hub
     from mltr.model import create_model, list_models
-    from mltr.predict import load
+    from mltr.predictor import load
 
 __version__ = "0.1.0"
 __all__ = ["create_model", "data", "list_models", "load", "losses", "metrics", "push_to_hub"]
@@ -20,7 +20,7 @@ __all__ = ["create_model", "data", "list_models", "load", "losses", "metrics", "
 _HOMES = {
     "create_model": "mltr.model",
     "list_models": "mltr.model",
-    "load": "mltr.predict",
+    "load": "mltr.predictor",
     "push_to_hub": "mltr.hub",
 }
 

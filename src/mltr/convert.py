@@ -28,7 +28,7 @@ from mltr.checkpoints import (
     read_layout,
     tidy,
 )
-from mltr.data.transforms import IMAGENET, Preprocess
+from mltr.data.preprocess import IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.model import (
     Block,

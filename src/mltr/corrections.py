@@ -13,9 +13,9 @@ from mltr.data.records import Record, Splits, indices_of
 from mltr.data.table import ONE_HOT
 from mltr.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.errors import BrokenImage, MltrError
+from mltr.files import text_writer, write_atomically
 from mltr.gallery import Tile, contact_sheet
 from mltr.label_issues import Audit, Issue
-from mltr.weights import text_writer, write_atomically
 
 ISSUES_FILE, CORRECTED_FILE, DUPLICATES_FILE = "issues.csv", "corrected.csv", "duplicates.csv"
 ISSUE_COLUMNS = (

@@ -35,7 +35,7 @@ from mltr.model import (
 )
 
 if TYPE_CHECKING:
-    from mltr.predict import Predictor
+    from mltr.predictor import Predictor
 
 METHODS = ("evidence", "rollout")
 EXACT = 1e-3  #: by which the terms of a timm network may miss its logit, relative to the largest
@@ -175,15 +175,15 @@ def explain(
     probable one is explained. Raises `BrokenImage`, or `UsageError` for an unknown label or a
     network that can't be explained so.
     """
-    from mltr.predict import to_image
-    from mltr.weights import to_probs
+    from mltr.bundle import to_probs
+    from mltr.predictor import to_image
 
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not one of {', '.join(METHODS)}")
     picture = to_image(image)
-    batch = predictor.preprocess(picture)[None].to(predictor.device)
+    batch = torch.from_numpy(predictor.preprocess(picture))[None].to(predictor.device)
     logits, maps, is_exact = evidence_maps(predictor.model, batch)
-    probs = to_probs(logits, predictor.calibration)[0].cpu().numpy()
+    probs = to_probs(logits.float().cpu().numpy(), predictor.calibration)[0]
     chosen = _choose(predictor, probs, labels)
     found = []
     for index in chosen:
@@ -231,7 +231,7 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
     For each image and class with boxes (difficult ones and crowds left out), beside the middle of
     the picture and a random place. Raises `MltrError` where there are no boxes.
     """
-    from mltr.predict import to_image
+    from mltr.predictor import to_image
 
     cases: list[tuple[int, float, float, float]] = []
     for record in records:
@@ -239,7 +239,7 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
         if not boxes:
             continue
         picture = to_image(record.image)
-        batch = predictor.preprocess(picture)[None].to(predictor.device)
+        batch = torch.from_numpy(predictor.preprocess(picture))[None].to(predictor.device)
         _, maps, _ = evidence_maps(predictor.model, batch)
         for k in sorted({box.class_index for box in boxes}):
             inside = _draw_boxes([box for box in boxes if box.class_index == k], picture.size)
@@ -310,7 +310,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Explain pictures, or score the maps."""
     from rich.console import Console
 
-    from mltr.predict import load
+    from mltr.predictor import load
     from mltr.runs import write_figures
 
     if bool(args.images) == args.pointing:
@@ -334,7 +334,8 @@ def _explain_all(
     """Explain every picture; those that can't be read are told and passed over."""
     from mltr.errors import BrokenImage
     from mltr.overlay import save_overlays
-    from mltr.predict import find_paths, to_image
+    from mltr.predict import find_paths
+    from mltr.predictor import to_image
 
     out = Path(args.out)
     figures, broken = {}, 0

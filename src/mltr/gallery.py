@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mltr.weights import text_writer, write_atomically
+from mltr.files import text_writer, write_atomically
 
 Verdict = Literal["right", "wrong", "missed", "open"]
 

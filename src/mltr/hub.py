@@ -14,7 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from mltr.card import write_card
 from mltr.download import HUB_PREFIX, first_line
 from mltr.errors import MltrError, UsageError
-from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, Bundle, load_bundle, write_json
+from mltr.files import write_json
+from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, Bundle, load_bundle
 
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mltr.bundle import Calibration, to_probs
 from mltr.data.images import open_image
 from mltr.data.loading import ImageDataset, make_loader
+from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
-from mltr.data.transforms import Preprocess
 from mltr.errors import BrokenImage, MltrError
+from mltr.files import write_atomically
 from mltr.gallery import Tile
-from mltr.weights import Calibration, to_probs, write_atomically
 
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -110,8 +111,7 @@ def calibrated(predictions: Predictions, calibration: Calibration | None) -> Pre
     """Return predictions with the probabilities that a bundle's calibration makes of them."""
     if calibration is None:
         return predictions
-    logits = torch.from_numpy(logits_of(predictions.probs))
-    return replace(predictions, probs=to_probs(logits, calibration).numpy())
+    return replace(predictions, probs=to_probs(logits_of(predictions.probs), calibration))
 
 
 def make_tiles(split: Split, predictions: Predictions, threshold: float = 0.5) -> list[Tile]:

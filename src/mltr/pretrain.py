@@ -23,6 +23,7 @@ from mltr import train
 from mltr.data.loading import ImageDataset, make_loader
 from mltr.data.sources import open_images
 from mltr.errors import UsageError
+from mltr.files import write_json
 from mltr.model import MlTr
 from mltr.trainer import (
     PICTURES,
@@ -32,7 +33,7 @@ from mltr.trainer import (
     model_overrides,
     training_words,
 )
-from mltr.weights import save_bundle, write_json
+from mltr.weights import save_bundle
 
 if TYPE_CHECKING:
     from mltr.config import Config

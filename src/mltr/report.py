@@ -62,7 +62,7 @@ def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] 
     """
     import matplotlib as mpl
 
-    from mltr.weights import text_writer, write_atomically
+    from mltr.files import text_writer, write_atomically
 
     mpl.use("Agg")
     opened = open_scored(run, overrides)
@@ -261,7 +261,7 @@ def _example(opened: OpenRun, record: Any, predictions: Predictions, row: int) -
     from mltr.data.images import open_image
     from mltr.explain import explain
     from mltr.overlay import overlay
-    from mltr.predict import as_predictor
+    from mltr.predictor import as_predictor
 
     picture = open_image(record.image)
     predictor = as_predictor(opened.bundle)

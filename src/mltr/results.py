@@ -74,7 +74,7 @@ def write_rows(
     if out is None:
         write_text(sys.stdout)
         return
-    from mltr.weights import write_atomically
+    from mltr.files import write_atomically
 
     write_atomically(out, write_file)
 
@@ -172,7 +172,7 @@ def with_sidecars(rows: Iterable[Row], overwrite: bool, kept: list[Path]) -> Ite
 
     A file that is already there stays and is added to `kept`, unless `overwrite`.
     """
-    from mltr.weights import text_writer, write_atomically
+    from mltr.files import text_writer, write_atomically
 
     for row in rows:
         sidecar = row.path.with_suffix(".txt")
@@ -201,8 +201,8 @@ def with_tiles(rows: Iterable[Row], tiles: list[Tile]) -> Iterator[Row]:
 
 def write_sheet(path: str | Path, tiles: Sequence[Tile]) -> None:
     """Write a contact sheet; raises `MltrError` if the file can't be written."""
+    from mltr.files import write_atomically
     from mltr.gallery import contact_sheet
-    from mltr.weights import write_atomically
 
     sheet = contact_sheet(tiles)
     write_atomically(path, lambda temporary: sheet.save(temporary, quality=90))

@@ -15,9 +15,10 @@ from mltr import __version__
 from mltr.config import Config
 from mltr.data.records import Split, Splits
 from mltr.errors import MltrError, UsageError
+from mltr.files import text_writer, write_atomically, write_json
 from mltr.predictions import PREDICTIONS_FILE
 from mltr.recipe import load_recipe, to_yaml
-from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, text_writer, write_atomically, write_json
+from mltr.weights import CONFIG_FILE, WEIGHTS_FILE
 
 FREE_KEYS = ("overrides", "head_options")  #: of a recipe: options with names of their own
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mltr.bundle import read_calibration
 from mltr.config import Config
 from mltr.data.records import Split, Splits
 from mltr.data.sources import open_splits
@@ -18,7 +19,7 @@ from mltr.predictions import (
     predict_split,
 )
 from mltr.recipe import load_recipe
-from mltr.weights import CONFIG_FILE, Bundle, load_bundle, read_calibration, read_config
+from mltr.weights import CONFIG_FILE, Bundle, load_bundle, read_config
 
 SPLITS = ("test", "val", "train")
 

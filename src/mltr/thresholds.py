@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from mltr.errors import MltrError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from mltr.bundle import Calibration
     from mltr.predictions import Predictions
-    from mltr.weights import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def fit_scaling(
 
     None, with a warning, if nothing that keeps the order of the images makes them likelier.
     """
-    from mltr.weights import Calibration
+    from mltr.bundle import Calibration
 
     known = targets >= 0
     shared, _ = _fit_sigmoid(logits[known], targets[known], shift=False)

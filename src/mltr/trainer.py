@@ -28,10 +28,12 @@ from torch.utils.tensorboard import SummaryWriter
 from mltr.config import Config, ModelConfig
 from mltr.convert import initialise
 from mltr.data.loading import Batch, ImageDataset, make_loader
+from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split, Splits
-from mltr.data.transforms import Preprocess, mix_batch
+from mltr.data.transforms import mix_batch
 from mltr.errors import MltrError
 from mltr.evaluate import print_report, report, save_curves
+from mltr.files import write_atomically, write_json
 from mltr.gallery import contact_sheet
 from mltr.losses import build_loss
 from mltr.metrics import evaluate
@@ -39,12 +41,7 @@ from mltr.model import create_model, default_image_size
 from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
 from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
 from mltr.runs import RunFolder, draw_curves
-from mltr.weights import (
-    checkpoint_writer,
-    save_bundle,
-    write_atomically,
-    write_json,
-)
+from mltr.weights import checkpoint_writer, save_bundle
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,10 @@ is one. Nothing in it is pickled, so loading one runs nobody's code.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
-import math
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,42 +21,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mltr import __version__
-from mltr.data.transforms import Preprocess
+from mltr.bundle import FORMAT_VERSION, Calibration, Floats, parse_config, read_calibration
+from mltr.data.preprocess import Preprocess
 from mltr.download import HUB_PREFIX, fetch
-from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.errors import MltrError, UsageError
+from mltr.files import Writer, text_writer, to_json, write_atomically, write_together
 from mltr.model import create_model
 
-FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-SCALINGS = ("temperature", "platt")  #: one scale for all classes; a scale and a shift for each
-REQUIRED_KEYS = ("format_version", "model", "classes", "preprocess", "thresholds")
 # Arguments by which a timm backbone would fetch weights; a bundle brings its own.
 WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
-
-Writer = Callable[[Path], object]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How logits become probabilities: ``sigmoid(scale * logit + shift)``, class by class."""
-
-    method: str  #: one of `SCALINGS`
-    scale: tuple[float, ...]  #: K numbers above 0, so that the order of the images stays
-    shift: tuple[float, ...]  #: K numbers
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry of ``config.json``."""
-        return {"method": self.method, "scale": list(self.scale), "shift": list(self.shift)}
-
-
-def to_probs(logits: Tensor, calibration: Calibration | None = None) -> Tensor:
-    """Return probabilities float32 [..., K] of logits [..., K]: sigmoid, if not calibrated."""
-    logits = logits.float()
-    if calibration is not None:
-        logits = logits * logits.new_tensor(calibration.scale)
-        logits = logits + logits.new_tensor(calibration.shift)
-    return logits.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -74,70 +46,19 @@ class Bundle:
     calibration: Calibration | None = None  #: of the probabilities; None: plain sigmoid
 
 
-def write_atomically(path: str | Path, writer: Writer) -> None:
-    """Let `writer` fill a temporary file beside `path` and put it in its place once it is safe.
+@dataclass(frozen=True, eq=False)
+class TorchNetwork:
+    """A network on its device, for a `Predictor`: numpy in, numpy out."""
 
-    `writer` gets the path of the temporary file, with the suffix of `path`. Whatever fails, a
-    previous file at `path` stays as it was. Raises `MltrError` if the file can't be written.
-    """
-    write_together({Path(path): writer})
+    model: nn.Module  #: in eval mode
+    device: torch.device
 
-
-def write_together(writers: Mapping[Path, Writer]) -> None:
-    """Like `write_atomically` for several files: all are on the disk before the first is replaced.
-
-    They are replaced in the order given. Raises `MltrError` naming the file that failed.
-    """
-    targets = {path.resolve(): writer for path, writer in writers.items()}
-    staged = {target: target.with_name(f".tmp-{target.name}") for target in targets}
-    current = next(iter(targets))
-    try:
-        for current, writer in targets.items():
-            current.parent.mkdir(parents=True, exist_ok=True)
-            writer(staged[current])
-            _flush_to_disk(staged[current])
-        for current, temporary in staged.items():
-            temporary.replace(current)
-            _flush_to_disk(current.parent)
-    except OSError as error:
-        raise MltrError(_explain_write_error(current, error)) from error
-    finally:
-        for temporary in staged.values():
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                temporary.unlink()
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Wait until a file's or a folder's content has reached the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows can't open folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _explain_write_error(path: Path, error: OSError) -> str:
-    reason = error.strerror or str(error)
-    kept = " (the previous one is untouched)" if path.is_file() else ""
-    advice = ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "; free some space or write to another disk"
-    return f"can't write {path}{kept}: {reason}{advice}"
-
-
-def write_json(path: str | Path, content: object) -> None:
-    """Write strict JSON atomically; what is not a finite number becomes null."""
-    write_atomically(path, text_writer(_to_json(content)))
-
-
-def text_writer(text: str) -> Writer:
-    """Return a writer, for `write_atomically`, of a text file in UTF-8.
-
-    What has no place in UTF-8, such as parts of odd file names, becomes a question mark.
-    """
-    return lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace")
+    def __call__(self, images: Floats) -> Floats:
+        """Return logits float32 [B, K] of preprocessed images float32 [B, 3, S, S]."""
+        with torch.inference_mode():
+            logits: Tensor = self.model(torch.from_numpy(images).to(self.device))
+            found: Floats = logits.float().cpu().numpy()
+        return found
 
 
 def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
@@ -157,21 +78,6 @@ def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
                 raise
 
     return write
-
-
-def _to_json(content: object) -> str:
-    finite = _finite_or_null(content)
-    return json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite_or_null(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite_or_null(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite_or_null(entry) for entry in value]
-    return value
 
 
 def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
@@ -214,8 +120,8 @@ def save_bundle(
         "weights_crc32": _crc32(tensors),
         "extra": dict(extra or {}),
     }
-    text = _to_json(config)
-    _read_config_text(text, Path(folder) / CONFIG_FILE)  # what can't be loaded isn't saved
+    text = to_json(config)
+    parse_config(text, Path(folder) / CONFIG_FILE)  # what can't be loaded isn't saved
 
     def write_tensors(temporary: Path) -> None:
         try:
@@ -317,14 +223,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return _pick_config(Path(folder) / CONFIG_FILE, own_text)
 
 
-def read_calibration(config: Mapping[str, Any]) -> Calibration | None:
-    """Return the calibration that a checked config holds, if any; bundles once had none."""
-    entry = config.get("calibration")
-    if entry is None:
-        return None
-    return Calibration(entry["method"], tuple(entry["scale"]), tuple(entry["shift"]))
-
-
 def update_config(folder: str | Path, changes: Mapping[str, Any]) -> None:
     """Replace some keys of a bundle's ``config.json``, all or nothing; the weights aren't touched.
 
@@ -333,8 +231,8 @@ def update_config(folder: str | Path, changes: Mapping[str, Any]) -> None:
     """
     _check_folder(Path(folder))
     path = Path(folder) / CONFIG_FILE
-    text = _to_json(read_config(folder) | dict(changes))
-    _read_config_text(text, path)  # what can't be loaded isn't saved
+    text = to_json(read_config(folder) | dict(changes))
+    parse_config(text, path)  # what can't be loaded isn't saved
     write_atomically(path, text_writer(text))
 
 
@@ -372,88 +270,14 @@ def _pick_config(path: Path, own_text: str | None) -> dict[str, Any]:
     bring the right config with them.
     """
     try:
-        config = _read_config_text(path.read_text(encoding="utf-8"), path)
+        config = parse_config(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise MltrError(f"{path} can't be read: {error}") from error
     if own_text is not None:
-        own = _read_config_text(own_text, path.with_name(WEIGHTS_FILE))
+        own = parse_config(own_text, path.with_name(WEIGHTS_FILE))
         if own.get("weights_crc32") != config.get("weights_crc32"):
             return own
     return config
-
-
-def _read_config_text(text: str, path: Path) -> dict[str, Any]:
-    """Parse and check the text of a config; every complaint names `path`."""
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise MltrError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise MltrError(f"{path} must hold a JSON object, not {type(config).__name__}")
-    version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise MltrError(
-            f"{path} has format_version {version}, and this mltr {__version__} reads up to "
-            f"{FORMAT_VERSION}: it was saved by a newer mltr ({config.get('mltr_version', '?')}); "
-            "upgrade mltr"
-        )
-    for key in REQUIRED_KEYS:
-        if key not in config:
-            raise MltrError(f"{path} lacks the key {key!r}{did_you_mean(key, config)}")
-    problem = _config_problem(config)
-    if problem:
-        raise MltrError(f"{path}: {problem}")
-    return config
-
-
-def _config_problem(config: Mapping[str, Any]) -> str:
-    """Say what is wrong with the values of a config, or return an empty text."""
-    model, classes = config["model"], config["classes"]
-    if config["format_version"] != FORMAT_VERSION:
-        return f"format_version must be {FORMAT_VERSION}, not {config['format_version']!r}"
-    if not (
-        isinstance(model, dict)
-        and isinstance(model.get("name"), str)
-        and isinstance(model.get("overrides"), dict)
-    ):
-        return 'model must be {"name": text, "overrides": {...}}'
-    if not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
-        return "classes must be a list of names"
-    if len(set(classes)) < len(classes):
-        repeated = next(name for name in classes if classes.count(name) > 1)
-        return f"classes must differ, and {repeated!r} stands there twice"
-    return _thresholds_problem(config["thresholds"], len(classes)) or _calibration_problem(
-        config.get("calibration"), len(classes)
-    )
-
-
-def _thresholds_problem(thresholds: object, num_classes: int) -> str:
-    if thresholds is None:
-        return ""
-    if not (isinstance(thresholds, list) and len(thresholds) == num_classes):
-        return f"thresholds must be null or one number for each of the {num_classes} classes"
-    if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in thresholds):
-        return "thresholds must lie in 0..1"
-    return ""
-
-
-def _calibration_problem(calibration: object, num_classes: int) -> str:
-    if calibration is None:
-        return ""
-    if not isinstance(calibration, dict) or calibration.get("method") not in SCALINGS:
-        return (
-            f'calibration must be null or {{"method": {" or ".join(SCALINGS)}, "scale": [...], '
-            '"shift": [...]}'
-        )
-    for key in ("scale", "shift"):
-        values = calibration.get(key)
-        if not (isinstance(values, list) and len(values) == num_classes):
-            return f"calibration.{key} must be one number for each of the {num_classes} classes"
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-            return f"calibration.{key} must be numbers"
-    if not all(value > 0 for value in calibration["scale"]):
-        return "calibration.scale must be above 0"
-    return ""
 
 
 def _build_model(config: Mapping[str, Any], num_classes: int, path: Path) -> nn.Module:

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from mltr.data.images import find_images, open_image
     from mltr.data.loading import ImageDataset, make_loader
     from mltr.data.nuswide import read_nuswide
+    from mltr.data.preprocess import Preprocess
     from mltr.data.records import Box, Record, Split, Splits
     from mltr.data.scenes import read_scenes
     from mltr.data.sources import detect_format, open_splits
     from mltr.data.stratify import stratified_split
     from mltr.data.table import read_csv, read_parquet
-    from mltr.data.transforms import Preprocess
     from mltr.data.voc import read_voc
 
 _HOMES = {
@@ -28,12 +28,12 @@ _HOMES = {
     "images": ("find_images", "open_image"),
     "loading": ("ImageDataset", "make_loader"),
     "nuswide": ("read_nuswide",),
+    "preprocess": ("Preprocess",),
     "records": ("Box", "Record", "Split", "Splits"),
     "scenes": ("read_scenes",),
     "sources": ("detect_format", "open_splits"),
     "stratify": ("stratified_split",),
     "table": ("read_csv", "read_parquet"),
-    "transforms": ("Preprocess",),
     "voc": ("read_voc",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

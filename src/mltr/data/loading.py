@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mltr.config import AugmentConfig
 from mltr.data.images import open_image
+from mltr.data.preprocess import Preprocess, squash
 from mltr.data.records import LazyImage, Record, Split
-from mltr.data.transforms import Preprocess, TrainTransform, squash
+from mltr.data.transforms import TrainTransform
 from mltr.errors import BrokenImage, MltrError
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class ImageDataset(Dataset[Sample]):
             return Sample(torch.zeros(3, side, side), unknown, index, str(error))
         targets = torch.from_numpy(np.array(record.labels, dtype=np.int8))
         if self.transform is None:
-            return Sample(self.preprocess(image), targets, index)
+            return Sample(torch.from_numpy(self.preprocess(image)), targets, index)
         # The generator of the process stays as it was: dropout doesn't depend on the workers.
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which also reseeds the accelerators, and takes 40 times longer.

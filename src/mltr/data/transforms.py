@@ -1,4 +1,4 @@
-"""From an opened image to what the network sees; evaluation resizes, training varies.
+"""How training images are varied, each alone and a batch together.
 
 Every random number comes from torch's global generator, which the caller seeds for each sample.
 """
@@ -6,8 +6,6 @@ Every random number comes from torch's global generator, which the caller seeds 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,74 +14,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from mltr.config import AugmentConfig
-from mltr.errors import MltrError
+from mltr.data.preprocess import Preprocess, Region, scale, squash
 
-# Mean and standard deviation of ImageNet's training images, as everywhere in the field.
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Random-resized crop: aspect ratios of the usual recipe (Inception), 3/4 to 4/3.
 LOG_RATIO = math.log(4 / 3)
-Region = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What every image goes through at evaluation: squash to a square, scale, normalise."""
-
-    image_size: int  #: side in pixels
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    base_size: int = 0  #: side in pixels of a first squash, as images are cached (0: none)
-
-    @classmethod
-    def from_config(cls, augment: AugmentConfig, image_size: int, base_size: int) -> Preprocess:
-        """Return what a recipe says."""
-        if augment.normalize == "imagenet":
-            return cls(image_size, *IMAGENET, base_size=base_size)
-        return cls(image_size, base_size=base_size)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """Undo `to_dict`; raises `MltrError` for values that don't fit."""
-        try:
-            triples = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
-            preprocess = cls(**{**values, **triples})
-            fits = all(len(triple) == 3 for triple in triples.values())
-            if not fits or preprocess.image_size < 1:
-                raise ValueError(values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise MltrError(f"preprocessing can't be understood: {error}") from error
-        return preprocess
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return float32 [3, S, S] for an RGB image of any size."""
-        if self.base_size:
-            image = squash(image, self.base_size)
-        return self.normalize(to_tensor(squash(image, self.image_size)))
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels [3, S, S] in 0..1."""
-        if self.mean == (0, 0, 0) and self.std == (1, 1, 1):
-            return pixels
-        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[
-            :, None, None
-        ]
-
-
-def squash(image: Image.Image, side: int, region: Region | None = None) -> Image.Image:
-    """Resize an image, or a region (left, top, right, bottom) of it, to a square, antialiased."""
-    if region is None and image.size == (side, side):
-        return image
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=region, reducing_gap=3.0)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB image as float32 [3, H, W] in 0..1."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
 class TrainTransform:
@@ -112,10 +46,10 @@ class TrainTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.colours is not None:
             image = self.colours(image)
-        pixels = to_tensor(image)
+        pixels = scale(np.asarray(image))
         if self.augment.cutout:
-            cut_out(pixels, round(side * self.augment.cutout))
-        return self.preprocess.normalize(pixels)
+            cut_out(torch.from_numpy(pixels), round(side * self.augment.cutout))
+        return torch.from_numpy(self.preprocess.normalize(pixels))
 
     @property
     def _crops(self) -> bool:

@@ -1,0 +1,132 @@
+"""What belongs to weights: classes, preprocessing, thresholds, calibration, as JSON. No torch here.
+
+A bundle's ``config.json`` holds it, and an exported network's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr import __version__
+from mltr.errors import MltrError, did_you_mean
+
+FORMAT_VERSION = 1
+SCALINGS = ("temperature", "platt")  #: one scale for all classes; a scale and a shift for each
+REQUIRED_KEYS = ("format_version", "model", "classes", "preprocess", "thresholds")
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How logits become probabilities: ``sigmoid(scale * logit + shift)``, class by class."""
+
+    method: str  #: one of `SCALINGS`
+    scale: tuple[float, ...]  #: K numbers above 0, so that the order of the images stays
+    shift: tuple[float, ...]  #: K numbers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of ``config.json``."""
+        return {"method": self.method, "scale": list(self.scale), "shift": list(self.shift)}
+
+
+def to_probs(logits: Floats, calibration: Calibration | None = None) -> Floats:
+    """Return probabilities float32 [..., K] of logits [..., K]: sigmoid, if not calibrated."""
+    from scipy.special import expit
+
+    logits = np.asarray(logits, np.float32)
+    if calibration is not None:
+        logits = logits * np.array(calibration.scale, np.float32)
+        logits = logits + np.array(calibration.shift, np.float32)
+    probs: Floats = expit(logits)
+    return probs
+
+
+def read_calibration(config: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration that a checked config holds, if any; bundles once had none."""
+    entry = config.get("calibration")
+    if entry is None:
+        return None
+    return Calibration(entry["method"], tuple(entry["scale"]), tuple(entry["shift"]))
+
+
+def parse_config(text: str, path: Path) -> dict[str, Any]:
+    """Parse and check the text of a config; every complaint names `path`."""
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MltrError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise MltrError(f"{path} must hold a JSON object, not {type(config).__name__}")
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise MltrError(
+            f"{path} has format_version {version}, and this mltr {__version__} reads up to "
+            f"{FORMAT_VERSION}: it was saved by a newer mltr ({config.get('mltr_version', '?')}); "
+            "upgrade mltr"
+        )
+    for key in REQUIRED_KEYS:
+        if key not in config:
+            raise MltrError(f"{path} lacks the key {key!r}{did_you_mean(key, config)}")
+    problem = _config_problem(config)
+    if problem:
+        raise MltrError(f"{path}: {problem}")
+    return config
+
+
+def _config_problem(config: Mapping[str, Any]) -> str:
+    """Say what is wrong with the values of a config, or return an empty text."""
+    model, classes = config["model"], config["classes"]
+    if config["format_version"] != FORMAT_VERSION:
+        return f"format_version must be {FORMAT_VERSION}, not {config['format_version']!r}"
+    if not (
+        isinstance(model, dict)
+        and isinstance(model.get("name"), str)
+        and isinstance(model.get("overrides"), dict)
+    ):
+        return 'model must be {"name": text, "overrides": {...}}'
+    if not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
+        return "classes must be a list of names"
+    if len(set(classes)) < len(classes):
+        repeated = next(name for name in classes if classes.count(name) > 1)
+        return f"classes must differ, and {repeated!r} stands there twice"
+    return _thresholds_problem(config["thresholds"], len(classes)) or _calibration_problem(
+        config.get("calibration"), len(classes)
+    )
+
+
+def _thresholds_problem(thresholds: object, num_classes: int) -> str:
+    if thresholds is None:
+        return ""
+    if not (isinstance(thresholds, list) and len(thresholds) == num_classes):
+        return f"thresholds must be null or one number for each of the {num_classes} classes"
+    if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in thresholds):
+        return "thresholds must lie in 0..1"
+    return ""
+
+
+def _calibration_problem(calibration: object, num_classes: int) -> str:
+    if calibration is None:
+        return ""
+    if not isinstance(calibration, dict) or calibration.get("method") not in SCALINGS:
+        return (
+            f'calibration must be null or {{"method": {" or ".join(SCALINGS)}, "scale": [...], '
+            '"shift": [...]}'
+        )
+    for key in ("scale", "shift"):
+        values = calibration.get(key)
+        if not (isinstance(values, list) and len(values) == num_classes):
+            return f"calibration.{key} must be one number for each of the {num_classes} classes"
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            return f"calibration.{key} must be numbers"
+    if not all(value > 0 for value in calibration["scale"]):
+        return "calibration.scale must be above 0"
+    return ""

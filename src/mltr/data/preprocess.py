@@ -1,0 +1,89 @@
+"""From an opened image to what the network sees. No torch here: exported networks need none."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mltr.config import AugmentConfig
+from mltr.errors import MltrError
+
+# Mean and standard deviation of ImageNet's training images, as everywhere in the field.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+Region = tuple[float, float, float, float]
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What every image goes through at evaluation: squash to a square, scale, normalise."""
+
+    image_size: int  #: side in pixels
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    base_size: int = 0  #: side in pixels of a first squash, as images are cached (0: none)
+
+    @classmethod
+    def from_config(cls, augment: AugmentConfig, image_size: int, base_size: int) -> Preprocess:
+        """Return what a recipe says."""
+        if augment.normalize == "imagenet":
+            return cls(image_size, *IMAGENET, base_size=base_size)
+        return cls(image_size, base_size=base_size)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        """Undo `to_dict`; raises `MltrError` for values that don't fit."""
+        try:
+            triples = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
+            preprocess = cls(**{**values, **triples})
+            fits = all(len(triple) == 3 for triple in triples.values())
+            if not fits or preprocess.image_size < 1:
+                raise ValueError(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MltrError(f"preprocessing can't be understood: {error}") from error
+        return preprocess
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    def __call__(self, image: Image.Image) -> Floats:
+        """Return float32 [3, S, S] for an RGB image of any size."""
+        return self.scale(self.squash(image))
+
+    def squash(self, image: Image.Image) -> Pixels:
+        """Return uint8 [S, S, 3] for an RGB image of any size."""
+        if self.base_size:
+            image = squash(image, self.base_size)
+        return np.asarray(squash(image, self.image_size))
+
+    def scale(self, pixels: Pixels) -> Floats:
+        """Return uint8 [..., S, S, 3] as float32 [..., 3, S, S], in 0..1 and then normalised."""
+        return self.normalize(scale(pixels))
+
+    def normalize(self, scaled: Floats) -> Floats:
+        """Normalise pixels [..., 3, S, S] in 0..1, in place."""
+        if self.mean != (0, 0, 0) or self.std != (1, 1, 1):
+            scaled -= np.array(self.mean, np.float32)[:, None, None]
+            scaled /= np.array(self.std, np.float32)[:, None, None]
+        return scaled
+
+
+def squash(image: Image.Image, side: int, region: Region | None = None) -> Image.Image:
+    """Resize an image, or a region (left, top, right, bottom) of it, to a square, antialiased."""
+    if region is None and image.size == (side, side):
+        return image
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=region, reducing_gap=3.0)
+
+
+def scale(pixels: Pixels) -> Floats:
+    """Return pixels uint8 [..., H, W, 3] as float32 [..., 3, H, W] in 0..1."""
+    scaled = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
+    scaled /= 255
+    return scaled

@@ -1,0 +1,252 @@
+"""From images to labels: the one inference path. No torch here: exported networks need none."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.bundle import Calibration, to_probs
+from mltr.data.preprocess import Pixels, Preprocess
+from mltr.errors import BrokenImage, MltrError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import nn
+
+    from mltr.weights import Bundle, TorchNetwork
+
+Floats = NDArray[np.float32]
+Source = TypeVar("Source")
+
+DEFAULT_THRESHOLD = 0.5
+
+
+class Network(Protocol):
+    """Whatever computes logits float32 [B, K] of preprocessed images float32 [B, 3, S, S]."""
+
+    def __call__(self, images: Floats) -> Floats:
+        """Return the logits."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the network says about one image."""
+
+    probs: Floats  #: [K]
+    classes: tuple[str, ...]  #: K names
+    thresholds: Floats  #: [K]
+
+    @cached_property
+    def labels(self) -> list[tuple[str, float]]:
+        """The classes at or above their threshold with their probabilities, best first."""
+        chosen = self.probs >= self.thresholds
+        return [(self.classes[k], float(self.probs[k])) for k in self._order if chosen[k]]
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """Return the `k` most probable classes, whatever their thresholds, best first."""
+        return [(self.classes[index], float(self.probs[index])) for index in self._order[:k]]
+
+    def only(self, indices: Sequence[int]) -> Prediction:
+        """Return the same prediction with some of the classes left."""
+        classes = tuple(self.classes[index] for index in indices)
+        return Prediction(self.probs[list(indices)], classes, self.thresholds[list(indices)])
+
+    @cached_property
+    def _order(self) -> list[int]:
+        order: list[int] = np.argsort(-self.probs, kind="stable").tolist()
+        return order
+
+
+@dataclass(eq=False)
+class Predictor:
+    """A network ready for use: call it with images.
+
+    An image is a path, the bytes of an image file, a PIL image, or a uint8 array [H, W, 3] or
+    [H, W]. One image gives a `Prediction`, a list of them a list, in the same order.
+    """
+
+    network: Network
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    thresholds: Floats  #: [K], on probabilities; may be changed
+    batch_size: int = 32
+    calibration: Calibration | None = None  #: how logits become probabilities; None: sigmoid
+
+    @overload
+    def __call__(self, images: list[Any]) -> list[Prediction]: ...
+
+    @overload
+    def __call__(self, images: Any) -> Prediction: ...
+
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """Predict for one image or a list; raises `BrokenImage` for one that can't be read."""
+        if not isinstance(images, list | tuple):
+            return _raise_if_broken(next(predict_paths(self, [images]))[1])
+        found = []
+        for number, (_, prediction) in enumerate(predict_paths(self, images), start=1):
+            found.append(_raise_if_broken(prediction, f"image {number} of {len(images)}: "))
+        return found
+
+    @property
+    def model(self) -> nn.Module:
+        """The PyTorch network, in eval mode; raises `UsageError` for an exported one."""
+        return self._torch_network.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the PyTorch network is; raises as `model` does."""
+        return self._torch_network.device
+
+    @property
+    def _torch_network(self) -> TorchNetwork:
+        if not hasattr(self.network, "model"):
+            raise UsageError("an exported network only predicts: use the run that it came from")
+        return cast("TorchNetwork", self.network)
+
+    def predict_batch(self, pixels: Pixels) -> list[Prediction]:
+        """Return a prediction for each of the images uint8 [B, S, S, 3]."""
+        probs = to_probs(self.network(self.preprocess.scale(pixels)), self.calibration)
+        return [Prediction(row, self.classes, self.thresholds.copy()) for row in probs]
+
+    def read(self, source: Any) -> Pixels:
+        """Open and squash one image to uint8 [S, S, 3]; raises `BrokenImage`."""
+        return self.preprocess.squash(to_image(source))
+
+
+def _raise_if_broken(found: Prediction | BrokenImage, which: str = "") -> Prediction:
+    if isinstance(found, BrokenImage):
+        raise BrokenImage(f"{which}{found}") from found
+    return found
+
+
+def to_image(source: Any) -> Image.Image:
+    """Return any kind of image in RGB; raises `BrokenImage`, or `UsageError` for another kind."""
+    from PIL import Image
+
+    from mltr.data.images import DECODING_ERRORS, open_image, to_rgb
+
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not (
+            source.size and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4)))
+        ):
+            raise BrokenImage(
+                f"array of {source.dtype} {list(source.shape)}: expected uint8 of [height, width, "
+                "3] or [height, width]"
+            )
+        source = Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        try:
+            return to_rgb(source)
+        except DECODING_ERRORS as error:
+            name = getattr(source, "filename", "") or "image from memory"
+            raise BrokenImage(f"{name}: damaged or cut off ({error})") from error
+    if isinstance(source, str | bytes | Path) or hasattr(source, "load"):
+        return open_image(source)
+    raise UsageError(
+        f"can't predict for a {type(source).__name__}; give a path, bytes, a PIL image, a uint8 "
+        "array, or a list of them"
+    )
+
+
+def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> Predictor:
+    """Load a bundle or a training run for prediction, on an accelerator where there is one.
+
+    Raises `MltrError` if there is no whole bundle at `path` or the device can't be used.
+    """
+    from mltr.weights import load_bundle
+
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size} must be at least 1")
+    chosen = _choose_device(device)
+    bundle = load_bundle(path, chosen)
+    if not bundle.classes:
+        raise MltrError(
+            f"{path} has no labels yet; train from it: mltr train RECIPE --model.init {path}"
+        )
+    return as_predictor(bundle, chosen, batch_size)
+
+
+def as_predictor(
+    bundle: Bundle, device: torch.device | None = None, batch_size: int = 32
+) -> Predictor:
+    """Return a loaded bundle ready for use."""
+    import torch
+
+    from mltr.weights import TorchNetwork
+
+    thresholds = np.full(len(bundle.classes), DEFAULT_THRESHOLD, np.float32)
+    if bundle.thresholds is not None:
+        thresholds[:] = bundle.thresholds
+    network = TorchNetwork(bundle.model, device or torch.device("cpu"))
+    return Predictor(
+        network, bundle.classes, bundle.preprocess, thresholds, batch_size, bundle.calibration
+    )
+
+
+def _choose_device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} can't be used here ({reason}); try cpu") from error
+    return device
+
+
+def predict_paths(
+    predictor: Predictor,
+    paths: Iterable[Source],
+    workers: int | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[Source, Prediction | BrokenImage]]:
+    """Yield each image with its prediction, or with why it can't be read, in the order given.
+
+    Threads open images while the network works; no more than two batches are held at a time,
+    however many images there are.
+    """
+    size = batch_size or predictor.batch_size
+
+    def read(source: Source) -> Pixels | BrokenImage:
+        try:
+            return predictor.read(source)
+        except BrokenImage as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    waiting: deque[tuple[Source, Future[Pixels | BrokenImage]]] = deque()
+    remaining = iter(paths)
+    try:
+        waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, 2 * size))
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+            results = [(path, future.result()) for path, future in batch]
+            waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, size))
+            yield from _predict_readable(predictor, results)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _predict_readable(
+    predictor: Predictor, results: list[tuple[Source, Pixels | BrokenImage]]
+) -> Iterator[tuple[Source, Prediction | BrokenImage]]:
+    """Predict for the images of one batch that could be read, keeping the order."""
+    images = [image for _, image in results if not isinstance(image, BrokenImage)]
+    predictions = iter(predictor.predict_batch(np.stack(images)) if images else [])
+    for path, image in results:
+        yield path, image if isinstance(image, BrokenImage) else next(predictions)
