@@ -94,9 +94,7 @@ def _dispatch(arguments: list[str]) -> int:
         )
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
-    parser = _Parser(prog=f"mltr {name}", description=module.__doc__)
-    module.add_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser = make_parser(name)
     if not command.takes_recipe_fields:
         return int(module.run(parser.parse_args(arguments)))
     args, overrides = parser.parse_known_args(arguments)
@@ -105,6 +103,15 @@ def _dispatch(arguments: list[str]) -> int:
         if option.startswith("--") and "." not in option:  # each field has a dot: --train.lr
             parser.error(f"unrecognized arguments: {option}")
     return int(module.run(args, overrides))
+
+
+def make_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of the command called `name`."""
+    module = importlib.import_module(COMMANDS[name].module)
+    parser = _Parser(prog=f"mltr {name}", description=module.__doc__)
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
 
 
 class _Parser(argparse.ArgumentParser):
