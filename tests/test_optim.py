@@ -10,6 +10,7 @@ from torch import nn
 import mltr
 from mltr.config import TrainConfig
 from mltr.optim import AveragedModel, lr_factor, make_optimizer, parameter_groups, set_lr
+from mltr.precision import choose_precision
 
 
 def test_every_parameter_is_in_one_group_and_biases_do_not_decay() -> None:
@@ -97,3 +98,19 @@ def test_average_starts_quickly() -> None:
         model.weight.add_(1)
     average.update(model, 0)
     torch.testing.assert_close(average.weights["weight"], model.weight - 0.1)
+
+
+@pytest.mark.parametrize(
+    ("abilities", "chosen"),
+    [({"avx2": True}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")],
+)
+def test_auto_is_bf16_only_where_the_processor_has_it(
+    abilities: dict, chosen: str, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) == chosen
+    assert choose_precision("fp32", cpu) == "fp32"
+    assert not caplog.records
+    assert choose_precision("bf16", cpu) == "bf16"
+    assert ("no instructions for bf16" in caplog.text) == (chosen == "fp32")

@@ -149,7 +149,7 @@ class TrainConfig:
     warmup_epochs: float = 2.0
     clip_grad: float = 5.0  #: greatest norm of the gradient (0: off)
     ema_decay: float = 0.0  #: exponential moving average of the weights (0: off)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: bf16 where it is fast
     grad_checkpointing: bool = False  #: less memory, more time
     patience: int = 0  #: stop after this many epochs without a better validation map (0: off)
     eval_every: int = 1  #: epochs between validations; the last is always validated

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -39,6 +39,7 @@ from mltr.losses import build_loss
 from mltr.metrics import evaluate
 from mltr.model import create_model, default_image_size
 from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
+from mltr.precision import AUTOCAST, choose_precision
 from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
 from mltr.runs import RunFolder, draw_curves
 from mltr.weights import checkpoint_writer, save_bundle
@@ -46,7 +47,6 @@ from mltr.weights import checkpoint_writer, save_bundle
 log = logging.getLogger(__name__)
 
 PICTURES = 12  #: validation images shown in TensorBoard
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -81,8 +81,9 @@ class Trainer:
             torch.set_num_threads(settings.threads)
         set_seed(settings.seed)
         AcceleratorState._reset_state()  # else a process could train in one precision only
+        self.precision = choose_precision(settings.precision, PartialState().device)
         self.accelerator = Accelerator(
-            mixed_precision="no" if settings.precision == "fp32" else settings.precision,
+            mixed_precision="no" if self.precision == "fp32" else self.precision,
             gradient_accumulation_steps=settings.accumulation,
         )
         self.image_size = config.model.image_size or default_image_size(config.model.name)
@@ -268,7 +269,7 @@ class Trainer:
             batch_size=self.config.train.batch_size,
             workers=0 if cache else self.config.data.workers,
             device=self.accelerator.device,
-            autocast=AUTOCAST[self.config.train.precision],
+            autocast=AUTOCAST[self.precision],
             cache=cache,
         )
 

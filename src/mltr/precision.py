@@ -1,0 +1,38 @@
+"""Which numbers a device computes in fast."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+log = logging.getLogger(__name__)
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Return fp32, bf16 or fp16: what is `wanted`, or for ``auto`` the fastest sound one.
+
+    That is bf16 where the device has instructions for it. A processor without them takes many
+    times as long in bf16 as in fp32, so asking for it there is worth a warning.
+    """
+    if wanted == "auto":
+        return "bf16" if computes_in_bf16(device) else "fp32"
+    if wanted == "bf16" and not computes_in_bf16(device):
+        log.warning(
+            "this %s has no instructions for bf16 and is many times slower in it: "
+            "--train.precision auto (or fp32) avoids that",
+            "processor" if device.type == "cpu" else "device",
+        )
+    return wanted
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for bf16."""
+    if device.type == "cpu":
+        known = torch.cpu.get_capabilities()
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return False
