@@ -31,7 +31,6 @@ from mltr.explain import (
 from mltr.model import (
     CrossWindowAttention,
     PixelAttention,
-    merge_windows,
     pad_to_multiple,
     partition_windows,
 )
@@ -109,8 +108,8 @@ def test_recomputed_pixel_attention_gives_the_networks_output(sides: tuple[int, 
         windows = partition_windows(maps, 4)
         value = attention.qkv(windows)[..., 16:].unflatten(3, (2, 4)).transpose(2, 3)
         mixed = (weights @ value).transpose(2, 3).flatten(3)
-        found = merge_windows(attention.proj(mixed), 4, *maps.shape[1:3])
-        torch.testing.assert_close(found, attention(maps, is_pixel), atol=1e-5, rtol=1e-4)
+        expected = attention(windows, is_pixel)
+        torch.testing.assert_close(attention.proj(mixed), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_recomputed_cross_window_attention_gives_the_networks_output() -> None:
@@ -120,11 +119,10 @@ def test_recomputed_cross_window_attention_gives_the_networks_output() -> None:
     with torch.no_grad():
         weights = cross_weights(attention, maps)
         assert weights.shape == (2, 5, 6, 6)
-        tokens = partition_windows(maps, 3).permute(0, 3, 1, 2)
-        value = attention.qkv(tokens).chunk(3, dim=-1)[2]
-        mixed = attention.proj(weights @ value).permute(0, 2, 3, 1)
-        found = merge_windows(mixed, 3, 6, 9)
-        torch.testing.assert_close(found, attention(maps), atol=1e-5, rtol=1e-4)
+        windows = partition_windows(maps, 3)
+        value = attention.qkv(windows.permute(0, 3, 1, 2)).chunk(3, dim=-1)[2]
+        found = attention.proj(weights @ value).permute(0, 2, 3, 1)
+        torch.testing.assert_close(found, attention(windows), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(56, 56), (52, 75)])

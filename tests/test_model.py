@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from naive_attention import naive_cross_window_attention, naive_pixel_attention
 from reference_cat import cat_checkpoint
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 import mltr
@@ -177,9 +178,8 @@ def test_pixel_attention_equals_the_naive_loop(with_padding: bool) -> None:
         is_pixel = torch.ones(4, 9, dtype=torch.bool)
         is_pixel[1, 6:] = False
         is_pixel[3, 2::3] = False
-    maps = merge_windows(windows, 3, 6, 6)
     assert_same_forward_and_backward(
-        partition_windows(attention(maps, is_pixel), 3),
+        attention(windows, is_pixel),
         naive_pixel_attention(attention, windows, is_pixel),
         [windows, *attention.parameters()],
     )
@@ -193,12 +193,70 @@ def test_cross_window_attention_equals_the_naive_loop(
     monkeypatch.setattr("mltr.model.LARGEST_PRODUCT", largest_product)
     attention = randomised(CrossWindowAttention(window_size=3))
     windows = torch.randn(2, num_windows, 9, 4, dtype=torch.float64, requires_grad=True)
-    maps = merge_windows(windows, 3, 3, 3 * num_windows)
     assert_same_forward_and_backward(
-        partition_windows(attention(maps), 3),
+        attention(windows),
         naive_cross_window_attention(attention, windows),
         [windows, *attention.parameters()],
     )
+
+
+# -- inference ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", mltr.list_models())
+@pytest.mark.parametrize("size", [(64, 64), (61, 90)], ids=["whole", "padded"])
+def test_inference_in_slices_gives_the_numbers_of_training(
+    name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients other kernels run, on a few images at a time: the same numbers."""
+    shallow = tuple(min(depth, 1) for depth in VARIANTS[name].depths)
+    model = mltr.create_model(name, 3, embed_dim=32, depths=shallow, image_size=64).eval()
+    randomised(model)
+    images = torch.randn(3, 3, *size, dtype=torch.float64)
+    expected = model(images)
+    assert expected.requires_grad
+    with torch.inference_mode():
+        for numbers in (1, 10**9):
+            monkeypatch.setattr("mltr.model.SLICE", numbers)
+            torch.testing.assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("slow", [True, False], ids=["in float32", "in its own type"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_half_precision_is_finite_and_near(
+    dtype: torch.dtype, slow: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mltr.model.SLOW_TYPES", frozenset([dtype] if slow else []))
+    torch.manual_seed(0)
+    model = mltr.create_model("cat_t", num_classes=5, **TINY).eval()
+    images = torch.randn(2, 3, 56, 56)
+    expected = model(images)
+    if not autocast:
+        model, images = model.to(dtype), images.to(dtype)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, enabled=autocast):
+            logits = model(images)
+        assert logits.dtype == dtype
+        torch.testing.assert_close(logits.float(), expected, atol=0.02, rtol=0.05)
+    logits.float().square().sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == parameter.dtype
+        assert torch.isfinite(parameter.grad).all()
+
+
+def test_compilation_sees_one_graph_whatever_the_batch() -> None:
+    """No graph breaks, and once the batch is known to vary no more compilations."""
+    model = mltr.create_model("cat_t", num_classes=2, **TINY).eval()
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for batch in (4, 2, 3):
+            images = torch.randn(batch, 3, 56, 56)
+            torch.testing.assert_close(compiled(images), model(images))
+    assert counter.frame_count <= 2  # for the first batch, then for any
 
 
 # -- receptive field and padding ---------------------------------------------------------------
@@ -231,20 +289,31 @@ def test_receptive_field_after_one_triple(attention: str) -> None:
 def test_padding_never_leaks() -> None:
     """Whatever would stand in padded places, no real pixel changes: each attention masks them."""
     stage = one_triple("both", window_size=4)
-    maps = torch.randn(1, 6, 7, 8, dtype=torch.float64)
     pixel, cross, _ = stage.blocks
     is_pixel = partition_windows(pad_to_multiple(torch.ones(1, 6, 7, 1), 4), 4)[0, :, :, 0] > 0
-    for fill in (0.0, 1e3):
-        padded = torch.full((1, 8, 8, 8), fill, dtype=torch.float64)
-        padded[:, :6, :7] = maps
-        real = pixel.attn(padded, is_pixel)[:, :6, :7]
-        torch.testing.assert_close(real, pixel.attend(maps))
+    windows = torch.randn(1, 4, 16, 8, dtype=torch.float64)
+    for block in (pixel, cross):
+        real = []
+        for fill in (0.0, 1e3):
+            filled = torch.where(is_pixel[:, :, None], windows, fill)
+            real.append(block.attend(filled, is_pixel)[:, is_pixel])
+        torch.testing.assert_close(*real)
     # Alone in its window, a pixel attends to itself: the result is its projected value.
-    corner = torch.randn(1, 5, 5, 8, dtype=torch.float64)
-    value = corner[:, 4, 4] @ pixel.attn.qkv.weight[16:].T + pixel.attn.qkv.bias[16:]
+    alone = is_pixel & (torch.arange(16) == 0)
+    value = windows[:, :, 0] @ pixel.attn.qkv.weight[16:].T + pixel.attn.qkv.bias[16:]
     expected = value @ pixel.attn.proj.weight.T + pixel.attn.proj.bias
-    torch.testing.assert_close(pixel.attend(corner)[:, 4, 4], expected)
-    assert cross.attend(corner).shape == corner.shape
+    torch.testing.assert_close(pixel.attend(windows, alone)[:, :, 0], expected)
+
+
+def test_maps_are_padded_for_windows_and_cropped() -> None:
+    """A map of 5 x 6 in windows of 4 is a corner of one of 8 x 8 whose other pixels are masked."""
+    pixel, cross, _ = one_triple("both", window_size=4).blocks
+    maps = torch.randn(2, 5, 6, 8, dtype=torch.float64)
+    is_pixel = partition_windows(pad_to_multiple(torch.ones(1, 5, 6, 1), 4), 4)[0, :, :, 0] > 0
+    for block in (pixel, cross):
+        windows = block(partition_windows(pad_to_multiple(maps, 4), 4), is_pixel)
+        expected = merge_windows(windows, 4, 8, 8)[:, :5, :6]
+        torch.testing.assert_close(block.on_maps(maps), expected)
 
 
 @settings(max_examples=15, deadline=None)

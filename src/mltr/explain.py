@@ -148,7 +148,7 @@ def roll_out(model: MlTr, image: Tensor, shares: Tensor) -> Tensor:
         assert isinstance(stage, Stage)
         for step in (stage.merge, *stage.blocks):
             steps.append((step, maps))
-            maps = step(maps)
+            maps = step.on_maps(maps) if isinstance(step, Block) else step(maps)
     for step, before in reversed(steps):
         if isinstance(step, Block):
             shares = _pass_back(step, shares, before)

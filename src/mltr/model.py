@@ -9,19 +9,23 @@ for the details; what is ours says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import chain, groupby
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from mltr.backbones import create_timm, timm_image_size
 from mltr.errors import UsageError
 from mltr.heads import make_head
+from mltr.precision import slow_cpu_types
 from mltr.variants import VARIANTS, Attention, Variant, get_variant
 
 BlockKind = Literal["pixel", "cross"]
@@ -29,6 +33,13 @@ BlockKind = Literal["pixel", "cross"]
 #: Windows up to which the scores between them are kept whole: two products are then faster than
 #: fused attention on a CPU, whose heads would be as many as there are channels.
 LARGEST_PRODUCT = 256
+
+#: What this processor is many times slower in than in float32.
+SLOW_TYPES = slow_cpu_types()
+
+#: Numbers in the maps that a stage works on at a time. The largest activation, four times as wide,
+#: then stays in the cache of a CPU, and in memory that the process has got already.
+SLICE = 2 * 56 * 56 * 96
 
 # The triple of CAT, and the two ablations: same number of blocks, one kind of attention.
 TRIPLES: dict[Attention, tuple[BlockKind, BlockKind, BlockKind]] = {
@@ -87,24 +98,25 @@ class PixelAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index]
         return bias.permute(2, 0, 1)
 
-    def forward(self, maps: Tensor, is_pixel: Tensor | None = None) -> Tensor:
-        """Map [B, H, W, C] to the same shape; w divides H and W.
+    def forward(self, windows: Tensor, is_pixel: Tensor | None = None) -> Tensor:
+        """Map windows [B, N, P, C] to the same shape.
 
         `is_pixel` [N, P] is False where a pixel is padding, which no pixel may attend to.
         """
-        B, H, W, C = maps.shape
-        w, heads = self.window_size, self.num_heads
-        windows = partition_windows(maps, w).flatten(0, 1)  # BN P C
-        qkv = self.qkv(windows).view(len(windows), w * w, 3, heads, -1)
+        B, N, P, C = windows.shape
+        qkv = self.qkv(windows).view(B * N, P, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # BN heads P C/heads
         bias = self.position_bias().to(query.dtype).unsqueeze(0)
         if is_pixel is not None:
             bias = bias.masked_fill(~is_pixel[:, None, None, :], float("-inf"))
             bias = bias.repeat(B, 1, 1, 1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        # Heads and windows go back to their places in one copy, before the projection.
-        mixed = mixed.view(B, H // w, W // w, heads, w, w, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        projected: Tensor = self.proj(mixed.reshape(B, H, W, C))
+        if bias.requires_grad and bias.device.type == "cpu":
+            # No fused kernel gives the bias its gradient; torch's fallback does more than this.
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
+            mixed = scores.softmax(dim=-1) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, N, P, C))
         return projected
 
 
@@ -141,19 +153,15 @@ class CrossWindowAttention(nn.Module):
         score = (scale * key.T @ query, scale * query_bias @ key)
         return *score, projection @ value, projection @ value_bias + bias
 
-    def forward(self, maps: Tensor, is_pixel: Tensor | None = None) -> Tensor:
-        """Map [B, H, W, C] to the same shape; w divides H and W, padded pixels hold zeros."""
-        B, H, W, C = maps.shape
-        w = self.window_size
-        N = (H // w) * (W // w)
-        maps, context = _leave_autocast(maps)
-        with context:
-            A, u, M, bias = (weight.to(maps.dtype) for weight in self._products())
-            tokens = maps.view(B, H // w, w, W // w, w, C).permute(0, 5, 1, 3, 2, 4)
-            tokens = tokens.reshape(B * C, N, w * w)
+    def forward(self, windows: Tensor, is_pixel: Tensor | None = None) -> Tensor:
+        """Map windows [B, N, P, C] to the same shape; padded pixels hold zeros."""
+        B, N, P, C = windows.shape
+        windows = windows.to(_type_under_autocast(windows))
+        with _without_autocast(windows.device.type):
+            A, u, M, bias = (weight.to(windows.dtype) for weight in self._products())
+            tokens = windows.permute(0, 3, 1, 2).reshape(B * C, N, P)
             mixed = F.linear(self._mix(tokens, A, u), M, bias)
-        places = mixed.view(B, C, H // w, W // w, w, w).permute(0, 2, 4, 3, 5, 1)
-        return places.reshape(B, H, W, C)
+        return mixed.view(B, C, N, P).permute(0, 2, 3, 1)
 
     @staticmethod
     def _mix(tokens: Tensor, A: Tensor, u: Tensor) -> Tensor:
@@ -168,12 +176,43 @@ class CrossWindowAttention(nn.Module):
         return torch.bmm(scores.softmax(dim=-1), tokens)
 
 
-def _leave_autocast(maps: Tensor) -> tuple[Tensor, AbstractContextManager[None]]:
-    """Return maps in the type that autocast would give them, and a context without autocast."""
-    kind = maps.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return maps, nullcontext()
-    return maps.to(torch.get_autocast_dtype(kind)), torch.autocast(kind, enabled=False)
+def _may_slice(maps: Tensor) -> bool:
+    """Tell whether a stage may take its batch in slices: in inference on a CPU, uncompiled."""
+    if torch.is_grad_enabled() or maps.device.type != "cpu":
+        return False
+    is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not is_tracing and not torch.compiler.is_compiling()
+
+
+def _type_under_autocast(values: Tensor) -> torch.dtype:
+    """Return the type that products with these values are computed in."""
+    kind = values.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return values.dtype
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[None]:
+    """Return a context without autocast on a kind of device."""
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between, in the place of its input where no gradient needs it."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features [..., C] to the same shape."""
+        hidden = self.fc1(features)
+        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
+        mapped: Tensor = self.fc2(hidden)
+        return mapped
 
 
 class Block(nn.Module):
@@ -193,28 +232,41 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * variant.mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def attend(self, maps: Tensor) -> Tensor:
-        """Attend in or between the windows of the normalised maps [B, H, W, C].
+    def attend(self, windows: Tensor, is_pixel: Tensor | None = None) -> Tensor:
+        """Attend in or between the normalised windows [B, N, P, C].
 
-        Padding happens here, on every call anew, so that padded pixels hold zeros and no real
-        pixel's output depends on them.
+        Where `is_pixel` [N, P] is False there is padding: it is set to zero on every call anew,
+        so no real pixel's output depends on it.
         """
-        w = self.attn.window_size
-        H, W = maps.shape[1:3]
-        padded = pad_to_multiple(maps, w)
-        padded_H, padded_W = padded.shape[1:3]
-        is_pixel = None
-        if (padded_H, padded_W) != (H, W):
-            real = maps.new_ones((1, H, W, 1))
-            is_pixel = partition_windows(pad_to_multiple(real, w), w)[0, :, :, 0] > 0
-        attended: Tensor = self.attn(padded, is_pixel)
-        return attended[:, :H, :W]
+        if is_pixel is not None:
+            windows = windows * is_pixel[:, :, None].to(windows.dtype)
+        attended: Tensor = self.attn(windows, is_pixel)
+        return attended
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Map [B, H, W, C] to the same shape."""
-        maps = maps + self.drop_path(self.attend(self.norm1(maps)))
-        residual: Tensor = self.drop_path(self.mlp(self.norm2(maps)))
-        return maps + residual
+    def forward(self, windows: Tensor, is_pixel: Tensor | None = None) -> Tensor:
+        """Map windows [B, N, P, C] to the same shape."""
+        windows = windows + self.drop_path(self.attend(self.norm1(windows), is_pixel))
+        residual: Tensor = self.drop_path(self.mlp(self.norm2(windows)))
+        return windows + residual
+
+    def on_maps(self, maps: Tensor) -> Tensor:
+        """Do the same to maps [B, H, W, C]."""
+        return in_windows(self.attn.window_size, maps, self)
+
+
+def in_windows(w: int, maps: Tensor, transform: Callable[..., Tensor]) -> Tensor:
+    """Let `transform(windows, is_pixel)` change maps [B, H, W, C], cut into windows of side w.
+
+    Maps are padded for that, and cropped afterwards; `is_pixel` [N, P] is None without padding.
+    """
+    H, W = maps.shape[1:3]
+    padded = pad_to_multiple(maps, w)
+    is_pixel = None
+    if padded.shape != maps.shape:
+        real = pad_to_multiple(maps.new_ones((1, H, W, 1)), w)
+        is_pixel = partition_windows(real, w)[0, :, :, 0] > 0
+    windows = transform(partition_windows(padded, w), is_pixel)
+    return merge_windows(windows, w, padded.shape[1], padded.shape[2])[:, :H, :W]
 
 
 class PatchMerging(nn.Module):
@@ -293,14 +345,33 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map [B, H, W, C/2] to [B, H/2, W/2, C] (the first stage keeps its shape)."""
+        """Map [B, H, W, C/2] to [B, H/2, W/2, C] (the first stage keeps its shape).
+
+        A few images at a time where that is faster and no gradients tie them together.
+        """
+        count = max(1, SLICE // maps[0].numel())
+        if count >= len(maps) or not _may_slice(maps):
+            return self._forward(maps)
+        return torch.cat([self._forward(part) for part in torch.split(maps, count)])
+
+    def _forward(self, maps: Tensor) -> Tensor:
         maps = self.merge(maps)
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                maps = checkpoint(block, maps, use_reentrant=False)
+        for _, members in groupby(self.blocks, key=lambda part: isinstance(part, Block)):
+            parts = list(members)
+            first = parts[0]
+            if isinstance(first, Block):  # all of them stay in windows
+                maps = in_windows(first.attn.window_size, maps, partial(self._run, parts))
             else:
-                maps = block(maps)
+                maps = self._run(parts, maps)
         return maps
+
+    def _run(self, parts: list[nn.Module], values: Tensor, *rest: Tensor | None) -> Tensor:
+        for part in parts:
+            if self.grad_checkpointing and self.training:
+                values = checkpoint(part, values, *rest, use_reentrant=False)
+            else:
+                values = part(values, *rest)
+        return values
 
 
 class PatchEmbedding(nn.Module):
@@ -381,8 +452,17 @@ class MlTr(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, K] for images [B, 3, H, W] of any size."""
-        return self.forward_head(self.forward_features(images))
+        """Return logits [B, K] for images [B, 3, H, W] of any size.
+
+        Where they would be in a type that this processor has no instructions for, everything is
+        computed in float32, which is many times faster and no less exact.
+        """
+        wanted = _type_under_autocast(images)
+        if images.device.type != "cpu" or wanted not in SLOW_TYPES:
+            return self.forward_head(self.forward_features(images))
+        with _without_autocast("cpu"):
+            logits: Tensor = functional_call(self, _to_float(self), images.float())
+        return logits.to(wanted)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the final normalised map [B, H, W, C]."""
@@ -416,6 +496,12 @@ class MlTr(nn.Module):
         for stage in self.stages:
             assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
+
+
+def _to_float(model: nn.Module) -> dict[str, Tensor]:
+    """Return those parameters and buffers that are in a type of SLOW_TYPES, in float32."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return {name: tensor.float() for name, tensor in tensors if tensor.dtype in SLOW_TYPES}
 
 
 def _initialise(module: nn.Module) -> None:

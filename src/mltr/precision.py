@@ -11,6 +11,17 @@ log = logging.getLogger(__name__)
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def slow_cpu_types() -> frozenset[torch.dtype]:
+    """Return what this processor has no instructions for: many times slower than float32."""
+    known = torch.cpu.get_capabilities()
+    types = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return frozenset(
+        kind
+        for kind, name in types.items()
+        if not (known.get(f"avx512_{name}") or known.get(f"amx_{name}"))
+    )
+
+
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Return fp32, bf16 or fp16: what is `wanted`, or for ``auto`` the fastest sound one.
 
@@ -31,8 +42,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def computes_in_bf16(device: torch.device) -> bool:
     """Tell whether a device has instructions for bf16."""
     if device.type == "cpu":
-        known = torch.cpu.get_capabilities()
-        return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+        return torch.bfloat16 not in slow_cpu_types()
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return False
