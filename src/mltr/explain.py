@@ -333,13 +333,13 @@ def _explain_all(
 ) -> tuple[dict[str, Any], int]:
     """Explain every picture; those that can't be read are told and passed over."""
     from mltr.errors import BrokenImage
+    from mltr.inputs import Inputs
     from mltr.overlay import save_overlays
-    from mltr.predict import find_paths
     from mltr.predictor import to_image
 
     out = Path(args.out)
     figures, broken = {}, 0
-    for path in find_paths(args.images):
+    for path in Inputs(args.images):
         try:
             found = explain(predictor, path, args.label, args.method)
         except BrokenImage as error:

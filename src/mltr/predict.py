@@ -1,28 +1,41 @@
-"""`mltr predict`: name what is in photos."""
+"""`mltr predict`: name what is in photos, be they seven or seven million."""
 
 from __future__ import annotations
 
 import argparse
-import glob
-import os
+import contextlib
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from mltr.errors import BrokenImage, UsageError, did_you_mean
-from mltr.predictor import DEFAULT_THRESHOLD, Predictor, load, predict_paths
+from mltr.errors import UsageError, did_you_mean
+from mltr.inputs import Inputs, Survey
+from mltr.journal import SUFFIX, Journal, Stamp
+from mltr.predictor import DEFAULT_THRESHOLD, Opened, Prediction, Predictor, load, predict_paths
+from mltr.progress import with_progress
 from mltr.results import (
     SHEET_PICTURES,
     Row,
-    check_sidecars,
-    printable,
-    with_progress,
-    with_sidecars,
+    Selection,
+    errors_path,
+    with_errors,
     with_tiles,
     write_rows,
     write_sheet,
+)
+from mltr.sidecars import (
+    NAMINGS,
+    Kept,
+    Sidecars,
+    TextSidecars,
+    XmpSidecars,
+    check_classes,
+    with_sidecars,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +44,8 @@ if TYPE_CHECKING:
 SHEET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PATH_WIDTH = 48  #: longest path that a table aligns
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+TOLD_ERRORS = 20  #: images that can't be read are named up to so many
+SURVEY_WAIT_S = 2.0  #: for the number of images, before the first is read
 
 
 @dataclass
@@ -38,10 +53,14 @@ class _Tally:
     """What the summary at the end tells."""
 
     images: int = 0
-    broken: list[str] = field(default_factory=list)
-    sidecars_kept: list[Path] = field(default_factory=list)
+    known: int = 0  #: from the journal
+    tagged: int = 0  #: whose sidecars were there, and which were therefore not opened
+    broken: int = 0
+    errors: list[str] = field(default_factory=list)  #: the first few
+    kept: Kept = field(default_factory=Kept)
     tiles: list[Tile] = field(default_factory=list)
-    interrupted: bool = False
+    keeps_out: bool = False  #: whether an interrupted run leaves the output as it was
+    interruption: BaseException | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +87,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the labels of photo.jpg to photo.txt beside it, separated by commas; a file "
         "that is already there is kept",
     )
-    add("--overwrite", action="store_true", help="let --sidecars replace files that are there")
+    add(
+        "--xmp",
+        action="store_true",
+        help="add the labels to the keywords in photo.jpg.xmp beside photo.jpg; what else is "
+        "there is kept",
+    )
+    add(
+        "--xmp-naming",
+        choices=NAMINGS,
+        default=NAMINGS[0],
+        help=f"how the file of --xmp is called: {NAMINGS[0]} as digiKam, darktable and most others "
+        f"expect (the default), or {NAMINGS[1]} as Lightroom does",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start anew: predict again for what is done, and let --sidecars replace files",
+    )
     add("--sheet", metavar="FILE", help=f"draw the first {SHEET_PICTURES} images with their labels")
     add(
         "--threshold",
@@ -90,40 +126,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict for all images; 1 if some can't be read (the others are written), else 0."""
-    _check_numbers(args)
-    out, form = _choose_output(args)
-    paths = find_paths(args.paths)
-    _check_targets(args, out, paths)
+    _check_arguments(args)
+    out, _ = _choose_output(args)
+    targets = [target for target in (out, args.sheet) if target]
+    inputs = Inputs(args.paths, targets, [kind.path_for for kind in _choose_sidecars(args)])
+    survey = Survey(inputs)
+    survey.check(SURVEY_WAIT_S)
     predictor = load(args.bundle, args.device, args.batch_size)
+    survey.check(0)
+    return tag(predictor, inputs, survey, args)
+
+
+def tag(predictor: Predictor, inputs: Inputs, survey: Survey, args: argparse.Namespace) -> int:
+    """Predict for all inputs with a network that is loaded; see `run`."""
+    out, form = _choose_output(args)
+    kinds = _choose_sidecars(args)
     chosen = choose_classes(predictor.classes, args.only, args.exclude)
-    classes = tuple(predictor.classes[index] for index in chosen)
+    classes = [predictor.classes[index] for index in chosen]
+    if args.sidecars:
+        check_classes(classes)
     if args.threshold is not None:
         predictor.thresholds[:] = args.threshold
-    tally = _Tally()
-    rows: Iterable[Row] = _predict_rows(predictor, paths, chosen, args, tally)
-    if args.sidecars:
-        check_sidecars(paths, classes)
-        rows = with_sidecars(rows, args.overwrite, tally.sidecars_kept)
-    if args.sheet:
-        rows = with_tiles(rows, tally.tiles)
-    if out is not None or form != "table":
-        rows = with_progress(rows, len(paths))
-    write_rows(rows, classes, out, form, width=min(PATH_WIDTH, max(len(str(p)) for p in paths)))
+    selection = Selection(tuple(chosen), args.top, fills_top=args.threshold is None)
+    tally = _Tally(keeps_out=out is not None and out.exists())
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if out is not None:
+            journal = stack.enter_context(_open_journal(out, predictor, survey, args.overwrite))
+        stack.enter_context(_stopping_on_sigterm())
+        source = _Source(predictor, selection, journal, kinds, args.workers, tally)
+        own_rows = stack.enter_context(contextlib.closing(source.rows(inputs)))
+        rows = with_sidecars(own_rows, kinds, tally.kept) if kinds else own_rows
+        if out is not None:
+            rows = with_errors(rows, errors_path(out))
+        if args.sheet:
+            rows = with_tiles(rows, tally.tiles)
+        if out is not None or form != "table":
+            rows = with_progress(rows, lambda: survey.total)
+        width = min(PATH_WIDTH, survey.longest_name) if survey.total else PATH_WIDTH
+        try:
+            write_rows(rows, classes, out, form, width)
+        except (KeyboardInterrupt, SystemExit) as error:
+            tally.interruption = error
     if tally.tiles:
         write_sheet(args.sheet, tally.tiles)
     _tell_summary(tally, out)
-    if tally.interrupted:
-        raise KeyboardInterrupt
+    if tally.interruption is not None:
+        raise tally.interruption
     return 1 if tally.broken else 0
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def _check_arguments(args: argparse.Namespace) -> None:
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UsageError(f"--threshold {args.threshold} must lie in 0..1")
     for name in ("top", "batch_size", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if args.sheet and Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
+        raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
 
 
 def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
@@ -142,49 +203,13 @@ def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
     return out, form
 
 
-def find_paths(arguments: Sequence[str]) -> list[Path]:
-    """Return the images that the arguments name, each once, in order.
-
-    Raises `UsageError` for an argument that names nothing, and if there is no image at all.
-    """
-    found = [path for argument in arguments for path in _expand(argument)]
-    if not found:
-        from mltr.data.images import IMAGE_SUFFIXES
-
-        raise UsageError(f"no images in {', '.join(arguments)}; looked for {IMAGE_SUFFIXES}")
-    unique: dict[Path, Path] = {}
-    for path in found:
-        unique.setdefault(path.absolute(), path)
-    return list(unique.values())
-
-
-def _expand(argument: str) -> list[Path]:
-    from mltr.data.images import IMAGE_SUFFIXES, find_images
-
-    path = Path(argument)
-    if argument == "-":
-        text = sys.stdin.buffer.read()
-        names = text.split(b"\0" if b"\0" in text else b"\n")
-        return [Path(os.fsdecode(name.rstrip(b"\r"))) for name in names if name.strip()]
-    if path.is_dir():
-        return find_images(path)
-    if path.exists():
-        return [path]
-    if glob.has_magic(argument):
-        # Path.glob takes no absolute patterns.
-        matches = map(Path, sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207
-        return [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
-    raise UsageError(f"no such file or folder: {argument}")
-
-
-def _check_targets(args: argparse.Namespace, out: Path | None, paths: Sequence[Path]) -> None:
-    """Refuse to write over an image that is to be read, and sheets of an unknown kind."""
-    if args.sheet and Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
-        raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
-    inputs = {path.resolve() for path in paths}
-    for target in (out, args.sheet):
-        if target and Path(target).resolve() in inputs:
-            raise UsageError(f"{target} is one of the images to read: write to another name")
+def _choose_sidecars(args: argparse.Namespace) -> list[Sidecars]:
+    kinds: list[Sidecars] = []
+    if args.sidecars:
+        kinds.append(TextSidecars(args.overwrite))
+    if args.xmp:
+        kinds.append(XmpSidecars(args.xmp_naming, args.overwrite))
+    return kinds
 
 
 def choose_classes(classes: Sequence[str], only: list[str], exclude: list[str]) -> list[int]:
@@ -212,44 +237,121 @@ def _known_names(entries: list[str], classes: Sequence[str]) -> set[str]:
     return names
 
 
-def _predict_rows(
-    predictor: Predictor,
-    paths: Sequence[Path],
-    chosen: Sequence[int],
-    args: argparse.Namespace,
-    tally: _Tally,
-) -> Iterator[Row]:
-    """Yield a row for each image; ends early, with what is done, on Ctrl-C."""
+def _open_journal(out: Path, predictor: Predictor, survey: Survey, anew: bool) -> Journal:
+    """Open the journal beside the output, and say what is done already."""
+    journal = Journal(out.with_name(out.name + SUFFIX), predictor.fingerprint, anew)
+    count = journal.count()
+    if journal.is_of_other_model:
+        print(f"{out} is of another model: starting anew", file=sys.stderr)
+    elif count:
+        done = (
+            f"{count:,}"
+            if survey.total is None
+            else f"{min(count, survey.total):,} of {survey.total:,}"
+        )
+        print(f"continuing: {done} images are done", file=sys.stderr)
+    return journal
+
+
+@contextlib.contextmanager
+def _stopping_on_sigterm() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C, with what is done."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        for path, found in predict_paths(predictor, paths, args.workers):
-            tally.images += 1
-            if isinstance(found, BrokenImage):
-                tally.broken.append(printable(str(found)))
-                yield Row(path, [], None, tally.broken[-1])
-                continue
-            prediction = found.only(chosen)
-            labels = prediction.labels
-            if args.top is not None:
-                labels = prediction.top(args.top) if args.threshold is None else labels[: args.top]
-            yield Row(path, labels, prediction.probs)
-    except KeyboardInterrupt:
-        tally.interrupted = True
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@dataclass(eq=False)
+class _Image:
+    path: Path
+    stamp: Stamp | None = None  #: for the journal
+    is_known: bool = False  #: from it
+
+
+@dataclass
+class _Source:
+    """Where rows come from: the journal, or the network."""
+
+    predictor: Predictor
+    selection: Selection
+    journal: Journal | None
+    kinds: Sequence[Sidecars]
+    workers: int | None
+    tally: _Tally
+
+    def rows(self, paths: Iterable[Path]) -> Generator[Row]:
+        """Yield a row for each image; ends early, with what is done, when interrupted."""
+        tally = self.tally
+        images = map(_Image, paths)
+        try:
+            for image, found in predict_paths(
+                self.predictor, images, self.workers, read=self._read
+            ):
+                if found is None:
+                    tally.tagged += 1
+                    continue
+                if self.journal is not None and image.stamp and isinstance(found, Prediction):
+                    self.journal.add(image.stamp, found.probs)
+                row = self.selection.row(image.path, found)
+                tally.images += 1
+                tally.known += image.is_known
+                if row.error:
+                    tally.broken += 1
+                    tally.errors += [row.error] if tally.broken <= TOLD_ERRORS else []
+                yield row
+        except (KeyboardInterrupt, SystemExit) as error:
+            tally.interruption = error
+            if tally.keeps_out:
+                raise
+
+    def _read(self, image: _Image) -> Opened:
+        """Open an image, or return what is known of it; None if there is nothing to do."""
+        if self.journal is not None:
+            image.stamp, probs = self.journal.find(image.path)
+            if probs is not None:
+                image.is_known = True
+                return self.predictor.to_prediction(probs)
+        elif self.kinds and all(kind.is_done(image.path) for kind in self.kinds):
+            return None
+        return self.predictor.read(image.path)
 
 
 def _tell_summary(tally: _Tally, out: Path | None) -> None:
-    """Say on stderr what was done where, and name every image that can't be read."""
+    """Say on stderr what was done where, and name the images that can't be read."""
     lines = []
-    if tally.interrupted:
-        lines.append(f"interrupted after {tally.images} images; the results so far are written")
+    images = f"{tally.images:,} images"
+    if tally.known:
+        images += f" ({tally.known:,} of them done before)"
+    if tally.interruption is not None:
+        kept = f"{out} is as it was" if tally.keeps_out else "the results so far are written"
+        again = "; the same command goes on from here" if out else ""
+        lines.append(f"interrupted after {images}; {kept}{again}")
     elif out is not None:
-        lines.append(f"{tally.images} images -> {out}")
-    if tally.sidecars_kept:
+        lines.append(f"{images} -> {out}")
+    if tally.tagged:
         lines.append(
-            f"{len(tally.sidecars_kept)} sidecars were there already and are kept; "
+            f"{tally.tagged:,} images were passed over, as they have their sidecars; --overwrite "
+            "writes them again"
+        )
+    if tally.kept.count:
+        lines.append(
+            f"{tally.kept.count:,} sidecars were there already and are kept ({tally.kept.first}); "
             "--overwrite replaces them"
         )
     if tally.broken:
-        lines.append(f"{len(tally.broken)} of {tally.images} images can't be read:")
-        lines += [f"  {reason}" for reason in tally.broken]
+        lines.append(f"{tally.broken:,} of {tally.images:,} images can't be read:")
+        lines += [f"  {reason}" for reason in tally.errors]
+        if tally.broken > TOLD_ERRORS:
+            where = f": see {errors_path(out)}" if out else ""
+            lines.append(f"  and {tally.broken - TOLD_ERRORS:,} more{where}")
     for line in lines:
         print(line, file=sys.stderr)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ Floats = NDArray[np.float32]
 Source = TypeVar("Source")
 
 DEFAULT_THRESHOLD = 0.5
+PASSED_BATCHES = 64  #: a batch of images waits for no more than so many batches of what is known
 
 
 class Network(Protocol):
@@ -37,6 +39,11 @@ class Network(Protocol):
 
     def __call__(self, images: Floats) -> Floats:
         """Return the logits."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these weights from others: results of earlier runs hold for the same alone."""
         ...
 
 
@@ -93,11 +100,20 @@ class Predictor:
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
         """Predict for one image or a list; raises `BrokenImage` for one that can't be read."""
         if not isinstance(images, list | tuple):
-            return _raise_if_broken(next(predict_paths(self, [images]))[1])
-        found = []
-        for number, (_, prediction) in enumerate(predict_paths(self, images), start=1):
-            found.append(_raise_if_broken(prediction, f"image {number} of {len(images)}: "))
-        return found
+            return self.predict_batch(self.read(images)[None])[0]
+        predictions = []
+        for number, (_, found) in enumerate(predict_paths(self, images), start=1):
+            if isinstance(found, BrokenImage):
+                raise BrokenImage(f"image {number} of {len(images)}: {found}") from found
+            if found is not None:
+                predictions.append(found)
+        return predictions
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the probabilities of this predictor from others'; thresholds don't matter."""
+        parts = (self.network.fingerprint, self.classes, self.preprocess, self.calibration)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def model(self) -> nn.Module:
@@ -118,17 +134,15 @@ class Predictor:
     def predict_batch(self, pixels: Pixels) -> list[Prediction]:
         """Return a prediction for each of the images uint8 [B, S, S, 3]."""
         probs = to_probs(self.network(self.preprocess.scale(pixels)), self.calibration)
-        return [Prediction(row, self.classes, self.thresholds.copy()) for row in probs]
+        return [self.to_prediction(row) for row in probs]
+
+    def to_prediction(self, probs: Floats) -> Prediction:
+        """Return what probabilities [K] of one image say."""
+        return Prediction(probs, self.classes, self.thresholds.copy())
 
     def read(self, source: Any) -> Pixels:
         """Open and squash one image to uint8 [S, S, 3]; raises `BrokenImage`."""
         return self.preprocess.squash(to_image(source))
-
-
-def _raise_if_broken(found: Prediction | BrokenImage, which: str = "") -> Prediction:
-    if isinstance(found, BrokenImage):
-        raise BrokenImage(f"{which}{found}") from found
-    return found
 
 
 def to_image(source: Any) -> Image.Image:
@@ -209,44 +223,89 @@ def _choose_device(name: str | None) -> torch.device:
     return device
 
 
+Found: TypeAlias = Prediction | BrokenImage | None  #: what comes of an image
+Opened: TypeAlias = Pixels | Found
+
+
 def predict_paths(
     predictor: Predictor,
     paths: Iterable[Source],
     workers: int | None = None,
     batch_size: int | None = None,
-) -> Iterator[tuple[Source, Prediction | BrokenImage]]:
+    read: Callable[[Source], Opened] | None = None,
+) -> Iterator[tuple[Source, Found]]:
     """Yield each image with its prediction, or with why it can't be read, in the order given.
 
-    Threads open images while the network works; no more than two batches are held at a time,
-    however many images there are.
+    Threads open images while the network works on those before them, and the caller on those
+    before these; no more than three batches are held at a time, however many images there are.
+    `read` opens an image in place of `predictor.read`, in a thread of its own; if it returns what
+    is known of the image already, or None, that is passed on.
     """
     size = batch_size or predictor.batch_size
-
-    def read(source: Source) -> Pixels | BrokenImage:
-        try:
-            return predictor.read(source)
-        except BrokenImage as error:
-            return error
-
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
-    waiting: deque[tuple[Source, Future[Pixels | BrokenImage]]] = deque()
-    remaining = iter(paths)
+    readers = ThreadPoolExecutor(workers or min(8, _usable_cores()))
+    runner = ThreadPoolExecutor(1)
+    opened = _read_ahead(readers, read or predictor.read, iter(paths), size)
+    running = None
     try:
-        waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, 2 * size))
-        while waiting:
-            batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-            results = [(path, future.result()) for path, future in batch]
-            waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, size))
-            yield from _predict_readable(predictor, results)
+        for batch in _batches(opened, size):
+            following = runner.submit(_predict_readable, predictor, batch)
+            if running is not None:
+                yield from running.result()
+            running = following
+        if running is not None:
+            yield from running.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for pool in (readers, runner):
+            pool.shutdown(cancel_futures=True)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _read_ahead(
+    pool: Executor, read: Callable[[Source], Opened], paths: Iterator[Source], count: int
+) -> Iterator[tuple[Source, Opened]]:
+    """Open images in order, `count` at a time."""
+
+    def submit(path: Source) -> tuple[Source, Future[Opened]]:
+        return path, pool.submit(read, path)
+
+    waiting = deque(map(submit, islice(paths, count)))
+    while waiting:
+        path, future = waiting.popleft()
+        waiting.extend(map(submit, islice(paths, 1)))
+        try:
+            yield path, future.result()
+        except BrokenImage as error:
+            yield path, error
+
+
+def _batches(
+    opened: Iterable[tuple[Source, Opened]], size: int
+) -> Iterator[list[tuple[Source, Opened]]]:
+    """Gather as many images as the network takes at once, and what comes between them."""
+    batch: list[tuple[Source, Opened]] = []
+    num_images = 0
+    for pair in opened:
+        batch.append(pair)
+        num_images += isinstance(pair[1], np.ndarray)
+        if num_images == size or len(batch) == PASSED_BATCHES * size:
+            yield batch
+            batch, num_images = [], 0
+    if batch:
+        yield batch
 
 
 def _predict_readable(
-    predictor: Predictor, results: list[tuple[Source, Pixels | BrokenImage]]
-) -> Iterator[tuple[Source, Prediction | BrokenImage]]:
-    """Predict for the images of one batch that could be read, keeping the order."""
-    images = [image for _, image in results if not isinstance(image, BrokenImage)]
+    predictor: Predictor, batch: list[tuple[Source, Opened]]
+) -> list[tuple[Source, Found]]:
+    """Predict for the images of one batch that are pixels, keeping the order."""
+    images = [image for _, image in batch if isinstance(image, np.ndarray)]
     predictions = iter(predictor.predict_batch(np.stack(images)) if images else [])
-    for path, image in results:
-        yield path, image if isinstance(image, BrokenImage) else next(predictions)
+    return [
+        (path, next(predictions) if isinstance(image, np.ndarray) else image)
+        for path, image in batch
+    ]

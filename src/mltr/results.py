@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -18,10 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.errors import UsageError
+from mltr.errors import BrokenImage
+from mltr.files import write_atomically
 
 if TYPE_CHECKING:
     from mltr.gallery import Tile
+    from mltr.predictor import Prediction
 
 OWN_COLUMNS = ("path", "labels", "probs", "error")
 SHEET_PICTURES = 60  #: a contact sheet shows the first so many images
@@ -41,6 +46,28 @@ class Row(NamedTuple):
     def name(self) -> str:
         """The path as text."""
         return printable(str(self.path))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which labels of a prediction a row tells."""
+
+    indices: tuple[int, ...]  #: of the classes wanted, among the network's
+    top: int | None = None  #: at most so many labels
+    fills_top: bool = False  #: with labels below their thresholds, too
+
+    def row(self, path: Path, found: Prediction | BrokenImage) -> Row:
+        """Return the row of an image."""
+        if isinstance(found, BrokenImage):
+            return Row(path, [], None, printable(str(found)))
+        prediction = found.only(self.indices)
+        if self.top is None:
+            labels = prediction.labels
+        elif self.fills_top:
+            labels = prediction.top(self.top)
+        else:
+            labels = prediction.labels[: self.top]
+        return Row(path, labels, prediction.probs)
 
 
 def printable(text: str) -> str:
@@ -74,8 +101,6 @@ def write_rows(
     if out is None:
         write_text(sys.stdout)
         return
-    from mltr.files import write_atomically
-
     write_atomically(out, write_file)
 
 
@@ -150,40 +175,35 @@ def write_table(rows: Iterable[Row], width: int, file: TextIO) -> None:
         console.print(line)
 
 
-def check_sidecars(paths: Sequence[Path], classes: Sequence[str]) -> None:
-    """Raise `UsageError` for a class that no sidecar can hold, or images that would share one."""
-    from mltr.data.folders import split_tags
-
-    for name in classes:
-        if split_tags(name) != [name]:
-            raise UsageError(
-                f"class {name!r} can't stand in a sidecar, where tags are separated by commas; "
-                "leave it out by --exclude"
-            )
-    owners: dict[Path, Path] = {}
-    for path in paths:
-        other = owners.setdefault(path.with_suffix(".txt"), path)
-        if other is not path:
-            raise UsageError(f"{other} and {path} would share a sidecar; rename one of them")
+def errors_path(out: Path) -> Path:
+    """Return the list of images that can't be read: `tags.errors.csv` for `tags.parquet`."""
+    return out.with_name(f"{out.stem}.errors.csv")
 
 
-def with_sidecars(rows: Iterable[Row], overwrite: bool, kept: list[Path]) -> Iterator[Row]:
-    """Write the labels of each image to `photo.txt` beside it as its row passes by.
+def with_errors(rows: Iterable[Row], path: Path) -> Iterator[Row]:
+    """List the images that can't be read in a CSV file, once all rows have passed by.
 
-    A file that is already there stays and is added to `kept`, unless `overwrite`.
+    There is no file if all could be read; one of an earlier run is removed.
     """
-    from mltr.files import text_writer, write_atomically
+    count = 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as listing:
+        writer = csv.writer(listing, lineterminator="\n")
+        writer.writerow(("path", "error"))
+        for row in rows:
+            if row.error:
+                writer.writerow((row.name, row.error))
+                count += 1
+            yield row
+        if not count:
+            path.unlink(missing_ok=True)
+            return
+        listing.seek(0)
 
-    for row in rows:
-        sidecar = row.path.with_suffix(".txt")
-        if row.error:
-            pass  # an empty sidecar would say that nothing is in the image
-        elif sidecar.exists() and not overwrite:
-            kept.append(sidecar)
-        else:
-            text = ", ".join(name for name, _ in row.labels)
-            write_atomically(sidecar, text_writer(f"{text}\n"))
-        yield row
+        def copy(temporary: Path) -> None:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                shutil.copyfileobj(listing, file)
+
+        write_atomically(path, copy)
 
 
 def with_tiles(rows: Iterable[Row], tiles: list[Tile]) -> Iterator[Row]:
@@ -201,18 +221,7 @@ def with_tiles(rows: Iterable[Row], tiles: list[Tile]) -> Iterator[Row]:
 
 def write_sheet(path: str | Path, tiles: Sequence[Tile]) -> None:
     """Write a contact sheet; raises `MltrError` if the file can't be written."""
-    from mltr.files import write_atomically
     from mltr.gallery import contact_sheet
 
     sheet = contact_sheet(tiles)
     write_atomically(path, lambda temporary: sheet.save(temporary, quality=90))
-
-
-def with_progress(rows: Iterable[Row], total: int) -> Iterable[Row]:
-    """Show a progress bar on stderr, if that is a terminal, as rows pass by."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    quiet = not console.is_terminal
-    return track(rows, "predicting", total, console=console, transient=True, disable=quiet)

@@ -60,6 +60,11 @@ class TorchNetwork:
             found: Floats = logits.float().cpu().numpy()
         return found
 
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the weights."""
+        return f"{_crc32({name: t.cpu() for name, t in self.model.state_dict().items()}):08x}"
+
 
 def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
     """Return a writer, for `write_atomically`, of a training state by `torch.save`.

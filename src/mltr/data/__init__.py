@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mltr.data.coco import read_coco
     from mltr.data.folders import read_class_folders, read_folder
-    from mltr.data.images import find_images, open_image
+    from mltr.data.images import open_image
     from mltr.data.loading import ImageDataset, make_loader
     from mltr.data.nuswide import read_nuswide
     from mltr.data.preprocess import Preprocess
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from mltr.data.stratify import stratified_split
     from mltr.data.table import read_csv, read_parquet
     from mltr.data.voc import read_voc
+    from mltr.data.walk import find_images
 
 _HOMES = {
     "coco": ("read_coco",),
     "folders": ("read_class_folders", "read_folder"),
-    "images": ("find_images", "open_image"),
+    "images": ("open_image",),
     "loading": ("ImageDataset", "make_loader"),
     "nuswide": ("read_nuswide",),
     "preprocess": ("Preprocess",),
@@ -35,6 +36,7 @@ _HOMES = {
     "stratify": ("stratified_split",),
     "table": ("read_csv", "read_parquet"),
     "voc": ("read_voc",),
+    "walk": ("find_images",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mltr.data.images import find_images
 from mltr.data.records import Record, Split, indices_of
+from mltr.data.walk import find_images
 from mltr.errors import MltrError
 
 

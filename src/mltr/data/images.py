@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mltr.data.records import ImageSource, LazyImage
-from mltr.errors import BrokenImage, MltrError
+from mltr.errors import BrokenImage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 #: Formats that are decoded, whatever a file is called; no vector formats, no document formats.
@@ -100,17 +100,3 @@ def _from_high_depth(image: Image.Image) -> Image.Image:
     top = next((white for white in whites if largest <= white), largest)
     grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
-
-
-def find_images(folder: str | Path) -> list[Path]:
-    """Return the image files in a folder and below, sorted; hidden files are passed over."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MltrError(f"{folder}: no such folder")
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-    )

@@ -12,12 +12,13 @@ from mltr.config import DataConfig
 from mltr.data.coco import read_coco
 from mltr.data.folders import read_class_folders, read_folder
 from mltr.data.huggingface import PREFIX, is_saved_dataset, read_dataset
-from mltr.data.images import IMAGE_SUFFIXES, find_images
+from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.nuswide import read_nuswide
 from mltr.data.records import Record, Split, Splits, read_class_list
 from mltr.data.stratify import stratified_split
 from mltr.data.table import read_table
 from mltr.data.voc import find_voc, has_list, read_voc
+from mltr.data.walk import find_images
 from mltr.errors import MltrError, UsageError, did_you_mean
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,334 @@
+"""Tagging at volume: what is done stays done, each image once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from making import write_image
+
+from mltr import journal, predict, progress
+from mltr.data.preprocess import Preprocess
+from mltr.errors import MltrError, UsageError
+from mltr.inputs import Inputs, Survey
+from mltr.predictor import Floats, Predictor
+
+CLASSES = ("red", "green", "blue")
+
+
+class MeanColour:
+    """A network without torch: logits are 10 x (red, green, blue) - 5, and it counts its images."""
+
+    def __init__(self) -> None:
+        self.fingerprint = "first"
+        self.seen = 0
+        self.stops_after: float = float("inf")
+        self.stop: Any = KeyboardInterrupt
+
+    def __call__(self, images: Floats) -> Floats:
+        if self.seen + len(images) > self.stops_after:
+            if isinstance(self.stop, signal.Signals):
+                signal.raise_signal(self.stop)
+            else:
+                raise self.stop
+        self.seen += len(images)
+        return images.mean(axis=(2, 3)) * 10 - 5
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> MeanColour:
+    """What `command` predicts with."""
+    network = MeanColour()
+
+    def load(path: str, device: str | None, batch_size: int) -> Predictor:
+        return Predictor(network, CLASSES, Preprocess(8), np.full(3, 0.5, np.float32), 2)
+
+    monkeypatch.setattr(predict, "load", load)
+    return network
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(7):
+        write_image(tmp_path / "photos" / f"{number // 3}" / f"{number}.png", seed=number)
+    return tmp_path / "photos"
+
+
+def command(*words: object) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    predict.add_arguments(parser)
+    return predict.run(parser.parse_args(["run", *map(str, words)]))
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    if out.suffix == ".parquet":
+        return pq.read_table(out).to_pylist()
+    if out.suffix == ".csv":
+        with out.open(newline="") as file:
+            return list(csv.DictReader(file))
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def names_in(out: Path) -> list[str]:
+    return [Path(row["path"]).name for row in rows_of(out)]
+
+
+# Going on.
+
+
+def test_only_what_is_new_or_changed_is_predicted(
+    network: MeanColour, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tags.jsonl"
+    command(photos, "--out", out)
+    before = rows_of(out)
+    network.seen = 0
+    command(photos, "--out", out)
+    assert (network.seen, rows_of(out)) == (0, before)
+    assert "continuing: 7 of 7 images are done" in capsys.readouterr().err
+    os.utime(photos / "0/0.png", (0, 0))  # touched
+    (photos / "0/1.png").rename(photos / "0/1 of May.png")  # moved
+    (photos / "1/3.png").unlink()
+    write_image(photos / "1/4.png", seed=100)  # changed
+    write_image(photos / "1/new.png", seed=101)
+    command(photos, "--out", out)
+    assert network.seen == 2
+    names = ["0.png", "1 of May.png", "2.png", "4.png", "5.png", "new.png", "6.png"]
+    assert names_in(out) == names
+    fresh = tmp_path / "fresh.jsonl"
+    command(photos, "--out", fresh)
+    assert rows_of(out) == rows_of(fresh)
+
+
+def test_options_need_no_new_prediction_but_another_model_does(
+    network: MeanColour, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tags.csv"
+    command(photos, "--out", out, "--threshold", 1)
+    assert {row["labels"] for row in rows_of(out)} == {""}
+    network.seen = 0
+    command(photos, "--out", out, "--threshold", 0, "--only", "red")
+    assert {row["labels"] for row in rows_of(out)} == {"red"}
+    assert list(rows_of(out)[0]) == ["path", "labels", "probs", "error", "red"]
+    assert network.seen == 0
+    network.fingerprint = "second"
+    command(photos, "--out", out)
+    assert network.seen == 7
+    assert "tags.csv is of another model: starting anew" in capsys.readouterr().err
+    command(photos, "--out", out, "--overwrite")
+    assert network.seen == 14
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_run_that_failed_goes_on(
+    network: MeanColour, photos: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / f"tags.{form}"
+    network.stops_after, network.stop = 4, RuntimeError("out of memory")
+    with pytest.raises(RuntimeError):
+        command(photos, "--out", out)
+    assert not out.exists()
+    network.stops_after = float("inf")
+    command(photos, "--out", out)
+    assert network.seen == 7
+    assert names_in(out) == [f"{number}.png" for number in range(7)]
+    expected = tmp_path / f"expected.{form}"
+    command(photos, "--out", expected)
+    assert rows_of(out) == rows_of(expected)
+
+
+@pytest.mark.parametrize(
+    ("stop", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_an_interruption_spares_the_output_of_an_earlier_run(
+    network: MeanColour,
+    photos: Path,
+    tmp_path: Path,
+    stop: Any,
+    raised: type[BaseException],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "tags.csv"
+    network.stops_after, network.stop = 4, stop
+    with pytest.raises(raised):
+        command(photos, "--out", out)
+    assert 2 <= len(rows_of(out)) <= 4
+    assert "the results so far are written; the same command goes on" in capsys.readouterr().err
+    network.stops_after = float("inf")
+    command(photos, "--out", out)
+    content = out.read_bytes()
+    write_image(photos / "0" / "00.png", seed=50)
+    network.stops_after = 0
+    with pytest.raises(raised):
+        command(photos, "--out", out)
+    assert out.read_bytes() == content
+    assert "tags.csv is as it was" in capsys.readouterr().err
+
+
+def test_a_journal_that_cannot_be_used(network: MeanColour, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tags.csv"
+    path = tmp_path / "tags.csv.journal"
+    with (
+        journal.Journal(path, "another process's"),
+        pytest.raises(UsageError, match=r"another mltr predict is writing .*tags.csv.journal"),
+    ):
+        command(photos, "--out", out)
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(MltrError, match=r"tags.csv.journal: .*delete it to start anew"):
+        command(photos, "--out", out)
+    assert path.read_bytes() == b"no database" * 100
+
+
+def test_images_that_cannot_be_read_are_listed(
+    network: MeanColour, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):
+        (photos / f"{number:02d}.jpg").write_bytes(b"broken")
+    out, errors = tmp_path / "tags.parquet", tmp_path / "tags.errors.csv"
+    assert command(photos, "--out", out) == 1
+    with errors.open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [row["path"] for row in listed] == sorted(map(str, photos.glob("*.jpg")))
+    assert all("not an image" in row["error"] for row in listed)
+    assert [row for row in rows_of(out) if row["error"]] and len(rows_of(out)) == 37
+    told = capsys.readouterr().err
+    assert "30 of 37 images can't be read" in told
+    assert f"and 10 more: see {errors}" in told
+    write_image(photos / "00.jpg")  # mended
+    assert command(photos, "--out", out) == 1
+    assert sum(bool(row["error"]) for row in rows_of(out)) == 29
+    for broken in photos.glob("*.jpg"):
+        broken.unlink()
+    assert command(photos, "--out", out) == 0
+    assert not errors.exists()
+
+
+# Sidecars.
+
+
+def test_images_with_sidecars_are_not_opened_again(
+    network: MeanColour, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(photos, "--sidecars", "--xmp")
+    assert network.seen == 7
+    (photos / "0/0.txt").unlink()
+    (photos / "0/1.txt").write_text("")  # as a power cut leaves it
+    (photos / "0/2.png.xmp").unlink()
+    capsys.readouterr()
+    command(photos, "--sidecars", "--xmp")
+    out, err = capsys.readouterr()
+    assert network.seen == 10
+    assert len(out.splitlines()) == 3
+    assert "4 images were passed over" in err
+    assert "are kept" not in err
+    assert len(list(photos.glob("*/*.txt"))) == len(list(photos.glob("*/*.png.xmp"))) == 7
+    assert (photos / "0/1.txt").stat().st_size
+    command(photos, "--sidecars", "--overwrite")
+    assert network.seen == 17
+
+
+def test_sidecars_that_are_missing_come_from_the_journal(
+    network: MeanColour, photos: Path, tmp_path: Path
+) -> None:
+    command(photos, "--sidecars", "--out", tmp_path / "tags.csv")
+    before = {path: path.read_text() for path in photos.glob("*/*.txt")}
+    for path in list(before)[:3]:
+        path.unlink()
+    command(photos, "--sidecars", "--out", tmp_path / "tags.csv")
+    assert network.seen == 7
+    assert {path: path.read_text() for path in photos.glob("*/*.txt")} == before
+
+
+def test_photos_are_never_touched(network: MeanColour, photos: Path, tmp_path: Path) -> None:
+    def state() -> dict[Path, tuple[bytes, int]]:
+        return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in photos.glob("*/*.png")}
+
+    before = state()
+    command(photos, "--sidecars", "--xmp", "--xmp-naming", "photo.xmp", "--out", tmp_path / "a.csv")
+    assert state() == before
+    assert (photos / "0/0.xmp").is_file()
+    assert not (photos / "0/0.png.xmp").exists()
+
+
+# Finding images.
+
+
+def test_folders_are_walked_as_far_as_needed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    scandir = os.scandir
+
+    def watched(folder: str) -> Any:
+        opened.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    paths = iter(Inputs([str(photos)]))
+    assert next(paths) == photos / "0" / "0.png"
+    assert opened == [str(photos), str(photos / "0")]
+    assert [photos / "0" / "0.png", *paths] == sorted(photos.rglob("*.png"))
+
+
+def test_images_named_twice_come_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    words = ["1/4.png", str(photos), "../photos/0", "0/../1", "*/*.png"]
+    found = list(Inputs(words))
+    assert found[0] == Path("1/4.png")
+    assert Counter(path.name for path in found) == Counter(f"{k}.png" for k in range(7))
+    survey = Survey(Inputs(words))
+    survey.check(60)
+    assert survey.total == 7
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scandir = os.scandir
+
+    def refusing(folder: str) -> Any:
+        if str(folder).endswith("1"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [path.name for path in Inputs([str(photos)])] == ["0.png", "1.png", "2.png", "6.png"]
+    assert f"{photos / '1'}: can't look into this folder (Permission denied)" in caplog.text
+
+
+# Progress.
+
+
+def test_without_a_terminal_a_line_now_and_then(
+    network: MeanColour,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
+    with caplog.at_level(logging.INFO, "mltr"):
+        command(photos, "--out", tmp_path / "tags.csv")
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(" images")[0] for line in lines] == [f"{k} of 7" for k in range(1, 8)]
+
+
+def test_what_progress_says() -> None:
+    assert progress.describe(1200, 5000, 24.1) == "1,200 of 5,000 images, 24.1/s, 0:02:38 left"
+    assert progress.describe(1200, None, 24.1) == "1,200 images, 24.1/s"
+
+
+def test_predicting_needs_no_torch() -> None:
+    code = "import sys, mltr.predict; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
