@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import signal
 import sys
 import threading
@@ -208,6 +209,8 @@ def _choose_sidecars(args: argparse.Namespace) -> list[Sidecars]:
     if args.sidecars:
         kinds.append(TextSidecars(args.overwrite))
     if args.xmp:
+        if importlib.util.find_spec("lxml") is None:
+            raise UsageError("--xmp needs `pip install 'mltr[xmp]'`")
         kinds.append(XmpSidecars(args.xmp_naming, args.overwrite))
     return kinds
 

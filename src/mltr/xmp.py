@@ -73,7 +73,7 @@ def set_labels(content: bytes, labels: Sequence[str]) -> bytes:
     ]
     for entries in lists:
         for entry in list(entries):
-            if entry.text in removed:
+            if (entry.text or "") in removed:
                 entries.remove(entry)
         for label in added:
             if label not in _texts(entries):
