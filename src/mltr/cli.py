@@ -41,6 +41,7 @@ COMMANDS = {
         "mltr.audit", "find labels that are likely missing or wrong, and repeated pictures", True
     ),
     "predict": Command("mltr.predict", "name what is in photos"),
+    "serve": Command("mltr.serve.command", "an HTTP API and a page that name what is in photos"),
     "report": Command("mltr.report", "one HTML file: how good a run is and where it fails", True),
     "explain": Command("mltr.explain", "where in a picture the evidence for a label lies", True),
     "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),

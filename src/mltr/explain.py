@@ -50,7 +50,7 @@ class Explanation:
     label: str
     prob: float
     logit: float
-    heat: NDArray[np.float32]  #: [height, width] of the picture
+    heat: NDArray[np.float32]  #: [height, width] of the picture, or in its proportions
     cells: NDArray[np.float32]  #: [h, w], the same on the network's own grid
     is_exact: bool  #: the cells add up to the logit (less a bias that has no place)
 
@@ -168,11 +168,13 @@ def explain(
     image: Any,
     labels: Sequence[str] | None = None,
     method: str = "evidence",
+    longest: int | None = None,
 ) -> list[Explanation]:
     """Return where the evidence lies for the given labels, or for all at or above threshold.
 
     `image` is whatever a `Predictor` takes. Without any label above its threshold, the most
-    probable one is explained. Raises `BrokenImage`, or `UsageError` for an unknown label or a
+    probable one is explained. Maps are as large as the picture, or have at most `longest` pixels
+    along a side. Raises `BrokenImage`, or `UsageError` for an unknown label or a
     network that can't be explained so.
     """
     from mltr.bundle import to_probs
@@ -185,12 +187,13 @@ def explain(
     logits, maps, is_exact = evidence_maps(predictor.model, batch)
     probs = to_probs(logits.float().cpu().numpy(), predictor.calibration)[0]
     chosen = _choose(predictor, probs, labels)
+    shrunk = min(1.0, longest / max(picture.size)) if longest else 1.0
+    size = (max(1, round(picture.height * shrunk)), max(1, round(picture.width * shrunk)))
     found = []
     for index in chosen:
         cells = maps[0, index].float()
         if method == "rollout":
             cells = _rolled_out(predictor.model, batch[0], cells)
-        size = (picture.height, picture.width)
         heat = F.interpolate(cells[None, None], size, mode="bicubic", align_corners=False)[0, 0]
         found.append(
             Explanation(

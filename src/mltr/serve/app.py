@@ -1,0 +1,376 @@
+"""The HTTP application: an API for predictions and heat maps, and the page that uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import io
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import JSONResponse
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from mltr import __version__
+from mltr.data.images import open_image
+from mltr.data.preprocess import Pixels
+from mltr.errors import BrokenImage, UsageError, did_you_mean
+from mltr.predictor import Prediction, Predictor
+from mltr.serve import schema
+from mltr.serve.batching import Batcher, Busy
+from mltr.serve.observe import SAFE_HEADERS, Metrics, Observer
+from mltr.serve.settings import Settings, limits
+from mltr.serve.uploads import Intake, Upload
+
+PAGE_FILES = {
+    "": ("index.html", "text/html"),
+    "page.css": ("page.css", "text/css"),
+    "page.js": ("page.js", "text/javascript"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
+}
+MAX_ASPECT = 100  #: of the sides of an image
+HEAT_MAP_SIDE = 1024  #: longest side of a heat map in pixels
+
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+KeyHeader = Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+
+
+def create_app(predictor: Predictor, settings: Settings | None = None) -> FastAPI:
+    """Return the application for a network; it starts working with its lifespan.
+
+    Nothing is loaded here, and nothing is shared with another application of the same process.
+    """
+    settings = settings or Settings()
+    service = _Service(predictor, settings)
+    app = FastAPI(
+        title=f"MlTr: {settings.name}",
+        version=__version__,
+        description=schema.DESCRIPTION,
+        lifespan=service.lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(service.api())
+    app.include_router(_page_router())
+    # The package holds Swagger UI, which FastAPI would load from elsewhere.
+    app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
+    app.add_exception_handler(Busy, _tell_busy)
+    app.add_exception_handler(RequestValidationError, _tell_invalid)
+    app.add_exception_handler(UsageError, _tell_usage)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    app.add_middleware(Observer, metrics=service.metrics)
+    return app
+
+
+class _Service:
+    """What the routes share."""
+
+    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+        self.metrics = Metrics()
+        self._predictor = predictor
+        self._settings = settings
+        self._key_digests = [_digest(key) for key in settings.keys]
+        self._intake = Intake(settings)
+        self._batcher = Batcher(predictor, settings, self.metrics.count_batch)
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), "decoder")
+        self.metrics.pending.set_function(lambda: self._batcher.pending)
+        self.metrics.held.set_function(lambda: self._intake.held_bytes)
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Work from the start of the application to its end."""
+        await self._batcher.start()
+        yield
+        await self._batcher.stop()
+        self._decoders.shutdown()
+
+    def api(self) -> APIRouter:
+        """Return the routes."""
+        open_routes = APIRouter(tags=["state"])
+        open_routes.get("/healthz")(self.healthz)
+        open_routes.get("/readyz", responses={503: schema.PROBLEMS[503]})(self.readyz)
+        closed = APIRouter(dependencies=[Depends(self.check_key)] if self._key_digests else [])
+        closed.get("/metrics", tags=["state"], response_class=Response)(self.tell_metrics)
+        posted: dict[str, Any] = {"openapi_extra": schema.IMAGES_BODY}
+        closed.post(
+            "/v1/predict", tags=["pictures"], response_model=schema.Results,
+            responses=schema.PROBLEMS, **posted,
+        )(self.predict)  # fmt: skip
+        closed.post(
+            "/v1/explain", tags=["pictures"], response_model=schema.HeatMap,
+            responses=schema.PROBLEMS | schema.EXPLAINED, **posted,
+        )(self.explain)  # fmt: skip
+        closed.get("/v1/labels", tags=["pictures"], responses={401: schema.PROBLEMS[401]})(
+            self.labels
+        )
+        open_routes.include_router(closed)
+        return open_routes
+
+    async def check_key(self, bearer: Bearer, header: KeyHeader) -> None:
+        """Let only requests with a known key pass; takes the same time for each wrong one."""
+        given = _digest((bearer.credentials if bearer else header) or "")
+        matches = [hmac.compare_digest(given, known) for known in self._key_digests]
+        if not any(matches):
+            raise HTTPException(
+                401,
+                "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+    # -- pictures ------------------------------------------------------------------------------
+
+    async def predict(
+        self, request: Request, top: schema.Top = None, threshold: schema.Threshold = None
+    ) -> Response:
+        """Name what is in one picture or several. An unreadable one among others has an `error`."""
+
+        async def answer(uploads: list[Upload]) -> Response:
+            found = await asyncio.gather(*map(self._predict_one, uploads))
+            if all(isinstance(one, BrokenImage) for one in found):
+                raise HTTPException(422, _tell_broken(uploads, found))
+            results = [
+                {"name": upload.name, "error": _reason(one)}
+                if isinstance(one, BrokenImage)
+                else {"name": upload.name, "labels": _choose(one, top, threshold)}
+                for upload, one in zip(uploads, found, strict=True)
+            ]
+            return JSONResponse({"model": self._settings.name, "results": results})
+
+        return await self._with_images(request, answer)
+
+    async def explain(
+        self,
+        request: Request,
+        label: schema.LabelName = None,
+        method: schema.Method = "evidence",
+        form: schema.Form = "overlay",
+    ) -> Response:
+        """Show where in a picture the evidence for a label lies."""
+        if not self._explains:
+            raise HTTPException(
+                501, "an exported network has no heat maps: serve the run that it came from"
+            )
+        if label is not None and label not in self._predictor.classes:
+            known = did_you_mean(label, self._predictor.classes)
+            raise HTTPException(422, f"no label {label[:100]!r}{known} (/v1/labels lists them)")
+
+        async def answer(uploads: list[Upload]) -> Response:
+            if len(uploads) > 1:
+                raise HTTPException(422, "send one image at a time to be explained")
+            try:
+                return await self._explain_one(uploads[0], label, method, form)
+            except BrokenImage as error:
+                raise HTTPException(422, _tell_broken(uploads, [error])) from error
+
+        return await self._with_images(request, answer)
+
+    async def labels(self) -> schema.ModelInfo:
+        """List the labels with their thresholds, and the limits of this server."""
+        predictor = self._predictor
+        return schema.ModelInfo(
+            model=self._settings.name,
+            image_size=predictor.preprocess.image_size,
+            explains=self._explains,
+            limits={f.name: getattr(self._settings, f.name) for f in limits()},
+            labels=[
+                schema.LabelInfo(label=label, threshold=round(float(threshold), 6))
+                for label, threshold in zip(predictor.classes, predictor.thresholds, strict=True)
+            ],
+        )
+
+    @property
+    def _explains(self) -> bool:
+        return hasattr(self._predictor.network, "model")
+
+    async def _with_images(
+        self, request: Request, answer: Callable[[list[Upload]], Awaitable[Response]]
+    ) -> Response:
+        """Read the request and answer it, if there is place and time for it."""
+        try:
+            self._batcher.check_place(1)  # before the body is taken in
+            async with self._intake.uploads(request) as uploads:
+                request.scope["mltr"] = {
+                    "images": len(uploads),
+                    "bytes": sum(len(upload.data) for upload in uploads),
+                }
+                with self._batcher.accept(len(uploads)):
+                    async with asyncio.timeout(self._settings.timeout_s):
+                        return await answer(uploads)
+        except TimeoutError as error:
+            self.metrics.images.labels("late").inc()
+            raise HTTPException(504, f"no answer within {self._settings.timeout_s:g} s") from error
+
+    async def _predict_one(self, upload: Upload) -> Prediction | BrokenImage:
+        try:
+            pixels = await self._decode(self._squash, upload.data)
+        except BrokenImage as error:
+            self.metrics.images.labels("broken").inc()
+            return error
+        found = await self._batcher.predict(pixels)
+        self.metrics.images.labels("predicted").inc()
+        return found
+
+    async def _explain_one(
+        self, upload: Upload, label: str | None, method: str, form: str
+    ) -> Response:
+        from mltr.explain import explain
+
+        picture = await self._decode(self._open, upload.data)
+        labels = [label] if label else None
+        found = await self._batcher.run(
+            lambda: explain(self._predictor, picture, labels, method, longest=HEAT_MAP_SIDE)[0]
+        )
+        self.metrics.images.labels("explained").inc()
+        if form == "overlay":
+            return Response(await self._decode(_draw, picture, found.heat), media_type="image/png")
+        return JSONResponse(
+            {
+                "name": upload.name, "label": found.label, "prob": found.prob,
+                "logit": found.logit, "is_exact": found.is_exact, "cells": found.cells.tolist(),
+            }
+        )  # fmt: skip
+
+    async def _decode(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *args)
+
+    def _open(self, data: bytes) -> Image.Image:
+        picture = open_image(data, max_pixels=int(self._settings.max_megapixels * 1e6))
+        if max(picture.size) > MAX_ASPECT * min(picture.size):
+            width, height = picture.size
+            raise BrokenImage(f"{width} x {height} pixels: too narrow to show anything")
+        return picture
+
+    def _squash(self, data: bytes) -> Pixels:
+        return self._predictor.preprocess.squash(self._open(data))
+
+    # -- state ---------------------------------------------------------------------------------
+
+    async def healthz(self) -> dict[str, str]:
+        """Tell that the process is alive."""
+        return {"status": "alive"}
+
+    async def readyz(self) -> dict[str, str]:
+        """Tell whether the network takes images."""
+        if not self._batcher.is_working:
+            raise HTTPException(503, "the network is not ready", {"Retry-After": "1"})
+        return {"status": "ready"}
+
+    async def tell_metrics(self) -> Response:
+        """Tell counters in the format of Prometheus."""
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _choose(found: Prediction, top: int | None, threshold: float | None) -> list[dict[str, Any]]:
+    """Return labels as `mltr predict` does with its options of these names."""
+    if threshold is not None:
+        found = Prediction(found.probs, found.classes, np.full_like(found.thresholds, threshold))
+    labels = found.labels
+    if top is not None:
+        labels = found.top(top) if threshold is None else labels[:top]
+    return [{"label": label, "prob": round(prob, 6)} for label, prob in labels]
+
+
+def _reason(error: BrokenImage) -> str:
+    return str(error).removeprefix("image from memory: ")
+
+
+def _tell_broken(uploads: list[Upload], errors: list[Any]) -> str:
+    """Say why no image can be read."""
+    pairs = zip(uploads, errors, strict=True)
+    reasons = [f"{u.name}: {_reason(e)}" if u.name else _reason(e) for u, e in pairs]
+    return "; ".join(reasons)
+
+
+def _draw(picture: Image.Image, heat: Any) -> bytes:
+    """Return a heat map over a picture, as PNG."""
+    from mltr.overlay import overlay
+
+    stream = io.BytesIO()
+    height, width = heat.shape
+    overlay(picture.resize((width, height), reducing_gap=3.0), heat).save(stream, "PNG")
+    return stream.getvalue()
+
+
+# -- the page, its look, and errors ------------------------------------------------------------
+
+
+def _page_router() -> APIRouter:
+    """Return the routes of the page, and of the description of the API."""
+    router = APIRouter(include_in_schema=False)
+    for path, (name, kind) in PAGE_FILES.items():
+        content = (files("mltr.serve") / "page" / name).read_bytes()
+        router.get(f"/{path}")(_file_sender(content, kind))
+    look = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="MlTr: the API",
+        swagger_js_url="docs-assets/swagger-ui-bundle.js",
+        swagger_css_url="docs-assets/swagger-ui.css",
+        swagger_favicon_url="icon.svg",
+    )
+    router.get("/docs")(_file_sender(look.body, "text/html", _docs_policy(bytes(look.body))))
+    return router
+
+
+def _file_sender(
+    content: bytes | memoryview, kind: str, policy: str | None = None
+) -> Callable[[], Awaitable[Response]]:
+    async def send() -> Response:
+        headers = {"Content-Security-Policy": policy} if policy else {}
+        return Response(content, media_type=kind, headers=headers)
+
+    return send
+
+
+def _docs_policy(page: bytes) -> str:
+    """Let pass the one script that stands in Swagger's page, and the styles that it sets."""
+    found = re.search(rb"<script>(.*?)</script>", page, re.DOTALL)
+    assert found is not None
+    allowed = base64.b64encode(hashlib.sha256(found[1]).digest()).decode()
+    policy = SAFE_HEADERS["Content-Security-Policy"]
+    policy = policy.replace("script-src 'self'", f"script-src 'self' 'sha256-{allowed}'")
+    policy = policy.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+    return policy.replace("img-src 'self'", "img-src 'self' data:")
+
+
+async def _tell_busy(request: Request, error: Any) -> Response:
+    return JSONResponse(
+        {"detail": f"too busy: come again in {error.retry_after_s} s"},
+        503,
+        {"Retry-After": str(error.retry_after_s)},
+    )
+
+
+async def _tell_invalid(request: Request, error: Any) -> Response:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return JSONResponse({"detail": f"{where}: {first['msg']}"}, 422)
+
+
+async def _tell_usage(request: Request, error: Any) -> Response:
+    return JSONResponse({"detail": str(error)}, 422)

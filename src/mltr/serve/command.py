@@ -1,0 +1,159 @@
+"""`mltr serve`: an HTTP API and a page that name what is in photos."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import ipaddress
+import logging
+import math
+import socket
+import sys
+from pathlib import Path
+
+from mltr.errors import MltrError, UsageError
+from mltr.files import to_json, write_json
+from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
+
+DEFAULT_PORT = 8000
+BACKLOG = 2048  #: connections that wait to be taken up
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add = parser.add_argument
+    add("bundle", metavar="RUN", help="a training run, or a folder with weights")
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add(
+        "--port", type=int, default=DEFAULT_PORT,
+        help=f"default: {DEFAULT_PORT}; 0 finds a free one",
+    )  # fmt: skip
+    add(
+        "--keys", metavar="FILE",
+        help=f"API keys, one a line, of which each request has to bring one; also {KEYS_VARIABLE}",
+    )  # fmt: skip
+    add(
+        "--cors", metavar="ORIGIN", action="append", default=[],
+        help="let pages of another site, such as https://photos.example, call the API (repeatable)",
+    )  # fmt: skip
+    add("--json", metavar="FILE", help="write the address there (- for stdout)")
+    add("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
+    for limit in limits():
+        add(
+            f"--{limit.name.replace('_', '-')}",
+            type={"int": int, "float": float}[str(limit.type)],
+            default=limit.default,
+            metavar="N",
+            help=f"{limit.metadata['help']} (default: {limit.default})",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    settings = Settings(
+        name=Path(args.bundle).resolve().name,
+        keys=read_keys(args.keys),
+        cors_origins=tuple(args.cors),
+        **{limit.name: getattr(args, limit.name) for limit in limits()},
+    )
+    serve(args.bundle, settings, args.host, args.port, args.device, args.json)
+    return 0
+
+
+def serve(
+    bundle: str | Path,
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    device: str | None = None,
+    json_file: str | None = None,
+) -> None:
+    """Load a bundle and serve it until Ctrl-C or SIGTERM; what was accepted is finished then.
+
+    Raises `MltrError` where the address can't be used or packages are missing.
+    """
+    try:
+        import uvicorn
+
+        from mltr.serve.app import create_app
+    except ModuleNotFoundError as error:
+        raise MltrError(
+            f"serving needs the package {error.name}: pip install 'mltr[serve]'"
+        ) from error
+    from mltr.predictor import load
+
+    with _bind(host, port) as listener:
+        address = _address(host, listener.getsockname()[1])
+        predictor = load(bundle, device)
+        if not settings.keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+            print(
+                f"Anyone who can reach {address} may use it: --keys FILE asks for a key.",
+                file=sys.stderr,
+            )
+        _log_to_stderr()
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                _announce(address, settings.name, len(predictor.classes), json_file)
+
+        config = uvicorn.Config(
+            create_app(predictor, settings),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=math.ceil(settings.body_timeout_s + settings.timeout_s),
+        )
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again at the very end
+            Server(config).run([listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that holds the address, before anything slow is done."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port} must lie in 0..65535")
+    try:
+        family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(target)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise MltrError(
+                f"port {port} is taken: stop what listens there, or choose another by --port "
+                "(0 finds a free one)"
+            ) from error
+        raise MltrError(f"can't listen on {host}, port {port}: {error.strerror}") from error
+    return listener
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _announce(address: str, name: str, labels: int, json_file: str | None) -> None:
+    if json_file == "-":
+        print(to_json({"address": address, "model": name, "labels": labels}), end="", flush=True)
+        return
+    if json_file:
+        write_json(json_file, {"address": address, "model": name, "labels": labels})
+    print(
+        f"{name} names {labels} labels. Drop photos on {address}\n"
+        f"The API is described on {address}/docs; Ctrl-C stops the server.",
+        flush=True,
+    )
+
+
+def _log_to_stderr() -> None:
+    """Write a JSON object a line, or for a person at a terminal something shorter."""
+    from mltr.serve.observe import JsonFormatter, ShortFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(ShortFormatter() if sys.stderr.isatty() else JsonFormatter())
+    for name, level in (("mltr.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)

@@ -1,0 +1,147 @@
+"""What goes in and out of the API, as its OpenAPI description tells it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+from mltr.serve.uploads import IMAGE_TYPES, JsonImage
+
+DESCRIPTION = """
+Names what is in pictures. Send them as form data, as JSON with base64, or one picture as it is:
+
+    curl -F images=@beach.jpg -F images=@forest.jpg http://127.0.0.1:8000/v1/predict
+    curl --data-binary @beach.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/v1/predict
+
+Every error has the form `{"detail": "what, and how to mend it"}`. Pictures are not kept.
+"""
+
+
+class Label(BaseModel):
+    """A label and how sure the network is of it."""
+
+    label: str
+    prob: Annotated[float, Field(ge=0, le=1)]
+
+
+class Result(BaseModel):
+    """What was found in one image, or why it can't be read."""
+
+    name: Annotated[str, Field(description="of the file, as it was sent")]
+    labels: Annotated[list[Label] | None, Field(description="best first")] = None
+    error: Annotated[str | None, Field(description="stands in the place of labels")] = None
+
+
+class Results(BaseModel):
+    """One result for each image, in the order in which they were sent."""
+
+    model: str
+    results: list[Result]
+
+
+class LabelInfo(BaseModel):
+    """A label that the network knows."""
+
+    label: str
+    threshold: Annotated[float, Field(description="least probability at which it is named")]
+
+
+class ModelInfo(BaseModel):
+    """What the network knows, and what the server allows."""
+
+    model: str
+    image_size: Annotated[int, Field(description="side of the square it sees, in pixels")]
+    explains: Annotated[bool, Field(description="whether there are heat maps")]
+    limits: dict[str, int | float]
+    labels: list[LabelInfo]
+
+
+class HeatMap(BaseModel):
+    """Where the evidence for a label lies, on the network's own grid."""
+
+    name: str
+    label: str
+    prob: Annotated[float, Field(ge=0, le=1)]
+    logit: float
+    is_exact: Annotated[bool, Field(description="the cells add up to the logit, less a bias")]
+    cells: Annotated[list[list[float]], Field(description="rows from the top")]
+
+
+class Problem(BaseModel):
+    """Every error of this API."""
+
+    detail: str
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": meaning}
+    for status, meaning in {
+        400: "The request is malformed",
+        401: "An API key is missing or wrong",
+        408: "The request took too long to come",
+        413: "The request is too large, or holds too many images",
+        415: "This type of request is not understood",
+        422: "No image can be read, or an option is wrong",
+        503: "Too busy: come again after the seconds in Retry-After",
+        504: "No answer in time",
+    }.items()
+}
+EXPLAINED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+    501: {"model": Problem, "description": "The network has no heat maps"},
+}
+IMAGES_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "properties": {
+                        "images": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {"type": "string", "format": "binary"},
+                        }
+                    },
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "images": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": JsonImage.model_json_schema(),
+                        }
+                    },
+                }
+            },
+        }
+        | {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES},
+    }
+}  # fmt: skip
+
+Top = Annotated[
+    int | None,
+    Query(ge=1, description="the K best, whatever their probability unless threshold is given"),
+]
+Threshold = Annotated[
+    float | None,
+    Query(ge=0, le=1, description="least probability of a label (default: the model's own)"),
+]
+LabelName = Annotated[str | None, Query(description="what to explain (default: the most probable)")]
+Method = Annotated[
+    Literal["evidence", "rollout"],
+    Query(description="evidence: the terms of the logit; rollout: what the attentions passed on"),
+]
+Form = Annotated[
+    Literal["overlay", "grid"],
+    Query(description="overlay: a PNG, red for and blue against; grid: the numbers as JSON"),
+]

@@ -1,0 +1,57 @@
+"""Servers and networks for tests of `mltr serve`."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mltr.data.preprocess import Preprocess
+from mltr.predictor import Predictor
+
+COLOURS = ("red", "green", "blue")
+
+
+def colour_network(images: np.ndarray) -> np.ndarray:
+    """Logits of red, green and blue: how far the mean of that channel is from the middle."""
+    logits: np.ndarray = 20 * (images.mean(axis=(2, 3)) - 0.5)
+    return logits
+
+
+def colour_predictor(network: Any = colour_network) -> Predictor:
+    """A predictor without torch, whose answers are plain to see."""
+    return Predictor(network, COLOURS, Preprocess(8), np.full(3, 0.5, np.float32))
+
+
+def picture(colour: str = "red", size: tuple[int, int] = (30, 20), form: str = "PNG") -> bytes:
+    """The file of a picture of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, form)
+    return stream.getvalue()
+
+
+@contextmanager
+def live_server(app: Any) -> Iterator[Any]:
+    """Serve an application in a thread; gives the server, with its `port` on this machine."""
+    import uvicorn
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        try:
+            server.port = listener.getsockname()[1]
+            yield server
+        finally:
+            server.should_exit = True
+            thread.join()
