@@ -8,15 +8,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mltr.data.preprocess import Preprocess
+from mltr.model import create_model
 from mltr.predictor import Predictor
+from mltr.weights import save_bundle
 
 COLOURS = ("red", "green", "blue")
+TINY: dict[str, Any] = {"image_size": 32, "depths": [0, 1], "conv_depths": [1, 0]}
 
 
 def colour_network(images: np.ndarray) -> np.ndarray:
@@ -28,6 +33,21 @@ def colour_network(images: np.ndarray) -> np.ndarray:
 def colour_predictor(network: Any = colour_network) -> Predictor:
     """A predictor without torch, whose answers are plain to see."""
     return Predictor(network, COLOURS, Preprocess(8), np.full(3, 0.5, np.float32))
+
+
+def save_tiny_bundle(folder: Path) -> Path:
+    """Save an untrained network for the three colours, which has heat maps."""
+    torch.manual_seed(0)
+    save_bundle(
+        folder,
+        model=create_model("mltr_nano", num_classes=3, **TINY).eval(),
+        name="mltr_nano",
+        overrides=TINY,
+        classes=COLOURS,
+        preprocess=Preprocess(32),
+        thresholds=[0.4, 0.45, 0.9],
+    )
+    return folder
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (30, 20), form: str = "PNG") -> bytes:

@@ -105,23 +105,16 @@ def test_a_run_without_known_labels_is_refused(
 
 
 @pytest.fixture
-def browser_page(page: Path) -> Any:
+def browser_page(page: Path, browser: Any) -> Any:
     """The report in headless Chromium; what the console says is in `errors`."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1280, "height": 900})
-        errors: list[str] = []
-        fetched: list[str] = []
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.on("console", lambda message: errors.append(message.text))
-        opened.on("request", lambda request: fetched.append(request.url))
-        opened.goto(page.as_uri())
-        yield opened, errors, fetched
-        browser.close()
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    errors: list[str] = []
+    fetched: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text))
+    opened.on("request", lambda request: fetched.append(request.url))
+    opened.goto(page.as_uri())
+    return opened, errors, fetched
 
 
 def test_it_renders_and_sorts_without_an_error(browser_page: Any) -> None:

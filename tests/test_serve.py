@@ -21,18 +21,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from serving import COLOURS, colour_network, colour_predictor, live_server, picture
+from serving import (
+    COLOURS,
+    colour_network,
+    colour_predictor,
+    live_server,
+    picture,
+    save_tiny_bundle,
+)
 
 from mltr.cli import main
-from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.explain import explain
-from mltr.model import create_model
 from mltr.predictor import load
 from mltr.serve.settings import Settings, read_keys
-from mltr.weights import save_bundle
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
@@ -41,7 +44,6 @@ from mltr.serve.app import create_app
 from mltr.serve.observe import JsonFormatter
 
 PREDICT, EXPLAIN = "/v1/predict", "/v1/explain"
-TINY = {"image_size": 32, "depths": [0, 1], "conv_depths": [1, 0]}
 SMALL = Settings(name="colours", max_files=4, max_body_mb=1, max_megapixels=1, max_queue=8)
 
 
@@ -133,17 +135,7 @@ def test_images_of_many_requests_go_through_together() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    save_bundle(
-        folder,
-        model=create_model("mltr_nano", num_classes=3, **TINY).eval(),
-        name="mltr_nano",
-        overrides=TINY,
-        classes=COLOURS,
-        preprocess=Preprocess(32),
-    )
-    return folder
+    return save_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -108,9 +108,9 @@ class _Service:
 
     def api(self) -> APIRouter:
         """Return the routes."""
-        open_routes = APIRouter(tags=["state"])
-        open_routes.get("/healthz")(self.healthz)
-        open_routes.get("/readyz", responses={503: schema.PROBLEMS[503]})(self.readyz)
+        routes = APIRouter()
+        routes.get("/healthz", tags=["state"])(self.healthz)
+        routes.get("/readyz", tags=["state"], responses={503: schema.PROBLEMS[503]})(self.readyz)
         closed = APIRouter(dependencies=[Depends(self.check_key)] if self._key_digests else [])
         closed.get("/metrics", tags=["state"], response_class=Response)(self.tell_metrics)
         posted: dict[str, Any] = {"openapi_extra": schema.IMAGES_BODY}
@@ -125,8 +125,8 @@ class _Service:
         closed.get("/v1/labels", tags=["pictures"], responses={401: schema.PROBLEMS[401]})(
             self.labels
         )
-        open_routes.include_router(closed)
-        return open_routes
+        routes.include_router(closed)
+        return routes
 
     async def check_key(self, bearer: Bearer, header: KeyHeader) -> None:
         """Let only requests with a known key pass; takes the same time for each wrong one."""
