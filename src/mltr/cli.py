@@ -42,6 +42,9 @@ COMMANDS = {
     ),
     "predict": Command("mltr.predict", "name what is in photos"),
     "serve": Command("mltr.serve.command", "an HTTP API and a page that name what is in photos"),
+    "export": Command(
+        "mltr.export", "one file that runs elsewhere: ONNX, without torch, or a torch program", True
+    ),
     "report": Command("mltr.report", "one HTML file: how good a run is and where it fails", True),
     "explain": Command("mltr.explain", "where in a picture the evidence for a label lies", True),
     "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),

@@ -104,7 +104,8 @@ class PixelAttention(nn.Module):
         `is_pixel` [N, P] is False where a pixel is padding, which no pixel may attend to.
         """
         B, N, P, C = windows.shape
-        qkv = self.qkv(windows).view(B * N, P, 3, self.num_heads, -1)
+        heads = self.num_heads
+        qkv = self.qkv(windows).view(-1, P, 3, heads, C // heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # BN heads P C/heads
         bias = self.position_bias().to(query.dtype).unsqueeze(0)
         if is_pixel is not None:

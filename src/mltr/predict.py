@@ -67,7 +67,7 @@ class _Tally:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``mltr predict``."""
     add = parser.add_argument
-    add("bundle", metavar="RUN", help="a training run, or a folder with weights")
+    add("bundle", metavar="RUN", help="a run, a folder with weights, or a file by `mltr export`")
     add(
         "paths",
         metavar="PATH",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, overl
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.bundle import Calibration, to_probs
+from mltr.bundle import Calibration, read_calibration, to_probs
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
 
@@ -32,12 +32,16 @@ Source = TypeVar("Source")
 
 DEFAULT_THRESHOLD = 0.5
 PASSED_BATCHES = 64  #: a batch of images waits for no more than so many batches of what is known
+EXPORTED = (".onnx", ".pt2")  #: endings of the files that `mltr export` writes
 
 
 class Network(Protocol):
-    """Whatever computes logits float32 [B, K] of preprocessed images float32 [B, 3, S, S]."""
+    """Whatever computes logits float32 [B, K] of preprocessed images float32 [B, 3, S, S].
 
-    def __call__(self, images: Floats) -> Floats:
+    One whose `takes_pixels` is True gets uint8 [B, S, S, 3] and scales them itself.
+    """
+
+    def __call__(self, images: NDArray[Any]) -> Floats:
         """Return the logits."""
         ...
 
@@ -133,7 +137,9 @@ class Predictor:
 
     def predict_batch(self, pixels: Pixels) -> list[Prediction]:
         """Return a prediction for each of the images uint8 [B, S, S, 3]."""
-        probs = to_probs(self.network(self.preprocess.scale(pixels)), self.calibration)
+        takes_pixels = getattr(self.network, "takes_pixels", False)
+        images = pixels if takes_pixels else self.preprocess.scale(pixels)
+        probs = to_probs(self.network(images), self.calibration)
         return [self.to_prediction(row) for row in probs]
 
     def to_prediction(self, probs: Floats) -> Prediction:
@@ -175,14 +181,17 @@ def to_image(source: Any) -> Image.Image:
 
 
 def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> Predictor:
-    """Load a bundle or a training run for prediction, on an accelerator where there is one.
+    """Load a bundle, a training run or an exported file for prediction.
 
-    Raises `MltrError` if there is no whole bundle at `path` or the device can't be used.
+    On an accelerator where there is one. An ONNX file runs without torch. Raises `MltrError` if
+    there is nothing whole at `path` or the device can't be used.
     """
-    from mltr.weights import load_bundle
-
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} must be at least 1")
+    if str(path).endswith(EXPORTED):
+        return _load_exported(path, device, batch_size)
+    from mltr.weights import load_bundle
+
     chosen = _choose_device(device)
     bundle = load_bundle(path, chosen)
     if not bundle.classes:
@@ -190,6 +199,24 @@ def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> P
             f"{path} has no labels yet; train from it: mltr train RECIPE --model.init {path}"
         )
     return as_predictor(bundle, chosen, batch_size)
+
+
+def _load_exported(path: str | Path, device: str | None, batch_size: int) -> Predictor:
+    from mltr.exported import load_onnx, load_program
+
+    network: Network
+    if str(path).endswith(".onnx"):
+        network, config = load_onnx(path, device)
+    else:
+        network, config = load_program(path, _choose_device(device))
+    return Predictor(
+        network,
+        tuple(config["classes"]),
+        Preprocess.from_dict(config["preprocess"]),
+        _fill_thresholds(config["thresholds"], len(config["classes"])),
+        batch_size,
+        read_calibration(config),
+    )
 
 
 def as_predictor(
@@ -200,13 +227,18 @@ def as_predictor(
 
     from mltr.weights import TorchNetwork
 
-    thresholds = np.full(len(bundle.classes), DEFAULT_THRESHOLD, np.float32)
-    if bundle.thresholds is not None:
-        thresholds[:] = bundle.thresholds
     network = TorchNetwork(bundle.model, device or torch.device("cpu"))
+    thresholds = _fill_thresholds(bundle.thresholds, len(bundle.classes))
     return Predictor(
         network, bundle.classes, bundle.preprocess, thresholds, batch_size, bundle.calibration
     )
+
+
+def _fill_thresholds(own: Sequence[float] | None, num_classes: int) -> Floats:
+    thresholds = np.full(num_classes, DEFAULT_THRESHOLD, np.float32)
+    if own is not None:
+        thresholds[:] = own
+    return thresholds
 
 
 def _choose_device(name: str | None) -> torch.device:

@@ -1,0 +1,150 @@
+"""Networks in a file of their own: ONNX runs on onnxruntime alone, a .pt2 program on torch.
+
+Either file brings the JSON of a bundle's ``config.json`` with it, and an entry `export` that says
+how it was made and what goes in: uint8 pixels [B, S, S, 3], or preprocessed float32
+[B, 3, S, S]. Out come logits float32 [B, K]. `mltr export` writes them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.bundle import parse_config
+from mltr.errors import MltrError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime
+    import torch
+
+Floats = NDArray[np.float32]
+
+CONFIG_KEY = "mltr"  #: of the metadata in an ONNX file
+CONFIG_ENTRY = "mltr.json"  #: of the archive that a .pt2 file is
+INPUT, OUTPUT = "images", "logits"  #: names in the graph
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxNetwork:
+    """An ONNX file for a `Predictor`; may be called from several threads at once."""
+
+    session: onnxruntime.InferenceSession
+    takes_pixels: bool  #: whether uint8 [B, S, S, 3] go in, which the network scales itself
+
+    def __call__(self, images: NDArray[Any]) -> Floats:
+        """Return logits float32 [B, K] of the images."""
+        logits: Floats = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
+        return logits
+
+
+@dataclass(frozen=True, eq=False)
+class ProgramNetwork:
+    """A program by `torch.export` for a `Predictor`."""
+
+    program: torch.nn.Module
+    device: torch.device
+    takes_pixels: bool  #: as in `OnnxNetwork`
+
+    def __call__(self, images: NDArray[Any]) -> Floats:
+        """Return logits float32 [B, K] of the images."""
+        import torch
+
+        with torch.inference_mode():
+            logits: Floats = self.program(torch.from_numpy(images).to(self.device)).cpu().numpy()
+        return logits
+
+
+def require(package: str, extra: str, why: str) -> Any:
+    """Import a package of an extra; raises `UsageError` that says how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(f"{why} needs {package}: pip install 'mltr[{extra}]'") from error
+
+
+def load_onnx(
+    path: str | Path, device: str | None = None, threads: int | None = None
+) -> tuple[OnnxNetwork, dict[str, Any]]:
+    """Return the network of an ONNX file and its checked config. Torch isn't imported.
+
+    `device` is cpu, cuda or cuda:N, by default a GPU if this onnxruntime can use one; `threads`
+    is how many one call may use, by default OMP_NUM_THREADS, as for torch, or all cores. Raises
+    `MltrError` for a file that is missing, damaged or not by `mltr export`.
+    """
+    _check_file(path)
+    ort = require("onnxruntime", "onnx", str(path))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only: what it says of devices is no news
+    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+    providers = _choose_providers(ort, device)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its errors have no base of their own
+        raise MltrError(f"{path} can't be run by onnxruntime: {first_line(error)}") from error
+    text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
+    config = _read_config(text, path)
+    return OnnxNetwork(session, config["export"]["input"] == "uint8"), config
+
+
+def _choose_providers(ort: Any, device: str | None) -> list[Any]:
+    kind, _, number = (device or "").partition(":")
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if kind == "cuda" and not has_cuda:
+        raise UsageError(
+            f"device {device!r} can't be used: this onnxruntime has no CUDA; "
+            "pip install onnxruntime-gpu, or take cpu"
+        )
+    if kind not in ("", "cpu", "cuda") or (number and not number.isdecimal()):
+        raise UsageError(f"device {device!r} is none of onnxruntime's; cpu, cuda or cuda:N")
+    if has_cuda and kind != "cpu":
+        cuda = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
+        return [cuda, "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]
+
+
+def load_program(path: str | Path, device: torch.device) -> tuple[ProgramNetwork, dict[str, Any]]:
+    """Return the network of a .pt2 file and its checked config; raises as `load_onnx` does.
+
+    `torch.export` may unpickle parts of such a file: load only those whose origin you trust.
+    """
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    _check_file(path)
+    texts = {CONFIG_ENTRY: ""}
+    try:
+        with Path(path).open("rb") as file:
+            program = torch.export.load(file, extra_files=texts)
+    except Exception as error:  # anything, from the archive's format to the operators in it
+        raise MltrError(f"{path} can't be run by torch: {first_line(error)}") from error
+    config = _read_config(texts[CONFIG_ENTRY], path)
+    if device.type != "cpu":
+        program = move_to_device_pass(program, device)
+    takes_pixels = config["export"]["input"] == "uint8"
+    return ProgramNetwork(program.module(), device, takes_pixels), config
+
+
+def _check_file(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise MltrError(f"no such file: {path}; `mltr export RUN` writes such files")
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, without what follows."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _read_config(text: str | None, path: str | Path) -> dict[str, Any]:
+    if not text:
+        raise MltrError(f"{path} has no labels in it: it isn't by `mltr export`; export the run")
+    config = parse_config(text, Path(path))
+    export = config.get("export")
+    if not isinstance(export, dict) or export.get("input") not in ("uint8", "float32"):
+        raise MltrError(f"{path}: export.input must be uint8 or float32")
+    return config
