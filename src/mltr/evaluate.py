@@ -74,8 +74,8 @@ def report(
     With `thresholds` [K] also `at_own_thresholds`: the same at each class's own.
     """
     probs, targets = predictions.probs, predictions.targets
-    classes = metrics.per_class(probs, targets, threshold)
-    figures: dict[str, Any] = dict(metrics.evaluate(probs, targets, threshold))
+    found, classes = metrics.measure(probs, targets, threshold)
+    figures: dict[str, Any] = dict(found)
     figures["threshold"] = threshold
     figures["images"] = len(predictions.images)
     figures["broken_images"] = list(predictions.errors)
@@ -96,8 +96,8 @@ def report(
 def _report_at(predictions: Predictions, thresholds: Sequence[float]) -> dict[str, Any]:
     """Return what depends on thresholds, at one threshold for each class [K]."""
     probs, targets = predictions.probs, predictions.targets
-    figures: dict[str, Any] = dict(metrics.evaluate(probs, targets, thresholds))
-    classes = metrics.per_class(probs, targets, thresholds)
+    found, classes = metrics.measure(probs, targets, thresholds)
+    figures: dict[str, Any] = dict(found)
     figures["per_class"] = {
         name: {"threshold": float(thresholds[index])}
         | {key: float(classes[key][index]) for key in ("precision", "recall", "f1", "predicted")}

@@ -1,8 +1,8 @@
 """The field's metrics, each protocol by its name. Functions of arrays; nothing is kept.
 
 Shapes: probs [N, K] in 0..1 and targets [N, K] in {1, 0, -1 = unknown}, numpy or torch. An unknown
-cell counts neither way anywhere. Work goes class by class, so the memory needed beyond the inputs
-is a few arrays of N, whatever K.
+cell counts neither way anywhere. Work goes by blocks of classes or images, a few at a time in
+threads, so the memory needed beyond the inputs is some hundred MB, whatever N and K.
 
 Conventions, where the field has several (see the table in the documentation):
 
@@ -17,9 +17,11 @@ Conventions, where the field has several (see the table in the documentation):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,7 +35,10 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 TOP = 3
-_BLOCK_CELLS = 1 << 22  # cells copied at a time: 16 MB of float32
+_BLOCK_CELLS = 1 << 22  # cells copied at a time and thread: 16 MB of float32
+_THREADS = min(8, os.cpu_count() or 1)
+
+Result = TypeVar("Result")
 
 
 def evaluate(probs: Array, targets: Array, threshold: float | ArrayLike = 0.5) -> dict[str, float]:
@@ -43,12 +48,7 @@ def evaluate(probs: Array, targets: Array, threshold: float | ArrayLike = 0.5) -
     with `_top3`. `threshold` is one number or one for each class [K]. Raises `ValueError` for
     arrays that don't fit, scores outside 0..1 or nan, and targets other than 1, 0, -1.
     """
-    probs, targets, thresholds = _checked(probs, targets, threshold)
-    aps, aps_voc2010 = _average_precisions(probs, targets)
-    metrics = {"map": _mean(aps), "map_voc2010": _mean(aps_voc2010)}
-    metrics |= _summarise(_count(probs, targets, thresholds))
-    top = _summarise(_count_top(probs, targets, thresholds))
-    return metrics | {f"{name}_top{TOP}": value for name, value in top.items()}
+    return measure(probs, targets, threshold)[0]
 
 
 def per_class(
@@ -59,61 +59,96 @@ def per_class(
     `support`, `predicted` and `known` count images: with the label, predicted to have it, and
     with a known answer. Arguments and errors as in `evaluate`.
     """
+    return _as_arrays(_go_through(*_checked(probs, targets, threshold)))
+
+
+def measure(
+    probs: Array, targets: Array, threshold: float | ArrayLike = 0.5
+) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Return what `evaluate` and `per_class` return, in the time of the former alone."""
     probs, targets, thresholds = _checked(probs, targets, threshold)
-    aps, aps_voc2010 = _average_precisions(probs, targets)
-    counts = _count(probs, targets, thresholds)
-    known = np.concatenate([(block >= 0).sum(0) for _, block in _class_blocks(targets)])
-    return {
-        "ap": aps,
-        "ap_voc2010": aps_voc2010,
-        "precision": counts.precision(),
-        "recall": counts.recall(),
-        "f1": counts.f1(),
-        "support": counts.support.astype(np.float64),
-        "predicted": counts.predicted.astype(np.float64),
-        "known": known.astype(np.float64),
-    }
+    classes = _go_through(probs, targets, thresholds)
+    metrics = {"map": _mean(classes.ap), "map_voc2010": _mean(classes.ap_voc2010)}
+    metrics |= _summarise(classes.decisions)
+    top = _summarise(_count_top(probs, targets, thresholds, classes.decisions.support))
+    metrics |= {f"{name}_top{TOP}": value for name, value in top.items()}
+    return metrics, _as_arrays(classes)
 
 
 def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     """Return the average precision of one class: scores [N], targets [N]; nan if none is 1."""
-    return _average_precision(np.asarray(scores), np.asarray(targets))[0]
+    scores, targets = _as_floats(np.asarray(scores)), np.asarray(targets)
+    positive = np.sort(scores[targets == 1])
+    return _average_precision(np.sort(scores[targets >= 0]), positive)[0]
 
 
 # -- average precision -------------------------------------------------------------------------
 
 
-def _average_precision(scores: NDArray[Any], targets: NDArray[Any]) -> tuple[float, float]:
-    """Return average precision, plain and with the monotone (VOC 2010) precision."""
-    known = targets >= 0
-    if not known.all():
-        scores, targets = scores[known], targets[known]
-    positive = targets == 1
-    support = int(positive.sum())
-    if support == 0:
+@dataclass(frozen=True)
+class _Classes:
+    """What is found of each class: arrays [K]."""
+
+    ap: Floats
+    ap_voc2010: Floats
+    decisions: _Decisions
+    known: Counts
+
+
+def _as_arrays(classes: _Classes) -> dict[str, Floats]:
+    counts = classes.decisions
+    return {
+        "ap": classes.ap,
+        "ap_voc2010": classes.ap_voc2010,
+        "precision": counts.precision(),
+        "recall": counts.recall(),
+        "f1": counts.f1(),
+        "support": counts.support.astype(np.float64),
+        "predicted": counts.predicted.astype(np.float64),
+        "known": classes.known.astype(np.float64),
+    }
+
+
+def _average_precision(ranked: NDArray[Any], positive: NDArray[Any]) -> tuple[float, float]:
+    """Return average precision, plain and with the monotone (VOC 2010) precision.
+
+    From the sorted scores of all images and of those with the label. Only the latter's ranks
+    count: between two of them precision falls. Tied scores are one threshold.
+    """
+    if len(positive) == 0:
         return float("nan"), float("nan")
-    order = np.argsort(scores)[::-1]
-    ranked = scores[order]
-    # Tied scores are one threshold: only the last of each run of equal scores is a step.
-    steps = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
-    hits = np.cumsum(positive[order])[steps]
-    precision = hits / (steps + 1)
-    gained = np.diff(hits, prepend=0) / support
-    monotone = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(gained @ precision), float(gained @ monotone)
+    hits = len(positive) - positive.searchsorted(positive)
+    precision = hits / (len(ranked) - ranked.searchsorted(positive))
+    return float(precision.mean()), float(np.maximum.accumulate(precision).mean())
 
 
-def _average_precisions(probs: NDArray[Any], targets: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Return both average precisions of each class: two arrays [K]."""
-    pairs = [
-        _average_precision(scores, truths)
-        for (_, score_block), (_, target_block) in zip(
-            _class_blocks(probs), _class_blocks(targets), strict=True
-        )
-        for scores, truths in zip(score_block.T.copy(), target_block.T.copy(), strict=True)
-    ]
-    plain, voc2010 = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    return plain, voc2010
+def _go_through(probs: NDArray[Any], targets: NDArray[Any], thresholds: NDArray[Any]) -> _Classes:
+    """Sort each class's scores once, and read everything about the class off them."""
+    N, K = probs.shape
+    width = max(1, min(_BLOCK_CELLS // N, -(-K // _THREADS)))
+
+    def look_at(start: int) -> list[tuple[float, ...]]:
+        block = slice(start, start + width)
+        # In two steps: a transposed copy straight from rows of K cells misses every cache.
+        scores = _as_floats(np.ascontiguousarray(probs[:, block])).T.copy()
+        truths = np.ascontiguousarray(targets[:, block]).T.copy()
+        unknown = truths < 0
+        scores[unknown] = -np.inf  # below every threshold, and below every positive
+        chosen = [np.sort(row[truth == 1]) for row, truth in zip(scores, truths, strict=True)]
+        scores.sort(axis=1)
+        rows = []
+        for ranked, positive, threshold in zip(scores, chosen, thresholds[block], strict=True):
+            hits = len(positive) - positive.searchsorted(threshold)
+            predicted = N - ranked.searchsorted(threshold)
+            counts = hits, predicted, len(positive)
+            rows.append((*_average_precision(ranked, positive), *counts))
+        known = N - unknown.sum(1)
+        return [(*row, count) for row, count in zip(rows, known.tolist(), strict=True)]
+
+    rows = [row for block in _in_threads(look_at, range(0, K, width)) for row in block]
+    ap, voc2010, *counts = np.array(rows, dtype=np.float64).T
+    hits, predicted, support, known = (column.astype(np.int64) for column in counts)
+    return _Classes(ap, voc2010, _Decisions(hits, predicted, support), known)
 
 
 # -- decisions at a threshold ------------------------------------------------------------------
@@ -141,41 +176,30 @@ class _Decisions:
         return np.where(self.support > 0, f1, np.nan)
 
 
-def _count(probs: NDArray[Any], targets: NDArray[Any], thresholds: NDArray[Any]) -> _Decisions:
-    """Count decisions at or above the thresholds [K]."""
-    rows = []
-    for (start, score_block), (_, target_block) in zip(
-        _class_blocks(probs), _class_blocks(targets), strict=True
-    ):
-        limits = thresholds[start : start + score_block.shape[1]]
-        decided = (score_block >= limits) & (target_block >= 0)
-        positive = target_block == 1
-        rows.append([(decided & positive).sum(0), decided.sum(0), positive.sum(0)])
-    hits, predicted, support = np.concatenate(rows, axis=1)
-    return _Decisions(hits, predicted, support)
-
-
-def _count_top(probs: NDArray[Any], targets: NDArray[Any], thresholds: NDArray[Any]) -> _Decisions:
+def _count_top(
+    probs: NDArray[Any], targets: NDArray[Any], thresholds: NDArray[Any], support: Counts
+) -> _Decisions:
     """Count decisions among the best labels of each image that reach their threshold.
 
     Unknown cells compete for the three places, as in CSRA, but are not counted. Of equal scores
     the earlier class wins.
     """
-    N, K = probs.shape
-    hits, predicted = np.zeros(K, np.int64), np.zeros(K, np.int64)
-    rows_at_a_time = max(1, _BLOCK_CELLS // K)
-    for start in range(0, N, rows_at_a_time):
-        scores = probs[start : start + rows_at_a_time].copy()
-        truths = targets[start : start + rows_at_a_time]
+    K = probs.shape[1]
+
+    def count(block: slice) -> Counts:
+        scores, truths = probs[block].copy(), targets[block]
         rows = np.arange(len(scores))
+        counts = np.zeros((2, K), np.int64)
         for _ in range(min(TOP, K)):
             best = scores.argmax(1)
             truth = truths[rows, best]
             decided = (scores[rows, best] >= thresholds[best]) & (truth >= 0)
-            predicted += np.bincount(best[decided], minlength=K)
-            hits += np.bincount(best[decided & (truth == 1)], minlength=K)
+            counts[0] += np.bincount(best[decided & (truth == 1)], minlength=K)
+            counts[1] += np.bincount(best[decided], minlength=K)
             scores[rows, best] = -1  # below every threshold, and never the best again
-    support = np.concatenate([(block == 1).sum(0) for _, block in _class_blocks(targets)])
+        return counts
+
+    hits, predicted = sum(_in_threads(count, _image_blocks(probs)), np.zeros((2, K), np.int64))
     return _Decisions(hits, predicted, support)
 
 
@@ -212,12 +236,23 @@ def _mean(values: Floats) -> float:
 # -- inputs ------------------------------------------------------------------------------------
 
 
-def _class_blocks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (first class, columns [N, k]) so that a copy of a block stays small."""
-    N, K = array.shape
-    width = max(1, _BLOCK_CELLS // max(N, 1))
-    for start in range(0, K, width):
-        yield start, array[:, start : start + width]
+def _image_blocks(array: NDArray[Any]) -> list[slice]:
+    """Return slices of rows such that a copy of each stays small."""
+    height = max(1, min(_BLOCK_CELLS // array.shape[1], -(-len(array) // _THREADS)))
+    return [slice(start, start + height) for start in range(0, len(array), height)]
+
+
+def _in_threads(work: Callable[[Any], Result], blocks: Iterable[Any]) -> list[Result]:
+    """Return the results for all blocks, in order; numpy lets threads sort and count at once."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, blocks))
+
+
+def _as_floats(scores: NDArray[Any]) -> NDArray[Any]:
+    """Return float32 or float64, which numpy sorts fast, without a change of any value."""
+    if scores.dtype in (np.float32, np.float64):
+        return scores
+    return scores.astype(np.float32 if scores.dtype == np.float16 else np.float64)
 
 
 def _as_numpy(array: Array) -> NDArray[Any]:
@@ -232,6 +267,16 @@ def _as_numpy(array: Array) -> NDArray[Any]:
     return np.asarray(array)
 
 
+def _first(blocks: Sequence[slice], fits: Sequence[bool]) -> str:
+    return f"image {blocks[fits.index(False)].start} and on"
+
+
+def _are_targets(block: NDArray[Any]) -> bool:
+    if np.issubdtype(block.dtype, np.floating) and not (block == np.rint(block)).all():
+        return False
+    return block.dtype == bool or bool(block.min() >= -1 and block.max() <= 1)
+
+
 def _checked(
     probs: Array, targets: Array, threshold: float | ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -242,12 +287,16 @@ def _checked(
             f"probs {probs.shape} and targets {targets.shape} must be of one shape [N, K], "
             "with at least one image and one class"
         )
-    for start, block in _class_blocks(probs):
-        if not (block.min() >= 0 and block.max() <= 1):  # nan fails both comparisons
-            raise ValueError(f"probs of class {start} and on must lie in 0..1 (no nan)")
-    for start, block in _class_blocks(targets):
-        if not np.isin(block, (1, 0, -1)).all():
-            raise ValueError(f"targets of class {start} and on must be 1, 0 or -1 (unknown)")
+    if not np.issubdtype(probs.dtype, np.floating):
+        probs = probs.astype(np.float64)
+    blocks = _image_blocks(probs)
+    # nan fails both comparisons
+    fits = _in_threads(lambda rows: bool(probs[rows].min() >= 0 and probs[rows].max() <= 1), blocks)
+    if not all(fits):
+        raise ValueError(f"probs of {_first(blocks, fits)} must lie in 0..1 (no nan)")
+    fits = _in_threads(lambda rows: _are_targets(targets[rows]), blocks)
+    if not all(fits):
+        raise ValueError(f"targets of {_first(blocks, fits)} must be 1, 0 or -1 (unknown)")
     thresholds = np.asarray(threshold, dtype=np.float64)
     if thresholds.shape not in ((), (probs.shape[1],)):
         raise ValueError(f"threshold {thresholds.shape} must be one number or one a class")

@@ -1,0 +1,130 @@
+"""Seconds for the metrics of a whole data set, beside torchmetrics and scikit-learn.
+
+    python benchmarks/metrics.py --out runs/metrics.json
+
+Scores of COCO's size (40,504 x 80; about 3 labels an image) are judged by each in turns. Then, in a
+process of its own, every metric of 100,000 x 9,605 (Open Images' classes): the time, and the most
+memory that the process held, inputs included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from mltr.metrics import evaluate
+from mltr.runs import write_figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", type=int, nargs=2, default=[40_504, 80], metavar=("N", "K"))
+    parser.add_argument("--large", type=int, nargs=2, default=[100_000, 9_605], metavar=("N", "K"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only_large:
+        print(json.dumps(measure_large(*args.large)))
+        return
+    figures = {"about": about(), "side by side": compare(*args.shape, args.rounds)}
+    words = [sys.executable, __file__, "--only-large", "--large", *map(str, args.large)]
+    large = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+    print(
+        f"every metric of {args.large[0]:,} x {args.large[1]:,}: {large['seconds']:.1f} s, "
+        f"{large['peak_gib']:.2f} GiB at most, of which {large['inputs_gib']:.2f} are the inputs"
+    )
+    figures["large"] = large
+    if args.out:
+        write_figures(args.out, figures)
+
+
+def about() -> dict[str, Any]:
+    import sklearn
+    import torch
+    import torchmetrics
+
+    found = {
+        "date": str(date.today()), "machine": platform.machine(), "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(), "numpy": np.__version__,
+        "torchmetrics": torchmetrics.__version__, "scikit-learn": sklearn.__version__,
+    }  # fmt: skip
+    print(found)
+    return found
+
+
+def compose(N: int, K: int, labels: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return probs float32 and targets int8 of a network that is right more often than not."""
+    rng = np.random.default_rng(0)
+    probs = rng.random((N, K), dtype=np.float32)
+    targets = np.zeros((N, K), np.int8)
+    rows = max(1, 4_000_000 // K)
+    for start in range(0, N, rows):  # a few at a time, so that the inputs are what fills memory
+        block = slice(start, start + rows)
+        targets[block] = rng.random(targets[block].shape, dtype=np.float32) < labels / K
+        probs[block] **= np.where(targets[block] == 1, 0.3, 4).astype(np.float32)
+    return probs, targets
+
+
+def compare(N: int, K: int, rounds: int) -> dict[str, Any]:
+    import torch
+    from sklearn.metrics import average_precision_score
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    probs, targets = compose(N, K)
+    tensors = torch.from_numpy(probs), torch.from_numpy(targets).long()
+    ways: dict[str, Callable[[], float]] = {
+        "mltr: every metric": lambda: evaluate(probs, targets)["map"],
+        "torchmetrics: map": lambda: float(multilabel_average_precision(*tensors, num_labels=K)),
+        "scikit-learn: map": lambda: float(average_precision_score(targets, probs)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    values = {}
+    for _ in range(rounds + 1):  # the first one warms up
+        for name, way in ways.items():
+            began = time.perf_counter()
+            values[name] = way()
+            seconds[name].append(time.perf_counter() - began)
+    found = {}
+    for name, all_times in seconds.items():
+        times = all_times[1:]
+        ratios = [t / own for t, own in zip(times, seconds["mltr: every metric"][1:], strict=True)]
+        found[name] = {
+            "seconds": median(times), "range": [min(times), max(times)],
+            "ratio": median(ratios), "ratio_range": [min(ratios), max(ratios)],
+            "map": values[name],
+        }  # fmt: skip
+        print(
+            f"{N:,} x {K}: {name:<20} {median(times):7.3f} s ({min(times):.3f}..{max(times):.3f})  "
+            f"{median(ratios):5.1f} times ours   map {values[name]:.9f}",
+            flush=True,
+        )
+    return found
+
+
+def measure_large(N: int, K: int) -> dict[str, float]:
+    probs, targets = compose(N, K)
+    began = time.perf_counter()
+    found = evaluate(probs, targets)
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "inputs_gib": (probs.nbytes + targets.nbytes) / 2**30,
+        "map": found["map"],
+    }
+
+
+if __name__ == "__main__":
+    main()
