@@ -42,8 +42,8 @@ from mltr.exported import (
     require,
 )
 from mltr.files import to_json, write_atomically
+from mltr.inputs import Inputs
 from mltr.metrics import evaluate
-from mltr.predict import find_paths
 from mltr.scoring import open_scored
 from mltr.weights import Bundle, TorchNetwork, load_bundle
 
@@ -228,7 +228,7 @@ def find_photos(
     Raises `MltrError` for a folder without images, and for a source asked for by `overrides`.
     """
     if images is not None:
-        paths = find_paths([images])
+        paths = list(Inputs([images]))
         pixels, kept = _read(_spread(paths, 2 * MOST_IMAGES), bundle.preprocess)
         if not kept:
             raise MltrError(f"{images}: none of {len(paths)} images can be read")

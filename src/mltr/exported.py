@@ -7,6 +7,7 @@ how it was made and what goes in: uint8 pixels [B, S, S, 3], or preprocessed flo
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class OnnxNetwork:
     """An ONNX file for a `Predictor`; may be called from several threads at once."""
 
     session: onnxruntime.InferenceSession
+    path: Path
     takes_pixels: bool  #: whether uint8 [B, S, S, 3] go in, which the network scales itself
 
     def __call__(self, images: NDArray[Any]) -> Floats:
@@ -42,12 +44,18 @@ class OnnxNetwork:
         logits: Floats = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
         return logits
 
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the file."""
+        return _checksum(self.path)
+
 
 @dataclass(frozen=True, eq=False)
 class ProgramNetwork:
     """A program by `torch.export` for a `Predictor`."""
 
     program: torch.nn.Module
+    path: Path
     device: torch.device
     takes_pixels: bool  #: as in `OnnxNetwork`
 
@@ -58,6 +66,11 @@ class ProgramNetwork:
         with torch.inference_mode():
             logits: Floats = self.program(torch.from_numpy(images).to(self.device)).cpu().numpy()
         return logits
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the file."""
+        return _checksum(self.path)
 
 
 def require(package: str, extra: str, why: str) -> Any:
@@ -89,7 +102,7 @@ def load_onnx(
         raise MltrError(f"{path} can't be run by onnxruntime: {first_line(error)}") from error
     text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
     config = _read_config(text, path)
-    return OnnxNetwork(session, config["export"]["input"] == "uint8"), config
+    return OnnxNetwork(session, Path(path), config["export"]["input"] == "uint8"), config
 
 
 def _choose_providers(ort: Any, device: str | None) -> list[Any]:
@@ -127,7 +140,12 @@ def load_program(path: str | Path, device: torch.device) -> tuple[ProgramNetwork
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
     takes_pixels = config["export"]["input"] == "uint8"
-    return ProgramNetwork(program.module(), device, takes_pixels), config
+    return ProgramNetwork(program.module(), Path(path), device, takes_pixels), config
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_file(path: str | Path) -> None:
