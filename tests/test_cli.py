@@ -46,7 +46,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys) -> None:
     with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert end.value.code == 0
     assert f"usage: mltr {command}" in capsys.readouterr().out
 

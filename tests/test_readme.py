@@ -10,6 +10,7 @@ import pytest
 from making import write_image
 
 from mltr.cli import COMMANDS, main
+from mltr.get import DATA_SETS
 from mltr.recipe import find_recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,10 @@ def test_the_commands_for_own_photos_and_python(photos: Path, capsys) -> None:
 
 
 def test_the_commands_for_public_data_have_recipes_and_fields() -> None:
-    found = commands("text")
+    fetched = [command for command in commands("text") if command[0] == "data"]
+    assert [name for _, _, name, *_ in fetched] == ["coco2014", "voc2007"]
+    assert {name for _, _, name, *_ in fetched} <= set(DATA_SETS)
+    found = [command for command in commands("text") if command[0] == "train"]
     assert len(found) == 3
     for _, recipe, *overrides in found:
         assert load_recipe(find_recipe(recipe), overrides).model.name == "mltr_l"

@@ -28,6 +28,7 @@ COMMANDS = {
         "mltr.demo", "train on composed scenes and show the result: needs no data", True
     ),
     "data": Command("mltr.describe", "describe a source of labelled photos before training"),
+    "data get": Command("mltr.get", "fetch VOC or COCO from the official address"),
     "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
     "pretrain": Command("mltr.pretrain", "learn from photos without labels first", True),
     "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
@@ -91,7 +92,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"mltr {__version__}")
         return 0
-    name = arguments.pop(0)
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name, arguments = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
         raise UsageError(
             f"no command {name!r}{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
@@ -134,7 +136,7 @@ class _Parser(argparse.ArgumentParser):
     def _options(self) -> list[str]:
         """Return the command's options, and the fields of a recipe where it takes them."""
         options = [text for action in self._actions for text in action.option_strings]
-        if COMMANDS[self.prog.split()[-1]].takes_recipe_fields:
+        if COMMANDS[self.prog.removeprefix("mltr ")].takes_recipe_fields:
             from mltr.recipe import known_keys  # loads YAML, which only a mistake needs here
 
             options += [f"--{key}" for key in known_keys()]

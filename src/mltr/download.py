@@ -1,15 +1,37 @@
-"""Bundles on the Hugging Face Hub, fetched to a folder.
+"""Files from elsewhere: bundles on the Hugging Face Hub, and large files that arrive in the end.
 
-They are the same files as on disk, and read like any bundle: nothing in them is run.
+A bundle of the Hub is the same files as on disk, and read like any bundle: nothing in it is run.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import http.client
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from mltr import __version__
 from mltr.errors import MltrError, UsageError
 
+log = logging.getLogger(__name__)
+
 HUB_PREFIX = "hf-hub:"  #: of the name of a bundle on the Hub
+ATTEMPTS = 6  #: in a row without a new byte, until a file is given up
+DAMAGED_ATTEMPTS = 3  #: whole files with a wrong checksum, until it is given up
+FIRST_PAUSE_S = 1.0  #: before the second attempt; then doubled each time
+TIMEOUT_S = 30.0  #: without a byte
+BLOCK = 1 << 20  #: bytes read at a time
+# Answers that waiting may change: timeout, too early, too many requests; and those of 500 and on.
+PASSING_STATUS = (408, 425, 429)
+# What no repetition mends: a full disk, a quota, a folder that may not be written.
+OWN_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def fetch(name: str, files: list[str]) -> Path:
@@ -37,3 +59,130 @@ def first_line(error: Exception) -> str:
     """Return an error's text in one line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+# -- large files -------------------------------------------------------------------------------
+
+
+class _Damaged(Exception):
+    """A whole file came that isn't the right one."""
+
+
+def download_file(
+    addresses: Sequence[str],
+    target: Path,
+    digest: str = "",
+    on_bytes: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Fetch a file into `target`, going on where an earlier attempt, or process, stopped.
+
+    `addresses` are those of one and the same file, tried in turn: http, https, or any that fsspec
+    knows, such as ``s3://BUCKET/KEY``. `digest` is ``sha256:HEX`` or ``md5:HEX``; a file with
+    another one is fetched anew. What has come so far stays in ``target.part``. `on_bytes` is told
+    how many bytes have come since it was last called; a negative number takes some back. Raises
+    `MltrError` once nothing has come for `ATTEMPTS` attempts, and at once for what waiting won't
+    change: no such file, no permission, a full disk.
+    """
+    part = target.with_name(target.name + ".part")
+    failures = damaged = 0
+    while True:
+        address = addresses[(failures + damaged) % len(addresses)]
+        before = _size(part)
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            _receive(address, part, on_bytes)
+            _check(part, digest, on_bytes)
+            part.replace(target)
+            return
+        except _Damaged as error:
+            damaged += 1
+            reason, given_up = str(error), damaged == DAMAGED_ATTEMPTS
+        except (OSError, http.client.HTTPException) as error:
+            failures = 0 if _size(part) > before else failures + 1
+            reason = _reason(error)
+            given_up = failures == ATTEMPTS or _is_final(error)
+        if given_up:
+            kept = f"; what has come is kept in {part}" if _size(part) else ""
+            raise MltrError(f"{address} can't be fetched: {reason}{kept}")
+        log.info("%s: %s; trying again", address, reason)
+        time.sleep(FIRST_PAUSE_S * 2 ** max(failures - 1, damaged - 1, 0))
+
+
+def _receive(address: str, part: Path, on_bytes: Callable[[int], object]) -> None:
+    """Append what is missing to `part`, or all of it where the server can't begin in the middle."""
+    if not address.startswith(("http://", "https://")):
+        _receive_by_fsspec(address, part, on_bytes)
+        return
+    have = _size(part)
+    headers = {"User-Agent": f"mltr/{__version__}"} | ({"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(address, headers=headers)
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # there is nothing more: whether it is the whole file, its digest says
+        raise
+    with response, part.open("ab") as file:
+        begin = (response.headers.get("Content-Range") or "").removeprefix("bytes ")
+        if have and not (response.status == 206 and begin.startswith(f"{have}-")):
+            file.truncate(0)
+            on_bytes(-have)
+        missing = response.length
+        while block := response.read(BLOCK):
+            file.write(block)
+            on_bytes(len(block))
+            missing = missing and missing - len(block)
+    if missing:
+        raise ConnectionError(f"broke off, {missing:,} bytes before the end")
+
+
+def _receive_by_fsspec(address: str, part: Path, on_bytes: Callable[[int], object]) -> None:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:  # no such protocol, or its package isn't there
+        raise MltrError(f"{address}: {first_line(error)}") from error
+    on_bytes(-_size(part))
+    try:
+        system.get_file(path, str(part))
+    except OSError:
+        raise
+    except Exception as error:  # each kind of store has its own
+        raise ConnectionError(first_line(error)) from error
+    on_bytes(_size(part))
+
+
+def _check(part: Path, digest: str, on_bytes: Callable[[int], object]) -> None:
+    """Raise `_Damaged`, and drop the file, unless it has the digest."""
+    if not digest:
+        return
+    kind, _, expected = digest.partition(":")
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, kind).hexdigest()
+    if found != expected:
+        on_bytes(-_size(part))
+        part.unlink()
+        raise _Damaged(f"damaged, its {kind} is {found} and not {expected}")
+
+
+def _is_final(error: Exception) -> bool:
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code < 500 and error.code not in PASSING_STATUS
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return True
+    return isinstance(error, OSError) and error.errno in OWN_ERRORS
+
+
+def _reason(error: Any) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server says {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        error = error.reason
+    if isinstance(error, OSError) and error.errno in OWN_ERRORS:
+        return os.strerror(error.errno)
+    return first_line(error) if isinstance(error, Exception) else str(error)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
