@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "data": Command("mltr.describe", "describe a source of labelled photos before training"),
     "data get": Command("mltr.get", "fetch VOC or COCO from the official address"),
+    "shard": Command("mltr.shard", "pack a source into a few large files, to read from anywhere"),
     "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
     "pretrain": Command("mltr.pretrain", "learn from photos without labels first", True),
     "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),

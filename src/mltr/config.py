@@ -36,7 +36,7 @@ class ScenesConfig:
 class DataConfig:
     """Where the photos and their labels are, and how the source is to be read."""
 
-    root: str = ""  #: folder or file of the source, or hf-datasets:OWNER/NAME; none for `scenes`
+    root: str = ""  #: folder, file, hf-datasets:OWNER/NAME, or address of shards
     format: Literal[
         "auto",
         "scenes",
@@ -47,6 +47,7 @@ class DataConfig:
         "sidecars",
         "class_folders",
         "huggingface",
+        "shards",
         "images",
     ] = "auto"  #: `auto` looks at the files under `root`
     labels: str = ""  #: table: the file, relative to `root`; huggingface: the column of labels
@@ -63,6 +64,8 @@ class DataConfig:
     workers: int = 1  #: worker processes that load images; 0 loads in the main process
     base_size: int = 0  #: first squash each image to this side in pixels (0: keep its own size)
     cache: bool = False  #: keep the squashed images of `base_size` in a memory-mapped file
+    shard_cache: str = ""  #: folder for shards from elsewhere (default: ~/.cache/mltr/shards)
+    shard_cache_gb: float = 100.0  #: its size; the shards longest unused make room
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
 
     def __post_init__(self) -> None:
@@ -72,6 +75,7 @@ class DataConfig:
         _require(self.workers >= 0, "data.workers must not be negative")
         _require(self.base_size >= 0, "data.base_size must not be negative")
         _require(not self.cache or self.base_size > 0, "data.cache needs data.base_size")
+        _require(self.shard_cache_gb > 0, "data.shard_cache_gb must be positive")
 
 
 @dataclass

@@ -33,13 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources", metavar="SOURCE", nargs="+",
         help="a folder or table, FORMAT:PATH where it can't be told, or `scenes`",
     )  # fmt: skip
+    add_source_options(parser)
+    parser.add_argument("--quick", action="store_true", help="don't open the images")
+    parser.add_argument("--out", metavar="FOLDER", help="write labels.png there, per source")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the fields of a recipe's `data` section that say how a SOURCE is to be read."""
     for name in OPTIONS:
         kind = {field.name: field.type for field in fields(DataConfig)}[name]
         convert = {"int": int, "float": float}.get(str(kind), str)
         parser.add_argument(f"--{name}", type=convert, help=f"as data.{name} in a recipe")
-    parser.add_argument("--quick", action="store_true", help="don't open the images")
-    parser.add_argument("--out", metavar="FOLDER", help="write labels.png there, per source")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(quiet=args.json == "-")
     reports = {}
     for source in args.sources:
-        config = _config(source, args)
+        config = source_config(source, args)
         splits = open_splits(config)
         report = reports[source] = describe(splits, open_images=not args.quick)
         _print(console, source, report)
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _config(source: str, args: argparse.Namespace) -> DataConfig:
+def source_config(source: str, args: argparse.Namespace) -> DataConfig:
     """Return what a recipe would say of a SOURCE; missing files are counted, not refused."""
     from mltr.data.sources import parse_source
 

@@ -55,6 +55,11 @@ def fetch(name: str, files: list[str]) -> Path:
     return path.parent
 
 
+def cache_folder() -> Path:
+    """Return where copies are kept that can be made again: a folder of the user's, for all runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltr"
+
+
 def first_line(error: Exception) -> str:
     """Return an error's text in one line."""
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -192,7 +192,7 @@ def _versions() -> dict[str, str]:
 
 def _names(split: Split) -> list[str]:
     """Return the names of the images as a JSON file gives them back."""
-    return [record.name.encode("utf-8", "replace").decode("utf-8") for record in split]
+    return [name.encode("utf-8", "replace").decode("utf-8") for name in split.names]
 
 
 def write_figures(target: str, figures: dict[str, Any]) -> None:

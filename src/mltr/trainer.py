@@ -31,6 +31,7 @@ from mltr.data.loading import Batch, ImageDataset, make_loader
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split, Splits
 from mltr.data.transforms import mix_batch
+from mltr.download import cache_folder
 from mltr.errors import MltrError
 from mltr.evaluate import print_report, report, save_curves
 from mltr.files import write_atomically, write_json
@@ -484,11 +485,6 @@ def model_overrides(config: ModelConfig, image_size: int) -> dict[str, Any]:
     if config.head != "average":
         overrides |= {"head": config.head, "head_options": config.head_options}
     return overrides if config.drop_path is None else overrides | {"drop_path": config.drop_path}
-
-
-def cache_folder() -> Path:
-    """Return where squashed images are kept: a folder of the user's, shared by all runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltr"
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -61,9 +61,11 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
     for index, name in enumerate(classes):
         if not (root / name).is_dir():
             raise MltrError(f"{root / name}: no folder for the class {name!r}")
+        labels = np.zeros(
+            len(classes), np.int8
+        )  # one for all images of the class: ImageNet is large
+        labels[index] = 1
         for image in find_images(root / name):
-            labels = np.zeros(len(classes), np.int8)
-            labels[index] = 1
             records.append(Record(image, image.relative_to(root).as_posix(), labels))
     if not records:
         raise MltrError(f"{root}: no folders of images in it")

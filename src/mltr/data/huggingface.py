@@ -33,16 +33,21 @@ class DatasetImage:
     column: str
     index: int
 
-    def load(self) -> Image.Image:
-        """Return the image in RGB; raises `BrokenImage`."""
+    def read_bytes(self) -> bytes:
+        """Return the image file; raises `BrokenImage`."""
         try:
             cell = self.rows[self.index][self.column]
+            if cell and (cell.get("bytes") or cell.get("path")):
+                return cell["bytes"] or Path(cell["path"]).read_bytes()
         except (OSError, ValueError) as error:
             raise BrokenImage(f"row {self.index}: can't be read ({error})") from error
-        if not cell or not (cell.get("bytes") or cell.get("path")):
-            raise BrokenImage(f"row {self.index}: no image")
+        raise BrokenImage(f"row {self.index}: no image")
+
+    def load(self) -> Image.Image:
+        """Return the image in RGB; raises `BrokenImage`."""
+        content = self.read_bytes()
         try:
-            return open_image(cell["bytes"] or Path(cell["path"]))
+            return open_image(content)
         except BrokenImage as error:
             raise BrokenImage(f"row {self.index}: {error}") from error
 

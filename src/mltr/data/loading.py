@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class ImageDataset(Dataset[Sample]):
         record = self.split[index]
         side = self._side(epoch)
         try:
-            image = self._open(index)
+            image = self._open(index, record)
         except BrokenImage as error:
             unknown = torch.full((len(record.labels),), -1, dtype=torch.int8)
             return Sample(torch.zeros(3, side, side), unknown, index, str(error))
@@ -106,10 +106,10 @@ class ImageDataset(Dataset[Sample]):
             return self.preprocess.image_size
         return self.sizes[min(epoch, len(self.sizes) - 1)]
 
-    def _open(self, index: int) -> Image.Image:
+    def _open(self, index: int, record: Record) -> Image.Image:
         if self.cache is not None:
             return self.cache[index]
-        image = open_image(self.split[index].image)
+        image = open_image(record.image)
         base_size = self.preprocess.base_size
         return squash(image, base_size) if base_size else image
 
@@ -119,19 +119,25 @@ def _seed_of(*numbers: int) -> int:
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """The batches of one epoch as lists of (epoch, index); set `epoch` before iterating."""
+    """The batches of one epoch as lists of (epoch, index); set `epoch` before iterating.
+
+    Of several processes each gets its share of every batch, so that the order of the images and
+    the place in it are the same for any number of them.
+    """
 
     def __init__(
-        self, count: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int
-    ) -> None:
-        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self, split: Split, batch_size: int, shuffle: bool, drop_last: bool, seed: int,
+        rank: int = 0, processes: int = 1,
+    ) -> None:  # fmt: skip
+        self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
+        self.rank, self.processes = rank, processes
         # A set smaller than one batch would otherwise give no batch at all.
-        self.drop_last = drop_last and count > batch_size
+        self.drop_last = drop_last and len(split) > batch_size
         self.epoch = 0
         self.start_batch = 0
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.count, self.batch_size)
+        whole, rest = divmod(len(self.split), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -139,12 +145,25 @@ class EpochBatches(Sampler[list[Key]]):
         return self._batches(self.epoch, self.start_batch)
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[list[Key]]:
-        order = np.arange(self.count)
+        order = np.arange(len(self.split))
         if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            order = self.split.epoch_order(self.seed, epoch)
         for number in range(start_batch, len(self)):
+            self.split.will_read(order[number * self.batch_size :])
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in batch]
+            yield [(epoch, int(index)) for index in share(batch, self.rank, self.processes)]
+
+
+Rows = TypeVar("Rows", NDArray[Any], Tensor)
+
+
+def share(batch: Rows, rank: int, processes: int) -> Rows:
+    """Return the rows of a batch that are one process's; without any, it repeats the first row.
+
+    So all processes go through the same number of batches, as divided networks need it.
+    """
+    own = batch[rank::processes]
+    return own if len(own) else batch[:1]
 
 
 class BatchLoader:
@@ -184,9 +203,14 @@ def make_loader(
     drop_last: bool = False,
     workers: int = 0,
     seed: int = 0,
+    rank: int = 0,
+    processes: int = 1,
 ) -> BatchLoader:
-    """Return the batches of a data set: `for batch in loader.epoch(number)`."""
-    batches = EpochBatches(len(dataset), batch_size, shuffle, drop_last, seed)
+    """Return the batches of a data set: `for batch in loader.epoch(number)`.
+
+    `batch_size` is that of all `processes` together; the one of `rank` gets its share.
+    """
+    batches = EpochBatches(dataset.split, batch_size, shuffle, drop_last, seed, rank, processes)
     return BatchLoader(dataset, batches, workers)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from mltr.errors import MltrError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
+    from scipy.sparse import csr_array
 
 Labels = NDArray[np.int8]
 
@@ -59,7 +60,7 @@ class Split:
     """Records with one list of classes."""
 
     classes: tuple[str, ...]
-    records: list[Record]
+    records: Sequence[Record]
     name: str = ""
     notes: dict[str, int] = field(default_factory=dict)  #: counts worth telling the user
 
@@ -78,6 +79,25 @@ class Split:
         if not self.records:
             return np.zeros((0, len(self.classes)), np.int8)
         return np.stack([record.labels for record in self.records])
+
+    @property
+    def positives(self) -> csr_array:
+        """Which labels each record has, sparse, for sets with many classes: bool [N, K]."""
+        rows = [np.flatnonzero(record.labels == 1) for record in self.records]
+        columns = np.concatenate([np.zeros(0, np.int64), *rows])
+        return sparse_rows(columns, np.cumsum([0, *map(len, rows)]), len(self.classes))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all records."""
+        return [record.name for record in self.records]
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Return the order in which an epoch of training goes through the records."""
+        return np.random.default_rng((seed, epoch)).permutation(len(self))
+
+    def will_read(self, order: NDArray[np.int64]) -> None:
+        """Hear which records come next: a source that is far away can begin to fetch them."""
 
     def subset(self, indices: Iterable[int], name: str) -> Split:
         """Return the records at `indices`, in that order, under another name."""
@@ -98,6 +118,14 @@ class Splits:
 
     def __iter__(self) -> Iterator[Split]:
         return iter((self.train, self.val, self.test))
+
+
+def sparse_rows(columns: NDArray[Any], starts: NDArray[Any], num_columns: int) -> csr_array:
+    """Return a sparse bool array whose row i is true at ``columns[starts[i]:starts[i + 1]]``."""
+    from scipy.sparse import csr_array
+
+    cells = (np.ones(len(columns), bool), columns, starts)
+    return csr_array(cells, shape=(len(starts) - 1, num_columns))
 
 
 def indices_of(names: Iterable[str], classes: Sequence[str], where: str) -> list[int]:

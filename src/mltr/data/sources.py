@@ -15,6 +15,7 @@ from mltr.data.huggingface import PREFIX, is_saved_dataset, read_dataset
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.nuswide import read_nuswide
 from mltr.data.records import Record, Split, Splits, read_class_list
+from mltr.data.shards import is_address, is_shards, read_shards
 from mltr.data.stratify import stratified_split
 from mltr.data.table import read_table
 from mltr.data.voc import find_voc, has_list, read_voc
@@ -36,7 +37,7 @@ def open_splits(config: DataConfig) -> Splits:
     unreadable source, an empty split, or more missing files than `data.max_broken` allows.
     """
     if config.format == "images":
-        raise UsageError("data.format images has no labels: it is for mltr pretrain alone")
+        raise UsageError("data.format images has no labels: it is for mltr pretrain and mltr shard")
     if config.format == "scenes":
         from mltr.data.scenes import read_scenes
 
@@ -46,6 +47,8 @@ def open_splits(config: DataConfig) -> Splits:
     root = Path(config.root)
     if config.root.startswith(PREFIX):
         form = "huggingface"
+    elif is_address(config.root):
+        form = "shards"
     elif not root.exists():
         raise MltrError(f"data.root {root}: no such file or folder")
     else:
@@ -53,10 +56,10 @@ def open_splits(config: DataConfig) -> Splits:
     splits = OPENERS[form](root, config)
     _drop_missing(splits, config.max_broken)
     for split in splits:
-        if not split.records:
-            raise MltrError(f"{root}: the {split.name} split is empty")
-    if not (splits.train.targets == 1).any():
-        raise MltrError(f"{root}: no training image has any label")
+        if not len(split):
+            raise MltrError(f"{config.root}: the {split.name} split is empty")
+    if not any((record.labels == 1).any() for record in splits.train):
+        raise MltrError(f"{config.root}: no training image has any label")
     return splits
 
 
@@ -68,6 +71,9 @@ def open_images(config: DataConfig) -> Splits:
     are none.
     """
     root = Path(config.root)
+    if is_address(config.root) or is_shards(root):  # which may be of images without labels
+        splits = read_shards(config)
+        return Splits(splits.train, splits.val, Split(splits.train.classes, [], "test"))
     if config.format != "images":
         try:
             splits = open_splits(config)
@@ -85,15 +91,17 @@ def open_images(config: DataConfig) -> Splits:
 def parse_source(source: str) -> tuple[str, str]:
     """Return `data.format` and `data.root` of a source as commands take it.
 
-    That is a folder or file, ``FORMAT:PATH`` where the format can't be told, or ``scenes``. Raises
-    `UsageError` for an unknown format.
+    That is a folder or file, ``FORMAT:PATH`` where the format can't be told, an address of shards,
+    or ``scenes``. Raises `UsageError` for an unknown format.
     """
     if source == "scenes":
         return "scenes", ""
+    if is_address(source):
+        return "shards", source
     form, colon, path = source.partition(":")
     if not colon or Path(source).exists() or source.startswith(PREFIX):
         return "auto", source
-    known = ("scenes", *OPENERS)
+    known = ("scenes", "images", *OPENERS)
     if form not in known:
         raise UsageError(
             f"{source}: no such file, and no format {form!r}{did_you_mean(form, known)}"
@@ -111,6 +119,8 @@ def detect_format(root: str | Path) -> str:
         if root.suffix in TABLE_SUFFIXES:
             return "table"
         raise UsageError(f"{root}: not a table ({', '.join(TABLE_SUFFIXES)})")
+    if is_shards(root):
+        return "shards"
     if is_saved_dataset(root):
         return "huggingface"
     if any((root / "annotations").glob("instances_*.json")):
@@ -133,8 +143,8 @@ def detect_format(root: str | Path) -> str:
     raise UsageError(
         f"{root}: can't tell what it holds. Looked for annotations/instances_*.json (COCO), "
         "VOC2007 or VOC2012, Concepts81.txt (NUS-WIDE), a .csv or .parquet table, photos with .txt "
-        "files of tags, folders of images named by class, and a data set saved by Hugging Face "
-        "datasets; say which by data.format"
+        "files of tags, folders of images named by class, shards, and a data set saved by Hugging "
+        "Face datasets; say which by data.format"
     )
 
 
@@ -245,6 +255,10 @@ def _open_huggingface(root: Path, config: DataConfig) -> Splits:
     return _complete(parts["train"], parts.get("val", empty), parts.get("test", empty), config)
 
 
+def _open_shards(root: Path, config: DataConfig) -> Splits:
+    return read_shards(config)
+
+
 OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
     "coco": _open_coco,
     "voc": _open_voc,
@@ -253,6 +267,7 @@ OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
     "sidecars": _open_sidecars,
     "class_folders": _open_class_folders,
     "huggingface": _open_huggingface,
+    "shards": _open_shards,
 }
 
 
@@ -284,7 +299,7 @@ def _hold_out_val(train: Split, test: Split, config: DataConfig) -> Splits:
 
 
 def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    kept, held_out = stratified_split(split.targets, (1 - fraction, fraction), seed)
+    kept, held_out = stratified_split(split.positives, (1 - fraction, fraction), seed)
     return split.subset(kept, split.name), split.subset(held_out, split.name)
 
 

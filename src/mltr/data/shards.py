@@ -1,0 +1,432 @@
+"""Shards: a data set as a few large tar files, read in place, over HTTP, or from a store like S3.
+
+The tar files are WebDataset's: for each sample an image and a JSON file. Beside them lies what
+random access needs: ``index.json`` with the classes, counts, sizes and checksums, and a Parquet
+table for each split with the place of every sample. So the order of an epoch, the shares of
+several processes and resuming are those of any other source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, overload
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+
+from mltr.config import DataConfig
+from mltr.data.images import open_image
+from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows
+from mltr.download import DAMAGED_ATTEMPTS, cache_folder, download_file
+from mltr.errors import BrokenImage, MltrError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from scipy.sparse import csr_array
+
+FORMAT = "mltr-shards"
+VERSION = 1
+INDEX_FILE = "index.json"
+SPLITS = ("train", "val", "test")
+#: Shards whose samples an epoch mixes at any time: all that a cache has to hold.
+WINDOW = 8
+OPEN_FILES = 2 * WINDOW  #: that a thread keeps open
+PAUSES_S = (0.1, 1.0, 5.0)  #: before a file on this machine's disks is read again
+ABANDONED_S = 3600.0  #: since a download grew
+GIVEN_UP_S = 120.0  #: until a file that couldn't be had is tried again
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a set, as the index describes it."""
+
+    name: str
+    size: int  #: bytes
+    sha256: str
+    samples: int = 0
+
+
+class ShardStore:
+    """The files of a set: read where they are, or fetched into a cache of limited size.
+
+    Any number of processes may share a cache. Whatever is fetched is checked by its sum.
+    """
+
+    def __init__(self, root: str, cache: Path, limit: int) -> None:
+        self.root, self.limit, self.caches = root.rstrip("/"), limit, cache
+        self.cache = cache / hashlib.sha256(self.root.encode()).hexdigest()[:16]
+        self._given_up: dict[str, tuple[float, str]] = {}
+        self._threads = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_threads"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._threads = threading.local()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether files have to be fetched."""
+        return is_address(self.root)
+
+    def read_index(self) -> dict[str, Any]:
+        """Return the checked index; raises `MltrError` if it isn't there or isn't one."""
+        if not self.is_remote:
+            return _parse_index(Path(self.root) / INDEX_FILE)
+        # Fetched each time: it says whether what is in the cache still holds.
+        path = self.cache / f"{os.getpid()}-{threading.get_native_id()}-{INDEX_FILE}"
+        for attempt in range(1, DAMAGED_ATTEMPTS + 1):
+            download_file([f"{self.root}/{INDEX_FILE}"], path)
+            try:
+                return _parse_index(path)
+            except MltrError as error:
+                if attempt == DAMAGED_ATTEMPTS:
+                    raise MltrError(f"{self.root}/{INDEX_FILE}: {error}") from error
+            finally:
+                path.unlink()
+        raise AssertionError("unreachable")
+
+    def path(self, file: StoredFile) -> Path:
+        """Return where a file lies on this machine, fetched if need be; raises `MltrError`."""
+        if not self.is_remote:
+            return Path(self.root) / file.name
+        stem, dot, suffix = file.name.rpartition(".")
+        target = self.cache / f"{stem}-{file.sha256[:12]}{dot}{suffix}"
+        if self._is_here(target, file):
+            return target
+        self.cache.mkdir(parents=True, exist_ok=True)
+        failure = target.with_name(f"{target.name}.failed")
+        with FileLock(f"{target}.lock"):
+            if self._is_here(target, file):
+                return target
+            if failure.is_file() and time.time() - failure.stat().st_mtime < GIVEN_UP_S:
+                raise MltrError(failure.read_text("utf-8"))
+            self._make_room(file)
+            try:
+                download_file([f"{self.root}/{file.name}"], target, f"sha256:{file.sha256}")
+            except MltrError as error:  # the other processes needn't try in vain, one by one
+                failure.write_text(str(error), "utf-8")
+                raise
+            failure.unlink(missing_ok=True)
+        return target
+
+    def _is_here(self, target: Path, file: StoredFile) -> bool:
+        try:
+            if target.stat().st_size != file.size:
+                return False
+            os.utime(target)  # the ones unused for the longest time make room for others
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _make_room(self, file: StoredFile) -> None:
+        """Delete what was not used for the longest time, until the file fits below the limit."""
+        with FileLock(self.caches / "room.lock"):
+            found = []
+            for path in self.caches.rglob("*.tar*"):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # another process was faster
+                    continue
+                found.append((status.st_mtime, status.st_size, path))
+            used = sum(size for _, size, _ in found)
+            for modified, size, path in sorted(found):
+                if used + file.size <= self.limit:
+                    return
+                abandoned = path.suffix == ".part" and time.time() - modified > ABANDONED_S
+                if path.suffix == ".tar" or abandoned:
+                    path.unlink(missing_ok=True)  # who has it open can read on
+                    used -= size
+
+    def read(self, file: StoredFile, offset: int, size: int) -> bytes:
+        """Return bytes of a file; raises `MltrError` if it can't be had, for some time to come."""
+        when, why = self._given_up.get(file.name, (-GIVEN_UP_S, ""))
+        if time.monotonic() - when < GIVEN_UP_S:
+            raise MltrError(why)
+        for pause_s in (*PAUSES_S, 0.0):
+            try:
+                content = os.pread(self._open(file), size, offset)
+                if len(content) == size:
+                    return content
+                why = "it is cut off"
+            except OSError as error:  # of the disk; what can't be fetched was tried often enough
+                why = error.strerror or str(error)
+            self._close(file)
+            time.sleep(pause_s)
+        self._given_up[file.name] = time.monotonic(), why
+        raise MltrError(why)
+
+    def _open(self, file: StoredFile) -> int:
+        """Return a descriptor of this thread's own, so that no other one closes it."""
+        opened = self._opened
+        if file.name not in opened:
+            while len(opened) >= OPEN_FILES:
+                opened.popitem(last=False)[1].close()
+            opened[file.name] = self.path(file).open("rb", buffering=0)
+        opened.move_to_end(file.name)
+        return opened[file.name].fileno()
+
+    def _close(self, file: StoredFile) -> None:
+        if file.name in self._opened:
+            self._opened.pop(file.name).close()
+
+    @property
+    def _opened(self) -> OrderedDict[str, IO[bytes]]:
+        opened: OrderedDict[str, IO[bytes]]
+        opened = self._threads.__dict__.setdefault("opened", OrderedDict())
+        return opened
+
+    def fetch_ahead(self, file: StoredFile) -> None:
+        """Begin to fetch a file, in the background; what fails will be told when it is read."""
+
+        def fetch() -> None:
+            with contextlib.suppress(MltrError):
+                self.path(file)
+
+        threading.Thread(target=fetch, daemon=True).start()
+
+
+@dataclass(frozen=True, eq=False)
+class ShardImage:
+    """An image within a shard, read when asked for."""
+
+    store: ShardStore
+    file: StoredFile
+    offset: int
+    size: int
+    name: str
+
+    def read_bytes(self) -> bytes:
+        """Return the image file as it was packed; raises `BrokenImage`."""
+        try:
+            return self.store.read(self.file, self.offset, self.size)
+        except MltrError as error:
+            raise BrokenImage(f"{self.name} in {self.file.name}: {error}") from error
+
+    def load(self) -> Image.Image:
+        """Return the image in RGB; raises `BrokenImage`."""
+        content = self.read_bytes()
+        try:
+            return open_image(content)
+        except BrokenImage as error:
+            reason = str(error).partition(": ")[2]
+            raise BrokenImage(f"{self.name} in {self.file.name}: {reason}") from error
+
+    def __repr__(self) -> str:
+        # What the cache of decoded images knows it by.
+        return f"{self.file.sha256} {self.offset}"
+
+
+class ShardRecords(Sequence[Record]):
+    """The records of a split, made from its table when asked for: a few bytes for each."""
+
+    def __init__(
+        self, store: ShardStore, files: Sequence[StoredFile], table: pa.Table, num_classes: int
+    ) -> None:
+        self.store, self.files, self.num_classes = store, tuple(files), num_classes
+        self.bounds = np.cumsum([0, *(file.samples for file in files)])
+        self.table = table.combine_chunks()
+        self.offsets = self.table["offset"].to_numpy()
+        self.sizes = self.table["size"].to_numpy()
+        self.positive, self.unknown = (_Lists(self.table[key]) for key in ("labels", "unknown"))
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index = int(index) % len(self)
+        name = self.table["name"][index].as_py()
+        image = ShardImage(
+            self.store, self.file_of(index), int(self.offsets[index]), int(self.sizes[index]), name
+        )
+        labels = np.zeros(self.num_classes, np.int8)
+        labels[self.positive[index]] = 1
+        labels[self.unknown[index]] = -1
+        return Record(image, name, labels, _boxes(self.table["boxes"][index].as_py()))
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def file_of(self, index: int) -> StoredFile:
+        """Return the shard that a record is in."""
+        return self.files[int(np.searchsorted(self.bounds, index, "right")) - 1]
+
+
+class _Lists:
+    """A column of lists of numbers."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        array = column.combine_chunks()
+        self.starts, self.values = array.offsets.to_numpy(), array.values.to_numpy()
+
+    def __getitem__(self, index: int) -> NDArray[np.int32]:
+        chosen: NDArray[np.int32] = self.values[self.starts[index] : self.starts[index + 1]]
+        return chosen
+
+
+def _boxes(rows: list[list[float]] | None) -> tuple[Box, ...] | None:
+    if rows is None:
+        return None
+    return tuple(
+        Box(int(index), x, y, width, height, area, bool(crowd), bool(difficult))
+        for index, x, y, width, height, area, crowd, difficult in rows
+    )
+
+
+@dataclass(eq=False)
+class ShardSplit(Split):
+    """A split in shards; an epoch goes through it so that few shards are needed at a time."""
+
+    records: ShardRecords
+    _ahead: set[str] = field(default_factory=set)
+
+    @property
+    def positives(self) -> csr_array:
+        """Which labels each record has: bool [N, K], without a look at the records."""
+        lists = self.records.positive
+        return sparse_rows(lists.values, lists.starts, len(self.classes))
+
+    @property
+    def targets(self) -> Labels:
+        """The labels of all records: [N, K]."""
+        targets = np.zeros((len(self), len(self.classes)), np.int8)
+        for lists, value in ((self.records.positive, 1), (self.records.unknown, -1)):
+            targets[np.repeat(np.arange(len(self)), np.diff(lists.starts)), lists.values] = value
+        return targets
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all records."""
+        names: list[str] = self.records.table["name"].to_pylist()
+        return names
+
+    def missing(self) -> list[Record]:
+        """Return nothing: each shard is whole, or an error when it is read."""
+        return []
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Return an order that mixes the samples of `WINDOW` shards at any time.
+
+        Shards come in random order, one after the other, and each spreads its samples evenly over
+        the time in which the next `WINDOW` come.
+        """
+        generator = np.random.default_rng((seed, epoch))
+        places = generator.permutation(len(self.records.files))
+        begins = np.repeat(places, np.diff(self.records.bounds))
+        return np.argsort(begins + WINDOW * generator.random(len(self)), kind="stable")
+
+    def will_read(self, order: NDArray[np.int64]) -> None:
+        """Begin to fetch the shards of the records that come next."""
+        records = self.records
+        if not records.store.is_remote:
+            return
+        near = order[: 2 * max(file.samples for file in records.files)]
+        places = np.searchsorted(records.bounds, near, "right") - 1
+        needed = {records.files[place].name: records.files[place] for place in np.unique(places)}
+        for name in needed.keys() - self._ahead:
+            records.store.fetch_ahead(needed[name])
+        self._ahead = set(needed)
+
+
+def is_address(root: str) -> bool:
+    """Whether a source lies elsewhere: http://..., s3://... and the like."""
+    return "://" in root
+
+
+def is_shards(folder: Path) -> bool:
+    """Whether `mltr shard` has written into a folder."""
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text("utf-8"))
+        return bool(index.get("format") == FORMAT)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def seal(index: dict[str, Any]) -> dict[str, Any]:
+    """Return an index with a checksum of itself."""
+    content = json.dumps(index, sort_keys=True).encode()
+    return index | {"sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _parse_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise MltrError(
+            f"{path} can't be read ({error.strerror}): `mltr shard` writes it at the very end"
+        ) from error
+    except ValueError as error:
+        raise MltrError(f"{path} is damaged: {error}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise MltrError(f"{path} isn't of shards that `mltr shard` wrote")
+    if index.get("version", 0) > VERSION:
+        raise MltrError(f"{path} is of a newer mltr; upgrade mltr")
+    if seal({key: value for key, value in index.items() if key != "sha256"}) != index:
+        raise MltrError(f"{path} is damaged: its checksum is wrong")
+    return index
+
+
+def open_store(config: DataConfig) -> ShardStore:
+    """Return the files of the set that a recipe names."""
+    cache = Path(config.shard_cache) if config.shard_cache else cache_folder() / "shards"
+    return ShardStore(config.root, cache, round(config.shard_cache_gb * 1e9))
+
+
+def read_shards(config: DataConfig) -> Splits:
+    """Read the splits that `mltr shard` wrote; the test split may be empty.
+
+    ``data.root`` is a folder, or an http, https, s3, ... address of one. Raises `MltrError` if
+    there is no index, or if the cache can't hold as many shards as are read at a time.
+    """
+    store = open_store(config)
+    index = store.read_index()
+    classes = tuple(index["classes"])
+    return Splits(*(_read_split(store, index["splits"][name], classes, name) for name in SPLITS))
+
+
+def _read_split(
+    store: ShardStore, entry: dict[str, Any], classes: tuple[str, ...], name: str
+) -> ShardSplit:
+    files = [StoredFile(**file) for file in entry["shards"]]
+    largest = max((file.size for file in files), default=0)
+    if store.is_remote and store.limit < (least := 2 * WINDOW * largest):
+        raise MltrError(
+            f"{store.root}: {WINDOW} shards of {largest / 1e9:.3g} GB are read at a time: set "
+            f"data.shard_cache_gb to {least / 1e9:.3g} or more"
+        )
+    table = _read_table(store, StoredFile(**entry["table"]))
+    records = ShardRecords(store, files, table, len(classes))
+    return ShardSplit(classes, records, name, {"broken_dropped": len(entry["broken"])})
+
+
+def _read_table(store: ShardStore, file: StoredFile) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = store.path(file)
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise MltrError(f"{path}: not a whole Parquet file ({error})") from error
