@@ -32,6 +32,7 @@ COMMANDS = {
     "shard": Command("mltr.shard", "pack a source into a few large files, to read from anywhere"),
     "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
     "pretrain": Command("mltr.pretrain", "learn from photos without labels first", True),
+    "plan": Command("mltr.plan", "what a recipe takes: memory, hours, disk", True),
     "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
     "diagnose": Command(
         "mltr.diagnose", "small, similar and usual-company objects: where a run fails", True
@@ -52,6 +53,7 @@ COMMANDS = {
     "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),
     "resize": Command("mltr.resize", "fit a bundle to another image or window size"),
     "push": Command("mltr.hub", "upload a run with its card to the Hugging Face Hub"),
+    "results": Command("mltr.reproduction", "published figures beside those of our runs"),
     "list": Command("mltr.listing", "list the networks"),
 }
 

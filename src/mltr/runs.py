@@ -158,7 +158,7 @@ def _check_resumable(folder: RunFolder, config: Config) -> None:
             f"{folder.path} has no checkpoint to resume from; start it without --resume"
         )
     before, now = asdict(load_recipe(folder.recipe)), asdict(config)
-    changed = [f"{key} was {old!r} and is {new!r}" for key, old, new in _differences(before, now)]
+    changed = [f"{key} was {old!r} and is {new!r}" for key, old, new in differences(before, now)]
     if changed:
         raise UsageError(
             f"{folder.path} was started with another recipe: {'; '.join(changed)}. "
@@ -166,12 +166,13 @@ def _check_resumable(folder: RunFolder, config: Config) -> None:
         )
 
 
-def _differences(
+def differences(
     old: dict[str, Any], new: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted fields in which two resolved recipes differ, with both values."""
     for key in old:
         if isinstance(old[key], dict) and isinstance(new[key], dict) and key not in FREE_KEYS:
-            yield from _differences(old[key], new[key], f"{prefix}{key}.")
+            yield from differences(old[key], new[key], f"{prefix}{key}.")
         elif old[key] != new[key]:
             yield f"{prefix}{key}", old[key], new[key]
 

@@ -1,0 +1,259 @@
+"""`mltr plan`: what a recipe takes before it is run: memory, time and disk, and what to change."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mltr.errors import UsageError
+
+if TYPE_CHECKING:
+    from mltr.config import Config
+    from mltr.data.records import Splits
+    from mltr.estimate import Images, Place
+
+OWN_CLASSES = 20  #: assumed where neither the data nor --classes says how many
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; any field of a recipe is one more."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a name such as coco, or a YAML file")
+    parser.add_argument(
+        "--gpus", metavar="N x DEVICE",
+        help="such as 8xH200, A100-80GB, or cpu and cuda for this machine's, whose speed is "
+        "measured (default: cuda if there is one, else cpu)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="training images, where the data isn't here"
+    )
+    parser.add_argument("--classes", type=int, metavar="K", help="the same for classes")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there (- for stdout)")
+    parser.epilog = (
+        "The data needn't be there: numbers of images of the public sets are known, others are "
+        "given by --images. Any field of the recipe can be changed, as in mltr train."
+    )
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Plan a recipe and print it."""
+    from mltr.devices import parse_gpus
+    from mltr.recipe import find_recipe, load_recipe
+    from mltr.runs import write_figures
+
+    config = load_recipe(find_recipe(args.recipe), overrides)
+    count, name = parse_gpus(args.gpus or _own_device())
+    for option in ("images", "classes"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            raise UsageError(f"--{option} {getattr(args, option)} must be positive")
+    figures = make_plan(config, name, count, args.images, args.classes)
+    if args.json:
+        write_figures(args.json, figures)
+    if args.json != "-":
+        print_plan(figures)
+    return 0
+
+
+def make_plan(
+    config: Config, device: str, count: int, images: int | None = None, classes: int | None = None
+) -> dict[str, Any]:
+    """Return the figures of a plan, with `advice` where the recipe doesn't fit.
+
+    `device` is of the table of devices, or ``cpu`` or ``cuda`` of this machine. Raises `UsageError`
+    where the number of images can't be known.
+    """
+    from mltr.devices import HERE
+    from mltr.estimate import advice, estimate, place_of
+
+    counted, splits = count_images(config, images, classes)
+    if device in HERE:
+        place = _this_machine(config, device, count, splits or counted.classes)
+    else:
+        if config.train.precision == "auto":
+            config.train.precision = "bf16"
+        place = place_of(device, count)
+    figures = estimate(config, counted, place)
+    if not figures["memory_gib"]["fits"]:
+        figures["advice"] = advice(config, counted, place)
+    if device not in HERE:
+        from mltr.probe import measure_loading
+
+        figures["loading_images_per_s"] = measure_loading(config)
+        figures["workers"] = config.data.workers
+    return figures
+
+
+def count_images(
+    config: Config, images: int | None, classes: int | None
+) -> tuple[Images, Splits | None]:
+    """Return how many images a recipe's splits have, and the splits where the data is there."""
+    from mltr.data.sources import open_splits
+    from mltr.estimate import Images
+    from mltr.published import public_set
+
+    data, known = config.data, public_set(config.data)
+    if images is None and (data.format == "scenes" or (data.root and Path(data.root).exists())):
+        splits = open_splits(data)
+        train, val, test = map(len, splits)
+        return Images(train, val, test, classes or len(splits.train.classes)), splits
+    if images is not None:
+        total, test, disk_gb = images, round(images * data.test_fraction), 0.0
+        number = classes or (known.classes if known else OWN_CLASSES)
+    elif known is not None:
+        total, test, disk_gb, number = known.train, known.test, known.disk_gb, known.classes
+    else:
+        raise UsageError(
+            "how many images? Say so by --images N (and --classes K), or where they are by "
+            "--data.root FOLDER"
+        )
+    val = round(total * data.val_fraction)
+    return Images(total - val, val, test, classes or number, disk_gb), None
+
+
+def _own_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _this_machine(config: Config, device: str, count: int, splits: Splits | int) -> Place:
+    """Return this machine's device, its speed measured by a few steps of the recipe."""
+    import torch
+
+    from mltr.devices import CONTEXT_GIB
+    from mltr.estimate import GIB, Place
+    from mltr.precision import choose_precision
+    from mltr.probe import measure_speed
+
+    if device != _own_device():
+        raise UsageError(
+            f"--gpus {device}: only {_own_device()} can be measured here; for another device give "
+            "its name, such as H200"
+        )
+    if device == "cpu" and count > 1:
+        raise UsageError(f"--gpus {count}xcpu: this machine is one; leave the number out")
+    precision = choose_precision(config.train.precision, torch.device(device))
+    config.train.precision = precision  # type: ignore[assignment]
+    if device == "cpu":
+        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+        context_gib = _program_gib()
+    else:
+        memory_gib = torch.cuda.get_device_properties(0).total_memory / GIB
+        context_gib = CONTEXT_GIB
+    speed = measure_speed(config, splits)
+    return Place(
+        device, count, memory_gib, context_gib,
+        train_images_per_s=speed.train_images_per_s, val_images_per_s=speed.val_images_per_s,
+    )  # fmt: skip
+
+
+def _program_gib() -> float:
+    """Return how much memory this process has, with all that training loads, and no network."""
+    import psutil  # comes with accelerate
+
+    import mltr.trainer  # noqa: F401
+
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+
+# -- on screen ---------------------------------------------------------------------------------
+
+
+def print_plan(figures: dict[str, Any]) -> None:
+    """Print a plan as a table, and what to change where something is in the way."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    network, device = figures["network"], figures["device"]
+    title = (
+        f"{network['name']}, {network['image_size']} px, on {device['count']} x {device['name']}"
+    )
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in plan_rows(figures):
+        table.add_row(name, value)
+    console.print(table)
+    for line in remarks(figures):
+        console.print(line, markup=False, highlight=False)
+
+
+def plan_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines of a plan: what it is, and its figure in words."""
+    network, images, batch = figures["network"], figures["images"], figures["batch"]
+    memory, speed, disk = figures["memory_gib"], figures["speed"], figures["disk_gb"]
+    share = speed["share_of_peak"]
+    how = "measured here" if share is None else (
+        f"assumed: {100 * share:.1f} % of the peak, limited by {speed['limited_by']}"
+    )  # fmt: skip
+    parts = f" x {batch['accumulation']} a step" if batch["accumulation"] > 1 else ""
+    data = "size not known" if disk["data"] is None else f"{disk['data']:.1f} GB"
+    cache = f", {disk['cache']:.1f} GB of squashed images" if disk["cache"] else ""
+    return [
+        ("parameters", f"{network['parameters'] / 1e6:.2f} M"),
+        ("multiply-adds", f"{network['multiply_adds'] / 1e9:.2f} G an image"),
+        (
+            "images",
+            f"{images['train']:,} training, {images['val']:,} validation, {images['test']:,} test; "
+            f"{images['classes']} classes",
+        ),
+        ("batch", f"{batch['all']}{parts}, {batch['a_device']} a device"),
+        ("steps", f"{batch['steps']:,} in {batch['epochs']} epochs"),
+        (
+            "memory",
+            f"{memory['total']:.2f} of {memory['available']:.0f} GiB a device: weights, moments "
+            f"and average {memory['states']:.2f}, a step {memory['step']:.2f}, program "
+            f"{memory['program']:.2f}" + ("" if memory["fits"] else "; doesn't fit"),
+        ),
+        ("speed", f"{speed['images_per_s']:,.0f} images/s ({how})"),
+        (
+            "time",
+            f"{in_words(figures['hours'])}, {in_words(figures['train_hours'])} of it training"
+            + (
+                f"; {figures['device_hours']:.1f} device-hours"
+                if figures["device"]["count"] > 1 else ""
+            ),
+        ),
+        ("disk", f"run {disk['run']:.2f} GB, data {data}{cache}"),
+    ]  # fmt: skip
+
+
+def remarks(figures: dict[str, Any]) -> list[str]:
+    """Return what is in the way of a plan, and how to mend it."""
+    lines = []
+    if not figures["memory_gib"]["fits"]:
+        lines.append("It doesn't fit. What would:")
+        for found in figures["advice"]:
+            changed = found["estimate"]
+            lines.append(
+                f"  {' '.join(found['options'])}: {changed['memory_gib']['total']:.2f} GiB, "
+                f"{in_words(changed['hours'])} ({found['words']})"
+            )
+        if not figures["advice"]:
+            lines.append("  no change of the recipe alone; take a larger device or a smaller image")
+    if figures["speed"]["limited_by"] == "launching kernels":
+        lines.append(
+            f"{figures['batch']['a_device']} images a step are too few for such a device: its time "
+            "goes into launching kernels. Fewer devices, a larger train.batch_size or "
+            "--train.compile true make better use of it."
+        )
+    if "loading_images_per_s" in figures:
+        wanted = figures["speed"]["images_per_s"] / figures["device"]["count"]
+        needed = math.ceil(wanted / figures["loading_images_per_s"])
+        if needed > figures["workers"]:
+            lines.append(
+                f"Loading: a core like this machine's prepares "
+                f"{figures['loading_images_per_s']:.0f} photos/s of 500 x 375 pixels, so each "
+                f"device needs about {needed} workers (--data.workers; the recipe: "
+                f"{figures['workers']}), else it waits for them."
+            )
+    return lines
+
+
+def in_words(hours: float) -> str:
+    """Return a time in the unit that suits it."""
+    if hours < 1 / 20:
+        return f"{3600 * hours:.0f} s"
+    return f"{60 * hours:.1f} min" if hours < 2 else f"{hours:.1f} h"
