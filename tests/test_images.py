@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from making import write_image
 from PIL import Image
 
-from mltr.data import find_images, open_image
+from mltr.data import Preprocess, find_images, open_image
+from mltr.data.images import LEAST_SHARE, open_reduced
+from mltr.data.preprocess import read_squashed, squash
 from mltr.errors import BrokenImage, MltrError
 
 
@@ -97,6 +99,83 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert turned.size == (20, 40)
     assert turned.getpixel((10, 5))[0] > 200
     assert turned.getpixel((10, 35))[0] < 50
+
+
+def slope(width: int, height: int) -> Image.Image:
+    """A picture in which each pixel's colour says where it is, with some soft texture."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = 20 * np.sin(rows / 9) * np.sin(columns / 7)
+    colours = [20 + 215 * rows / height, 20 + 215 * columns / width, 128 + waves]
+    return Image.fromarray(np.stack(colours, -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_decoded_smaller_is_the_same_picture_in_the_same_place(
+    tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    slope(333, 283).save(tmp_path / "a.jpg", exif=exif, quality=95)  # 1/4: 83.25 x 70.75 pixels
+    whole = open_image(tmp_path / "a.jpg")
+    reduced, place = open_reduced(tmp_path / "a.jpg", 64)
+    assert reduced.size == tuple(-(-side // 4) for side in whole.size)
+    assert (place[2] - place[0], place[3] - place[1]) == (whole.width / 4, whole.height / 4)
+    difference = np.asarray(squash(reduced, 64, place), int) - np.asarray(squash(whole, 64), int)
+    # A shift of half a pixel of the reduced image would be a mean of 1 to 2.
+    assert np.abs(difference.mean((0, 1))).max() < 0.4
+    assert np.abs(difference).mean() < 0.8
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(*[st.integers(40, 400)] * 2), st.integers(8, 120),
+    st.tuples(*[st.floats(0, 0.6)] * 2), st.tuples(*[st.floats(0.1, 0.4)] * 2),
+    st.sampled_from([1, 3, 6]),
+)  # fmt: skip
+def test_a_region_keeps_its_pixels_and_its_place(
+    size: tuple[int, int], side: int, start: tuple[float, float], extent: tuple[float, float],
+    orientation: int,
+) -> None:  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    slope(*size).save(stream, "JPEG", exif=exif)
+    whole = open_image(stream.getvalue())
+    region = (*start, start[0] + extent[0], start[1] + extent[1])
+    reduced, place = open_reduced(stream.getvalue(), side, region)
+    scale = round(whole.width / reduced.width)
+    assert scale in (1, 2, 4, 8)
+    if scale > 1:
+        assert min(place[2] - place[0], place[3] - place[1]) >= LEAST_SHARE * side * 0.999
+    for axis in (0, 1):
+        length = whole.size[axis] / scale
+        shift = place[axis] - start[axis] * length
+        assert -1e-6 <= shift < 1
+        assert place[axis + 2] - place[axis] == pytest.approx(extent[axis] * length)
+
+
+def test_photos_decoded_smaller_look_the_same(shared: Path) -> None:
+    """The difference is smaller than that between two good ways of resizing."""
+    reduced, other = [], []
+    for path in sorted((shared / "data" / "coco_mini" / "val2017").glob("*.jpg"))[:60]:
+        whole = open_image(path)
+        if min(whole.size) < 2 * LEAST_SHARE * 128:
+            continue
+        expected = np.asarray(squash(whole, 128), int)
+        reduced.append(np.abs(np.asarray(read_squashed(path, 128), int) - expected).mean())
+        lanczos = whole.resize((128, 128), Image.Resampling.LANCZOS)
+        other.append(np.abs(np.asarray(lanczos, int) - expected).mean())
+    assert len(reduced) > 40
+    assert np.mean(reduced) < 1.6 < np.mean(other)
+    assert max(reduced) < 4
+
+
+def test_only_photos_larger_than_needed_are_decoded_smaller(tmp_path: Path) -> None:
+    preprocess = Preprocess(48)
+    for name, size in (("a.jpg", (80, 90)), ("b.png", (400, 300)), ("c.webp", (400, 300))):
+        slope(*size).save(tmp_path / name)
+        expected = preprocess.squash(open_image(tmp_path / name))
+        assert np.array_equal(preprocess.read(tmp_path / name), expected)
 
 
 def test_a_damaged_exif_block_costs_neither_the_image_nor_a_warning(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from making import write_image
 from PIL import Image
 
 from mltr.config import AugmentConfig
-from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader
+from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader, open_image
 from mltr.data.loading import Batch
 from mltr.errors import MltrError
+from mltr.predictor import Predictor
 
 VARIED = AugmentConfig(crop="random", jitter=0.3, randaugment_ops=1, cutout=0.3)
 
@@ -117,10 +118,12 @@ def test_image_size_may_grow(split: Split) -> None:
     assert {evaluation[i].image.shape for i in (0, 1)} == {(3, 32, 32)}
 
 
-def test_a_broken_image_adds_nothing(split: Split, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mean", [0.0, 0.4])
+def test_a_broken_image_adds_nothing(split: Split, tmp_path: Path, mean: float) -> None:
     (tmp_path / "3.png").write_bytes(b"not an image")
     (tmp_path / "5.png").unlink()
-    batches = batches_of(split)
+    dataset = ImageDataset(split, Preprocess(16, (mean, mean, mean)), VARIED, seed=7)
+    batches = list(make_loader(dataset, 4, shuffle=True))
     errors = [message for batch in batches for message in batch.errors]
     assert len(errors) == 2
     assert any("3.png: not an image" in message for message in errors)
@@ -145,6 +148,21 @@ def test_the_cache_changes_no_pixel(
             assert torch.equal(dataset[index].image, plain[index].image)
             assert dataset[index].error == plain[index].error
     assert len(list((tmp_path / "c").glob("*.u8"))) == 1  # the second found the first's
+
+
+def test_evaluation_sees_what_prediction_sees(tmp_path: Path) -> None:
+    """Large photos, which are decoded in part, through every way that leads to the network."""
+    path = write_image(tmp_path / "photo.jpg", (333, 250))
+    split = Split(("a",), [Record(path, path.name, np.ones(1, np.int8))])
+    for preprocess in (Preprocess(48, (0.4, 0.5, 0.6)), Preprocess(32, base_size=40)):
+        predictor = Predictor(lambda images: images[:, 0, 0, :1], ("a",), preprocess, np.zeros(1))
+        expected = preprocess.scale(predictor.read(path))
+        assert np.array_equal(preprocess.scale(predictor.read(path.read_bytes())), expected)
+        cache = tmp_path / "c" if preprocess.base_size else None
+        for found in (None, cache):
+            (batch,) = make_loader(ImageDataset(split, preprocess, cache=found), 1)
+            assert np.array_equal(batch.images[0].numpy(), expected)
+        assert not np.array_equal(preprocess(open_image(path)), expected)  # decoded in full
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,15 @@ from PIL import Image
 
 from mltr.config import AugmentConfig
 from mltr.data import Preprocess
-from mltr.data.transforms import TrainTransform, cut_out, mix_batch, random_region
+from mltr.data.preprocess import squash
+from mltr.data.transforms import (
+    TrainTransform,
+    cut_out,
+    mix_batch,
+    random_region,
+    resize,
+    to_floats,
+)
 from mltr.errors import MltrError
 
 NOTHING = AugmentConfig(flip=False, randaugment_ops=0, cutout=0.0)
@@ -61,24 +69,38 @@ def test_wrong_preprocessing_is_refused(values: dict) -> None:
         Preprocess.from_dict(values)
 
 
-def test_training_without_variation_equals_evaluation() -> None:
-    preprocess = Preprocess(48)
-    varied = TrainTransform(preprocess, NOTHING)(gradient(), 48)
-    np.testing.assert_array_equal(varied, preprocess(gradient()))
+def vary(recipe: AugmentConfig, image: Image.Image, side: int, seed: int = 0) -> np.ndarray:
+    transform, rng = TrainTransform(recipe), np.random.default_rng(seed)
+    left, top, right, bottom = transform.choose_region(rng)
+    place = left * image.width, top * image.height, right * image.width, bottom * image.height
+    return transform(image, place, side, rng)
+
+
+@pytest.mark.parametrize("size", [(80, 60), (48, 48), (30, 40), (500, 40)])
+def test_training_without_variation_equals_evaluation(size: tuple[int, int]) -> None:
+    varied = vary(NOTHING, gradient(*size), 48)
+    plain = Preprocess(48).squash(gradient(*size))
+    assert varied.dtype == np.uint8
+    assert np.abs(np.moveaxis(varied, 0, -1).astype(int) - plain).max() <= 1
+
+
+def test_a_part_is_resized_as_in_evaluation() -> None:
+    """Whole pixels on the left and top, any border on the right and bottom."""
+    image, place = gradient(90, 70), (11.0, 7.0, 70.6, 50.3)
+    for source in (image, np.asarray(image)):
+        resized = np.moveaxis(resize(source, place, 32), 0, -1).astype(int)
+        # Pillow looks a little beyond the borders of the part, torch doesn't.
+        assert np.abs(resized - np.asarray(squash(image, 32, place)))[1:-1, 1:-1].max() <= 1
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**31), st.floats(0.05, 1.0), st.integers(8, 200), st.integers(8, 200))
-def test_random_regions_lie_inside_and_have_the_area(
-    seed: int, min_scale: float, width: int, height: int
-) -> None:
-    torch.manual_seed(seed)
-    left, top, right, bottom = random_region(gradient(width, height), min_scale)
-    assert 0 <= left < right <= width + 1e-6
-    assert 0 <= top < bottom <= height + 1e-6
-    share = (right - left) * (bottom - top) / (width * height)
+@given(st.integers(0, 2**31), st.floats(0.05, 1.0))
+def test_random_regions_lie_inside_and_have_the_area(seed: int, min_scale: float) -> None:
+    left, top, right, bottom = random_region(np.random.default_rng(seed), min_scale)
+    assert 0 <= left < right <= 1 + 1e-9
+    assert 0 <= top < bottom <= 1 + 1e-9
     # Clipping a long crop at the border may only make it smaller, by its aspect ratio of 4/3.
-    assert min_scale * 0.74 <= share <= 1 + 1e-6
+    assert min_scale * 0.74 <= (right - left) * (bottom - top) <= 1 + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -92,36 +114,31 @@ def test_random_regions_lie_inside_and_have_the_area(
     ],
 )
 def test_each_variation_varies_with_the_seed_alone(recipe: AugmentConfig) -> None:
-    transform = TrainTransform(Preprocess(40), recipe)
-    seen = []
+    seen = [vary(recipe, gradient(), 40, seed) for seed in range(12)]
     for seed in range(12):
-        torch.manual_seed(seed)
-        seen.append(transform(gradient(), 40))
-        torch.manual_seed(seed)
-        assert torch.equal(transform(gradient(), 40), seen[-1])
-    assert any(not torch.equal(seen[0], other) for other in seen[1:])
-    assert all(pixels.shape == (3, 40, 40) for pixels in seen)
+        assert np.array_equal(vary(recipe, gradient(), 40, seed), seen[seed])
+    assert any(not np.array_equal(seen[0], other) for other in seen[1:])
+    assert all(planes.shape == (3, 40, 40) for planes in seen)
 
 
 def test_cutout_is_one_square_of_one_colour() -> None:
-    torch.manual_seed(3)
-    before = torch.full((3, 20, 20), -1.0)
-    after = before.clone()
-    cut_out(after, 8)
-    changed = (after != before).any(0)
-    rows, columns = changed.any(1), changed.any(0)
-    assert changed.sum() == rows.sum() * columns.sum()
-    assert max(rows.sum(), columns.sum()) <= 8
-    assert len(after[:, changed].unique(dim=1).T) == 1
+    for seed in range(20):
+        before = np.full((3, 20, 20), 7, np.uint8)
+        after = cut_out(before.copy(), 8, np.random.default_rng(seed))
+        changed = (after != before).any(0)
+        rows, columns = changed.any(1), changed.any(0)
+        assert 16 <= changed.sum() == rows.sum() * columns.sum()
+        assert max(rows.sum(), columns.sum()) <= 8
+        assert len(np.unique(after[:, changed], axis=1).T) == 1
 
 
-def test_the_cut_out_square_is_normalised_like_the_rest() -> None:
-    recipe = AugmentConfig(flip=False, randaugment_ops=0, cutout=0.5)
-    results = []
-    for preprocess in (Preprocess(20), Preprocess(20, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))):
-        torch.manual_seed(3)
-        results.append(TrainTransform(preprocess, recipe)(gradient(), 20))
-    np.testing.assert_allclose(preprocess.normalize(results[0].numpy()), results[1], rtol=1e-6)
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.booleans())
+def test_batches_and_single_images_become_the_same_floats(seed: int, normalizes: bool) -> None:
+    preprocess = Preprocess(9, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)) if normalizes else Preprocess(9)
+    pixels = np.random.default_rng(seed).integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
+    planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
+    assert np.array_equal(to_floats(planes, preprocess).numpy(), preprocess.scale(pixels))
 
 
 @settings(deadline=None, max_examples=40)

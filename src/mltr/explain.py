@@ -183,7 +183,7 @@ def explain(
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not one of {', '.join(METHODS)}")
     picture = to_image(image)
-    batch = torch.from_numpy(predictor.preprocess(picture))[None].to(predictor.device)
+    batch = _to_batch(predictor, image)
     logits, maps, is_exact = evidence_maps(predictor.model, batch)
     probs = to_probs(logits.float().cpu().numpy(), predictor.calibration)[0]
     chosen = _choose(predictor, probs, labels)
@@ -202,6 +202,12 @@ def explain(
             )
         )  # fmt: skip
     return found
+
+
+def _to_batch(predictor: Predictor, image: Any) -> Tensor:
+    """Return what the network sees of an image, as in prediction: [1, 3, S, S]."""
+    pixels = predictor.preprocess.scale(predictor.read(image))
+    return torch.from_numpy(pixels)[None].to(predictor.device)
 
 
 def _choose(
@@ -242,8 +248,7 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
         if not boxes:
             continue
         picture = to_image(record.image)
-        batch = torch.from_numpy(predictor.preprocess(picture))[None].to(predictor.device)
-        _, maps, _ = evidence_maps(predictor.model, batch)
+        _, maps, _ = evidence_maps(predictor.model, _to_batch(predictor, record.image))
         for k in sorted({box.class_index for box in boxes}):
             inside = _draw_boxes([box for box in boxes if box.class_index == k], picture.size)
             fine = F.interpolate(maps[:, k : k + 1].float(), (GRID, GRID), mode="bicubic")

@@ -236,8 +236,9 @@ def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
     """Return the pooled features [N, C], the labels, and a message for each broken image."""
     model, device = run.bundle.model.eval(), _to_device(run.bundle.model)
     loader = make_loader(
-        ImageDataset(part, run.bundle.preprocess), BATCH, workers=run.config.data.workers
-    )
+        ImageDataset(part, run.bundle.preprocess), BATCH, workers=run.config.data.workers,
+        device=device,
+    )  # fmt: skip
     console = Console(stderr=True)
     batches = track(
         loader, "features", len(loader), console=console, transient=True,
@@ -245,7 +246,7 @@ def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
     )  # fmt: skip
     features, targets, errors = [], [], []
     for batch in batches:  # in order: nothing is shuffled
-        features.append(pooled_features(model, batch.images.to(device)).float().cpu().numpy())
+        features.append(pooled_features(model, batch.images).float().cpu().numpy())
         targets.append(batch.targets.numpy())
         errors += batch.errors
     return np.concatenate(features), np.concatenate(targets), errors

@@ -60,9 +60,9 @@ def predict_split(
     targets = np.full(probs.shape, -1, np.int8)
     errors: list[str] = []
     kind = torch.device(device).type
-    for batch in make_loader(dataset, batch_size, workers=workers):
+    for batch in make_loader(dataset, batch_size, workers=workers, device=device):
         with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
-            logits = model(batch.images.to(device))
+            logits = model(batch.images)
         rows = batch.indices.numpy()
         probs[rows] = logits.float().sigmoid().cpu().numpy()
         targets[rows] = batch.targets.numpy()

@@ -148,7 +148,19 @@ class Predictor:
 
     def read(self, source: Any) -> Pixels:
         """Open and squash one image to uint8 [S, S, 3]; raises `BrokenImage`."""
+        if _is_file(source):
+            return self.preprocess.read(source)
         return self.preprocess.squash(to_image(source))
+
+
+def _is_file(source: Any) -> bool:
+    """Whether this is an image yet to be opened: a path, a file's bytes, an image of a split."""
+    from PIL import Image
+
+    from mltr.data.records import LazyImage
+
+    kinds = (str, bytes, Path, LazyImage)
+    return isinstance(source, kinds) and not isinstance(source, Image.Image)
 
 
 def to_image(source: Any) -> Image.Image:
@@ -172,7 +184,7 @@ def to_image(source: Any) -> Image.Image:
         except DECODING_ERRORS as error:
             name = getattr(source, "filename", "") or "image from memory"
             raise BrokenImage(f"{name}: damaged or cut off ({error})") from error
-    if isinstance(source, str | bytes | Path) or hasattr(source, "load"):
+    if _is_file(source):
         return open_image(source)
     raise UsageError(
         f"can't predict for a {type(source).__name__}; give a path, bytes, a PIL image, a uint8 "

@@ -114,6 +114,7 @@ class Trainer:
             drop_last=True,
             workers=config.data.workers,
             seed=settings.seed,
+            device=self.accelerator.device,
         )
         self.progress = Progress()
         self.rows = folder.read_log()

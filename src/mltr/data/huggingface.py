@@ -45,11 +45,10 @@ class DatasetImage:
 
     def load(self) -> Image.Image:
         """Return the image in RGB; raises `BrokenImage`."""
-        content = self.read_bytes()
-        try:
-            return open_image(content)
-        except BrokenImage as error:
-            raise BrokenImage(f"row {self.index}: {error}") from error
+        return open_image(self)
+
+    def __str__(self) -> str:
+        return f"row {self.index}"
 
     def __repr__(self) -> str:
         # What the cache of decoded images knows it by: the same for the same rows.

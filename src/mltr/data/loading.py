@@ -13,34 +13,35 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mltr.config import AugmentConfig
-from mltr.data.images import open_image
-from mltr.data.preprocess import Preprocess, squash
+from mltr.data.colours import Planes
+from mltr.data.images import open_image, open_reduced
+from mltr.data.preprocess import Pixels, Preprocess, read_squashed
 from mltr.data.records import LazyImage, Record, Split
-from mltr.data.transforms import TrainTransform
+from mltr.data.transforms import TrainTransform, to_floats
 from mltr.errors import BrokenImage, MltrError
 
 log = logging.getLogger(__name__)
 
 Key = tuple[int, int]  #: (epoch, index)
+_LARGEST_KEPT = 31 << 20  # bytes; glibc raises its threshold to at most 32 MB
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, ready for the network; a broken one is zeros with every label unknown."""
+    """One image of the network's size; a broken one is zeros with every label unknown."""
 
-    image: Tensor  #: float32 [3, S, S]
+    image: Tensor  #: uint8 [3, S, S]
     targets: Tensor  #: int8 [K]
     index: int
     error: str = ""
@@ -48,12 +49,24 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples, stacked."""
+    """Samples, stacked; a broken image is zeros, normalised or not."""
 
-    images: Tensor  #: float32 [B, 3, S, S]
+    images: Tensor  #: float32 [B, 3, S, S]; in the workers uint8
     targets: Tensor  #: int8 [B, K]
     indices: Tensor  #: int64 [B], places in the split
     errors: list[str]  #: a message for each broken image among them
+    broken: Tensor  #: bool [B]
+
+    def pin_memory(self) -> Batch:
+        """Return the same in memory from which an accelerator can fetch it while it works."""
+        return replace(self, images=self.images.pin_memory())
+
+    def ready(self, preprocess: Preprocess, device: torch.device) -> Batch:
+        """Return the same with images as the network takes them, on its device."""
+        images = to_floats(self.images.to(device, non_blocking=True), preprocess)
+        if self.errors:
+            images[self.broken.to(device)] = 0
+        return replace(self, images=images)
 
 
 class ImageDataset(Dataset[Sample]):
@@ -75,7 +88,7 @@ class ImageDataset(Dataset[Sample]):
     ) -> None:
         self.split = split
         self.preprocess = preprocess
-        self.transform = TrainTransform(preprocess, augment) if augment else None
+        self.transform = TrainTransform(augment) if augment else None
         self.seed = seed
         self.sizes = tuple(sizes) or (preprocess.image_size,)
         self.cache = SquashCache(split, preprocess.base_size, cache) if cache else None
@@ -86,36 +99,35 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, key: Key | int) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.split[index]
-        side = self._side(epoch)
         try:
-            image = self._open(index, record)
+            pixels = self._read(epoch, index)
         except BrokenImage as error:
             unknown = torch.full((len(record.labels),), -1, dtype=torch.int8)
-            return Sample(torch.zeros(3, side, side), unknown, index, str(error))
+            side = self._side(epoch)
+            return Sample(torch.zeros(3, side, side, dtype=torch.uint8), unknown, index, str(error))
         targets = torch.from_numpy(np.array(record.labels, dtype=np.int8))
+        return Sample(torch.from_numpy(pixels), targets, index)
+
+    def _read(self, epoch: int, index: int) -> Planes:
+        """Return an image as uint8 [3, S, S]; raises `BrokenImage`."""
+        preprocess, source = self.preprocess, self.split[index].image
         if self.transform is None:
-            return Sample(torch.from_numpy(self.preprocess(image)), targets, index)
-        # The generator of the process stays as it was: dropout doesn't depend on the workers.
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which also reseeds the accelerators, and takes 40 times longer.
-            torch.default_generator.manual_seed(_seed_of(self.seed, epoch, index))
-            return Sample(self.transform(image, side), targets, index)
+            squashed = self.cache[index] if self.cache else None
+            pixels = preprocess.read(source) if squashed is None else preprocess.squash(squashed)
+            return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+        rng = np.random.default_rng((self.seed, epoch, index))
+        region, side = self.transform.choose_region(rng), self._side(epoch)
+        base_size = preprocess.base_size
+        if not base_size:
+            return self.transform(*open_reduced(source, side, region), side, rng)
+        image = self.cache[index] if self.cache else read_squashed(source, base_size)
+        left, top, right, bottom = (share * base_size for share in region)
+        return self.transform(image, (left, top, right, bottom), side, rng)
 
     def _side(self, epoch: int) -> int:
         if self.transform is None:
             return self.preprocess.image_size
         return self.sizes[min(epoch, len(self.sizes) - 1)]
-
-    def _open(self, index: int, record: Record) -> Image.Image:
-        if self.cache is not None:
-            return self.cache[index]
-        image = open_image(record.image)
-        base_size = self.preprocess.base_size
-        return squash(image, base_size) if base_size else image
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -169,16 +181,20 @@ def share(batch: Rows, rank: int, processes: int) -> Rows:
 class BatchLoader:
     """Batches of a data set, epoch by epoch; workers live on from one epoch to the next."""
 
-    def __init__(self, dataset: ImageDataset, batches: EpochBatches, workers: int) -> None:
+    def __init__(
+        self, dataset: ImageDataset, batches: EpochBatches, workers: int, device: torch.device
+    ) -> None:
         self.dataset = dataset
         self.batches = batches
+        self.device = device
         self.loader: DataLoader[Sample] = DataLoader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_stack,
             persistent_workers=workers > 0,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=_settle_worker,
+            pin_memory=device.type != "cpu",
             # Of its own: by default the loader draws from the generator that dropout uses.
             generator=torch.Generator().manual_seed(batches.seed),
         )
@@ -192,7 +208,8 @@ class BatchLoader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from `start_batch` on."""
         self.batches.epoch, self.batches.start_batch = epoch, start_batch
-        return iter(self.loader)
+        preprocess, device = self.dataset.preprocess, self.device
+        return (batch.ready(preprocess, device) for batch in iter(self.loader))
 
 
 def make_loader(
@@ -205,13 +222,15 @@ def make_loader(
     seed: int = 0,
     rank: int = 0,
     processes: int = 1,
+    device: str | torch.device = "cpu",
 ) -> BatchLoader:
     """Return the batches of a data set: `for batch in loader.epoch(number)`.
 
-    `batch_size` is that of all `processes` together; the one of `rank` gets its share.
+    `batch_size` is that of all `processes` together; the one of `rank` gets its share. The images
+    are put on `device`.
     """
     batches = EpochBatches(dataset.split, batch_size, shuffle, drop_last, seed, rank, processes)
-    return BatchLoader(dataset, batches, workers)
+    return BatchLoader(dataset, batches, workers, torch.device(device))
 
 
 def _stack(samples: list[Sample]) -> Batch:
@@ -220,15 +239,24 @@ def _stack(samples: list[Sample]) -> Batch:
         torch.stack([sample.targets for sample in samples]),
         torch.tensor([sample.index for sample in samples]),
         [sample.error for sample in samples if sample.error],
+        torch.tensor([bool(sample.error) for sample in samples]),
     )
 
 
-def _use_one_thread(worker: int) -> None:
-    """Keep a worker to one core: the others belong to the training process."""
+def _settle_worker(worker: int) -> None:
+    """Keep a worker to one core, since the others belong to the training process, and its memory.
+
+    Freeing a large block once has glibc hand out the likes of it from what it already has: pages
+    fetched anew from the system for every image cost a tenth of a worker's time.
+    """
     torch.set_num_threads(1)
+    bytearray(_LARGEST_KEPT)
 
 
 # -- decode once -------------------------------------------------------------------------------
+
+#: To be raised whenever `read_squashed` gives other pixels than before: old caches are left alone.
+DECODING = 2
 
 
 class SquashCache:
@@ -266,12 +294,13 @@ class SquashCache:
         there = self._errors_path.is_file() and self.path.is_file()
         return there and self.path.stat().st_size == self._size
 
-    def __getitem__(self, index: int) -> Image.Image:
+    def __getitem__(self, index: int) -> Pixels:
+        """Return uint8 [side, side, 3]; raises `BrokenImage`."""
         if index in self.errors:
             raise BrokenImage(self.errors[index])
         if self._pixels is None:  # opened in each worker, not sent to it
             self._pixels = np.memmap(self.path, np.uint8, "r", shape=self.shape)
-        return Image.fromarray(np.asarray(self._pixels[index]))
+        return np.asarray(self._pixels[index])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pixels": None}
@@ -285,7 +314,7 @@ class SquashCache:
 
         def decode(index: int) -> None:
             try:
-                pixels[index] = np.asarray(squash(open_image(split[index].image), side))
+                pixels[index] = np.asarray(read_squashed(split[index].image, side))
             except BrokenImage as error:
                 errors[index] = str(error)
 
@@ -317,10 +346,10 @@ def _reserve(path: Path, size: int) -> None:
 
 def _fingerprint(split: Split, side: int) -> str:
     """Return a short hash of which images these are: names, sizes and times of their files."""
-    digest = hashlib.sha256(f"{side}".encode())
+    digest = hashlib.sha256(f"{DECODING} {side}".encode())
     if len(split) and isinstance(split[0].image, LazyImage):
         # The code that composes images may change: the first picture speaks for the others.
-        digest.update(split[0].image.load().tobytes())
+        digest.update(open_image(split[0].image).tobytes())
     for record in split:
         digest.update(_identity(record).encode())
     return digest.hexdigest()[:16]

@@ -28,6 +28,15 @@ class LazyImage(Protocol):
         ...
 
 
+@runtime_checkable
+class LazyFile(LazyImage, Protocol):
+    """A lazy image that is a file; its text names it."""
+
+    def read_bytes(self) -> bytes:
+        """Return the file; raises `BrokenImage`."""
+        ...
+
+
 ImageSource = Path | bytes | LazyImage
 
 

@@ -213,16 +213,14 @@ class ShardImage:
         try:
             return self.store.read(self.file, self.offset, self.size)
         except MltrError as error:
-            raise BrokenImage(f"{self.name} in {self.file.name}: {error}") from error
+            raise BrokenImage(f"{self}: {error}") from error
 
     def load(self) -> Image.Image:
         """Return the image in RGB; raises `BrokenImage`."""
-        content = self.read_bytes()
-        try:
-            return open_image(content)
-        except BrokenImage as error:
-            reason = str(error).partition(": ")[2]
-            raise BrokenImage(f"{self.name} in {self.file.name}: {reason}") from error
+        return open_image(self)
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.file.name}"
 
     def __repr__(self) -> str:
         # What the cache of decoded images knows it by.
