@@ -16,7 +16,7 @@ from PIL import Image
 
 from mltr.config import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader, open_image
-from mltr.data.loading import Batch
+from mltr.data.loading import Batch, suitable_workers
 from mltr.errors import MltrError
 from mltr.predictor import Predictor
 
@@ -60,6 +60,17 @@ def test_an_epoch_holds_every_image_once(split: Split) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(split: Split, workers: int) -> None:
     assert same(batches_of(split), batches_of(split, workers))
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "expected"),
+    [("cpu", 1, 1), ("cpu", 2, 1), ("cpu", 16, 4), ("cuda", 2, 1), ("cuda", 4, 3), ("cuda", 64, 8)],
+)
+def test_workers_leave_cores_to_the_network(
+    monkeypatch: pytest.MonkeyPatch, device: str, cores: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert suitable_workers(torch.device(device)) == expected
 
 
 def test_epochs_differ_and_a_resumed_one_goes_on(split: Split) -> None:

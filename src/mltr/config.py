@@ -61,7 +61,7 @@ class DataConfig:
     test_fraction: float = 0.2  #: share held out for the test, where the source has no test split
     split_seed: int = 0  #: seed of the held-out parts
     max_broken: float = 0.01  #: share of missing or unreadable images at which a run stops
-    workers: int = 1  #: worker processes that load images; 0 loads in the main process
+    workers: int = -1  #: processes that load images; 0: the main one does; -1: by the cores
     base_size: int = 0  #: first squash each image to this side in pixels (0: keep its own size)
     cache: bool = False  #: keep the squashed images of `base_size` in a memory-mapped file
     shard_cache: str = ""  #: folder for shards from elsewhere (default: ~/.cache/mltr/shards)
@@ -72,7 +72,7 @@ class DataConfig:
         for name in ("val_fraction", "test_fraction"):
             _require(0 < getattr(self, name) < 1, f"data.{name} must lie between 0 and 1")
         _require(0 <= self.max_broken <= 1, "data.max_broken must lie in 0..1")
-        _require(self.workers >= 0, "data.workers must not be negative")
+        _require(self.workers >= -1, "data.workers must be at least -1")
         _require(self.base_size >= 0, "data.base_size must not be negative")
         _require(not self.cache or self.base_size > 0, "data.cache needs data.base_size")
         _require(self.shard_cache_gb > 0, "data.shard_cache_gb must be positive")

@@ -227,10 +227,19 @@ def make_loader(
     """Return the batches of a data set: `for batch in loader.epoch(number)`.
 
     `batch_size` is that of all `processes` together; the one of `rank` gets its share. The images
-    are put on `device`.
+    are put on `device`. `workers` -1 starts as many as suit this machine.
     """
     batches = EpochBatches(dataset.split, batch_size, shuffle, drop_last, seed, rank, processes)
-    return BatchLoader(dataset, batches, workers, torch.device(device))
+    device = torch.device(device)
+    workers = suitable_workers(device) if workers < 0 else workers
+    return BatchLoader(dataset, batches, workers, device)
+
+
+def suitable_workers(device: torch.device) -> int:
+    """Return how many workers to start: those that train on the same cores need most of them."""
+    affinity = getattr(os, "sched_getaffinity", None)  # what a container allows, where one can ask
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(8, cores // 4 if device.type == "cpu" else cores - 1))
 
 
 def _stack(samples: list[Sample]) -> Batch:
