@@ -26,7 +26,6 @@ from torch.overrides import TorchFunctionMode
 
 from mltr import __version__
 from mltr.bundle import to_probs
-from mltr.data.images import open_image
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.data.records import ImageSource, Labels
 from mltr.download import HUB_PREFIX
@@ -264,7 +263,7 @@ def _read(sources: Sequence[ImageSource], preprocess: Preprocess) -> tuple[Pixel
 
     def read(source: ImageSource) -> Pixels | None:
         try:
-            return preprocess.squash(open_image(source))
+            return preprocess.read(source)
         except BrokenImage:
             return None
 

@@ -79,10 +79,12 @@ def make_plan(
     if not figures["memory_gib"]["fits"]:
         figures["advice"] = advice(config, counted, place)
     if device not in HERE:
+        from mltr.data.loading import MOST_WORKERS
         from mltr.probe import measure_loading
 
         figures["loading_images_per_s"] = measure_loading(config)
-        figures["workers"] = config.data.workers
+        workers = config.data.workers
+        figures["workers"] = workers if workers >= 0 else MOST_WORKERS  # as it has many cores
     return figures
 
 

@@ -45,7 +45,7 @@ def open_image(source: ImageSource | str, max_pixels: int = MAX_PIXELS) -> Image
 
 
 def open_reduced(
-    source: ImageSource | str, side: int, region: Region = WHOLE
+    source: ImageSource | str, side: int, region: Region = WHOLE, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, Region]:
     """Return an image as `open_image` does, perhaps reduced, and the place of a region in it.
 
@@ -53,7 +53,7 @@ def open_reduced(
     long as `region`, given in shares of the image, keeps about `side` pixels in each direction.
     The place is in pixels; its borders needn't be whole numbers.
     """
-    image, (x, y, end_x, end_y) = _open(source, MAX_PIXELS, side, region)
+    image, (x, y, end_x, end_y) = _open(source, max_pixels, side, region)
     left, top, right, bottom = region
     width, height = end_x - x, end_y - y
     return image, (x + left * width, y + top * height, x + right * width, y + bottom * height)

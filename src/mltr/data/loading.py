@@ -34,6 +34,7 @@ from mltr.errors import BrokenImage, MltrError
 log = logging.getLogger(__name__)
 
 Key = tuple[int, int]  #: (epoch, index)
+MOST_WORKERS = 8  #: that are started unless a number is asked for
 _LARGEST_KEPT = 31 << 20  # bytes; glibc raises its threshold to at most 32 MB
 
 
@@ -239,7 +240,7 @@ def suitable_workers(device: torch.device) -> int:
     """Return how many workers to start: those that train on the same cores need most of them."""
     affinity = getattr(os, "sched_getaffinity", None)  # what a container allows, where one can ask
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(8, cores // 4 if device.type == "cpu" else cores - 1))
+    return max(1, min(MOST_WORKERS, cores // 4 if device.type == "cpu" else cores - 1))
 
 
 def _stack(samples: list[Sample]) -> Batch:

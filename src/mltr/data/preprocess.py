@@ -65,7 +65,12 @@ class Preprocess:
         A file is decoded no larger than needed, so its pixels may differ from those of the same
         image decoded in full: by 1 or 2 of 255 on average.
         """
-        return self.squash(read_squashed(source, self.base_size or self.image_size))
+        return self.squash(read_squashed(source, self.decoded_side))
+
+    @property
+    def decoded_side(self) -> int:
+        """How many pixels a decoded file must have left on each side."""
+        return self.base_size or self.image_size
 
     def squash(self, image: Image.Image | Pixels) -> Pixels:
         """Return uint8 [S, S, 3] for an RGB image of any size."""

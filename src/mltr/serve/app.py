@@ -27,8 +27,8 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mltr import __version__
-from mltr.data.images import open_image
-from mltr.data.preprocess import Pixels
+from mltr.data.images import open_image, open_reduced
+from mltr.data.preprocess import Pixels, squash
 from mltr.errors import BrokenImage, UsageError, did_you_mean
 from mltr.predictor import Prediction, Predictor
 from mltr.serve import schema
@@ -256,14 +256,17 @@ class _Service:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *args)
 
     def _open(self, data: bytes) -> Image.Image:
-        picture = open_image(data, max_pixels=int(self._settings.max_megapixels * 1e6))
-        if max(picture.size) > MAX_ASPECT * min(picture.size):
-            width, height = picture.size
-            raise BrokenImage(f"{width} x {height} pixels: too narrow to show anything")
-        return picture
+        return _checked(open_image(data, max_pixels=self._max_pixels))
 
     def _squash(self, data: bytes) -> Pixels:
-        return self._predictor.preprocess.squash(self._open(data))
+        preprocess = self._predictor.preprocess
+        side = preprocess.decoded_side
+        picture, place = open_reduced(data, side, max_pixels=self._max_pixels)
+        return preprocess.squash(squash(_checked(picture), side, place))
+
+    @property
+    def _max_pixels(self) -> int:
+        return int(self._settings.max_megapixels * 1e6)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -280,6 +283,14 @@ class _Service:
     async def tell_metrics(self) -> Response:
         """Tell counters in the format of Prometheus."""
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _checked(picture: Image.Image) -> Image.Image:
+    """Return a picture; raises `BrokenImage` if it is too narrow."""
+    width, height = picture.size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BrokenImage(f"{width} x {height} pixels: too narrow to show anything")
+    return picture
 
 
 def _digest(key: str) -> bytes:
