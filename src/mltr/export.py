@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -181,8 +182,7 @@ def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             found = torch.onnx.export(
                 program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
             )
@@ -191,6 +191,19 @@ def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
     assert found is not None
     ClearMetadataAndDocStringPass()(found.model)  # where each node came from, with local paths
     return found.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the exporter and the quantiser say to those who work on them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def write_onnx(model: onnx.ModelProto, path: Path, config: Mapping[str, Any]) -> None:
@@ -447,7 +460,8 @@ def _quantize(
 ) -> onnx.ModelProto:
     from mltr.quantize import quantize
 
-    return quantize(model, as_input(pixels, bundle.preprocess, takes_pixels))
+    with _quiet():
+        return quantize(model, as_input(pixels, bundle.preprocess, takes_pixels))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,6 @@ in float32: products between activations, narrow layers, the classifier, everyth
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,17 +27,6 @@ NARROWEST = 32  #: inputs and outputs of a linear layer that is worth quantising
 BATCH = 8  #: images that are calibrated on at once
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to itself what onnxruntime advises whoever quantises by hand."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, name: str, images: NDArray[Any]) -> None:
         starts = range(0, len(images), BATCH)
@@ -57,7 +44,7 @@ def quantize(model: onnx.ModelProto, images: NDArray[Any]) -> onnx.ModelProto:
 
     `images` [N, ...] is what goes into it; the ranges of all activations are taken from them.
     """
-    with TemporaryDirectory() as folder, _quiet():
+    with TemporaryDirectory() as folder:
         given, plain, found = (Path(folder) / f"{name}.onnx" for name in ("given", "plain", "int8"))
         onnx.save(model, given)  # from memory, what it is made of would be moved out of it
         quant_pre_process(given, plain, skip_symbolic_shape=True)  # constants become weights
