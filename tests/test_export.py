@@ -156,8 +156,8 @@ def test_the_file_says_all_that_its_use_needs(run: Path, onnx_file: Path, photos
     ],
 )
 def test_every_kind_of_file_predicts_as_the_run(
-    run: Path, onnx_file: Path, photos: Path, tmp_path: Path, to: str, precision: str, takes_pixels: bool,
-    tolerance: float,
+    run: Path, onnx_file: Path, photos: Path, tmp_path: Path, to: str, precision: str,
+    takes_pixels: bool, tolerance: float,
 ) -> None:  # fmt: skip
     path = tmp_path / f"model{export_module.SUFFIX[to]}"
     result = export(
