@@ -6,9 +6,14 @@ import csv
 import json
 import logging
 import os
+import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -52,7 +57,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> MeanColour:
     network = MeanColour()
 
     def load(path: str, device: str | None, batch_size: int) -> Predictor:
-        return Predictor(network, CLASSES, Preprocess(8), np.full(3, 0.5, np.float32), 2)
+        return Predictor(network, CLASSES, Preprocess(8), np.full(3, 0.5, np.float32), batch_size)
 
     monkeypatch.setattr(predict, "load", load)
     return network
@@ -70,7 +75,7 @@ def command(*words: object) -> int:
 
     parser = argparse.ArgumentParser()
     predict.add_arguments(parser)
-    return predict.run(parser.parse_args(["run", *map(str, words)]))
+    return predict.run(parser.parse_args(["run", *map(str, words), "--batch-size", "2"]))
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
@@ -332,3 +337,120 @@ def test_what_progress_says() -> None:
 def test_predicting_needs_no_torch() -> None:
     code = "import sys, mltr.predict; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# The command itself, killed and measured.
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network that nobody trained."""
+    import torch
+
+    from mltr.model import create_model
+    from mltr.weights import save_bundle
+
+    torch.manual_seed(0)
+    overrides: dict[str, Any] = {"depths": (0, 0, 1, 0), "image_size": 32}
+    model = create_model("mltr_nano", num_classes=3, **overrides)
+    folder = tmp_path_factory.mktemp("run")
+    save_bundle(
+        folder,
+        model=model,
+        name="mltr_nano",
+        overrides=overrides,
+        classes=CLASSES,
+        preprocess=Preprocess(image_size=32),
+        thresholds=[0.0, 0.4, 0.5],
+    )
+    return folder
+
+
+def write_many(folder: Path, count: int) -> list[Path]:
+    return [write_image(folder / f"{k // 500:03d}" / f"{k:05d}.bmp", seed=k) for k in range(count)]
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mltr", "predict", *map(str, words)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def count_done(path: Path) -> int:
+    """How many images a journal holds, read as the next run would read it."""
+    with tempfile.TemporaryDirectory() as copy:
+        for part in path.parent.glob(f"{path.name}*"):
+            shutil.copy(part, copy)
+        connection = sqlite3.connect(Path(copy) / path.name)
+        try:
+            return int(connection.execute("SELECT COUNT(*) FROM images").fetchone()[0])
+        finally:
+            connection.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_killed_at_three_random_moments(bundle: Path, tmp_path: Path, form: str) -> None:
+    """Every image exactly once, in order, and the same as without a kill; sidecars are complete."""
+    paths = write_many(tmp_path / "photos", 5000)
+    out = tmp_path / f"tags.{form}"
+    words = (bundle, tmp_path / "photos", "--out", out, "--sidecars", "--batch-size", 8)
+    done = []
+    for moment in sorted(random.Random(form).sample(range(300, 4700), 3)):
+        process = start(*words)
+        while sum(1 for _ in tmp_path.glob("photos/*/*.txt")) < moment:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not out.exists()
+        done.append(count_done(tmp_path / f"tags.{form}.journal"))
+    assert done == sorted(done)
+    assert 0 < done[-1] < 5000
+    process = start(*words)
+    _, told = process.communicate()
+    assert process.returncode == 0
+    assert f"continuing: {done[-1]:,} of 5,000 images are done" in told
+    rows = rows_of(out)
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    expected = tmp_path / f"expected.{form}"
+    _, told = start(bundle, tmp_path / "photos", "--out", expected).communicate()
+    assert "continuing" not in told
+    for row, other in zip(rows, rows_of(expected), strict=True):
+        assert row["labels"] == other["labels"]
+        numbers = [(row[name], other[name]) for name in CLASSES if name in row]
+        assert all(float(one) == pytest.approx(float(two), abs=1e-5) for one, two in numbers)
+        labels = "; ".join(row["labels"]) if isinstance(row["labels"], list) else row["labels"]
+        text = Path(row["path"]).with_suffix(".txt").read_text()
+        assert text == labels.replace("; ", ", ") + "\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_memory_is_flat(bundle: Path, tmp_path: Path) -> None:
+    """Ten times the images, named twice and with sidecars to check: no more memory."""
+    code = (
+        "import resource, sys; from mltr.cli import main; main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for count in (2_000, 20_000):
+        photos = tmp_path / str(count)
+        first = write_image(photos / "00000.bmp", (8, 8))
+        for number in range(1, count):
+            (photos / f"{number:05d}.bmp").write_bytes(first.read_bytes() + b"%d" % number)
+        words = (
+            "predict",
+            bundle,
+            photos,
+            photos / "*.bmp",
+            "--out",
+            tmp_path / f"{count}.parquet",
+        )
+        command = [sys.executable, "-c", code, *map(str, words), "--sidecars"]
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        peaks.append(int(found.stdout) / 1024)
+        assert pq.read_metadata(tmp_path / f"{count}.parquet").num_rows == count
+    assert peaks[1] < peaks[0] + 30, f"{peaks} MiB"
+    print(f"peak memory: {peaks[0]:.0f} MiB for 2,000 images, {peaks[1]:.0f} MiB for 20,000")
