@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mltr.data.preprocess import Preprocess
-from mltr.model import create_model
 from mltr.predictor import Predictor
-from mltr.weights import save_bundle
 
 COLOURS = ("red", "green", "blue")
 TINY: dict[str, Any] = {"image_size": 32, "depths": [0, 1], "conv_depths": [1, 0]}
@@ -37,6 +34,11 @@ def colour_predictor(network: Any = colour_network) -> Predictor:
 
 def save_tiny_bundle(folder: Path) -> Path:
     """Save an untrained network for the three colours, which has heat maps."""
+    import torch
+
+    from mltr.model import create_model
+    from mltr.weights import save_bundle
+
     torch.manual_seed(0)
     save_bundle(
         folder,

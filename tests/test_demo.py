@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,29 @@ def test_quick_trains_the_recipe_itself(tmp_path: Path, monkeypatch: pytest.Monk
     figures = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert figures["epochs"] == 2
     assert 0 < figures["map"] <= 1
+
+
+def test_a_taken_port_stops_the_demo_before_its_training(tmp_path: Path, capsys) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        arguments = ["demo", "--serve", "--port", str(port), "--out", str(tmp_path / "demo")]
+        assert main([*arguments, *TINY]) == 1
+    assert f"port {port} is taken" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_it_serves_what_it_learnt(demo: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    served = {}
+    monkeypatch.setattr(
+        "mltr.demo.serve", lambda run, settings, **options: served.update(options, run=run)
+    )
+    out = tmp_path / "demo"
+    port = ["--port", "0"]
+    assert main(["demo", "--serve", *port, "--out", str(out), *TINY, "--train.epochs=1"]) == 0
+    assert served == {"run": out, "port": 0, "quiet": False}
+    scenes = sorted((out / "scenes").glob("*.png"))
+    assert len(scenes) == 20
+    assert Image.open(scenes[0]).size == (32, 32)
+    assert "".join(str(out / "scenes").split()) in "".join(capsys.readouterr().out.split())

@@ -422,6 +422,27 @@ def test_it_is_ready_only_while_it_works() -> None:
         assert client.get("/readyz").json() == {"status": "ready"}
 
 
+def test_serving_an_exported_network_needs_no_torch() -> None:
+    code = "import sys, mltr.serve.command, mltr.serve.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_several_batches_go_through_at_a_time() -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def network(images: np.ndarray) -> np.ndarray:
+        if images.max() == 1:
+            both.wait()  # goes on only once the other batch is here too
+        return colour_network(images)
+
+    settings = Settings(max_batch=1, network_threads=2)
+    with TestClient(create_app(colour_predictor(network), settings)) as client:
+        with ThreadPoolExecutor(2) as senders:
+            sent = [senders.submit(client.post, PREDICT, files=[as_image("red")]) for _ in "ab"]
+        assert [one.result().status_code for one in sent] == [200, 200]
+        assert "mltr_pending_images 0.0" in client.get("/metrics").text
+
+
 # -- a real socket, and the command ----------------------------------------------------------------
 
 

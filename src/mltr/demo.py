@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mltr.errors import UsageError
+from mltr.serve.command import DEFAULT_PORT, HOST, check_address, serve
+from mltr.serve.settings import Settings
 
 RECIPE = "scenes_nano"
 PICTURES = 24  #: test scenes on the page
@@ -21,17 +23,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="RUN", default="runs/demo", help="default: runs/demo")
     parser.add_argument("--overwrite", action="store_true", help="replace a demo in that folder")
     parser.add_argument("--quick", action="store_true", help="train for seconds; learns little")
+    parser.add_argument(
+        "--serve", action="store_true", help="then serve it, to drop pictures on, until Ctrl-C"
+    )
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help=f"of --serve (default: {DEFAULT_PORT})"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the test figures (- for stdout)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Train the demo's recipe and write its page."""
+    """Train the demo's recipe and write its page; serve it if asked."""
     from mltr.recipe import find_recipe, load_recipe
     from mltr.runs import open_run, write_figures
     from mltr.train import train
 
     if overrides and args.quick:
         raise UsageError("--quick chooses its own settings: leave it out to choose yours")
+    if args.serve:
+        check_address(HOST, args.port)  # before the training, not after it
     config = load_recipe(find_recipe(RECIPE), QUICK if args.quick else overrides)
     folder = open_run(Path(args.out), config, resume=False, overwrite=args.overwrite)
     figures = train(config, folder, quiet=args.json == "-")
@@ -46,7 +56,26 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
             f"  mltr evaluate {folder.path}              every metric again\n"
             "  mltr data YOUR_PHOTOS                  look at your own data, then train on it"
         )
+    if args.serve:
+        pictures = save_scenes(folder.path)
+        if args.json != "-":
+            print(f"\nScenes to drop on the page: {pictures}")
+        serve(folder.path, Settings(name="the demo"), port=args.port, quiet=args.json == "-")
     return 0
+
+
+def save_scenes(run: Path) -> Path:
+    """Write the first test scenes as pictures into RUN/scenes; return that folder."""
+    from mltr.data.sources import open_splits
+    from mltr.predictor import to_image
+    from mltr.recipe import load_recipe
+
+    test = open_splits(load_recipe(run / "config.yaml").data).test
+    folder = run / "scenes"
+    folder.mkdir(exist_ok=True)
+    for number, record in enumerate(test.records[:PICTURES], start=1):
+        to_image(record.image).save(folder / f"scene-{number:02}.png")
+    return folder
 
 
 def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:

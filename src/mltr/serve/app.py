@@ -109,23 +109,22 @@ class _Service:
     def api(self) -> APIRouter:
         """Return the routes."""
         routes = APIRouter()
-        routes.get("/healthz", tags=["state"])(self.healthz)
-        routes.get("/readyz", tags=["state"], responses={503: schema.PROBLEMS[503]})(self.readyz)
         closed = APIRouter(dependencies=[Depends(self.check_key)] if self._key_digests else [])
-        closed.get("/metrics", tags=["state"], response_class=Response)(self.tell_metrics)
-        posted: dict[str, Any] = {"openapi_extra": schema.IMAGES_BODY}
+        posted: dict[str, Any] = {"tags": ["pictures"], "openapi_extra": schema.IMAGES_BODY}
         closed.post(
-            "/v1/predict", tags=["pictures"], response_model=schema.Results,
-            responses=schema.PROBLEMS, **posted,
-        )(self.predict)  # fmt: skip
+            "/v1/predict", response_model=schema.Results, responses=schema.PROBLEMS, **posted
+        )(self.predict)
         closed.post(
-            "/v1/explain", tags=["pictures"], response_model=schema.HeatMap,
+            "/v1/explain", response_model=schema.HeatMap,
             responses=schema.PROBLEMS | schema.EXPLAINED, **posted,
         )(self.explain)  # fmt: skip
         closed.get("/v1/labels", tags=["pictures"], responses={401: schema.PROBLEMS[401]})(
             self.labels
         )
+        closed.get("/metrics", tags=["state"], response_class=Response)(self.tell_metrics)
         routes.include_router(closed)
+        routes.get("/healthz", tags=["state"])(self.healthz)
+        routes.get("/readyz", tags=["state"], responses={503: schema.PROBLEMS[503]})(self.readyz)
         return routes
 
     async def check_key(self, bearer: Bearer, header: KeyHeader) -> None:

@@ -29,7 +29,7 @@ class Busy(Exception):
 
 
 class Batcher:
-    """One thread with the network, and the queue before it.
+    """The network in a thread of its own, or in several, and the queue before it.
 
     An image waits for others only while others are on their way, and never longer than
     `max_wait_ms`: a lone request goes through at once.
@@ -46,28 +46,30 @@ class Batcher:
         self._settings = settings
         self._on_batch = on_batch
         self._seconds_per_image = 0.0
-        self._thread = ThreadPoolExecutor(1, "network")
+        self._in_network = 0  #: images that are in the network now
+        self._threads = ThreadPoolExecutor(settings.network_threads, "network")
         self._queue: asyncio.Queue[tuple[Pixels, asyncio.Future[Prediction]]] = asyncio.Queue()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: list[asyncio.Task[None]] = []
 
     @property
     def is_working(self) -> bool:
         """Whether images that are put in come out again."""
-        return self._worker is not None and not self._worker.done()
+        return bool(self._workers) and not any(worker.done() for worker in self._workers)
 
     async def start(self) -> None:
         """Run the network once, so that no request pays for its first time, and begin."""
         side = self._predictor.preprocess.image_size
         await self.run(self._predictor.predict_batch, np.zeros((1, side, side, 3), np.uint8))
-        self._worker = asyncio.create_task(self._work())
+        self._workers = [
+            asyncio.create_task(self._work()) for _ in range(self._settings.network_threads)
+        ]
 
     async def stop(self) -> None:
-        """End after the batch in hand."""
-        if self._worker is not None:
-            self._worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
-        self._thread.shutdown()
+        """End after the batches in hand."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._threads.shutdown()
 
     def check_place(self, count: int) -> None:
         """Raise `Busy` if so many images more would not be answered in time."""
@@ -93,8 +95,8 @@ class Batcher:
         return await future
 
     async def run(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Run something else in the network's thread, between two batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        """Run something in the network's threads, between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     async def _work(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -105,6 +107,7 @@ class Batcher:
             if not batch:
                 continue
             started = clock()
+            self._in_network += len(batch)
             try:
                 found = await self.run(self._predict_batch, [pixels for pixels, _ in batch])
             except Exception as error:  # such as no memory left: these requests fail, others go on
@@ -112,6 +115,8 @@ class Batcher:
                     if not future.done():
                         future.set_exception(error)
                 continue
+            finally:
+                self._in_network -= len(batch)
             for (_, future), prediction in zip(batch, found, strict=True):
                 if not future.done():
                     future.set_result(prediction)
@@ -121,7 +126,9 @@ class Batcher:
         batch = [await self._queue.get()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.max_wait_ms / 1000):
-                while len(batch) < min(self.pending, self._settings.max_batch):
+                # What is pending and not in the network is here, or on its way to the queue.
+                most = self._settings.max_batch
+                while len(batch) < min(most, self.pending - self._in_network):
                     batch.append(await self._queue.get())
         return batch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib.util
 import ipaddress
 import logging
 import math
@@ -16,7 +17,9 @@ from mltr.errors import MltrError, UsageError
 from mltr.files import to_json, write_json
 from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
 
+HOST = "127.0.0.1"  #: reachable from this machine alone
 DEFAULT_PORT = 8000
+PACKAGES = ("fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn")
 BACKLOG = 2048  #: connections that wait to be taken up
 
 
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     add("bundle", metavar="RUN", help="a training run, or a folder with weights")
-    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--host", default=HOST, help="address to listen on (default: this machine alone)")
     add(
         "--port", type=int, default=DEFAULT_PORT,
         help=f"default: {DEFAULT_PORT}; 0 finds a free one",
@@ -64,28 +67,26 @@ def run(args: argparse.Namespace) -> int:
 def serve(
     bundle: str | Path,
     settings: Settings,
-    host: str = "127.0.0.1",
+    host: str = HOST,
     port: int = DEFAULT_PORT,
     device: str | None = None,
     json_file: str | None = None,
+    quiet: bool = False,
 ) -> None:
     """Load a bundle and serve it until Ctrl-C or SIGTERM; what was accepted is finished then.
 
     Raises `MltrError` where the address can't be used or packages are missing.
     """
-    try:
-        import uvicorn
+    check_address(host, port)
+    import uvicorn
 
-        from mltr.serve.app import create_app
-    except ModuleNotFoundError as error:
-        raise MltrError(
-            f"serving needs the package {error.name}: pip install 'mltr[serve]'"
-        ) from error
     from mltr.predictor import load
+    from mltr.serve.app import create_app
 
     with _bind(host, port) as listener:
         address = _address(host, listener.getsockname()[1])
         predictor = load(bundle, device)
+        _share_cores(settings.network_threads)
         if not settings.keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             print(
                 f"Anyone who can reach {address} may use it: --keys FILE asks for a key.",
@@ -96,19 +97,43 @@ def serve(
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                _announce(address, settings.name, len(predictor.classes), json_file)
+                if not quiet:
+                    _announce(address, settings.name, len(predictor.classes), json_file)
 
         config = uvicorn.Config(
             create_app(predictor, settings),
             log_config=None,
             access_log=False,
             server_header=False,
+            loop="asyncio",
             lifespan="on",
             backlog=BACKLOG,
             timeout_graceful_shutdown=math.ceil(settings.body_timeout_s + settings.timeout_s),
         )
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again at the very end
             Server(config).run([listener])
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise `MltrError` if nothing could be served there, or packages are missing."""
+    for package in (
+        "fastapi",
+        "fastapi_offline",
+        "prometheus_client",
+        "python_multipart",
+        "uvicorn",
+    ):
+        if importlib.util.find_spec(package) is None:
+            raise MltrError(f"serving needs more packages: pip install 'mltr[serve]' ({package})")
+    _bind(host, port).close()
+
+
+def _share_cores(network_threads: int) -> None:
+    """Let batches that go through the network at a time have the cores among them."""
+    if network_threads > 1 and "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // network_threads))
 
 
 def _bind(host: str, port: int) -> socket.socket:

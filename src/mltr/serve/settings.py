@@ -32,6 +32,7 @@ class Settings:
     max_queue: int = _limit(128, "images accepted and not answered yet; beyond it 503")
     max_batch: int = _limit(32, "images that go through the network together")
     max_wait_ms: float = _limit(5, "time that an image waits for others of its batch")
+    network_threads: int = _limit(1, "batches that go through the network at a time")
     body_timeout_s: float = _limit(30, "time for sending one request; beyond it 408")
     timeout_s: float = _limit(30, "time from a whole request to its answer; beyond it 504")
     keys: tuple[str, ...] = ()  #: of which a request has to bring one; none: open to all
