@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from making import write_image
+from making import write_image, write_voc
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -119,6 +119,25 @@ def test_init_starts_from_a_bundle(finished: Path, tmp_path: Path) -> None:
     for name, tensor in weights(tmp_path / "run").items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(tensor, weights(finished)[name], atol=1e-6, rtol=0)
+
+
+def test_init_from_a_bundle_of_other_classes_begins_a_new_head(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Ten digits, then VOC's twenty classes: all but the head is taken."""
+    write_voc(tmp_path / "VOC2007")
+    code = main(
+        ["train", "voc2007", f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", *TINY,
+         f"--model.init={finished}", "--model.name=mltr_nano", "--train.epochs=1",
+         "--train.stop_epoch=0", "--train.lr=1e-12", "--train.warmup_epochs=0"]
+    )  # fmt: skip
+    assert code == 0
+    before, after = weights(finished), weights(tmp_path / "run")
+    assert before["head.weight"].shape[0] == 10
+    assert after["head.weight"].shape[0] == 20
+    for name in before.keys() - {"head.weight", "head.bias"}:
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,13 @@ def measure_speed(config: Config, splits: Splits | int) -> Speed:
     """
     config = deepcopy(config)
     config.model.init, config.train.min_size = "", 0
+    wanted = config.train.batch_size
 
     def trial(probe: _Probe) -> float:
         return min(probe.train_seconds(warm=1))
 
     image_s = _run(config, splits, TRIAL_BATCH, TRIAL_STEPS, trial) / TRIAL_BATCH
-    batch_size = min(config.train.batch_size, max(int(STEP_S / image_s), TRIAL_BATCH))
+    batch_size = min(wanted, max(int(STEP_S / image_s), TRIAL_BATCH))
     steps = min(max(int(MEASURED_S / (image_s * batch_size)), LEAST_STEPS), STEPS)
 
     def both(probe: _Probe) -> tuple[float, float]:

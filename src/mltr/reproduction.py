@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -158,8 +159,9 @@ def _row_of(found: Run) -> int | None:
     return candidates[0] if candidates else None
 
 
+@cache
 def recipe_of(row: Row) -> Config:
-    """Return the recipe of a row, resolved."""
+    """Return the recipe of a row, resolved; not to be changed."""
     from mltr.recipe import find_recipe, load_recipe
 
     return load_recipe(find_recipe(row.recipe), row.options)
