@@ -13,7 +13,6 @@ from torch import nn
 
 from mltr.cli import main
 from mltr.config import DataConfig
-from mltr.data.voc import read_voc
 from mltr.published import public_set
 from mltr.workload import measure_step
 
@@ -116,7 +115,6 @@ def test_the_numbers_of_voc_are_those_of_its_lists(shared: Path) -> None:
     counts = [len((folder / f"{name}.txt").read_text().split()) for name in ("trainval", "test")]
     assert known is not None
     assert counts == [known.train, known.test]
-    assert callable(read_voc)
 
 
 def test_memory_of_a_step_by_hand() -> None:
