@@ -246,8 +246,8 @@ def test_pretrained_weights_come_through_timm(
 
 def test_a_recipe_names_what_to_start_from(tmp_path: Path) -> None:
     """`model.init` takes `cat:FILE` and `swin:FILE`, and blames itself for what is wrong."""
+    from mltr.build import build_model
     from mltr.config import ModelConfig
-    from mltr.trainer import build_model
 
     cat = wrapped(small_cat(64, (1, 1, 3, 1), 7, 5), tmp_path / "cat.pth")
     model = build_model(ModelConfig(name="cat_t", init=f"cat:{cat}"), 4, image_size=224)

@@ -48,6 +48,16 @@ def same_weights(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoint").glob("epoch-*"))
+
+
+def progress(run: Path) -> dict[str, object]:
+    """Where the latest checkpoint of a run stands."""
+    state = torch.load(checkpoints(run)[-1] / "part-0.pt", weights_only=True)
+    return state["shared"]["progress"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "finished"
@@ -214,7 +224,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoint" / "state.pt").exists():
+    while not checkpoints(tmp_path / "run"):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
@@ -231,8 +241,7 @@ def test_a_killed_run_resumes_exactly_when_accumulation_does_not_divide_an_epoch
     """3 batches an epoch, 2 to a step: the second step of each epoch has a single batch."""
     option = "--train.accumulation=2"
     assert train(tmp_path / "whole", option) == 0
-    state = torch.load(tmp_path / "whole" / "checkpoint" / "state.pt", weights_only=True)
-    assert state["progress"]["step"] == 4
+    assert progress(tmp_path / "whole")["step"] == 4
     original = trainer.Trainer._train_epoch
 
     def fail_in_the_second_epoch(self: trainer.Trainer, last: int) -> None:
@@ -274,7 +283,7 @@ def test_ctrl_c_reaches_the_workers_too_and_is_told_once(tmp_path: Path) -> None
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoint" / "state.pt").exists():
+    while not checkpoints(tmp_path / "run"):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
@@ -352,34 +361,110 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_loss_that_is_not_finite_names_step_and_images(tmp_path: Path, capsys) -> None:
-    assert train(tmp_path / "run", "--train.lr=1e30", "--train.clip_grad=0") == 1
+def test_a_loss_that_stays_bad_names_step_and_images(tmp_path: Path, capsys) -> None:
+    options = ("--train.lr=1e30", "--train.clip_grad=0", "--train.max_bad_steps=0")
+    assert train(tmp_path / "run", *options) == 1
     message = capsys.readouterr().err
     assert "the loss is nan at step" in message or "the loss is inf at step" in message
     assert "train-000" in message
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(
-    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: list[int], factor: float) -> None:
+    """Multiply the losses of the first image of the batch at these steps."""
+    original = trainer.Trainer._compute_loss
+
+    def compute(self: trainer.Trainer, *batch: torch.Tensor):
+        losses, cells = original(self, *batch)
+        if self.progress.step in steps:
+            losses = losses * torch.tensor([factor] + [1.0] * (len(losses) - 1))
+        return losses, cells
+
+    monkeypatch.setattr(trainer.Trainer, "_compute_loss", compute)
+
+
+@pytest.mark.parametrize(("factor", "words"), [(float("nan"), "is nan"), (1e6, "times the usual")])
+def test_bad_steps_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch, factor: float, words: str
 ) -> None:
-    run = tmp_path / "run"
+    monkeypatch.setattr(trainer, "SETTLED", 2)
+    spoil(monkeypatch, [2, 3], factor)
+    assert train(tmp_path / "run", "--train.batch_size=8", epochs=1) == 0
+    left_out = [text for text in caplog.messages if "this step is left out" in text]
+    assert len(left_out) == 2
+    assert words in left_out[0]
+    assert left_out[0].count("train-000") == (1 if factor != factor else 8)
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert figures["skipped_steps"] == 2
+    assert "on the way: 2 steps left out" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    tmp_path: Path, capsys, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss may be: the square root of zero, for one."""
+    original = trainer.Trainer._compute_loss
+
+    def compute(self: trainer.Trainer, *batch: torch.Tensor):
+        losses, cells = original(self, *batch)
+        return losses + (losses * 0).sqrt(), cells
+
+    monkeypatch.setattr(trainer.Trainer, "_compute_loss", compute)
+    assert train(tmp_path / "run", "--train.max_bad_steps=2", epochs=1) == 1
+    assert "the gradient is nan at step 2 (epoch 1), after 2 steps left out" in (
+        capsys.readouterr().err
+    )
+    assert caplog.text.count("this step is left out") == 2
+
+
+def test_a_worker_that_dies_is_told_in_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+    from mltr.data.loading import ImageDataset
+
+    monkeypatch.setattr(ImageDataset, "__getitem__", lambda *_: os.kill(os.getpid(), 9))
+    assert train(tmp_path / "run", "--data.workers=1") == 1
+    message = capsys.readouterr().err
+    assert "a process that loads images died" in message
+    assert "lower data.workers" in message
+
+
+def fail_saves(monkeypatch: pytest.MonkeyPatch, first: int, kind: str = "optimizer") -> None:
+    """Let the disk be full from the save number `first` on, of states that hold a `kind`."""
     original, saves = torch.save, 0
 
-    def fail_later(state, file, *rest):
+    def save(state, file, *rest):
         nonlocal saves
-        saves += "optimizer" in state
-        if saves > 1:
+        saves += kind in state["shared"]
+        if saves >= first and kind in state["shared"]:
             file.write(b"half of it")
             raise OSError(28, "No space left on device")
         return original(state, file, *rest)
 
-    monkeypatch.setattr(torch, "save", fail_later)
-    assert train(run) == 1
-    assert "No space left on device" in capsys.readouterr().err
-    state = torch.load(run / "checkpoint" / "state.pt", weights_only=True)
-    assert state["progress"]["epoch"] == 1
+    monkeypatch.setattr(torch, "save", save)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    run = tmp_path / "run"
+    fail_saves(monkeypatch, first=2)
+    assert train(run) == 0
+    assert "going on, although: can't write" in caplog.text
+    assert "No space left on device; free some space" in caplog.text
+    assert "on the way: 1 files not saved" in caplog.text
+    assert same_weights(run, finished)
+    (run / "metrics.json").unlink()
+    assert progress(run)["epoch"] == 1
+    assert not list((run / "checkpoint").glob(".tmp-*"))
     monkeypatch.undo()
     assert train(run, "--resume") == 0
+    assert same_weights(run, finished)
+
+
+def test_a_disk_that_never_has_room_ends_in_one_line(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_saves(monkeypatch, first=1, kind="weights")
+    assert train(tmp_path / "run", epochs=1) == 1
+    assert "no weights to keep: none could be saved" in capsys.readouterr().err
 
 
 def write_photos(folder: Path, count: int = 40) -> Path:

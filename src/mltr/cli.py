@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mltr import __version__
 from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.launch import launched_rank
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,19 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run a command; return 0, or 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+
+    A training that was told to end by SIGTERM ends with code 75, for schedulers to start again.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("mltr").setLevel(logging.DEBUG if debug else logging.INFO)
+    rank = launched_rank()
+    logging.getLogger("mltr").setLevel(
+        logging.DEBUG if debug else logging.INFO if rank == 0 else logging.ERROR
+    )
+    speaker = "mltr" if rank == 0 else f"mltr: process {rank}"
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
@@ -75,13 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MltrError as error:
         if debug:
             raise
-        print(f"mltr: error: {error}", file=sys.stderr)
+        if rank == 0 or not isinstance(error, UsageError):  # wrong usage is so in all processes
+            print(f"{speaker}: error: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
         if debug:
             raise
         print(
-            f"mltr: unexpected {type(error).__name__}: {error}\n"
+            f"{speaker}: unexpected {type(error).__name__}: {error}\n"
             "Run it again with --debug for the traceback, and please report it.",
             file=sys.stderr,
         )

@@ -143,7 +143,7 @@ class TrainConfig:
     epochs: int = 40
     stop_epoch: int = 0  #: end here although the schedule is laid out for `epochs` (0: at the end)
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int = 64  #: images a batch, over all processes together
     accumulation: int = 1  #: batches an optimiser step
     optimizer: Literal["adamw", "adam"] = "adamw"
     lr: float = 1e-3  #: highest learning rate
@@ -160,16 +160,29 @@ class TrainConfig:
     min_size: int = 0  #: pixels; image side at the first epoch, growing to the full (0: constant)
     threads: int = 0  #: CPU threads of the main process (0: torch's default)
     compile: bool = False  #: torch.compile the network
+    sharding: Literal["none", "fsdp"] = "none"  #: several processes: a whole network each, or parts
+    save_minutes: float = 10.0  #: greatest time between checkpoints (0: after every step)
+    keep: int = 2  #: checkpoints kept, the latest ones; the best weights are kept besides
+    max_bad_steps: int = 3  #: steps in a row left out for a bad loss or gradient before a run stops
+    spike_factor: float = 20.0  #: a loss so many times the usual one is bad, like nan (0: it isn't)
+    timeout_s: float = 1800.0  #: after which a process that doesn't answer the others is given up
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "eval_every"):
+        for name in ("epochs", "batch_size", "accumulation", "eval_every", "keep"):
             _require(getattr(self, name) >= 1, f"train.{name} must be at least 1")
-        for name in ("stop_epoch", "patience", "min_size", "threads", "clip_grad"):
+        for name in (
+            "stop_epoch", "patience", "min_size", "threads", "clip_grad", "warmup_epochs",
+            "save_minutes", "max_bad_steps", "spike_factor",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative")
         _require(self.lr > 0, "train.lr must be positive")
         _require(0 <= self.ema_decay < 1, "train.ema_decay must lie in [0, 1)")
         _require(0 < self.layer_decay <= 1, "train.layer_decay must lie in (0, 1]")
-        _require(self.warmup_epochs >= 0, "train.warmup_epochs must not be negative")
+        _require(self.timeout_s > 0, "train.timeout_s must be positive")
+        _require(
+            self.sharding == "none" or self.precision != "fp16",
+            "train.sharding fsdp needs train.precision fp32 or bf16",
+        )
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from mltr.build import model_overrides
 from mltr.config import Config
 from mltr.devices import (
     BEST_SHARE,
@@ -23,7 +24,6 @@ from mltr.devices import (
 )
 from mltr.model import create_model, default_image_size
 from mltr.optim import growing_sizes
-from mltr.trainer import model_overrides
 from mltr.workload import Workload, measure_step, state_bytes
 
 GIB = 2**30

@@ -138,6 +138,12 @@ class Loss(nn.Module):
         """Return the reduced loss of logits [B, K] against targets [B, K]."""
         return self.function(logits, targets, class_weights=self.class_weights, **self.settings)
 
+    def per_image(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of each image's losses [B], and of how many known cells it is [B]."""
+        settings = self.settings | {"reduction": "none"}
+        losses = self.function(logits, targets, class_weights=self.class_weights, **settings)
+        return losses.sum(dim=1), (targets >= 0).sum(dim=1)
+
     def extra_repr(self) -> str:
         """Show which loss, with which settings."""
         settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())

@@ -21,6 +21,7 @@ from mltr.data.records import Split
 from mltr.errors import BrokenImage, MltrError
 from mltr.files import write_atomically
 from mltr.gallery import Tile
+from mltr.processes import Processes
 
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -48,28 +49,49 @@ def predict_split(
     autocast: torch.dtype | None = None,
     cache: Path | None = None,
     on_batch: Callable[[], object] = lambda: None,
+    processes: Processes | None = None,
 ) -> Predictions:
     """Score every image of a split once, in order; the model is left in eval mode.
 
     `autocast` computes in bfloat16 or float16 where that is safe; `cache` is as for
-    `ImageDataset`; `on_batch` is called after each batch, for a progress bar.
+    `ImageDataset`; `on_batch` is called after each batch, for a progress bar. Several
+    `processes` share the images, each `batch_size` of them, and all get all scores.
     """
+    processes = processes or Processes()
     model.eval()
     dataset = ImageDataset(split, preprocess, cache=cache)
     probs = np.zeros((len(split), len(split.classes)), np.float32)
     targets = np.full(probs.shape, -1, np.int8)
+    seen = np.zeros((len(split), 1), np.float32)
     errors: list[str] = []
     kind = torch.device(device).type
-    for batch in make_loader(dataset, batch_size, workers=workers, device=device):
+    loader = make_loader(
+        dataset, batch_size, workers=workers, device=device,
+        rank=processes.rank, processes=processes.count,
+    )  # fmt: skip
+    for batch in loader:
         with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
             logits = model(batch.images)
         rows = batch.indices.numpy()
         probs[rows] = logits.float().sigmoid().cpu().numpy()
         targets[rows] = batch.targets.numpy()
+        seen[rows] = 1
         errors += batch.errors
         on_batch()
     names = tuple(record.name for record in split)
-    return Predictions(probs, targets, names, split.classes, tuple(errors))
+    own = Predictions(probs, targets, names, split.classes, tuple(errors))
+    return own if processes.count == 1 else _gathered(own, seen, processes)
+
+
+def _gathered(own: Predictions, seen: NDArray[np.float32], processes: Processes) -> Predictions:
+    """Return what all processes say together; an image that two of them saw counts once."""
+    times = processes.add_up(torch.from_numpy(seen.copy()))
+    probs = processes.add_up(torch.from_numpy(own.probs * seen)) / times
+    targets = processes.add_up(torch.from_numpy(own.targets * seen)) / times
+    errors = dict.fromkeys(processes.gather_lists(list(own.errors)))
+    return replace(
+        own, probs=probs.numpy(), targets=targets.to(torch.int8).numpy(), errors=tuple(errors)
+    )
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

@@ -20,19 +20,14 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mltr import train
-from mltr.data.loading import ImageDataset, make_loader
+from mltr.build import build_model, model_overrides
+from mltr.data.loading import ImageDataset, make_loader, share
 from mltr.data.sources import open_images
 from mltr.errors import UsageError
 from mltr.files import write_json
 from mltr.model import MlTr
-from mltr.trainer import (
-    PICTURES,
-    Trainer,
-    build_model,
-    load_tensors,
-    model_overrides,
-    training_words,
-)
+from mltr.standing import training_words
+from mltr.trainer import PICTURES, Trainer
 from mltr.weights import save_bundle
 
 if TYPE_CHECKING:
@@ -114,6 +109,8 @@ class Pretrainer(Trainer):
     """The loop of training, with hidden pixels in the place of labels."""
 
     command = "pretrain"
+    judged_by = "val_loss"
+    lower_is_better = True
 
     def _build_model(self) -> nn.Module:
         network = build_model(self.config.model, 0, self.image_size)
@@ -128,42 +125,45 @@ class Pretrainer(Trainer):
             raise UsageError("train.min_size: images of a pretraining don't grow; leave it at 0")
         return model
 
+    @property
+    def is_mean(self) -> bool:
+        """The loss is always a mean, over the images that can be read."""
+        return True
+
     def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        errors = self._errors(self.forward, images, self._generator())
+        batch_size = min(self.config.train.batch_size, len(self.splits.train))
+        errors = self._errors(self.forward, images, batch_size, self._generator())
         # Of images that can't be read nothing is to be learnt.
         readable = images.flatten(1).any(dim=1).to(errors.device)
-        return (errors * readable).sum() / readable.sum().clamp(min=1), errors[:, None]
+        return errors * readable, readable
 
-    def _errors(self, forward: Any, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _errors(
+        self, forward: Any, images: Tensor, batch_size: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return the error of each image, this process's share of a batch of all."""
         model = self._plain_model()
-        mask = random_mask(len(images), images.shape[2] // model.stride, generator)
+        mask = random_mask(batch_size, images.shape[2] // model.stride, generator)
+        mask = share(mask, self.processes.rank, self.processes.count)
         device = self.accelerator.device
         with self.accelerator.autocast():
             return masked_error(forward, images.to(device), mask.to(device), model.stride)
 
-    def _validate(self) -> dict[str, float]:
-        """Return the error on the validation images, hidden alike every time."""
-        model = self._plain_model()
-        found = {"val_loss": self._val_loss()}
-        self._keep_if_best(-found["val_loss"], is_average=False)
-        if self.average is not None:
-            raw = {name: value.clone() for name, value in model.state_dict().items()}
-            model.load_state_dict(self.average.weights)
-            found["val_loss_ema"] = self._val_loss()
-            self._keep_if_best(-found["val_loss_ema"], is_average=True)
-            model.load_state_dict(raw)
-        return found
-
     @torch.inference_mode()
-    def _val_loss(self) -> float:
-        model = self._plain_model().eval()
+    def _score(self) -> float:
+        """Return the error on the validation images, hidden alike every time."""
+        model, processes = self._plain_model().eval(), self.processes
         generator = torch.Generator().manual_seed(self.config.train.seed)
         dataset = ImageDataset(self.splits.val, self.preprocess, cache=self.cache)
-        errors = [
-            self._errors(model, batch.images, generator).cpu()
-            for batch in make_loader(dataset, self.config.train.batch_size)
-        ]
-        return float(torch.cat(errors).mean())
+        errors, left = [], len(dataset)
+        for batch in make_loader(
+            dataset, self.config.train.batch_size, rank=processes.rank, processes=processes.count
+        ):
+            count = min(self.config.train.batch_size, left)
+            own = self._errors(model, batch.images, count, generator)
+            errors.append(own[: max(count - processes.rank, 0)].cpu())  # no image counts twice
+            left -= count
+        total = float(torch.cat(errors).double().sum())
+        return float(processes.gather([total]).sum()) / len(dataset)
 
     def _line(self, row: dict[str, Any], last: int) -> str:
         parts = training_words(row, last)
@@ -193,14 +193,15 @@ class Pretrainer(Trainer):
             for values in (self.preprocess.mean, self.preprocess.std)
         )
         rows = [torch.cat(list(row * std + mean), dim=2) for row in shown]
+        if not self.processes.is_main:
+            return
         pixels = (torch.cat(rows, dim=1).clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
         Image.fromarray(np.ascontiguousarray(pixels)).save(self.folder.path / PICTURE_FILE)
 
     def finish(self, quiet: bool = False) -> dict[str, Any]:
         """Write the bundle of the best weights, which has no classes yet."""
-        model = self._plain_model()
-        model.load_state_dict(load_tensors(self.folder.best))
-        progress = self.progress
+        self.is_finishing = True
+        model, progress = self.load_best(), self.progress
         figures = {
             "val_loss": -progress.best_map,
             "best_epoch": progress.best_epoch + 1,
@@ -210,6 +211,8 @@ class Pretrainer(Trainer):
             "images_in_splits": {split.name: len(split) for split in self.splits},
             "broken_training_images": list(progress.broken.values()),
         }
+        if not self.processes.is_main:
+            return figures
         save_bundle(
             self.folder.path, model=model.network, name=self.config.model.name,
             overrides=model_overrides(self.config.model, self.image_size), classes=(),
@@ -221,6 +224,7 @@ class Pretrainer(Trainer):
                 f"{self.folder.path}: pretrained, {PICTURE_FILE} shows what it guesses; "
                 f"train from it: mltr train RECIPE --model.init {self.folder.path}"
             )
+        self._tell_the_end()
         return figures
 
 

@@ -18,6 +18,7 @@ from mltr.errors import MltrError, UsageError
 from mltr.files import text_writer, write_atomically, write_json
 from mltr.predictions import PREDICTIONS_FILE
 from mltr.recipe import load_recipe, to_yaml
+from mltr.states import delete_states, has_state
 from mltr.weights import CONFIG_FILE, WEIGHTS_FILE
 
 FREE_KEYS = ("overrides", "head_options")  #: of a recipe: options with names of their own
@@ -36,14 +37,9 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
-    def checkpoint(self) -> Path:
-        """Everything needed to go on."""
-        return self.path / "checkpoint" / "state.pt"
-
-    @property
-    def best(self) -> Path:
-        """The weights that did best on the validation images."""
-        return self.path / "checkpoint" / "best.pt"
+    def checkpoints(self) -> Path:
+        """Everything needed to go on, and the weights that did best; see `States`."""
+        return self.path / "checkpoint"
 
     @property
     def splits(self) -> Path:
@@ -72,18 +68,31 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether anything here would be lost by writing another run."""
-        own = (self.recipe, self.checkpoint, self.path / WEIGHTS_FILE, self.path / CONFIG_FILE)
-        return any(path.exists() for path in own)
+        own = (self.recipe, self.path / WEIGHTS_FILE, self.path / CONFIG_FILE)
+        return any(path.exists() for path in own) or self.holds_a_state()
+
+    def holds_a_state(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return has_state(self.checkpoints)
+
+    def has_only_begun(self) -> bool:
+        """Whether a run was started here and ended before anything was worth keeping."""
+        return (
+            self.recipe.exists()
+            and not self.holds_a_state()
+            and not (self.path / WEIGHTS_FILE).exists()
+        )
 
     def clear(self) -> None:
         """Delete a previous run's files, and nothing else."""
         names = [
-            self.recipe, self.checkpoint, self.best, self.log, self.metrics, self.predictions,
+            self.recipe, self.log, self.metrics, self.predictions,
             self.path / WEIGHTS_FILE, self.path / CONFIG_FILE,
             *self.tensorboard.glob("events.out.tfevents.*"),
         ]  # fmt: skip
         for name in names:
             name.unlink(missing_ok=True)
+        delete_states(self.checkpoints)
 
     def begin(self, config: Config, splits: Splits) -> None:
         """Delete a previous run and write what this one starts from: recipe, versions, images."""
@@ -134,7 +143,13 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: choose one")
     if resume:
-        _check_resumable(folder, config)
+        if folder.metrics.is_file():
+            raise UsageError(f"{folder.path} is finished; see {folder.metrics}")
+        if not folder.holds_a_state():
+            raise MltrError(
+                f"{folder.path} has no checkpoint to resume from; start it without --resume"
+            )
+        check_recipe(folder, config)
         return folder
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; --out names a folder")
@@ -150,13 +165,8 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
     return folder
 
 
-def _check_resumable(folder: RunFolder, config: Config) -> None:
-    if folder.metrics.is_file():
-        raise UsageError(f"{folder.path} is finished; see {folder.metrics}")
-    if not folder.checkpoint.is_file():
-        raise MltrError(
-            f"{folder.path} has no checkpoint to resume from; start it without --resume"
-        )
+def check_recipe(folder: RunFolder, config: Config) -> None:
+    """Raise `UsageError` unless a run was started with this very recipe."""
     before, now = asdict(load_recipe(folder.recipe)), asdict(config)
     changed = [f"{key} was {old!r} and is {new!r}" for key, old, new in differences(before, now)]
     if changed:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltr.config import Config
+from mltr.errors import UsageError
+from mltr.launch import launched_processes, launched_rank
 
 if TYPE_CHECKING:
     from mltr.data.records import Splits
     from mltr.runs import RunFolder
     from mltr.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="RUN", help="the run's folder (default: runs/NAME-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument(
+        "--auto-resume", action="store_true",
+        help="resume if there is something to, else start: for jobs that are started again",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
     parser.add_argument(
         "--json", metavar="FILE", help="write the test figures there (- for stdout)"
@@ -42,13 +52,25 @@ def run_recipe(
 ) -> int:
     """Do what a recipe says in the folder that the arguments name, by `train` or its like."""
     from mltr.recipe import find_recipe, load_recipe
-    from mltr.runs import default_folder, open_run, write_figures
+    from mltr.runs import RunFolder, check_recipe, default_folder, open_run, write_figures
 
     config = load_recipe(find_recipe(args.recipe), overrides)
+    if not args.out and (args.auto_resume or launched_processes() > 1):
+        raise UsageError("name the run's folder by --out: all processes and restarts need the same")
     out = Path(args.out) if args.out else default_folder(args.recipe)
-    folder = open_run(out, config, resume=args.resume, overwrite=args.overwrite)
-    figures = job(config, folder, resume=args.resume, quiet=args.json == "-")
-    if args.json:
+    folder, resume, overwrite = RunFolder(out), args.resume, args.overwrite
+    if args.auto_resume:
+        if resume or overwrite:
+            raise UsageError("--auto-resume decides itself: leave out --resume and --overwrite")
+        resume, overwrite = folder.holds_a_state(), folder.has_only_begun()
+    if args.auto_resume and folder.metrics.is_file():
+        check_recipe(folder, config)
+        log.info("%s is finished already", out)
+        figures = json.loads(folder.metrics.read_text())
+    else:
+        folder = open_run(out, config, resume=resume, overwrite=overwrite)
+        figures = job(config, folder, resume=resume, quiet=args.json == "-")
+    if args.json and launched_rank() == 0:
         write_figures(args.json, figures)
     return 0
 
@@ -59,8 +81,8 @@ def train(
     """Train, choose the best epoch on the validation images, score the test images once.
 
     Returns the test figures, which are also in the folder's metrics.json. Raises `MltrError` for
-    unusable data, a loss that is not finite, or too many broken images; `KeyboardInterrupt` after
-    saving where Ctrl-C was pressed.
+    unusable data, a loss that stays bad, or too many broken images; after saving, where Ctrl-C
+    was pressed, `KeyboardInterrupt`, and on SIGTERM `SystemExit` with code 75.
     """
     from mltr.data.sources import open_splits
     from mltr.trainer import Trainer
@@ -77,9 +99,12 @@ def run_trainer(
     if resume:
         folder.check_images(splits)
     trainer = kind(config, splits, folder)
-    if resume:
-        trainer.restore()
-    else:  # now that data and network are known to be sound, a previous run may go
-        folder.begin(config, splits)
-    trainer.fit()
-    return trainer.finish(quiet)
+    with trainer.guarded():
+        if resume:
+            trainer.restore()
+        elif launched_rank() == 0:  # data and network are sound: a previous run may go
+            folder.begin(config, splits)
+        trainer.fit()
+        figures = trainer.finish(quiet)
+    trainer.accelerator.end_training()
+    return figures

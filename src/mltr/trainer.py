@@ -1,79 +1,83 @@
-"""The training loop and its state, on accelerate."""
+"""The training loop and its state, on accelerate, in one process or in many."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-import os
-import pickle
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from rich.console import Console
-from rich.progress import track
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.distributed.tensor import DTensor
 
-from mltr.config import Config, ModelConfig
-from mltr.convert import initialise
+from mltr.build import build_model, model_overrides
+from mltr.config import Config
 from mltr.data.loading import Batch, ImageDataset, make_loader
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split, Splits
 from mltr.data.transforms import mix_batch
 from mltr.download import cache_folder
-from mltr.errors import MltrError
+from mltr.errors import MltrError, UsageError
 from mltr.evaluate import print_report, report, save_curves
-from mltr.files import write_atomically, write_json
+from mltr.files import write_json
 from mltr.gallery import contact_sheet
+from mltr.guards import (
+    BLAMED,
+    EXIT_PREEMPTED,
+    SETTLED,
+    blame,
+    noted_signals,
+    told_workers,
+    usual_after,
+    what_is_bad,
+)  # fmt: skip
 from mltr.losses import build_loss
 from mltr.metrics import evaluate
-from mltr.model import create_model, default_image_size
+from mltr.model import default_image_size
 from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
 from mltr.precision import AUTOCAST, choose_precision
 from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
+from mltr.processes import join_processes
 from mltr.runs import RunFolder, draw_curves
-from mltr.weights import checkpoint_writer, save_bundle
+from mltr.sharding import load_optimizer, placed_like, shard
+from mltr.standing import (
+    Progress,
+    map_words,
+    tell_images,
+    tensorboard,
+    training_words,
+    with_bar,
+    write_scalars,
+)  # fmt: skip
+from mltr.states import States, random_states, set_random_states
+from mltr.weights import save_bundle
 
 log = logging.getLogger(__name__)
 
 PICTURES = 12  #: validation images shown in TensorBoard
 
 
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint."""
-
-    epoch: int = 0  #: the epoch under way, from 0
-    batch: int = 0  #: batches of it that are done
-    step: int = 0  #: optimiser steps in all
-    loss_sum: float = 0.0  #: over the images of the epoch under way
-    images_seen: int = 0  #: in the epoch under way
-    seconds: float = 0.0  #: of training and validation, in all
-    best_map: float = -1.0
-    best_epoch: int = -1
-    best_is_average: bool = False
-    broken: dict[str, str] = field(default_factory=dict)  #: name of an image to what is wrong
-
-
 class Trainer:
     """The loop and its state: the network, its averaged weights, the optimiser, `Progress`.
 
-    What is learnt, how it is judged and what is left at the end can be replaced; `Pretrainer`
-    does so.
+    Several processes take the same steps as one does, each on its share of every batch. What is
+    learnt, how it is judged and what is left at the end can be replaced; `Pretrainer` does so.
     """
 
     command = "train"  #: by which a run is resumed
+    judged_by = "val_map"  #: name of the figure that chooses the epoch
+    lower_is_better = False
 
     def __init__(self, config: Config, splits: Splits, folder: RunFolder) -> None:
         settings = config.train
@@ -81,52 +85,79 @@ class Trainer:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         set_seed(settings.seed)
-        AcceleratorState._reset_state()  # else a process could train in one precision only
+        self.processes = join_processes(settings.timeout_s)
         self.precision = choose_precision(settings.precision, PartialState().device)
         self.accelerator = Accelerator(
             mixed_precision="no" if self.precision == "fp32" else self.precision,
             gradient_accumulation_steps=settings.accumulation,
         )
+        self._check_sizes()
+        self.states = States(folder.checkpoints, self.processes)
         self.image_size = config.model.image_size or default_image_size(config.model.name)
-        self.model = self._build_model()
         self.preprocess = Preprocess.from_config(
             config.augment, self.image_size, config.data.base_size
         )
-        self.model.to(self.accelerator.device)
-        self.average = AveragedModel(self.model, settings.ema_decay) if settings.ema_decay else None
+        self._prepare_network(self._build_model())
+        if self.processes.rank:  # dropout of its own, once all have built the same network
+            set_seed(settings.seed + self.processes.rank)
         self.loss = build_loss(config.loss).to(self.accelerator.device)
-        self.model, self.optimizer = self.accelerator.prepare(
-            self.model, make_optimizer(self.model, settings)
-        )
-        self.forward = torch.compile(self.model) if settings.compile else self.model
+        sizes = growing_sizes(settings.min_size, self.image_size, settings.epochs)
         dataset = ImageDataset(
-            splits.train,
-            self.preprocess,
-            config.augment,
-            settings.seed,
-            sizes=growing_sizes(settings.min_size, self.image_size, settings.epochs),
-            cache=self.cache,
+            splits.train, self.preprocess, config.augment, settings.seed, sizes, self.cache
         )
         self.loader = make_loader(
-            dataset,
-            settings.batch_size,
-            shuffle=True,
-            drop_last=True,
-            workers=config.data.workers,
-            seed=settings.seed,
-            device=self.accelerator.device,
-        )
+            dataset, settings.batch_size, shuffle=True, drop_last=True,
+            workers=config.data.workers, seed=settings.seed, device=self.accelerator.device,
+            rank=self.processes.rank, processes=self.processes.count,
+        )  # fmt: skip
         self.progress = Progress()
         self.rows = folder.read_log()
-        self.interrupted = False
+        self.interrupted: int = 0  #: the signal that asks this process to stop
+        self.asked_to_stop: int = 0  #: the one that all processes have agreed on
+        self.save_is_due = self.is_finishing = self.is_spoiled = False
+        self.saved_at, self.saved_name = time.monotonic(), ""
+        self.clock = time.perf_counter()
+        self.processes.wait()  # all have looked into the folder: now it may change
+
+    def _check_sizes(self) -> None:
+        """Raise `UsageError` where some process would have nothing to do."""
+        smallest = min(self.config.train.batch_size, len(self.splits.train))
+        if smallest < self.processes.count:
+            raise UsageError(
+                f"{smallest} images a batch can't be shared by {self.processes.count} processes: "
+                "raise train.batch_size, which counts them all"
+            )
 
     def _build_model(self) -> nn.Module:
         return build_model(self.config.model, len(self.splits.train.classes), self.image_size)
+
+    def _prepare_network(self, model: Any) -> None:
+        """Put the network on its device, in whole or divided, with its optimiser and average."""
+        settings, device = self.config.train, self.accelerator.device
+        self.is_sharded = settings.sharding == "fsdp" and self.processes.count > 1
+        if self.processes.count > 1 and device.type == "cuda":  # torch has none for CPUs
+            model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        # Without its memory: what the divided weights are put together in at the end.
+        self.frame = copy.deepcopy(model).to("meta") if self.is_sharded else model
+        if settings.grad_checkpointing:
+            model.set_grad_checkpointing()
+        model.to(device)
+        if self.is_sharded:
+            shard(model, self.processes.count, device)
+        self.average = AveragedModel(model, settings.ema_decay) if settings.ema_decay else None
+        self.optimizer = self.accelerator.prepare(make_optimizer(model, settings))
+        self.model = model if self.is_sharded else self.accelerator.prepare(model)
+        self.forward = torch.compile(self.model) if settings.compile else self.model
 
     @property
     def cache(self) -> Path | None:
         """Folder of squashed images, where the recipe wants them kept."""
         return cache_folder() if self.config.data.cache else None
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the loss is a mean over what it counts, not a sum."""
+        return self.config.loss.reduction == "mean"
 
     @property
     def total_steps(self) -> int:
@@ -136,22 +167,28 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------
 
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Note Ctrl-C and SIGTERM, and say in a line what processes and workers died of."""
+        with noted_signals(self._note_signal), told_workers(), self.processes.watched():
+            yield
+
     def fit(self) -> None:
-        """Train until the last epoch, or until patience or Ctrl-C ends it."""
+        """Train until the last epoch, or until patience or a signal ends it."""
         settings = self.config.train
         last = min(settings.stop_epoch or settings.epochs, settings.epochs)
         self._announce(last)
-        with self._catch_interrupt():
-            while self.progress.epoch < last:
-                waited = self.progress.epoch - 1 - self.progress.best_epoch
-                if settings.patience and waited >= settings.patience:
-                    log.info("no better validation map for %d epochs: stopped", waited)
-                    break
-                began = time.perf_counter()
-                self._train_epoch(last)
-                self._end_epoch(last, began)
-                if self.interrupted:
-                    self._stop()
+        self.clock = time.perf_counter()
+        while self.progress.epoch < last:
+            waited = self.progress.epoch - 1 - self.progress.best_epoch
+            if settings.patience and waited >= settings.patience:
+                log.info("no better validation map for %d epochs: stopped", waited)
+                break
+            self._train_epoch(last)
+            self._end_epoch(last)
+            self.asked_to_stop = int(self.processes.gather([self.interrupted]).max())
+            if self.asked_to_stop:
+                self._stop()
         self._draw_pictures()
 
     def _train_epoch(self, last: int) -> None:
@@ -159,13 +196,15 @@ class Trainer:
         progress = self.progress
         self.model.train()
         batches = self.loader.epoch(progress.epoch, progress.batch)
-        for batch in _with_bar(batches, len(self.loader), progress, last):
-            self._note_broken(batch.errors)
+        shown = self.processes.is_main
+        for batch in with_bar(batches, len(self.loader), progress, last, shown):
             with self._accumulate():
-                self._step(batch.images, batch.targets, batch.indices)
+                self._step(batch)
             progress.batch += 1
-            if self.interrupted and self.accelerator.sync_gradients:
+            if self.accelerator.sync_gradients and self.asked_to_stop:
                 self._stop()
+            if self.accelerator.sync_gradients and self.save_is_due:
+                self.save()
 
     @contextmanager
     def _accumulate(self) -> Iterator[None]:
@@ -179,36 +218,72 @@ class Trainer:
         with nullcontext() if complete else self.accelerator.no_sync(self.model):
             yield
 
-    def _step(self, images: Tensor, targets: Tensor, indices: Tensor) -> None:
+    def _step(self, batch: Batch) -> None:
         """Forward, backward, and, where gradients are complete, an optimiser step."""
+        losses, cells = self._compute_loss(batch.images, batch.targets)
+        loss, reason = self._agree(losses, cells, batch)
+        if reason:
+            self._leave_out(reason, losses, batch.indices)
+        if not self.is_spoiled:
+            self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self._update(losses, batch.indices)
+
+    def _agree(self, losses: Tensor, cells: Tensor, batch: Batch) -> tuple[Tensor, str]:
+        """Return the loss to go back from, and what is wrong with that of all processes.
+
+        Their gradients are averaged afterwards; what is returned makes that the gradient of the
+        whole batch, whatever the shares. In passing they tell each other what else concerns all.
+        """
+        progress, settings = self.progress, self.config.train
+        due = time.monotonic() - self.saved_at >= 60 * settings.save_minutes
+        total, count = torch.stack([losses.detach().sum(), cells.sum()]).tolist()
+        numbers = [total, count, len(losses), self.interrupted, due, len(batch.errors)]
+        table = self.processes.gather(numbers)
+        total, count, images, _, _, errors = table.sum(dim=0).tolist()
+        self.asked_to_stop = int(table[:, 3].max())
+        self.save_is_due = bool(table[0, 4])
+        if errors:
+            self._note_broken(self.processes.gather_lists(batch.errors))
+        divisor = max(count, 1) if self.is_mean else 1
+        per_image = total / divisor if self.is_mean else total / images
+        settled = progress.step >= SETTLED
+        reason = what_is_bad(per_image, progress.usual_loss, settled * settings.spike_factor)
+        if not reason:
+            progress.usual_loss = usual_after(per_image, progress.usual_loss)
+            progress.loss_sum += per_image * images
+            progress.images_seen += int(images)
+        return losses.sum() * (self.processes.count / divisor), reason
+
+    def _update(self, losses: Tensor, indices: Tensor) -> None:
+        """Make an optimiser step, unless something about it is bad."""
         settings, progress = self.config.train, self.progress
-        loss, outputs = self._compute_loss(images, targets)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            self._stop_at_bad_loss(value, outputs, indices)
-        per_image = value / len(images) if self.config.loss.reduction == "sum" else value
-        progress.loss_sum += per_image * len(images)
-        progress.images_seen += len(images)
         share = settings.warmup_epochs / settings.epochs
         factor = lr_factor(progress.step / self.total_steps, share, settings.schedule)
         set_lr(self.optimizer, settings.lr * factor)
-        self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients and settings.clip_grad:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.accelerator.sync_gradients:
+        if not self.is_spoiled:
+            greatest = settings.clip_grad or math.inf
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), greatest)
+            norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            # In fp16 the gradient overflows now and then; the scaler leaves these steps out.
+            if not math.isfinite(norm) and self.accelerator.scaler is None:
+                self._leave_out(f"the gradient is {norm}", losses, indices)
+        if not self.is_spoiled:
+            self.optimizer.step()
+            progress.bad_steps = 0
             if self.average is not None:
                 self.average.update(self._plain_model(), progress.step)
-            progress.step += 1
+        self.optimizer.zero_grad()
+        progress.step += 1
+        self.is_spoiled = False
 
     def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch, and a row for each image that shows which is to blame."""
+        """Return for each image the sum of its losses [B] and over how many cells it is [B]."""
         images, targets = self._mix(images, targets)
         device = self.accelerator.device
         with self.accelerator.autocast():
             logits = self.forward(images.to(device))
-        return self.loss(logits, targets.to(device)), logits
+        return self.loss.per_image(logits, targets.to(device))
 
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix, where the recipe wants it, by random numbers of this step alone."""
@@ -223,45 +298,83 @@ class Trainer:
             self.config.train.seed * 1_000_003 + self.progress.epoch * 10_007 + self.progress.batch
         )
 
-    def _end_epoch(self, last: int, began: float) -> None:
+    def _end_epoch(self, last: int) -> None:
         """Validate, keep the best weights, save, and tell."""
         progress, settings = self.progress, self.config.train
-        seconds = time.perf_counter() - began
+        self._count_seconds()
+        number = progress.epoch + 1
         row: dict[str, Any] = {
-            "epoch": progress.epoch + 1,
+            "epoch": number,
             "train_loss": progress.loss_sum / max(progress.images_seen, 1),
             "lr": self.optimizer.param_groups[-1]["lr"],
-            "images_per_s": progress.images_seen / seconds,
+            "images_per_s": progress.images_seen / progress.epoch_seconds,
         }
-        number = progress.epoch + 1
         if number % settings.eval_every == 0 or number == last:
             row |= self._validate()
-        progress.seconds += time.perf_counter() - began
+        progress.epoch, progress.batch = number, 0
+        progress.loss_sum, progress.images_seen, progress.epoch_seconds = 0.0, 0, 0.0
+        self._count_seconds()
         row["seconds"] = round(progress.seconds, 1)
         self.rows = [r for r in self.rows if r["epoch"] < number] + [row]
-        progress.epoch, progress.batch = number, 0
-        progress.loss_sum, progress.images_seen = 0.0, 0
-        self.folder.write_log(self.rows)
+        if self.processes.is_main:
+            with self._spared():
+                self.folder.write_log(self.rows)
+                write_scalars(self.folder.tensorboard, row)
         self.save()
-        self._write_scalars(row)
         log.info("%s", self._line(row, last))
+
+    def _count_seconds(self) -> None:
+        """Add the time since the last call to that of the run, and of the epoch under way."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self.clock
+        if self.progress.batch:
+            self.progress.epoch_seconds += now - self.clock
+        self.clock = now
+
+    # -- judging -------------------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float]:
         """Score the validation images; the better of raw and averaged weights may be the best."""
         model = self._plain_model()
-        found = {"val_map": self._val_map()}
-        self._keep_if_best(found["val_map"], is_average=False)
+        candidates = [model.state_dict()]
+        if self.average is not None:
+            candidates.append(self.average.weights)
+        # Each process has its own running statistics; the main one's are those that are saved.
+        buffers = [name for name, _ in model.named_buffers() if name in candidates[0]]
+        self.processes.copy_from_main(weights[name] for weights in candidates for name in buffers)
+        scores = [self._score()]
         if self.average is not None:
             raw = {name: value.clone() for name, value in model.state_dict().items()}
             model.load_state_dict(self.average.weights)
-            found["val_map_ema"] = self._val_map()
-            self._keep_if_best(found["val_map_ema"], is_average=True)
+            scores.append(self._score())
             model.load_state_dict(raw)
-        return found
+        self._keep_if_best([-s if self.lower_is_better else s for s in scores], candidates)
+        return dict(zip((self.judged_by, f"{self.judged_by}_ema"), scores, strict=False))
 
-    def _val_map(self) -> float:
+    def _score(self) -> float:
+        """Return how good the weights are on the validation images."""
         predictions = self._predict(self.splits.val, self.cache)
+        if not np.isfinite(predictions.probs).all():
+            self.processes.fail(
+                f"the network says nan of validation images after epoch {self.progress.epoch + 1}: "
+                "lower train.lr"
+            )
         return evaluate(predictions.probs, predictions.targets)["map"]
+
+    def _keep_if_best(self, scores: list[float], candidates: list[dict[str, Tensor]]) -> None:
+        before, progress = replace(self.progress), self.progress
+        for index, score in enumerate(scores):
+            if not score <= progress.best_map:  # nan, without positives: the latest is kept
+                progress.best_map, progress.best_epoch = score, progress.epoch
+                progress.best_is_average = index == 1
+        if progress.best_epoch != progress.epoch:
+            return
+        try:
+            weights = candidates[progress.best_is_average]
+            self.states.write(progress.best_name, {"weights": weights})
+        except MltrError as error:
+            vars(progress).update(vars(before))
+            self._note_failed_write(error)
 
     def _predict(self, split: Split, cache: Path | None) -> Predictions:
         return predict_split(
@@ -273,6 +386,7 @@ class Trainer:
             device=self.accelerator.device,
             autocast=AUTOCAST[self.precision],
             cache=cache,
+            processes=self.processes,
         )
 
     def _plain_model(self) -> Any:
@@ -291,101 +405,127 @@ class Trainer:
         broken, total = len(self.progress.broken), len(self.splits.train)
         if broken > self.config.data.max_broken * total:
             examples = "; ".join(list(self.progress.broken.values())[:3])
-            raise MltrError(
+            self.processes.fail(
                 f"{broken} of {total} training images are broken, more than data.max_broken="
                 f"{self.config.data.max_broken:g} allows: {examples}"
             )
 
-    def _stop_at_bad_loss(self, value: float, outputs: Tensor, indices: Tensor) -> None:
-        culprits = ~outputs.detach().isfinite().all(dim=1).cpu()
-        chosen = indices[culprits] if culprits.any() else indices
-        names = [self.splits.train[int(index)].name for index in chosen[:8]]
-        raise MltrError(
-            f"the loss is {value} at step {self.progress.step} (epoch {self.progress.epoch + 1}): "
-            f"lower train.lr, or look at these images: {', '.join(names)}"
-        )
+    def _leave_out(self, reason: str, losses: Tensor, indices: Tensor) -> None:
+        """Let the step under way change nothing; after too many of them in a row, stop."""
+        progress, limit = self.progress, self.config.train.max_bad_steps
+        own = [self.splits.train[int(index)].name for index in blame(losses, indices)]
+        names = ", ".join(self.processes.gather_lists(own)[:BLAMED])
+        if not self.is_spoiled:
+            progress.bad_steps += 1
+            progress.skipped_steps += 1
+        self.is_spoiled = True
+        where = f"{reason} at step {progress.step} (epoch {progress.epoch + 1})"
+        if progress.bad_steps > limit:
+            self.processes.fail(
+                f"{where}, after {limit} steps left out in a row for the like: lower train.lr, or "
+                f"look at these images: {names}"
+            )
+        log.warning("%s: this step is left out; images: %s", where, names)
 
     @contextmanager
-    def _catch_interrupt(self) -> Iterator[None]:
-        """Let the first Ctrl-C finish the step and save; the second one ends at once."""
-        own = os.getpid()
+    def _spared(self) -> Iterator[None]:
+        """Go on where something can't be written, and tell."""
+        try:
+            yield
+        except (MltrError, OSError) as error:
+            self._note_failed_write(error)
 
-        def note(signum: int, frame: FrameType | None) -> None:
-            if os.getpid() != own:  # a worker gets the terminal's signal too, and inherits this
-                return
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
+    def _note_failed_write(self, error: Exception) -> None:
+        self.progress.failed_writes += 1
+        log.warning("going on, although: %s", error)
+
+    def _note_signal(self, signum: int) -> None:
+        """Let the first signal finish the step and save; a second Ctrl-C ends at once."""
+        again = self.interrupted and signum == signal.SIGINT and self.processes.count == 1
+        if self.is_finishing or again:
+            self._leave(signum)
+        if not self.interrupted:
             log.warning("interrupted: finishing this step, then saving")
+        self.interrupted = self.interrupted or signum
 
-        try:
-            before = signal.signal(signal.SIGINT, note)
-        except ValueError:  # not the main thread, which alone may do so
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def _leave(self, signum: int) -> None:
+        raise SystemExit(EXIT_PREEMPTED) if signum == signal.SIGTERM else KeyboardInterrupt
 
     def _stop(self) -> None:
-        self.save()
-        log.warning(
-            "saved at epoch %d; go on by: mltr %s %s --out %s --resume",
-            self.progress.epoch + 1,
-            self.command,
-            self.folder.recipe,
-            self.folder.path,
-        )
-        raise KeyboardInterrupt
+        if self.save():
+            log.warning(
+                "saved at epoch %d; go on by: mltr %s %s --out %s --resume",
+                self.progress.epoch + 1, self.command, self.folder.recipe, self.folder.path,
+            )  # fmt: skip
+        self._leave(self.asked_to_stop)
 
     # -- saving and restoring ------------------------------------------------------------------
 
-    def _keep_if_best(self, val_map: float, is_average: bool) -> None:
-        progress = self.progress
-        if not val_map <= progress.best_map:  # nan, without positives: the latest is kept
-            progress.best_map, progress.best_epoch = val_map, progress.epoch
-            progress.best_is_average = is_average
-            weights = self._plain_model().state_dict()
-            write_atomically(self.folder.best, checkpoint_writer(weights))
-
-    def save(self) -> None:
-        """Write the checkpoint; whatever fails, the previous one survives."""
-        state = {
+    def save(self) -> bool:
+        """Write a checkpoint, unless that is done; whatever fails, the previous ones survive."""
+        self._count_seconds()
+        name = self.progress.name
+        self.saved_at = time.monotonic()
+        if name == self.saved_name:
+            return True
+        scaler = self.accelerator.scaler
+        shared = {
             "progress": asdict(self.progress),
             "model": self._plain_model().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.weights if self.average else None,
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "scaler": scaler.state_dict() if scaler else None,
         }
-        write_atomically(self.folder.checkpoint, checkpoint_writer(state))
+        try:
+            self.states.write(name, shared, random_states(), needs=self.progress.best_name)
+        except MltrError as error:
+            self._note_failed_write(error)
+            return False
+        self.saved_name = name
+        if self.processes.is_main:
+            self.states.prune(self.config.train.keep)
+        return True
 
     def restore(self) -> None:
-        """Take up where the checkpoint left off, in mid-epoch too."""
-        state = load_tensors(self.folder.checkpoint)
-        self._plain_model().load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take up where the latest sound checkpoint left off, in mid-epoch too."""
+        self.saved_name = self.states.latest()
+        shared, own = self.states.read(self.saved_name)
+        model = self._plain_model()
+        templates = model.state_dict()
+        model.load_state_dict(placed_like(shared["model"], templates))
+        load_optimizer(self.optimizer, shared["optimizer"])
         if self.average is not None:
-            self.average.weights = {
-                name: value.to(self.accelerator.device) for name, value in state["average"].items()
-            }
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        self.progress = Progress(**state["progress"])
+            device = self.accelerator.device
+            average = placed_like(shared["average"], templates)
+            self.average.weights = {name: value.to(device) for name, value in average.items()}
+        if self.accelerator.scaler and shared["scaler"]:
+            self.accelerator.scaler.load_state_dict(shared["scaler"])
+        if own:  # nothing, where there are more processes now than then
+            set_random_states(own)
+        self.progress = Progress(**shared["progress"])
         self.rows = [row for row in self.rows if row["epoch"] <= self.progress.epoch]
+
+    def load_best(self) -> Any:
+        """Load the best weights; return the network that holds them as a whole."""
+        if not self.progress.best_name:
+            self.processes.fail(f"{self.folder.path}: no weights to keep: none could be saved")
+        weights = self.states.read(self.progress.best_name)[0]["weights"]
+        model = self._plain_model()
+        model.load_state_dict(placed_like(weights, model.state_dict()))
+        if not self.is_sharded:
+            return model
+        self.frame.load_state_dict(weights, assign=True)
+        return self.frame
 
     def finish(self, quiet: bool = False) -> dict[str, Any]:
         """Write the bundle of the best weights and score the test images, once."""
-        model = self._plain_model()
-        model.load_state_dict(load_tensors(self.folder.best))
+        self.is_finishing = True
+        model = self.load_best()
         predictions = self._predict(self.splits.test, self.cache)
         full_report = report(predictions)
         figures = self._figures(full_report)
+        if not self.processes.is_main:
+            return figures
         save_bundle(
             self.folder.path, model=model, name=self.config.model.name,
             overrides=model_overrides(self.config.model, self.image_size),
@@ -398,7 +538,7 @@ class Trainer:
         save_curves(self.folder.path, predictions)
         if not quiet:
             print_report(full_report, f"{self.folder.path}, test")
-        log.info("run folder: %s", self.folder.path)
+        self._tell_the_end()
         return figures
 
     def _figures(self, full_report: dict[str, Any]) -> dict[str, Any]:
@@ -416,116 +556,36 @@ class Trainer:
             "train_images_per_s": round(rates[len(rates) // 2], 1),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "images_in_splits": {split.name: len(split) for split in self.splits},
+            "skipped_steps": progress.skipped_steps,
             "broken_training_images": list(self.progress.broken.values()),
         }
 
     # -- telling -------------------------------------------------------------------------------
 
     def _announce(self, last: int) -> None:
-        sizes = ", ".join(f"{len(split)} {split.name}" for split in self.splits)
-        log.info("images: %s; %d classes", sizes, len(self.splits.train.classes))
-        train = self.splits.train
-        positives = (train.targets == 1).any(axis=0)
-        empty = [
-            name for name, any_image in zip(train.classes, positives, strict=True) if not any_image
-        ]
-        if empty:
-            log.warning("no training image has: %s", ", ".join(empty))
-        for key, count in train.notes.items():
-            if count:
-                log.info("%s: %d", key.replace("_", " "), count)
+        tell_images(self.splits)
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         log.info(
-            "%s, %.2f M parameters, %d px, %d epochs, on %s; run folder: %s",
-            self.config.model.name, parameters, self.image_size, last,
-            self.accelerator.device, self.folder.path,
+            "%s, %.2f M parameters, %d px, %d epochs, on %s%s; run folder: %s",
+            self.config.model.name, parameters, self.image_size, last, self.accelerator.device.type,
+            f" x {self.processes.count}" if self.processes.count > 1 else "", self.folder.path,
         )  # fmt: skip
 
     def _line(self, row: dict[str, Any], last: int) -> str:
         """Return one epoch in one line."""
-        parts = training_words(row, last)
-        if "val_map" in row:
-            parts.append(f"val map {100 * row['val_map']:.2f}")
-        if "val_map_ema" in row:
-            parts.append(f"averaged {100 * row['val_map_ema']:.2f}")
-        if self.progress.best_epoch >= 0:
-            best = 100 * self.progress.best_map
-            parts.append(f"best {best:.2f} at {self.progress.best_epoch + 1}")
-        return "  ".join(parts)
+        return "  ".join(training_words(row, last) + map_words(row, self.progress))
 
-    def _write_scalars(self, row: dict[str, Any]) -> None:
-        with _tensorboard(self.folder) as writer:
-            for name, value in row.items():
-                if name != "epoch":
-                    writer.add_scalar(name, value, row["epoch"])
+    def _tell_the_end(self) -> None:
+        if self.progress.shortfalls():
+            log.warning("on the way: %s", self.progress.shortfalls())
+        log.info("run folder: %s", self.folder.path)
 
     def _draw_pictures(self) -> None:
         """Show some validation images with what is said of them, in TensorBoard."""
         split = self.splits.val.subset(range(min(PICTURES, len(self.splits.val))), "val")
-        tiles = make_tiles(split, self._predict(split, cache=None))  # too few to keep
-        with _tensorboard(self.folder) as writer:
-            sheet = np.asarray(contact_sheet(tiles, columns=4))
+        predictions = self._predict(split, cache=None)  # too few to keep
+        if not self.processes.is_main:
+            return
+        with self._spared(), tensorboard(self.folder.tensorboard) as writer:
+            sheet = np.asarray(contact_sheet(make_tiles(split, predictions), columns=4))
             writer.add_image("validation", sheet, self.progress.epoch, dataformats="HWC")
-
-
-# -- what the loop is made from ----------------------------------------------------------------
-
-
-def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
-    """Return the network of a recipe, with the weights of `model.init` where they fit."""
-    model = create_model(config.name, num_classes, **model_overrides(config, image_size))
-    if config.init:
-        report = initialise(model, config.init)
-        log.info("model.init: %s", report)
-    return model
-
-
-def model_overrides(config: ModelConfig, image_size: int) -> dict[str, Any]:
-    """Return all that `create_model` needs to build the network of a recipe again."""
-    overrides = config.overrides | {"image_size": image_size}
-    if config.head != "average":
-        overrides |= {"head": config.head, "head_options": config.head_options}
-    return overrides if config.drop_path is None else overrides | {"drop_path": config.drop_path}
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Load a file of tensors and plain values; nothing in it is run."""
-    if not path.is_file():
-        raise MltrError(f"{path} is missing")
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise MltrError(f"{path} is damaged and can't be resumed from: {error}") from error
-    return content
-
-
-def _with_bar(
-    batches: Iterator[Batch], total: int, progress: Progress, last: int
-) -> Iterable[Batch]:
-    """Show a bar on a terminal; elsewhere the line of each epoch says enough."""
-    console = Console(stderr=True)
-    return track(
-        batches,
-        f"epoch {progress.epoch + 1}/{last}",
-        total=total - progress.batch,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-def training_words(row: dict[str, Any], last: int) -> list[str]:
-    """Return what is told of every epoch, whatever is learnt."""
-    return [
-        f"epoch {row['epoch']:>3}/{last}",
-        f"loss {row['train_loss']:.4f}",
-        f"lr {row['lr']:.1e}",
-        f"{row['images_per_s']:.0f} img/s",
-        f"{row['seconds']:.0f} s",
-    ]
-
-
-@contextmanager
-def _tensorboard(folder: RunFolder) -> Iterator[SummaryWriter]:
-    with SummaryWriter(str(folder.tensorboard)) as writer:
-        yield writer

@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -281,7 +283,10 @@ class SquashCache:
         self.shape = (len(split), side, side, 3)
         if not self._is_complete():
             try:
-                self._fill(split, side)
+                # Of several processes one decodes; the others wait for it.
+                with FileLock(Path(gettempdir()) / f"mltr-{key}.lock", mode=0o666):
+                    if not self._is_complete():
+                        self._fill(split, side)
             except OSError as error:
                 raise MltrError(
                     f"{folder}: can't keep {self._size / 1e6:,.0f} MB of squashed images there "

@@ -1,0 +1,126 @@
+"""Where a run stands, and how that is told: in a line an epoch, a bar, and TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from torch.utils.tensorboard import SummaryWriter
+
+from mltr.data.loading import Batch
+from mltr.data.records import Splits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    epoch: int = 0  #: the epoch under way, from 0
+    batch: int = 0  #: batches of it that are done
+    step: int = 0  #: optimiser steps in all, those left out included
+    loss_sum: float = 0.0  #: over the images of the epoch under way
+    images_seen: int = 0  #: in the epoch under way
+    epoch_seconds: float = 0.0  #: of training, in the epoch under way
+    seconds: float = 0.0  #: of training and validation, in all
+    best_map: float = -1.0
+    best_epoch: int = -1
+    best_is_average: bool = False
+    usual_loss: float = 0.0  #: of an image, of late
+    bad_steps: int = 0  #: left out in a row, until now
+    skipped_steps: int = 0  #: left out in all
+    failed_writes: int = 0  #: checkpoints and the like that didn't fit on the disk
+    broken: dict[str, str] = field(default_factory=dict)  #: name of an image to what is wrong
+
+    @property
+    def name(self) -> str:
+        """Name of a checkpoint taken here; later ones sort behind it."""
+        return f"epoch-{self.epoch + 1:04d}-batch-{self.batch:06d}"
+
+    @property
+    def best_name(self) -> str:
+        """Name of the best weights so far; empty where there are none."""
+        return f"best-{self.best_epoch + 1:04d}" if self.best_epoch >= 0 else ""
+
+    def shortfalls(self) -> str:
+        """Return what was left out on the way, in words; nothing where all went well."""
+        counts = {
+            "steps left out": self.skipped_steps,
+            "broken images": len(self.broken),
+            "files not saved": self.failed_writes,
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def tell_images(splits: Splits) -> None:
+    """Log what a run learns from, and which classes it can't learn."""
+    train = splits.train
+    sizes = ", ".join(f"{len(split)} {split.name}" for split in splits)
+    log.info("images: %s; %d classes", sizes, len(train.classes))
+    positives = (train.targets == 1).any(axis=0)
+    empty = [name for name, there in zip(train.classes, positives, strict=True) if not there]
+    if empty:
+        log.warning("no training image has: %s", ", ".join(empty))
+    for key, count in train.notes.items():
+        if count:
+            log.info("%s: %d", key.replace("_", " "), count)
+
+
+def training_words(row: dict[str, Any], last: int) -> list[str]:
+    """Return what is told of every epoch, whatever is learnt."""
+    return [
+        f"epoch {row['epoch']:>3}/{last}",
+        f"loss {row['train_loss']:.4f}",
+        f"lr {row['lr']:.1e}",
+        f"{row['images_per_s']:.0f} img/s",
+        f"{row['seconds']:.0f} s",
+    ]
+
+
+def map_words(row: dict[str, Any], progress: Progress) -> list[str]:
+    """Return what is told of a validation by mean average precision."""
+    parts = []
+    if "val_map" in row:
+        parts.append(f"val map {100 * row['val_map']:.2f}")
+    if "val_map_ema" in row:
+        parts.append(f"averaged {100 * row['val_map_ema']:.2f}")
+    if progress.best_epoch >= 0:
+        parts.append(f"best {100 * progress.best_map:.2f} at {progress.best_epoch + 1}")
+    return parts
+
+
+def with_bar(
+    batches: Iterator[Batch], total: int, progress: Progress, last: int, shown: bool
+) -> Iterable[Batch]:
+    """Show a bar on a terminal; elsewhere the line of each epoch says enough."""
+    console = Console(stderr=True)
+    return track(
+        batches,
+        f"epoch {progress.epoch + 1}/{last}",
+        total=total - progress.batch,
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal),
+    )
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[SummaryWriter]:
+    """Write event files into a folder."""
+    with SummaryWriter(str(folder)) as writer:
+        yield writer
+
+
+def write_scalars(folder: Path, row: dict[str, Any]) -> None:
+    """Write the figures of an epoch for TensorBoard."""
+    with tensorboard(folder) as writer:
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, row["epoch"])

@@ -1,0 +1,162 @@
+"""Going on after anything: killed, preempted, with damaged checkpoints; to the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_train import TINY, checkpoints, progress, same_weights, train
+
+EVERY_STEP = "--train.save_minutes=0"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted, with a checkpoint after every step."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(run, EVERY_STEP, "--train.keep=100") == 0
+    return run
+
+
+@pytest.fixture
+def unfinished(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it that seems to have been killed at its very end."""
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    return tmp_path / "run"
+
+
+def resume(run: Path, *options: str) -> int:
+    return train(run, EVERY_STEP, "--train.keep=100", "--resume", *options)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 4, 6])
+def test_every_checkpoint_leads_to_the_same_weights(
+    whole: Path, unfinished: Path, kept: int
+) -> None:
+    """There are four an epoch: after each of three batches, and after the validation."""
+    assert len(checkpoints(unfinished)) == 8
+    for path in checkpoints(unfinished)[kept:]:
+        shutil.rmtree(path)
+    assert resume(unfinished) == 0
+    assert same_weights(whole, unfinished)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("what", ["part-0.pt", "sums.json", "best"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    whole: Path, unfinished: Path, caplog: pytest.LogCaptureFixture, harm, what: str
+) -> None:
+    latest = checkpoints(unfinished)[-1]
+    best = sorted((unfinished / "checkpoint").glob("best-*"))[-1]
+    harm(best / "part-0.pt" if what == "best" else latest / what)
+    assert resume(unfinished) == 0
+    assert "deleted, going back to the one before" in caplog.text
+    assert same_weights(whole, unfinished)
+
+
+def test_without_a_sound_checkpoint_there_is_no_way_on(unfinished: Path, capsys) -> None:
+    for path in checkpoints(unfinished):
+        flip(path / "part-0.pt")
+    assert resume(unfinished) == 1
+    assert "holds no sound checkpoint: start by --overwrite" in capsys.readouterr().err
+
+
+def test_the_last_few_checkpoints_and_the_best_weights_are_kept(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", EVERY_STEP, "--train.keep=3", epochs=3) == 0
+    assert [path.name for path in checkpoints(tmp_path / "run")] == [
+        "epoch-0003-batch-000002", "epoch-0003-batch-000003", "epoch-0004-batch-000000",
+    ]  # fmt: skip
+    best = progress(tmp_path / "run")["best_epoch"]
+    assert (tmp_path / "run" / "checkpoint" / f"best-{best + 1:04d}").is_dir()
+
+
+def test_auto_resume_starts_goes_on_and_is_content(
+    whole: Path, unfinished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = (EVERY_STEP, "--train.keep=100", "--auto-resume")
+    assert train(unfinished, *options) == 0
+    assert same_weights(whole, unfinished)
+    caplog.set_level("INFO", "mltr")
+    assert train(unfinished, *options) == 0
+    assert "is finished already" in caplog.text
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(whole / "config.yaml", begun)  # killed before its first checkpoint
+    assert train(begun, *options) == 0
+    assert same_weights(whole, begun)
+
+
+def test_auto_resume_overwrites_no_other_run(unfinished: Path, capsys) -> None:
+    assert train(unfinished, "--auto-resume", "--train.lr=0.5") == 2
+    assert "train.lr was" in capsys.readouterr().err
+    shutil.rmtree(unfinished / "checkpoint")
+    assert train(unfinished, "--auto-resume") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert train(unfinished, "--auto-resume", "--overwrite") == 2
+    assert "leave out --resume and --overwrite" in capsys.readouterr().err
+
+
+def start(run: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mltr", "train", "scenes_nano", "--out", str(run), *TINY,
+               EVERY_STEP, "--auto-resume", *options]  # fmt: skip
+    return subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_new_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
+    before = [path.name for path in checkpoints(run)]
+    deadline = time.monotonic() + 120
+    while [path.name for path in checkpoints(run)] == before and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_sigterm_saves_and_asks_to_be_started_again(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--train.epochs=500")
+    wait_for_new_checkpoint(process, tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "interrupted: finishing this step" in messages
+    assert "Traceback" not in messages
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_ten_times_a_run_ends_as_if_it_never_was(tmp_path: Path, workers: int) -> None:
+    """SIGKILL at random moments: within steps, saves, validations."""
+    options = (f"--data.workers={workers}", "--train.epochs=40", "--train.eval_every=4")
+    assert train(tmp_path / "whole", EVERY_STEP, *options, epochs=40) == 0
+    run, kills, seed = tmp_path / "run", 0, random.Random(0)
+    while kills < 10:
+        process = start(run, *options)
+        wait_for_new_checkpoint(process, run)
+        time.sleep(seed.uniform(0, 0.3))
+        assert process.poll() is None, process.communicate()[1]
+        process.kill()
+        process.communicate()
+        kills += 1
+    last = start(run, *options)
+    messages = last.communicate(timeout=240)[1]
+    assert last.returncode == 0, messages
+    assert same_weights(tmp_path / "whole", run)
