@@ -129,26 +129,7 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return found.view(*inputs.shape[:-1], -1)
 
 
-def _permute(maps: Tensor, *dims: int) -> Tensor:
-    """Return what `Tensor.permute` does: windows are moved while the channels come last.
-
-    Whole rows are copied then, and one axis is moved; onnxruntime takes four times as long to do
-    both in one.
-    """
-    if maps.ndim == 6 and dims[:2] == (0, 5):
-        windows = maps.permute(0, *dims[2:], 5)
-        return windows.flatten(1, 4).mT.reshape(maps.shape[0], maps.shape[5], *windows.shape[1:5])
-    if maps.ndim == 6 and dims[0] == 0 and dims[5] == 1:
-        windows = maps.flatten(2).mT.reshape(maps.shape[0], *maps.shape[2:], maps.shape[1])
-        return windows.permute(0, *(dim - 1 for dim in dims[1:5]), 5)
-    return maps.permute(*dims)
-
-
-PLAIN_FORMS = {
-    F.scaled_dot_product_attention: _attend,
-    F.linear: _linear,
-    Tensor.permute: _permute,
-}
+PLAIN_FORMS = {F.scaled_dot_product_attention: _attend, F.linear: _linear}
 
 
 def trace(bundle: Bundle, takes_pixels: bool, dtype: torch.dtype, to: str) -> ExportedProgram:
