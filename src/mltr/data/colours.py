@@ -154,7 +154,7 @@ OPERATIONS: tuple[Callable[[Planes, float, int], Planes], ...] = (
 def _look_up(planes: Planes, *tables: Table) -> Planes:
     """Replace each value by a table's entry: one table for all colours, or one for each."""
     parts = planes if len(tables) > 1 else [planes]
-    content = b"".join(
+    content = bytearray().join(
         part.tobytes().translate(table.tobytes()) for part, table in zip(parts, tables, strict=True)
     )
     return np.frombuffer(content, np.uint8).reshape(planes.shape)

@@ -98,7 +98,6 @@ def cut_out(planes: Planes, side: int, rng: np.random.Generator) -> Planes:
     """Paint a square of one random colour at a random place, clipped at the borders."""
     H, W = planes.shape[1:]
     top, left = int(rng.integers(H)) - side // 2, int(rng.integers(W)) - side // 2
-    planes = planes if planes.flags.writeable else planes.copy()
     colour = rng.integers(256, size=(3, 1, 1))
     planes[:, max(0, top) : top + side, max(0, left) : left + side] = colour
     return planes
