@@ -63,7 +63,8 @@ def parse_gpus(text: str) -> tuple[int, str]:
     known = {device.lower(): device for device in (*HERE, *DEVICES)}
     if name.lower() not in known:
         listed = ", ".join(known.values())
-        hint = did_you_mean(name.upper(), known.values())
+        begun = [device for device in DEVICES if device.startswith(name.upper())]
+        hint = did_you_mean(name.upper(), begun or known.values())
         raise UsageError(
             f"--gpus {text}: no device {name!r}{hint}; known: {listed}, with a number "
             "before them, such as 8xH200"
