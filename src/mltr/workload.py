@@ -94,7 +94,7 @@ def measure_step(
             except (RuntimeError, AssertionError, ValueError) as error:
                 raise UsageError(f"images of {side} px don't fit: {error}") from error
         kept = counter.live - before
-        logits.float().sum().backward()
+        logits.float().sum().backward()  # type: ignore[no-untyped-call]
     return Workload(
         parameters=sum(p.numel() for p in model.parameters()),
         weight_bytes=weights,
