@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow check docs format clean
+.PHONY: bench demo test slow check docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/mltr demo --out runs/demo --overwrite
@@ -24,6 +24,11 @@ check: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/network.py --rounds 5 --out runs/bench/network.json
+	$(BIN)/python benchmarks/memory.py --models mltr_s --variants mltr_s --out runs/bench/memory.json
+	$(BIN)/python benchmarks/growth.py --rounds 1 --out runs/bench/growth.json
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,84 +1,96 @@
 """Images per second of MlTr and its peers, beside timm's Swin-T, in one process.
 
     python benchmarks/network.py --out runs/network.json
+    python benchmarks/network.py --all --out runs/peers.json
 
 Each round times the reference and then the model, so that a busy moment hits both; the ratio of
 each round is of images/s times multiply-adds (1.0: as efficient as Swin-T), and the median and
-range over the rounds are printed. Multiply-adds are those of the plain networks at 224 pixels.
+range over the rounds are printed. Multiply-adds are counted, by one counter for all networks, in
+one image. `compiled` is torch.compile'd float32 inference of both, and the model's own speed over
+its eager one in the same rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
 from collections.abc import Callable
-from datetime import date
 from statistics import median
 from typing import Any
 
-import timm
 import torch
-from torch import Tensor, nn
+from timing import (
+    REFERENCE,
+    SIDE,
+    about,
+    alternate,
+    inference,
+    multiply_adds,
+    spread,
+    training_step,
+)
 
 from mltr.model import create_model
 from mltr.runs import write_figures
 
-REFERENCE = "timm/swin_tiny_patch4_window7_224"
-#: Multiply-adds at 224 pixels, in 1e9: MlTr's counted by our tests, the peers' from their papers
-#: and timm's table of results.
-MULTIPLY_ADDS = {
-    "mltr_s": 6.1,
-    "cat_t": 2.8,
-    REFERENCE: 4.5,
-    "timm/swin_small_patch4_window7_224": 8.7,
-    "timm/swin_base_patch4_window7_224": 15.4,
-    "timm/resnet50": 4.1,
-    "timm/resnet101": 7.8,
-    "timm/tresnet_m": 5.7,
-    "timm/tresnet_l": 10.9,
-    "timm/vit_small_patch16_224": 4.6,
-}
-MODES = ("fp32", "bf16", "train")
-SIDE = 224
+PEERS = (
+    "mltr_s",
+    "cat_t",
+    "timm/swin_small_patch4_window7_224",
+    "timm/swin_base_patch4_window7_224",
+    "timm/resnet50",
+    "timm/resnet101",
+    "timm/tresnet_m",
+    "timm/tresnet_l",
+    "timm/vit_small_patch16_224",
+)
+MODES = ("fp32", "bf16", "train", "compiled")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["mltr_s"], choices=sorted(MULTIPLY_ADDS))
-    parser.add_argument("--all", action="store_true", help="every network of the table")
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--models", nargs="+", default=["mltr_s"], help="of mltr, or timm/NAME")
+    parser.add_argument("--all", action="store_true", help=f"these: {', '.join(PEERS)}")
+    parser.add_argument("--modes", nargs="+", default=["fp32", "bf16", "train"], choices=MODES)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, not the clock's")
     parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    names = [name for name in MULTIPLY_ADDS if name != REFERENCE] if args.all else args.models
-    about = {
-        "date": str(date.today()), "machine": platform.machine(), "cores": os.cpu_count(),
-        "threads": args.threads, "torch": torch.__version__, "timm": timm.__version__,
-        "batch_size": args.batch_size, "reference": REFERENCE,
-    }  # fmt: skip
-    print(about)
+    machine = about(batch_size=args.batch_size, rounds=args.rounds, cpu_time=args.cpu_time)
+    print(*(f"{key}: {value}" for key, value in machine.items()), sep=", ")
     rows = []
     for mode in args.modes:
-        reference = job(REFERENCE, mode, args.batch_size)
-        for name in names:
-            times = alternate(job(name, mode, args.batch_size), reference, args.rounds)
-            rows.append({"model": name, "mode": mode} | summarise(name, times, args.batch_size))
-            row = rows[-1]
-            print(
-                f"{mode:<6} {name:<38} {row['images_per_s']:7.1f} img/s   efficiency "
-                f"{row['ratio']:.2f} ({row['ratio_range'][0]:.2f}..{row['ratio_range'][1]:.2f})",
-                flush=True,
-            )
+        for name in PEERS if args.all else args.models:
+            rows.append(compare(name, mode, args))
+            print(line(rows[-1]), flush=True)
     if args.out:
-        write_figures(args.out, {"about": about, "rows": rows})
+        write_figures(args.out, {"about": machine, "rows": rows})
 
 
-def job(name: str, mode: str, batch_size: int) -> Callable[[], Any]:
+def compare(name: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Time a network and the reference in turns."""
+    jobs = [make_job(name, mode, args.batch_size), make_job(REFERENCE, mode, args.batch_size)]
+    if mode == "compiled":
+        jobs.append(make_job(name, "fp32", args.batch_size))
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    own, reference, *eager = alternate(jobs, args.rounds, clock)
+    counts = multiply_adds(name), multiply_adds(REFERENCE)
+    ratios = [counts[0] / counts[1] * r / o for o, r in zip(own, reference, strict=True)]
+    row = {
+        "model": name, "mode": mode, "multiply_adds_1e9": counts[0],
+        "images_per_s": args.batch_size / median(own),
+        "reference_images_per_s": args.batch_size / median(reference),
+        "efficiency": spread(ratios),
+    }  # fmt: skip
+    if eager:
+        row["over_eager"] = spread([e / o for o, e in zip(own, eager[0], strict=True)])
+    return row
+
+
+def make_job(name: str, mode: str, batch_size: int) -> Callable[[], Any]:
     """Return a function that does one inference or one training step."""
     torch.manual_seed(0)
     model = create_model(name, num_classes=80)
@@ -87,43 +99,20 @@ def job(name: str, mode: str, batch_size: int) -> Callable[[], Any]:
         return lambda: training_step(model.train(), images)
     dtype = torch.bfloat16 if mode == "bf16" else torch.float32
     model, images = model.eval().to(dtype), images.to(dtype)
-    return lambda: inference(model, images)
+    forward = torch.compile(model) if mode == "compiled" else model
+    return lambda: inference(forward, images)
 
 
-@torch.inference_mode()
-def inference(model: nn.Module, images: Tensor) -> Tensor:
-    return model(images)
-
-
-def training_step(model: nn.Module, images: Tensor) -> None:
-    model(images).square().mean().backward()
-    model.zero_grad()
-
-
-def alternate(
-    first: Callable[[], Any], second: Callable[[], Any], rounds: int
-) -> list[tuple[float, float]]:
-    """Time both in turns; the first round warms up."""
-    times = []
-    for _ in range(rounds + 1):
-        pair = []
-        for step in (first, second):
-            began = time.perf_counter()
-            step()
-            pair.append(time.perf_counter() - began)
-        times.append((pair[0], pair[1]))
-    return times[1:]
-
-
-def summarise(name: str, times: list[tuple[float, float]], batch_size: int) -> dict[str, Any]:
-    share = MULTIPLY_ADDS[name] / MULTIPLY_ADDS[REFERENCE]
-    ratios = [share * reference / own for own, reference in times]
-    return {
-        "images_per_s": batch_size / median(own for own, _ in times),
-        "reference_images_per_s": batch_size / median(reference for _, reference in times),
-        "ratio": median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-    }
+def line(row: dict[str, Any]) -> str:
+    ratio = row["efficiency"]
+    text = (
+        f"{row['mode']:<8} {row['model']:<38} {row['multiply_adds_1e9']:5.2f} G "
+        f"{row['images_per_s']:7.1f} img/s (Swin-T {row['reference_images_per_s']:.1f})   "
+        f"efficiency {ratio['median']:.2f} ({ratio['low']:.2f}..{ratio['high']:.2f})"
+    )
+    if "over_eager" in row:
+        text += f"   over eager {row['over_eager']['median']:.2f}"
+    return text
 
 
 if __name__ == "__main__":

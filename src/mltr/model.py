@@ -34,9 +34,6 @@ BlockKind = Literal["pixel", "cross"]
 #: fused attention on a CPU, whose heads would be as many as there are channels.
 LARGEST_PRODUCT = 256
 
-#: What this processor is many times slower in than in float32.
-SLOW_TYPES = slow_cpu_types()
-
 #: Numbers in the maps that a stage works on at a time. The largest activation, four times as wide,
 #: then stays in the cache of a CPU, and in memory that the process has got already.
 SLICE = 2 * 56 * 56 * 96
@@ -111,8 +108,8 @@ class PixelAttention(nn.Module):
         if is_pixel is not None:
             bias = bias.masked_fill(~is_pixel[:, None, None, :], float("-inf"))
             bias = bias.repeat(B, 1, 1, 1)
-        if bias.requires_grad and bias.device.type == "cpu":
-            # No fused kernel gives the bias its gradient; torch's fallback does more than this.
+        if bias.requires_grad and bias.device.type != "cuda":
+            # No fused kernel gives the bias its gradient there; torch's fallback does more work.
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
             mixed = scores.softmax(dim=-1) @ value
         else:
@@ -431,6 +428,8 @@ def resize_position(position: Tensor, size: tuple[int, int]) -> Tensor:
 class MlTr(nn.Module):
     """The network: embedding, stages, norm, and a head that gives one logit a class."""
 
+    slow_types = slow_cpu_types()  #: on a CPU, computed in float32 instead
+
     def __init__(
         self,
         variant: Variant,
@@ -460,12 +459,17 @@ class MlTr(nn.Module):
         Where they would be in a type that this processor has no instructions for, everything is
         computed in float32, which is many times faster and no less exact.
         """
-        wanted = _type_under_autocast(images)
-        if images.device.type != "cpu" or wanted not in SLOW_TYPES:
+        weight = next(self.parameters())
+        wanted = _type_under_autocast(weight)
+        if weight.device.type != "cpu" or wanted not in self.slow_types:
             return self.forward_head(self.forward_features(images))
         with _without_autocast("cpu"):
-            logits: Tensor = functional_call(self, _to_float(self), images.float())
+            logits: Tensor = functional_call(self, self._to_float(), images.float())
         return logits.to(wanted)
+
+    def _to_float(self) -> dict[str, Tensor]:
+        tensors = chain(self.named_parameters(), self.named_buffers())
+        return {name: tensor.float() for name, tensor in tensors if tensor.dtype in self.slow_types}
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the final normalised map [B, H, W, C]."""
@@ -499,12 +503,6 @@ class MlTr(nn.Module):
         for stage in self.stages:
             assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
-
-
-def _to_float(model: nn.Module) -> dict[str, Tensor]:
-    """Return those parameters and buffers that are in a type of SLOW_TYPES, in float32."""
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    return {name: tensor.float() for name, tensor in tensors if tensor.dtype in SLOW_TYPES}
 
 
 def _initialise(module: nn.Module) -> None:
