@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mltr.build import build_model, model_overrides
 from mltr.config import Config
@@ -146,7 +147,10 @@ class Trainer:
             shard(model, self.processes.count, device)
         self.average = AveragedModel(model, settings.ema_decay) if settings.ema_decay else None
         self.optimizer = self.accelerator.prepare(make_optimizer(model, settings))
-        self.model = model if self.is_sharded else self.accelerator.prepare(model)
+        if self.processes.count > 1 and not self.is_sharded:
+            # Not by accelerate, which changes how the network itself computes.
+            model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+        self.model = model
         self.forward = torch.compile(self.model) if settings.compile else self.model
 
     @property
