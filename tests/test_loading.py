@@ -57,6 +57,19 @@ def test_an_epoch_holds_every_image_once(split: Split) -> None:
     assert [len(batch.indices) for batch in tiny] == [11]
 
 
+def test_repeated_images_come_in_a_row_and_are_varied_anew(split: Split) -> None:
+    dataset = ImageDataset(split, Preprocess(16), VARIED, seed=7)
+    loader = make_loader(dataset, 4, shuffle=True, seed=7, repeats=3)
+    batches = list(loader.epoch(2))
+    rows = torch.cat([batch.indices for batch in batches]).tolist()
+    assert [len(batch.indices) for batch in batches] == [4, 4, 3]
+    assert rows == np.repeat(split.epoch_order(7, 2), 3)[:11].tolist()
+    images = torch.cat([batch.images for batch in batches])
+    assert all(not torch.equal(images[i], images[j]) for i, j in ((0, 1), (1, 2), (0, 2)))
+    assert torch.equal(images[0], batches_of(split, epoch=2)[0].images[0])
+    assert same(batches[1:], list(loader.epoch(2, start_batch=1)))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(split: Split, workers: int) -> None:
     assert same(batches_of(split), batches_of(split, workers))
@@ -121,7 +134,7 @@ def test_an_epoch_is_settled_when_it_is_asked_for(split: Split) -> None:
 
 def test_image_size_may_grow(split: Split) -> None:
     dataset = ImageDataset(split, Preprocess(32), VARIED, sizes=[16, 24, 32])
-    sides = [dataset[epoch, 0].image.shape[-1] for epoch in (0, 1, 2, 9)]
+    sides = [dataset[epoch, 0, 0].image.shape[-1] for epoch in (0, 1, 2, 9)]
     assert sides == [16, 24, 32, 32]
     assert dataset[0].image.shape == (3, 16, 16)
     evaluation = ImageDataset(split, Preprocess(32), sizes=[16, 24, 32])

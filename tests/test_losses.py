@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from mltr.config import LossConfig
-from mltr.losses import asymmetric_loss, bce_loss, build_loss, focal_loss
+from mltr.losses import asymmetric_loss, bce_loss, build_loss, ce_loss, focal_loss
 
 SETTINGS = [(4, 0, 0.05), (4, 1, 0.05), (2, 0, 0.0), (0, 0, 0.0), (4, 0, 0.2), (2, 2, 0.0)]
 
@@ -170,3 +170,42 @@ def test_wrong_shapes_and_words_are_refused() -> None:
         bce_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="one of sum, mean, none"):
         bce_loss(torch.zeros(2, 3), torch.zeros(2, 3), "average")  # type: ignore[arg-type]
+
+
+# -- one label an image ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_is_torchs_on_soft_targets(
+    smoothing: float, reduction: str, weighted: bool
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = (5 * torch.randn(6, 9, generator=generator)).requires_grad_()
+    targets = torch.rand(6, 9, generator=generator).softmax(1)
+    targets[0] = F.one_hot(torch.tensor(4), 9)
+    weights = torch.rand(9, generator=generator) if weighted else None
+    loss = build_loss(
+        LossConfig(name="ce", label_smoothing=smoothing, reduction=reduction), weights
+    )(logits, targets)
+    (own,) = torch.autograd.grad(loss, logits)
+    expected = F.cross_entropy(logits, targets, weights, label_smoothing=smoothing,
+                               reduction=reduction)  # fmt: skip
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(own, torch.autograd.grad(expected, logits)[0])
+    terms = ce_loss(logits, targets, "none", label_smoothing=smoothing, class_weights=weights)
+    torch.testing.assert_close(
+        terms.sum(1),
+        F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="none"),
+    )
+
+
+def test_cross_entropy_passes_over_broken_images() -> None:
+    logits, targets = torch.randn(4, 3), torch.eye(4, 3)
+    targets[3], targets[1, 2] = torch.tensor([0.0, 1.0, 0.0]), -1
+    kept = [0, 2, 3]
+    expected = F.cross_entropy(logits[kept], targets[kept])
+    torch.testing.assert_close(ce_loss(logits, targets, "mean"), expected)
+    targets[:] = -1
+    assert ce_loss(logits.requires_grad_(), targets, "mean").item() == 0

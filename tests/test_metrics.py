@@ -14,9 +14,13 @@ import torchmetrics.functional.classification as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_metrics import naive_average_precision, naive_top3
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
-from mltr.metrics import average_precision, evaluate, per_class
+from mltr.metrics import average_precision, evaluate, is_single_label, per_class, top_accuracy
 
 NAMES = ["cp", "cr", "cf1", "cf1_mean", "op", "or", "of1"]
 
@@ -245,3 +249,34 @@ def test_nothing_known_is_nan_not_a_crash() -> None:
     ours = evaluate(np.full((2, 2), 0.5), np.full((2, 2), -1))
     assert math.isnan(ours["map"])
     assert ours["op"] == 0
+
+
+# -- one label an image ------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 12), st.integers(1, 40))
+def test_top_accuracy_is_that_of_scikit_learn_and_torchmetrics(seed: int, k: int, n: int) -> None:
+    generator = np.random.default_rng(seed)
+    probs, labels = generator.dirichlet(np.ones(k), n), generator.integers(0, k, n)
+    targets = np.eye(k, dtype=np.int8)[labels]
+    for top in (1, 2):
+        expected = top_k_accuracy_score(labels, probs, k=top, labels=range(k))
+        assert top_accuracy(probs, targets, top) == pytest.approx(expected)
+        theirs = tm.multiclass_accuracy(
+            torch.from_numpy(probs), torch.from_numpy(labels), k, average="micro", top_k=top
+        )
+        assert top_accuracy(probs, targets, top) == pytest.approx(float(theirs))
+    assert top_accuracy(probs, targets, k) == 1
+
+
+def test_top_accuracy_of_ties_and_broken_images() -> None:
+    same = np.full((3, 4), 0.25)
+    targets = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [-1, -1, -1, -1]], np.int8)
+    assert is_single_label(targets)
+    assert top_accuracy(same, targets, 1) == 0.5  # a network that says nothing isn't always right
+    assert top_accuracy(same, targets, 2) == 1
+    targets[0, 1] = 1
+    assert not is_single_label(targets)
+    with pytest.raises(ValueError, match="exactly one label"):
+        top_accuracy(same, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_every_recipe_loads_and_tells_its_command(path: Path) -> None:
     assert isinstance(load_recipe(path), Config)
     head = path.read_text().split("\ndata:")[0]
     assert f"mltr train {path.stem}" in head or f"mltr pretrain {path.stem}" in head
-    assert "map" in head.lower()
+    assert re.search(r"\bmap\b|top-1", head, re.IGNORECASE)  # the figure to expect
 
 
 def test_overrides_win_and_a_resolved_recipe_reads_back(tmp_path: Path) -> None:
@@ -51,7 +52,10 @@ def test_network_overrides(tmp_path: Path) -> None:
         ("train: {epochs: many}", r"train.epochs: expected int, got many"),
         ("train: {epochs: 0}", r"train.epochs must be at least 1"),
         ("train: {lr: -1}", r"train.lr must be positive"),
-        ("loss: {name: hinge}", r"loss.name: expected one of 'asl', 'bce', 'focal', got hinge"),
+        (
+            "loss: {name: hinge}",
+            r"loss.name: expected one of 'asl', .*, got hinge",
+        ),
         ("data: {cache: true}", r"data.cache needs data.base_size"),
         ("train: 3", "sections"),
         ("- 3", "sections"),

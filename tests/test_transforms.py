@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mltr.data.preprocess import squash
 from mltr.data.transforms import (
     TrainTransform,
     cut_out,
+    erase,
     mix_batch,
     random_region,
     resize,
@@ -158,3 +160,28 @@ def test_mixing_mixes_labels_as_it_mixes_pixels(seed: int, alphas: tuple[float, 
     unknown = soft[:, 6] < 0
     assert unknown[2]
     assert 1 <= unknown.sum() <= 2  # and whatever it was mixed into
+
+
+def test_erasing_puts_noise_in_a_rectangle() -> None:
+    planes, rng = np.full((3, 48, 48), 77, np.uint8), np.random.default_rng(0)
+    shares = []
+    for _ in range(100):
+        changed = (erase(planes.copy(), rng) != 77).any(axis=0)
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        inside = changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert inside.mean() > 0.9
+        shares.append(changed.mean())
+        assert 1 / 4 < len(rows) / len(columns) < 4
+    assert 0.015 < min(shares) < 0.1 < 0.25 < max(shares) < 0.35
+
+
+def test_erasing_comes_as_often_as_asked() -> None:
+    plain = TrainTransform(NOTHING)
+    sometimes = TrainTransform(replace(NOTHING, erasing=0.25))
+    image, place = gradient(), (0, 0, 80, 60)
+    expected = plain(image, place, 32, np.random.default_rng(0))
+    changed = [
+        not np.array_equal(sometimes(image, place, 32, np.random.default_rng(seed)), expected)
+        for seed in range(300)
+    ]
+    assert 50 < sum(changed) < 100

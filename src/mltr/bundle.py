@@ -27,9 +27,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Calibration:
-    """How logits become probabilities: ``sigmoid(scale * logit + shift)``, class by class."""
+    """How logits become probabilities: ``sigmoid(scale * logit + shift)``, class by class.
 
-    method: str  #: one of `SCALINGS`
+    That of `SOFTMAX` is another: a network that was trained to choose one class.
+    """
+
+    method: str  #: one of `SCALINGS`, or softmax
     scale: tuple[float, ...]  #: K numbers above 0, so that the order of the images stays
     shift: tuple[float, ...]  #: K numbers
 
@@ -38,11 +41,17 @@ class Calibration:
         return {"method": self.method, "scale": list(self.scale), "shift": list(self.shift)}
 
 
+SOFTMAX = Calibration("softmax", (), ())
+
+
 def to_probs(logits: Floats, calibration: Calibration | None = None) -> Floats:
     """Return probabilities float32 [..., K] of logits [..., K]: sigmoid, if not calibrated."""
-    from scipy.special import expit
+    from scipy.special import expit, softmax
 
     logits = np.asarray(logits, np.float32)
+    if calibration == SOFTMAX:
+        shares: Floats = softmax(logits, axis=-1)
+        return shares
     if calibration is not None:
         logits = logits * np.array(calibration.scale, np.float32)
         logits = logits + np.array(calibration.shift, np.float32)
@@ -114,7 +123,7 @@ def _thresholds_problem(thresholds: object, num_classes: int) -> str:
 
 
 def _calibration_problem(calibration: object, num_classes: int) -> str:
-    if calibration is None:
+    if calibration in (None, SOFTMAX.to_dict()):
         return ""
     if not isinstance(calibration, dict) or calibration.get("method") not in SCALINGS:
         return (

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mltr import metrics
+from mltr.bundle import SOFTMAX, read_calibration
 from mltr.errors import MltrError, UsageError
 from mltr.thresholds import AIMS, SCALING_CHOICES, Fitted, fit, parse_aim
 
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.reset:
         return reset(args.run)
     opened = open_scored(args.run, overrides)
+    _without_calibration(opened.path)  # refuses a network that can't have one, before any work
     _check_held_out(opened)
     if not RunFolder(opened.path).metrics.is_file():
         log.warning("%s isn't finished: a better epoch will drop the calibration", opened.path)
@@ -111,7 +113,10 @@ def reset(folder: str | Path) -> int:
 def _without_calibration(folder: str | Path) -> dict[str, Any]:
     from mltr.weights import read_config
 
-    extra = dict(read_config(folder).get("extra") or {})
+    config = read_config(folder)
+    if read_calibration(config) == SOFTMAX:
+        raise UsageError(f"{folder} chooses one class an image: it has no thresholds to calibrate")
+    extra = dict(config.get("extra") or {})
     extra.pop("calibrated", None)
     return {"thresholds": None, "calibration": None, "extra": extra}
 

@@ -102,7 +102,9 @@ def _figures(figures: dict[str, Any] | None, data: str) -> str:
     if figures is None:
         return "## Figures\n\nNone: this network was not scored on any test images."
     rows = [
-        f"| `{name}` | {100 * figures[name]:.2f} | {words} |" for name, words in PROTOCOLS.items()
+        f"| `{name}` | {100 * figures[name]:.2f} | {words} |"
+        for name, words in PROTOCOLS.items()
+        if name in figures
     ]
     return "\n".join(
         [

@@ -89,6 +89,8 @@ class AugmentConfig:
     randaugment_ops: int = 2  #: RandAugment operations an image (0: off)
     randaugment_magnitude: int = 9  #: RandAugment magnitude, 0..30
     cutout: float = 0.5  #: side of the erased square as a share of the image's side (0: off)
+    erasing: float = 0.0  #: probability that noise replaces a rectangle (random erasing)
+    repeats: int = 1  #: times an image comes in a row, varied anew (repeated augmentation)
     mixup: float = 0.0  #: Beta parameter of mixup (0: off)
     cutmix: float = 0.0  #: Beta parameter of cutmix (0: off)
     normalize: Literal["none", "imagenet"] = "none"  #: after scaling to 0..1
@@ -97,6 +99,8 @@ class AugmentConfig:
         _require(0 < self.min_scale <= 1, "augment.min_scale must lie in (0, 1]")
         _require(0 <= self.jitter < 1, "augment.jitter must lie in [0, 1)")
         _require(0 <= self.cutout < 1, "augment.cutout must lie in [0, 1)")
+        _require(self.repeats >= 1, "augment.repeats must be at least 1")
+        _require(0 <= self.erasing <= 1, "augment.erasing must lie in 0..1")
         _require(0 <= self.randaugment_magnitude <= 30, "augment.randaugment_magnitude: 0..30")
         _require(self.randaugment_ops >= 0, "augment.randaugment_ops must not be negative")
         _require(min(self.mixup, self.cutmix) >= 0, "augment.mixup and .cutmix: not negative")
@@ -122,12 +126,12 @@ class ModelConfig:
 class LossConfig:
     """Which loss; the gammas and the clip belong to `asl`, `gamma_neg` alone to `focal`."""
 
-    name: Literal["asl", "bce", "focal"] = "asl"
+    name: Literal["asl", "bce", "focal", "ce"] = "asl"  #: ce: one label an image, by softmax
     gamma_neg: float = 4.0  #: asl: focusing of negatives (focal: of all)
     gamma_pos: float = 0.0  #: asl: focusing of positives
     clip: float = 0.05  #: asl: probability margin of negatives
     detach_focus: bool = True  #: asl: no gradient through the focusing weight
-    label_smoothing: float = 0.0  #: targets become t(1-s) + s/2
+    label_smoothing: float = 0.0  #: targets become t(1-s) + s/2 (ce: s/K)
     reduction: Literal["sum", "mean"] = "sum"  #: sum over a batch (the field's recipe) or mean
 
     def __post_init__(self) -> None:

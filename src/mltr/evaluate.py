@@ -29,6 +29,8 @@ PROTOCOLS = {
     "op": "overall precision",
     "or": "overall recall",
     "of1": "overall F1",
+    "top1": "images whose one label is the best guess",
+    "top5": "images whose one label is among the five best guesses",
 }
 BAR_WIDTH = 10
 MANY_CLASSES = 25  #: from here on, plots show single classes no more
@@ -76,6 +78,12 @@ def report(
     probs, targets = predictions.probs, predictions.targets
     found, classes = metrics.measure(probs, targets, threshold)
     figures: dict[str, Any] = dict(found)
+    if metrics.is_single_label(targets):
+        figures |= {
+            f"top{k}": metrics.top_accuracy(probs, targets, k)
+            for k in (1, 5)
+            if k < len(predictions.classes)
+        }
     figures["threshold"] = threshold
     figures["images"] = len(predictions.images)
     figures["broken_images"] = list(predictions.errors)
@@ -134,6 +142,8 @@ def _headline_table(figures: dict[str, Any], title: str) -> Table:
     for heading in ("metric", *columns, "what it is"):
         table.add_column(heading, justify="right" if "%" in heading else "left")
     for name, words in PROTOCOLS.items():
+        if name not in figures:
+            continue
         top = figures.get(f"{name}_top3")
         cells = [f"{100 * figures[name]:.2f}", "" if top is None else f"{100 * top:.2f}"]
         if own is not None:

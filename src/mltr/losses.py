@@ -1,4 +1,4 @@
-"""Losses of multi-label classification: functions first, thin modules over them.
+"""Losses of multi-label classification, and one of single-label pretraining.
 
 Shapes: logits and targets [B, K]. A target is 1, 0, any value between (mixed or smoothed labels),
 or negative for a cell that is unknown, which then gives neither loss nor gradient. Everything is
@@ -64,6 +64,27 @@ def bce_loss(
     logits, targets, known = _prepare(logits, targets, label_smoothing)
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return _reduce(losses, known, class_weights, reduction)
+
+
+def ce_loss(
+    logits: Tensor,
+    targets: Tensor,
+    reduction: Reduction = "sum",
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Softmax cross entropy of images with one label, or shares of several that sum to 1.
+
+    As torch's, smoothing gives each class label_smoothing / K. An image with an unknown cell has no
+    loss. A mean is over the images; without reduction it is the terms of the classes [B, K].
+    """
+    logits, targets, known = _prepare(logits, targets, 0.0)
+    K = logits.shape[1]
+    shares = targets * (1 - label_smoothing) + label_smoothing / K
+    terms = -shares * F.log_softmax(logits, dim=1)
+    known = known.all(dim=1, keepdim=True).expand_as(terms)
+    return _reduce(terms, known, class_weights, reduction) * (K if reduction == "mean" else 1)
 
 
 def focal_loss(
@@ -142,7 +163,10 @@ class Loss(nn.Module):
         """Return the sum of each image's losses [B], and of how many known cells it is [B]."""
         settings = self.settings | {"reduction": "none"}
         losses = self.function(logits, targets, class_weights=self.class_weights, **settings)
-        return losses.sum(dim=1), (targets >= 0).sum(dim=1)
+        known = targets >= 0
+        if self.function is ce_loss:  # whose mean is over images
+            return losses.sum(dim=1), known.all(dim=1).long()
+        return losses.sum(dim=1), known.sum(dim=1)
 
     def extra_repr(self) -> str:
         """Show which loss, with which settings."""
@@ -155,6 +179,8 @@ def build_loss(config: LossConfig, class_weights: Tensor | None = None) -> Loss:
     shared = {"reduction": config.reduction, "label_smoothing": config.label_smoothing}
     if config.name == "bce":
         return Loss(bce_loss, class_weights, **shared)
+    if config.name == "ce":
+        return Loss(ce_loss, class_weights, **shared)
     if config.name == "focal":
         return Loss(focal_loss, class_weights, gamma=config.gamma_neg, **shared)
     return Loss(

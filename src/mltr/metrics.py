@@ -82,6 +82,35 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     return _average_precision(np.sort(scores[targets >= 0]), positive)[0]
 
 
+def is_single_label(targets: Array) -> bool:
+    """Whether each image with an answer has exactly one label: targets [N, K] of 1, 0, -1."""
+    targets = _as_numpy(targets)
+    known = (targets >= 0).all(1)
+    return bool(known.any() and ((targets[known] == 1).sum(1) == 1).all())
+
+
+def top_accuracy(probs: Array, targets: Array, k: int = 1) -> float:
+    """Return the share of images whose one label is among the `k` best (ImageNet's top-1, top-5).
+
+    Of equal scores the earlier class wins; images without an answer are left out. Raises
+    `ValueError` as `evaluate` does, and for targets with several labels an image.
+    """
+    probs, targets, _ = _checked(probs, targets, 0.5)
+    if not is_single_label(targets):
+        raise ValueError("top-k accuracy is of targets with exactly one label an image")
+    hits = images = 0
+    rows_at_a_time = max(1, _BLOCK_CELLS // probs.shape[1])
+    for start in range(0, len(probs), rows_at_a_time):
+        rows = slice(start, start + rows_at_a_time)
+        known = (targets[rows] >= 0).all(1)
+        scores, labels = probs[rows][known], targets[rows][known].argmax(1)
+        own = scores[np.arange(len(scores)), labels][:, None]
+        earlier = np.arange(scores.shape[1]) < labels[:, None]
+        rank = (scores > own).sum(1) + ((scores == own) & earlier).sum(1)
+        hits, images = hits + int((rank < k).sum()), images + len(scores)
+    return hits / images
+
+
 # -- average precision -------------------------------------------------------------------------
 
 

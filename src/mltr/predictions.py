@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mltr.bundle import Calibration, to_probs
+from mltr.bundle import SOFTMAX, Calibration, to_probs
 from mltr.data.images import open_image
 from mltr.data.loading import ImageDataset, make_loader
 from mltr.data.preprocess import Preprocess
@@ -30,7 +30,7 @@ PREDICTIONS_FILE = "predictions.npz"
 class Predictions:
     """What a network says of N images, and what is true."""
 
-    probs: NDArray[np.float32]  #: [N, K], before any calibration unless `calibrated` made them
+    probs: NDArray[np.float32]  #: [N, K], before any scaling unless `calibrated` made them
     targets: NDArray[np.int8]  #: [N, K] of 1, 0, -1; a broken image has -1 everywhere
     images: tuple[str, ...]  #: N names
     classes: tuple[str, ...]  #: K names
@@ -48,14 +48,16 @@ def predict_split(
     device: str | torch.device = "cpu",
     autocast: torch.dtype | None = None,
     cache: Path | None = None,
+    single_label: bool = False,
     on_batch: Callable[[], object] = lambda: None,
     processes: Processes | None = None,
 ) -> Predictions:
     """Score every image of a split once, in order; the model is left in eval mode.
 
     `autocast` computes in bfloat16 or float16 where that is safe; `cache` is as for
-    `ImageDataset`; `on_batch` is called after each batch, for a progress bar. Several
-    `processes` share the images, each `batch_size` of them, and all get all scores.
+    `ImageDataset`; a network that is to choose a `single_label` gets a softmax; `on_batch` is
+    called after each batch, for a progress bar. Several `processes` share the images, each
+    `batch_size` of them, and all get all scores.
     """
     processes = processes or Processes()
     model.eval()
@@ -73,7 +75,8 @@ def predict_split(
         with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
             logits = model(batch.images)
         rows = batch.indices.numpy()
-        probs[rows] = logits.float().sigmoid().cpu().numpy()
+        logits = logits.float()
+        probs[rows] = (logits.softmax(1) if single_label else logits.sigmoid()).cpu().numpy()
         targets[rows] = batch.targets.numpy()
         seen[rows] = 1
         errors += batch.errors
@@ -131,7 +134,7 @@ def logits_of(probs: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def calibrated(predictions: Predictions, calibration: Calibration | None) -> Predictions:
     """Return predictions with the probabilities that a bundle's calibration makes of them."""
-    if calibration is None:
+    if calibration in (None, SOFTMAX):  # the latter is applied from the start
         return predictions
     return replace(predictions, probs=to_probs(logits_of(predictions.probs), calibration))
 

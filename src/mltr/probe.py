@@ -139,7 +139,7 @@ def measure_loading(config: Config) -> float:
         times = []
         for number in range(len(dataset)):
             began = time.perf_counter()
-            dataset[0, number]
+            dataset[0, number, 0]
             times.append(time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)

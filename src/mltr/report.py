@@ -130,7 +130,8 @@ def _data_name(opened: OpenRun) -> str:
 def _headline(figures: dict[str, Any]) -> list[tuple[str, str]]:
     shown = [
         (f"{name}: {PROTOCOLS[name]}", f"{100 * figures[name]:.2f} %")
-        for name in ("map", "cf1", "of1")
+        for name in ("map", "cf1", "of1", "top1")
+        if name in figures
     ]
     own = figures.get("at_own_thresholds")
     if own:
@@ -148,6 +149,7 @@ def _metric_rows(figures: dict[str, Any]) -> list[dict[str, str]]:
         {"name": name, "value": percent(figures[name]), "words": words,
          "own": percent(own.get(name)), "top": percent(figures.get(f"{name}_top3"))}
         for name, words in PROTOCOLS.items()
+        if name in figures
     ]  # fmt: skip
 
 

@@ -222,13 +222,16 @@ def draw_curves(folder: RunFolder) -> bytes:
     import matplotlib.pyplot as plt
 
     rows = folder.read_log()
+    judged_by, words = "val_map", "validation mAP, %"
+    if any("val_top1" in row for row in rows):
+        judged_by, words = "val_top1", "validation top-1 accuracy, %"
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     left.plot([r["epoch"] for r in rows], [r["train_loss"] for r in rows], color="#3b7dd8")
     left.set(xlabel="epoch", yscale="log")
     left.set_title("training loss, each image", loc="left")
     for key, label, colour in (
-        ("val_map", "weights", "#3b7dd8"),
-        ("val_map_ema", "averaged weights", "#e07b39"),
+        (judged_by, "weights", "#3b7dd8"),
+        (f"{judged_by}_ema", "averaged weights", "#e07b39"),
     ):
         scored = [row for row in rows if row.get(key) is not None]
         if scored:
@@ -236,7 +239,7 @@ def draw_curves(folder: RunFolder) -> bytes:
             right.plot([row["epoch"] for row in scored], values, color=colour, label=label)
             right.legend(frameon=False, loc="lower right")
     right.set(xlabel="epoch")
-    right.set_title("validation mAP, %", loc="left")
+    right.set_title(words, loc="left")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     path = folder.path / "curves.png"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mltr.bundle import read_calibration
+from mltr.bundle import SOFTMAX, read_calibration
 from mltr.config import Config
 from mltr.data.records import Split, Splits
 from mltr.data.sources import open_splits
@@ -46,12 +46,13 @@ class OpenRun:
         return calibrated(self.score_uncalibrated(name), self.bundle.calibration)
 
     def score_uncalibrated(self, name: str) -> Predictions:
-        """Like `score`, with the plain sigmoid of the logits, as saved predictions have it."""
+        """Like `score`, with the plain sigmoid or softmax of the logits, as saved predictions."""
         return predict_split(
             self.bundle.model,
             self.split(name),
             self.bundle.preprocess,
             workers=self.config.data.workers,
+            single_label=self.bundle.calibration == SOFTMAX,
         )
 
 

@@ -64,7 +64,7 @@ def tell_images(splits: Splits) -> None:
     train = splits.train
     sizes = ", ".join(f"{len(split)} {split.name}" for split in splits)
     log.info("images: %s; %d classes", sizes, len(train.classes))
-    positives = (train.targets == 1).any(axis=0)
+    positives = train.positives.sum(axis=0) > 0
     empty = [name for name, there in zip(train.classes, positives, strict=True) if not there]
     if empty:
         log.warning("no training image has: %s", ", ".join(empty))
@@ -84,13 +84,13 @@ def training_words(row: dict[str, Any], last: int) -> list[str]:
     ]
 
 
-def map_words(row: dict[str, Any], progress: Progress) -> list[str]:
-    """Return what is told of a validation by mean average precision."""
+def score_words(row: dict[str, Any], judged_by: str, progress: Progress) -> list[str]:
+    """Return what is told of a validation by a share, such as mean average precision."""
     parts = []
-    if "val_map" in row:
-        parts.append(f"val map {100 * row['val_map']:.2f}")
-    if "val_map_ema" in row:
-        parts.append(f"averaged {100 * row['val_map_ema']:.2f}")
+    if judged_by in row:
+        parts.append(f"{judged_by.replace('_', ' ')} {100 * row[judged_by]:.2f}")
+    if f"{judged_by}_ema" in row:
+        parts.append(f"averaged {100 * row[f'{judged_by}_ema']:.2f}")
     if progress.best_epoch >= 0:
         parts.append(f"best {100 * progress.best_map:.2f} at {progress.best_epoch + 1}")
     return parts

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mltr.build import build_model, model_overrides
+from mltr.bundle import SOFTMAX
 from mltr.config import Config
 from mltr.data.loading import Batch, ImageDataset, make_loader
 from mltr.data.preprocess import Preprocess
@@ -44,7 +45,7 @@ from mltr.guards import (
     what_is_bad,
 )  # fmt: skip
 from mltr.losses import build_loss
-from mltr.metrics import evaluate
+from mltr.metrics import evaluate, top_accuracy
 from mltr.model import default_image_size
 from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
 from mltr.precision import AUTOCAST, choose_precision
@@ -54,7 +55,7 @@ from mltr.runs import RunFolder, draw_curves
 from mltr.sharding import load_optimizer, placed_like, shard
 from mltr.standing import (
     Progress,
-    map_words,
+    score_words,
     tell_images,
     tensorboard,
     training_words,
@@ -77,12 +78,12 @@ class Trainer:
     """
 
     command = "train"  #: by which a run is resumed
-    judged_by = "val_map"  #: name of the figure that chooses the epoch
     lower_is_better = False
 
     def __init__(self, config: Config, splits: Splits, folder: RunFolder) -> None:
         settings = config.train
         self.config, self.splits, self.folder = config, splits, folder
+        self.single_label = config.loss.name == "ce"  #: one class is to be chosen for each image
         if settings.threads:
             torch.set_num_threads(settings.threads)
         set_seed(settings.seed)
@@ -110,6 +111,7 @@ class Trainer:
             dataset, settings.batch_size, shuffle=True, drop_last=True,
             workers=config.data.workers, seed=settings.seed, device=self.accelerator.device,
             rank=self.processes.rank, processes=self.processes.count,
+            repeats=config.augment.repeats,
         )  # fmt: skip
         self.progress = Progress()
         self.rows = folder.read_log()
@@ -129,7 +131,14 @@ class Trainer:
                 "raise train.batch_size, which counts them all"
             )
 
+    @property
+    def judged_by(self) -> str:
+        """The name of the figure that chooses the epoch."""
+        return "val_top1" if self.single_label else "val_map"
+
     def _build_model(self) -> nn.Module:
+        if self.single_label:
+            self.splits.check_single_label()
         return build_model(self.config.model, len(self.splits.train.classes), self.image_size)
 
     def _prepare_network(self, model: Any) -> None:
@@ -363,6 +372,8 @@ class Trainer:
                 f"the network says nan of validation images after epoch {self.progress.epoch + 1}: "
                 "lower train.lr"
             )
+        if self.single_label:
+            return top_accuracy(predictions.probs, predictions.targets)
         return evaluate(predictions.probs, predictions.targets)["map"]
 
     def _keep_if_best(self, scores: list[float], candidates: list[dict[str, Tensor]]) -> None:
@@ -382,16 +393,11 @@ class Trainer:
 
     def _predict(self, split: Split, cache: Path | None) -> Predictions:
         return predict_split(
-            self._plain_model(),
-            split,
-            self.preprocess,
-            batch_size=self.config.train.batch_size,
-            workers=0 if cache else self.config.data.workers,
-            device=self.accelerator.device,
-            autocast=AUTOCAST[self.precision],
-            cache=cache,
-            processes=self.processes,
-        )
+            self._plain_model(), split, self.preprocess, batch_size=self.config.train.batch_size,
+            workers=0 if cache else self.config.data.workers, device=self.accelerator.device,
+            autocast=AUTOCAST[self.precision], cache=cache, processes=self.processes,
+            single_label=self.single_label,
+        )  # fmt: skip
 
     def _plain_model(self) -> Any:
         """Return the network without accelerate's wrapping."""
@@ -534,6 +540,7 @@ class Trainer:
             self.folder.path, model=model, name=self.config.model.name,
             overrides=model_overrides(self.config.model, self.image_size),
             classes=self.splits.train.classes, preprocess=self.preprocess,
+            calibration=SOFTMAX if self.single_label else None,
             extra={"data": self.config.data.format, "test": figures},
         )  # fmt: skip
         save_predictions(self.folder.predictions, predictions)
@@ -552,7 +559,7 @@ class Trainer:
         rates = sorted(row["images_per_s"] for row in self.rows)
         return figures | {
             "best_epoch": progress.best_epoch + 1,
-            "best_val_map": progress.best_map,
+            f"best_{self.judged_by}": progress.best_map,
             "averaged_weights": progress.best_is_average,
             "epochs": progress.epoch,
             "seed": self.config.train.seed,
@@ -577,7 +584,9 @@ class Trainer:
 
     def _line(self, row: dict[str, Any], last: int) -> str:
         """Return one epoch in one line."""
-        return "  ".join(training_words(row, last) + map_words(row, self.progress))
+        return "  ".join(
+            training_words(row, last) + score_words(row, self.judged_by, self.progress)
+        )
 
     def _tell_the_end(self) -> None:
         if self.progress.shortfalls():

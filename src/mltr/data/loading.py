@@ -1,7 +1,7 @@
 """One data set over any split, and batches that a seed determines.
 
-What a sample looks like depends on (seed, epoch, index) alone, and the order of an epoch on (seed,
-epoch): not on the number of workers, nor on where a run was resumed.
+What a sample looks like depends on (seed, epoch, index, copy) alone, and the order of an epoch on
+(seed, epoch): not on the number of workers, nor on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mltr.errors import BrokenImage, MltrError
 
 log = logging.getLogger(__name__)
 
-Key = tuple[int, int]  #: (epoch, index)
+Key = tuple[int, int, int]  #: (epoch, index, copy); copies of an image are varied differently
 MOST_WORKERS = 8  #: that are started unless a number is asked for
 _LARGEST_KEPT = 31 << 20  # bytes; glibc raises its threshold to at most 32 MB
 
@@ -100,10 +100,10 @@ class ImageDataset(Dataset[Sample]):
         return len(self.split)
 
     def __getitem__(self, key: Key | int) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index, copy = key if isinstance(key, tuple) else (0, key, 0)
         record = self.split[index]
         try:
-            pixels = self._read(epoch, index)
+            pixels = self._read(epoch, index, copy)
         except BrokenImage as error:
             unknown = torch.full((len(record.labels),), -1, dtype=torch.int8)
             side = self._side(epoch)
@@ -111,14 +111,14 @@ class ImageDataset(Dataset[Sample]):
         targets = torch.from_numpy(np.array(record.labels, dtype=np.int8))
         return Sample(torch.from_numpy(pixels), targets, index)
 
-    def _read(self, epoch: int, index: int) -> Planes:
+    def _read(self, epoch: int, index: int, copy: int) -> Planes:
         """Return an image as uint8 [3, S, S]; raises `BrokenImage`."""
         preprocess, source = self.preprocess, self.split[index].image
         if self.transform is None:
             squashed = self.cache[index] if self.cache else None
             pixels = preprocess.read(source) if squashed is None else preprocess.squash(squashed)
             return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng((self.seed, epoch, index, copy))
         region, side = self.transform.choose_region(rng), self._side(epoch)
         base_size = preprocess.base_size
         if not base_size:
@@ -134,18 +134,20 @@ class ImageDataset(Dataset[Sample]):
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """The batches of one epoch as lists of (epoch, index); set `epoch` before iterating.
+    """The batches of one epoch as lists of keys; set `epoch` before iterating.
 
     Of several processes each gets its share of every batch, so that the order of the images and
-    the place in it are the same for any number of them.
+    the place in it are the same for any number of them. With `repeats` each image comes so many
+    times in a row, and an epoch, as long as ever, goes through a part of the images (repeated
+    augmentation, arXiv 1901.09335).
     """
 
     def __init__(
         self, split: Split, batch_size: int, shuffle: bool, drop_last: bool, seed: int,
-        rank: int = 0, processes: int = 1,
+        rank: int = 0, processes: int = 1, repeats: int = 1,
     ) -> None:  # fmt: skip
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.repeats = rank, processes, repeats
         # A set smaller than one batch would otherwise give no batch at all.
         self.drop_last = drop_last and len(split) > batch_size
         self.epoch = 0
@@ -164,9 +166,11 @@ class EpochBatches(Sampler[list[Key]]):
         if self.shuffle:
             order = self.split.epoch_order(self.seed, epoch)
         for number in range(start_batch, len(self)):
-            self.split.will_read(order[number * self.batch_size :])
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in share(batch, self.rank, self.processes)]
+            begin, end = number * self.batch_size, (number + 1) * self.batch_size
+            self.split.will_read(order[begin // self.repeats :])
+            places = share(np.arange(begin, min(end, len(order))), self.rank, self.processes)
+            rows, copies = order[places // self.repeats], places % self.repeats
+            yield [(epoch, int(row), int(copy)) for row, copy in zip(rows, copies, strict=True)]
 
 
 Rows = TypeVar("Rows", NDArray[Any], Tensor)
@@ -225,14 +229,18 @@ def make_loader(
     seed: int = 0,
     rank: int = 0,
     processes: int = 1,
+    repeats: int = 1,
     device: str | torch.device = "cpu",
 ) -> BatchLoader:
     """Return the batches of a data set: `for batch in loader.epoch(number)`.
 
-    `batch_size` is that of all `processes` together; the one of `rank` gets its share. The images
-    are put on `device`. `workers` -1 starts as many as suit this machine.
+    `batch_size` is that of all `processes` together; the one of `rank` gets its share. `repeats` is
+    how many times an image comes in a row. The images are put on `device`. `workers` -1 starts as
+    many as suit this machine.
     """
-    batches = EpochBatches(dataset.split, batch_size, shuffle, drop_last, seed, rank, processes)
+    batches = EpochBatches(
+        dataset.split, batch_size, shuffle, drop_last, seed, rank, processes, repeats
+    )
     device = torch.device(device)
     workers = suitable_workers(device) if workers < 0 else workers
     return BatchLoader(dataset, batches, workers, device)

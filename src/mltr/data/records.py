@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.errors import MltrError, did_you_mean
+from mltr.errors import MltrError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,6 +127,17 @@ class Splits:
 
     def __iter__(self) -> Iterator[Split]:
         return iter((self.train, self.val, self.test))
+
+    def check_single_label(self) -> None:
+        """Raise `UsageError` unless each image has exactly one label, as a softmax needs it."""
+        for split in self:
+            wrong = np.flatnonzero(split.positives.sum(axis=1) != 1)
+            if len(wrong):
+                raise UsageError(
+                    f"loss.name ce needs one label an image; {len(wrong)} of {len(split)} "
+                    f"{split.name} images have none or several, e.g. {split[int(wrong[0])].name}: "
+                    "use asl or bce"
+                )
 
 
 def sparse_rows(columns: NDArray[Any], starts: NDArray[Any], num_columns: int) -> csr_array:

@@ -23,10 +23,14 @@ from mltr.data.preprocess import Pixels, Preprocess
 
 # Random-resized crop: aspect ratios of the usual recipe (Inception), 3/4 to 4/3.
 LOG_RATIO = math.log(4 / 3)
+# Random erasing: shares of the area, aspect ratios and trials of torchvision and of the paper.
+ERASED_SHARE = (0.02, 0.33)
+ERASED_LOG_RATIO = math.log(3.3)
+ERASING_TRIALS = 10
 
 
 class TrainTransform:
-    """What training images go through: crop, flip, jitter, RandAugment, cutout."""
+    """What training images go through: crop, flip, jitter, RandAugment, cutout, erasing."""
 
     def __init__(self, augment: AugmentConfig) -> None:
         self.augment = augment
@@ -53,6 +57,8 @@ class TrainTransform:
             )
         if self.augment.cutout:
             planes = cut_out(planes, round(side * self.augment.cutout), rng)
+        if self.augment.erasing and rng.random() < self.augment.erasing:
+            planes = erase(planes, rng)
         return planes
 
 
@@ -100,6 +106,22 @@ def cut_out(planes: Planes, side: int, rng: np.random.Generator) -> Planes:
     top, left = int(rng.integers(H)) - side // 2, int(rng.integers(W)) - side // 2
     colour = rng.integers(256, size=(3, 1, 1))
     planes[:, max(0, top) : top + side, max(0, left) : left + side] = colour
+    return planes
+
+
+def erase(planes: Planes, rng: np.random.Generator) -> Planes:
+    """Put noise in the place of a rectangle (random erasing, arXiv 1708.04896)."""
+    H, W = planes.shape[1:]
+    for _ in range(ERASING_TRIALS):
+        area = H * W * rng.uniform(*ERASED_SHARE)
+        ratio = math.exp(rng.uniform(-ERASED_LOG_RATIO, ERASED_LOG_RATIO))
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < height < H and 0 < width < W:
+            top, left = int(rng.integers(H - height + 1)), int(rng.integers(W - width + 1))
+            planes = planes if planes.flags.writeable else planes.copy()
+            noise = rng.integers(256, size=(3, height, width), dtype=np.uint8)
+            planes[:, top : top + height, left : left + width] = noise
+            return planes
     return planes
 
 
