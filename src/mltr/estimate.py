@@ -131,7 +131,7 @@ def _memory(config: Config, work: Workload, place: Place) -> dict[str, Any]:
     states = state_bytes(work, config.train.ema_decay > 0) / GIB
     gradients = 4 * work.parameters / GIB
     kept = gradients if config.train.accumulation > 1 else 0.0
-    if getattr(config.train, "sharding", "none") == "fsdp":
+    if config.train.sharding == "fsdp":
         states, kept = states / place.count, kept / place.count
     # Adam works on copies of the gradients when nothing is left of the images.
     step = max(work.peak_bytes / GIB, work.kept_bytes / GIB + kept, 2 * gradients)
@@ -216,7 +216,7 @@ def _changes(config: Config, place: Place) -> Iterator[tuple[list[str], str, Con
             config, "the same optimiser steps, in parts",
             batch_size=train.batch_size // parts, accumulation=train.accumulation * parts,
         )  # fmt: skip
-    if place.count > 1 and getattr(train, "sharding", "") == "none":
+    if place.count > 1 and train.sharding == "none":
         yield _changed(config, "weights and moments divided over the devices", sharding="fsdp")
 
 
