@@ -109,6 +109,19 @@ def test_voc_from_coco_is_another_row(tmp_path: Path, capsys) -> None:
     assert cells(page, "PASCAL VOC 2007, from COCO |")[3] == "96.0 (one seed)"
 
 
+def test_imagenet_is_told_by_its_images_and_judged_by_top1(tmp_path: Path, capsys) -> None:
+    options = ["--model.name=cat_t", "--train.batch_size=256", "--train.accumulation=2"]
+    full, few = (1_268_355, 12_812, 50_000), (900, 100, 200)
+    run = make_run(tmp_path / "cat", "imagenet1k", *options, counts=full)
+    own = make_run(tmp_path / "own", "imagenet1k", *options, counts=few)
+    for folder, top1 in ((run, 0.799), (own, 0.5)):
+        content = json.loads((folder / "metrics.json").read_text()) | {"top1": top1}
+        (folder / "metrics.json").write_text(json.dumps(content))
+    figures, page = results(capsys, run, own)
+    assert cells(page, "ImageNet-1K | cat_t, 224 px")[2:] == ["80.3", "79.9 (one seed)", ""]
+    assert [other["run"] for other in figures["others"]] == [str(own)]
+
+
 def test_unfinished_and_other_runs(tmp_path: Path, capsys) -> None:
     begun = make_run(tmp_path / "begun", "coco", WEIGHTS, test_map=None)
     own = make_run(tmp_path / "own", "scenes_nano", test_map=0.969, counts=(9, 1, 2))
@@ -134,7 +147,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path, capsys) -> None:
     run = make_run(tmp_path / "run", "coco")
     (run / "metrics.json").write_text('{"loss": 1}')
     assert main(["results", str(run)]) == 1
-    assert "no test map" in capsys.readouterr().err
+    assert "no test map or top1" in capsys.readouterr().err
     (run / "metrics.json").write_text("{")
     assert main(["results", str(run)]) == 1
     assert "can't be read" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     for option in ("images", "classes"):
         if getattr(args, option) is not None and getattr(args, option) < 1:
             raise UsageError(f"--{option} {getattr(args, option)} must be positive")
-    figures = make_plan(config, name, count, args.images, args.classes)
+    figures = make_plan(config, name, count, args.images, args.classes, Path(args.recipe).stem)
     if args.json:
         write_figures(args.json, figures)
     if args.json != "-":
@@ -58,17 +58,19 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 
 
 def make_plan(
-    config: Config, device: str, count: int, images: int | None = None, classes: int | None = None
-) -> dict[str, Any]:
+    config: Config, device: str, count: int, images: int | None = None,
+    classes: int | None = None, recipe: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Return the figures of a plan, with `advice` where the recipe doesn't fit.
 
-    `device` is of the table of devices, or ``cpu`` or ``cuda`` of this machine. Raises `UsageError`
-    where the number of images can't be known.
+    `recipe` is its name, which tells ImageNet's images. `device` is of the table of devices, or
+    ``cpu`` or ``cuda`` of this machine. Raises `UsageError` where the number of images can't be
+    known.
     """
     from mltr.devices import HERE
     from mltr.estimate import advice, estimate, place_of
 
-    counted, splits = count_images(config, images, classes)
+    counted, splits = count_images(config, images, classes, recipe)
     if device in HERE:
         place = _this_machine(config, device, count, splits or counted.classes)
     else:
@@ -89,14 +91,14 @@ def make_plan(
 
 
 def count_images(
-    config: Config, images: int | None, classes: int | None
+    config: Config, images: int | None, classes: int | None, recipe: str = ""
 ) -> tuple[Images, Splits | None]:
     """Return how many images a recipe's splits have, and the splits where the data is there."""
     from mltr.data.sources import open_splits
     from mltr.estimate import Images
     from mltr.published import public_set
 
-    data, known = config.data, public_set(config.data)
+    data, known = config.data, public_set(config.data, recipe)
     if images is None and (data.format == "scenes" or (data.root and Path(data.root).exists())):
         splits = open_splits(data)
         train, val, test = map(len, splits)

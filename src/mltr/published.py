@@ -47,10 +47,14 @@ VOC_2012 = PublicSet("PASCAL VOC 2012", 5_717, 5_823, 20, 2.0)
 NUSWIDE_OFFICIAL = PublicSet("NUS-WIDE, official split", 161_789, 107_859, 81)
 NUSWIDE_LABELLED = PublicSet("NUS-WIDE, labelled images", 125_449, 83_898, 81)
 NUSWIDE_RATIO = PublicSet("NUS-WIDE, 70/30 of all files", 188_754, 80_894, 81)
+IMAGENET_1K = PublicSet("ImageNet-1K", 1_281_167, 50_000, 1000, 144)
+# All 14,197,122 images of the release of autumn 2011, of which the recipe holds 0.2 % out to test.
+IMAGENET_21K = PublicSet("ImageNet-21K", 14_168_728, 28_394, 21_841)
+PRETRAINING = {"imagenet1k": IMAGENET_1K, "imagenet21k": IMAGENET_21K}  #: by recipe
 
 
-def public_set(data: DataConfig) -> PublicSet | None:
-    """Return the public data set that a recipe is for, if it says so by more than its folder."""
+def public_set(data: DataConfig, recipe: str = "") -> PublicSet | None:
+    """Return the public data set of a recipe, if its fields, or else its name, tell which."""
     if data.format == "coco":
         labelled = data.unlabelled == "drop"
         if data.year == "2017":
@@ -65,7 +69,7 @@ def public_set(data: DataConfig) -> PublicSet | None:
             "ratio_70_30": NUSWIDE_RATIO,
         }
         return by_protocol[data.protocol]
-    return None
+    return PRETRAINING.get(recipe)
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,18 @@ class Row:
     recipe: str
     options: tuple[str, ...]  #: on top of the recipe
     origin: Origin = "pretrained"
-    metric: str = "map"
+    metric: Literal["map", "top1"] = "map"
     note: str = ""
 
     @property
     def command(self) -> str:
         """What to type; words in capitals are the user's folders."""
         return " ".join(("mltr train", self.recipe, *self.options))
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether it is about ImageNet, with one label an image."""
+        return self.recipe in PRETRAINING
 
 
 LARGE_BATCH = ("--train.batch_size", "56")  #: of images at 384 pixels and above (ASL)
@@ -102,6 +111,17 @@ def _nuswide(protocol: str, name: str) -> Row:
     note = "variant and split not said; L is our choice"
     return Row(f"NUS-WIDE, {name}", "mltr_l", 65.5, PAPER, "nuswide", options, note=note)
 
+
+def _imagenet(network: str, figure: float | None, *options: str) -> Row:
+    recipe = "imagenet21k" if network == "mltr_xl" else "imagenet1k"
+    return Row(
+        PRETRAINING[recipe].name, network, figure, PAPER if figure is None else SIBLING, recipe,
+        ("--model.name", network, *options), origin="scratch", metric="top1",
+    )  # fmt: skip
+
+
+#: Pretraining at 224 pixels, as Swin's; `mltr resize`, or model.init, fits what it gives to 384.
+SMALL_IMAGES = ("--model.image_size", "224", "--model.overrides.window_size", "7")
 
 ROWS = (
     _coco("s", 81.9, batch=()),
@@ -120,6 +140,13 @@ ROWS = (
     _nuswide("official", "official split"),
     _nuswide("labelled", "labelled images"),
     _nuswide("ratio_70_30", "70/30"),
+    _imagenet("cat_t", 80.3),
+    _imagenet("cat_s", 81.8),
+    _imagenet("cat_b", 82.8),
+    _imagenet("mltr_s", None),
+    _imagenet("mltr_m", None, *SMALL_IMAGES),
+    _imagenet("mltr_l", None, *SMALL_IMAGES),
+    _imagenet("mltr_xl", None, *SMALL_IMAGES),
 )  # fmt: skip
 
 
@@ -162,6 +189,7 @@ PEERS = (
 FREE_FIELDS = frozenset(
     {
         "data.root", "data.workers", "data.max_broken", "data.cache", "data.split_seed",
+        "data.shard_cache", "data.shard_cache_gb",
         "model.init", "train.seed", "train.threads", "train.compile", "train.grad_checkpointing",
         "train.precision", "train.batch_size", "train.accumulation", "train.sharding",
         "train.save_minutes", "train.keep", "train.timeout_s",

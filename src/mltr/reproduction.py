@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -19,9 +19,13 @@ from mltr.config import Config
 from mltr.errors import MltrError
 from mltr.published import (
     FREE_FIELDS,
+    PAPER,
     PEERS,
+    PRETRAINING,
     ROWS,
+    SIBLING,
     Origin,
+    PublicSet,
     Row,
     effective_batch,
     public_set,
@@ -118,8 +122,9 @@ def read_run(path: Path) -> Run:
     if folder.metrics.is_file():
         metrics = _read_json(folder.metrics)
         counts = metrics.get("images_in_splits")
-        if not isinstance(metrics.get("map"), int | float) or not isinstance(counts, dict):
-            raise MltrError(f"{folder.metrics}: no test map, or no images_in_splits")
+        figure = metrics.get("map", metrics.get("top1"))
+        if not isinstance(figure, int | float) or not isinstance(counts, dict):
+            raise MltrError(f"{folder.metrics}: no test map or top1, or no images_in_splits")
     return Run(path, config, _origin(config.model.init), metrics)
 
 
@@ -143,15 +148,38 @@ def _origin(init: str) -> Origin:
     return "pretrained"
 
 
+def set_of(found: Run) -> PublicSet | None:
+    """Return the public data set of a run; ImageNet is told by how many images there are."""
+    config = found.config
+    if config.loss.name != "ce" or found.metrics is None:
+        return public_set(config.data)
+    train, test = _counts(found)
+    share = config.data.max_broken
+    return next((s for s in PRETRAINING.values() if s.matches(train, test, share)), None)
+
+
+def _counts(found: Run) -> tuple[int, int]:
+    """Return how many images a finished run learnt from or chose on, and was tested on."""
+    counts = (found.metrics or {}).get("images_in_splits", {})
+    return counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)
+
+
+def set_of_row(row: Row) -> PublicSet:
+    """Return the public data set of a row."""
+    known = public_set(recipe_of(row).data, row.recipe)
+    assert known is not None
+    return known
+
+
 def _row_of(found: Run) -> int | None:
     """Return the number of the row with the run's data, network and start, if there is one."""
-    known = public_set(found.config.data)
+    known = set_of(found)
     candidates = [
         number
         for number, row in enumerate(ROWS)
         if known is not None
         and row.network == found.config.model.name
-        and public_set(recipe_of(row).data).name == known.name  # type: ignore[union-attr]
+        and set_of_row(row).name == known.name
     ]
     if found.origin != "scratch":
         same = [number for number in candidates if ROWS[number].origin == found.origin]
@@ -192,26 +220,27 @@ def deviations(found: Run, row: Row) -> list[str]:
 
 def _missing_images(found: Run) -> list[str]:
     """Say so if a run saw another number of images than the data set has."""
-    known = public_set(found.config.data)
+    known = set_of(found)
     if known is None or found.metrics is None:
         return []
-    counts = found.metrics["images_in_splits"]
-    train, test = counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)
+    train, test = _counts(found)
     if known.matches(train, test, found.config.data.max_broken):
         return []
     return [f"{train:,} + {test:,} images in place of {known.train:,} + {known.test:,}"]
 
 
 def _start(row: Row) -> str:
-    return "weights of our COCO run" if row.origin == "coco" else "ImageNet weights"
+    words = {"coco": "weights of our COCO run", "scratch": "random weights"}
+    return words.get(row.origin, "ImageNet weights")
 
 
 def _plan(row: Row, name: str, count: int) -> dict[str, Any]:
     from mltr.estimate import Images, estimate, place_of
 
     config = recipe_of(row)
-    known = public_set(config.data)
-    assert known is not None
+    known = set_of_row(row)
+    if config.train.precision == "auto":
+        config = replace(config, train=replace(config.train, precision="bf16"))
     val = round(known.train * config.data.val_fraction)
     images = Images(known.train - val, val, known.test, known.classes, known.disk_gb)
     return estimate(config, images, place_of(name, count))
@@ -228,13 +257,15 @@ def to_markdown(
     lines = [
         "# Published figures, ours, and what has not been run", "",
         f"Made by `mltr results RUNS{options} --out docs/results.md` from the folders of our runs; "
-        "don't edit it. Test mAP in percent, by the protocols of [protocols](protocols.md). A run "
-        "stands in the column *ours* only if it is the row's recipe on all of the row's images; "
+        "don't edit it. Test mAP in percent (ImageNet: top-1 accuracy), by the protocols of "
+        "[protocols](protocols.md). A run stands in the column *ours* only if it is the row's "
+        "recipe on all of the row's images; "
         "several seeds give their mean and range.", "",
         "| data | network | published | ours, measured | not yet run, and why |",
         "| --- | --- | --- | --- | --- |",
         *(_row_line(number, standing, plans[number], gpus) for number in range(len(ROWS))), "",
-        f"Published by {ROWS[0].source}, whose code and weights were never released.", "",
+        f"Published by {PAPER}, whose code and weights were never released; CAT's top-1 by "
+        f"{SIBLING}, by the same authors.", "",
         "## The command of each row", "",
         "`--data.root` names the folder of the data. ImageNet weights come by `--model.init`: "
         "[where weights come from](weights.md). COCO_RUN is the folder of our own COCO run: its "
@@ -255,13 +286,13 @@ def _row_line(
     published = "not published" if row.figure is None else f"{row.figure:.1f}"
     network = f"{row.network}, {image_side(recipe_of(row))} px"
     noted = f" ({row.note})" if row.note else ""
-    ours = _ours(standing.matching[number])
+    ours = _ours(standing.matching[number], row.metric)
     reason = "" if ours else _reason(row, standing.unfinished[number], plans, gpus)
     return f"| {row.data} | {network} | {published}{noted} | {ours} | {reason} |"
 
 
-def _ours(runs: Sequence[Run]) -> str:
-    figures = [100 * found.metrics["map"] for found in runs if found.metrics is not None]
+def _ours(runs: Sequence[Run], metric: str) -> str:
+    figures = [100 * found.metrics[metric] for found in runs if found.metrics is not None]
     if not figures:
         return ""
     if len(figures) == 1:
@@ -274,13 +305,13 @@ def _reason(
 ) -> str:
     if unfinished:
         return f"under way: {', '.join(found.path.name for found in unfinished)}"
-    known = public_set(recipe_of(row).data)
-    assert known is not None
+    known = set_of_row(row)
+    weights = "" if row.origin == "scratch" else f", {_start(row)}"
     hours = [
         f"{plan['hours']:.1f} h on {text}" for plan, text in zip(plans, gpus, strict=True)
     ]  # fmt: skip
     time = f", by plan {' or '.join(hours)}" if hours else ""
-    return f"needs the {known.train + known.test:,} images, {_start(row)}, and a GPU{time}"
+    return f"needs the {known.train + known.test:,} images{weights} and a GPU{time}"
 
 
 def _plan_lines(plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]) -> list[str]:
@@ -350,7 +381,10 @@ def _other_lines(standing: Standing) -> list[str]:
 
 
 def _map(found: Run) -> str:
-    return "not finished" if found.metrics is None else f"{100 * found.metrics['map']:.1f}"
+    if found.metrics is None:
+        return "not finished"
+    figure = found.metrics["top1" if "top1" in found.metrics else "map"]
+    return f"{100 * figure:.1f}"
 
 
 def to_figures(
@@ -363,7 +397,7 @@ def to_figures(
         rows.append(
             asdict(row)
             | {"command": row.command, "plans": list(plans[number])}
-            | {"ours": {str(r.path): 100 * r.metrics["map"] for r in runs if r.metrics}}
+            | {"ours": {str(r.path): 100 * r.metrics[row.metric] for r in runs if r.metrics}}
         )
     deviating = [
         {"run": str(found.path), "data": row.data, "network": row.network, "deviations": points}

@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from mltr.errors import UsageError
-from mltr.model import MlTr
 from mltr.precision import AUTOCAST
 
 
@@ -92,11 +91,11 @@ def measure_step(
         before, made = counter.live, counter.operations
         with torch.autocast("cpu", half) if half else nullcontext():
             try:
-                logits = _forward(model, images)
+                logits = model(images)
             except (RuntimeError, AssertionError, ValueError) as error:
                 raise UsageError(f"images of {side} px don't fit: {error}") from error
         kept = counter.live - before
-        logits.float().sum().backward()  # type: ignore[no-untyped-call]
+        logits.float().sum().backward()
     return Workload(
         parameters=sum(p.numel() for p in model.parameters()),
         weight_bytes=weights,
@@ -106,17 +105,6 @@ def measure_step(
         kept_bytes=kept,
         peak_bytes=counter.peak - weights,
     )
-
-
-def _forward(model: nn.Module, images: Tensor) -> Tensor:
-    """Return logits as a device with the wanted type computes them.
-
-    MlTr itself turns to float32 on a processor without instructions for that type.
-    """
-    if isinstance(model, MlTr):
-        return model.forward_head(model.forward_features(images))
-    logits: Tensor = model(images)
-    return logits
 
 
 def _multiply_adds(model: nn.Module, side: int) -> float:
