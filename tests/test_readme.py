@@ -51,6 +51,7 @@ def test_the_commands_for_own_photos_and_python(photos: Path, capsys) -> None:
         "evaluate",
         "diagnose",
         "explain",
+        "export",
         "calibrate",
         "report",
         "predict",
