@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import time
 import warnings
@@ -21,7 +23,10 @@ from torch import Tensor
 from mltr.errors import MltrError
 from mltr.launch import launched_processes
 
+log = logging.getLogger(__name__)
+
 # What gloo and NCCL raise where a process doesn't answer, or has gone.
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  #: to torchrun: a new store for each restart
 LOST = re.compile(
     "timed out|timeout|connection (closed|reset|refused)|broken pipe|gloo/transport|NCCL", re.I
 )
@@ -130,6 +135,12 @@ class Processes:
             return []
 
 
+def may_restart_badly() -> bool:
+    """Whether torchrun would meet again over the old store (PyTorch issue 135712)."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    return restarts > 0 and os.environ.get(OWN_STORE) != "1"
+
+
 def join_processes(timeout_s: float) -> Processes:
     """Meet the other processes that were launched, by accelerate, and return them all.
 
@@ -144,4 +155,10 @@ def join_processes(timeout_s: float) -> Processes:
     # Of no concern to anyone, and told by every process.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     group = dist.new_group(backend="gloo", timeout=timeout)
+    if may_restart_badly() and dist.get_rank() == 0:
+        log.warning(
+            "a restart by torchrun may find addresses of processes that are gone and hang: "
+            "export %s=1 first",
+            OWN_STORE,
+        )
     return Processes(dist.get_rank(), dist.get_world_size(), timeout_s, group)
