@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mltr.data.images import find_images
+from mltr.data.walk import find_images
 from mltr.files import write_json
 
 MOST_CONNECTIONS = 600  #: of the overload at a time; a request that finds none free is counted
