@@ -29,14 +29,13 @@ from mltr import __version__
 from mltr.bundle import to_probs
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.data.records import ImageSource, Labels
-from mltr.download import HUB_PREFIX
+from mltr.download import HUB_PREFIX, first_line
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.exported import (
     CONFIG_ENTRY,
     CONFIG_KEY,
     INPUT,
     OUTPUT,
-    first_line,
     load_onnx,
     load_program,
     require,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.bundle import parse_config
+from mltr.download import first_line
 from mltr.errors import MltrError, UsageError
 
 if TYPE_CHECKING:
@@ -151,11 +152,6 @@ def _checksum(path: Path) -> str:
 def _check_file(path: str | Path) -> None:
     if not Path(path).is_file():
         raise MltrError(f"no such file: {path}; `mltr export RUN` writes such files")
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error of another library says, without what follows."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_config(text: str | None, path: str | Path) -> dict[str, Any]:
