@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mltr.corrections import Corrections, as_corrections, write_corrected
 from mltr.data.records import Splits
 from mltr.data.sources import open_splits
-from mltr.label_issues import Audit, audit
+from mltr.diagnosis.corrections import Corrections, as_corrections, write_corrected
+from mltr.diagnosis.label_issues import Audit, audit
 from mltr.recipe import find_recipe, load_recipe
 from mltr.runs import open_run, write_figures
 from mltr.scoring import open_scored

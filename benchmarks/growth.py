@@ -5,7 +5,7 @@
 Inference of `mltr_s` and Swin-T on one image of 224 to 1024 pixels; the classifier alone, with each
 head, for 20 to 10,000 classes on the map of one image. The exponent is the slope of a straight line
 through the logarithms (1: grows as the number of pixels, or of classes, does). Memory is that of
-training by `mltr.workload`.
+training by `mltr.planning.workload`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
 
 For each network, with gradient checkpointing and without, processes do one step of AdamW with 4 and
 with 8 images; the difference of their greatest resident sizes is the memory of 4 images, and what
-is left is fixed. `mltr.workload` should say the same to 15 %. Then MlTr's step is timed with and
-without checkpointing in turns, and the largest batch of each variant is printed for given memory.
+is left is fixed. `mltr.planning.workload` should say the same to 15 %. Then MlTr's step is timed
+with and without checkpointing in turns, and the largest batch of each variant is printed for given
+memory.
 """
 
 from __future__ import annotations

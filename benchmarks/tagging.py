@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mltr import predict
 from mltr.data.preprocess import Preprocess
 from mltr.data.walk import find_images
 from mltr.inputs import Inputs, Survey
 from mltr.model import create_model
 from mltr.predictor import Predictor
 from mltr.runs import write_figures
+from mltr.tagging import predict
 from mltr.weights import TorchNetwork, save_bundle
 
 SIDE = 224

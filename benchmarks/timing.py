@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mltr.model import create_model
-from mltr.workload import measure_step, state_bytes
+from mltr.planning.workload import measure_step, state_bytes
 
 REFERENCE = "timm/swin_tiny_patch4_window7_224"
 SIDE = 224
@@ -96,7 +96,7 @@ class TrainingMemory:
 
 
 def training_memory(name: str, side: int, grad_checkpointing: bool = False) -> TrainingMemory:
-    """Ask `mltr.workload` about two batches, large enough that activations make the peak."""
+    """Ask the memory model about two batches, large enough that activations make the peak."""
     few, many = (
         measure_step(
             lambda: create_model(name, image_size=side),

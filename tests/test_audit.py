@@ -19,7 +19,7 @@ from mltr.cli import COMMANDS, Command, main
 from mltr.config import AugmentConfig, Config, DataConfig, ModelConfig, ScenesConfig, TrainConfig
 from mltr.data import Preprocess, open_splits, read_csv
 from mltr.data.records import Splits
-from mltr.label_issues import OWN, PROBES
+from mltr.diagnosis.label_issues import OWN, PROBES
 from mltr.recipe import load_recipe, to_yaml
 from mltr.weights import save_bundle
 
@@ -30,7 +30,7 @@ NETWORK = {"image_size": 32, "depths": [1], "conv_depths": [0]}
 
 @pytest.fixture(autouse=True)
 def command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "audit", Command("mltr.audit", "", True))
+    monkeypatch.setitem(COMMANDS, "audit", Command("mltr.diagnosis.audit", "", True))
 
 
 def write_photos(folder: Path, count: int = 100, first: int = 0) -> dict[str, list[int]]:

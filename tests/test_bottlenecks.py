@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from mltr.bottlenecks import (
+from mltr.data.records import Box, Record
+from mltr.diagnosis.bottlenecks import (
     Estimate,
     Scored,
     largest_areas,
@@ -18,7 +19,6 @@ from mltr.bottlenecks import (
     measure_dependences,
     measure_sizes,
 )
-from mltr.data.records import Box, Record
 
 PATH = b"no picture is needed here"
 

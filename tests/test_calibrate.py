@@ -19,10 +19,7 @@ import mltr
 from mltr import cli, metrics
 from mltr.config import Config, DataConfig, ScenesConfig
 from mltr.data import Preprocess, read_scenes
-from mltr.errors import MltrError, UsageError
-from mltr.predictions import Predictions, load_predictions, predict_split, save_predictions
-from mltr.recipe import to_yaml
-from mltr.reliability import (
+from mltr.diagnosis.reliability import (
     GAINS,
     bootstrap_gains,
     calibration_error,
@@ -30,6 +27,9 @@ from mltr.reliability import (
     save_reliability,
     summarise,
 )
+from mltr.errors import MltrError, UsageError
+from mltr.predictions import Predictions, load_predictions, predict_split, save_predictions
+from mltr.recipe import to_yaml
 from mltr.scoring import open_scored, scores_of
 from mltr.thresholds import Aim, choose_threshold, fit, parse_aim
 from mltr.weights import load_bundle, save_bundle
@@ -389,7 +389,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it; fewer resamples and panels, to save time."""
     monkeypatch.setattr("mltr.thresholds.RESAMPLES", 5)
-    monkeypatch.setattr("mltr.reliability.MANY_CLASSES", 2)
+    monkeypatch.setattr("mltr.diagnosis.reliability.MANY_CLASSES", 2)
     return shutil.copytree(finished, tmp_path / "run")
 
 

@@ -19,8 +19,7 @@ import mltr
 from mltr.cli import main
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Box, Record
-from mltr.errors import UsageError
-from mltr.explain import (
+from mltr.diagnosis.explain import (
     cross_weights,
     evidence_maps,
     explain,
@@ -28,13 +27,14 @@ from mltr.explain import (
     pointing_game,
     roll_out,
 )
+from mltr.diagnosis.overlay import overlay
+from mltr.errors import UsageError
 from mltr.model import (
     CrossWindowAttention,
     PixelAttention,
     pad_to_multiple,
     partition_windows,
 )
-from mltr.overlay import overlay
 from mltr.variants import VARIANTS
 from mltr.weights import TorchNetwork, save_bundle
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 import mltr
-from mltr.label_issues import cross_validated, find_label_issues, pooled_features
+from mltr.diagnosis.label_issues import cross_validated, find_label_issues, pooled_features
 
 
 def make_labels(seed: int, count: int = 120, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ from torch import nn
 
 from mltr.cli import main
 from mltr.config import DataConfig
-from mltr.published import public_set
-from mltr.workload import measure_step
+from mltr.planning.published import public_set
+from mltr.planning.workload import measure_step
 
 ROOT = Path(__file__).parents[1]
 NANO = ["coco", "--model.name=mltr_nano", "--model.image_size=96"]

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mltr
-from mltr import predict
 from mltr.bundle import Calibration
 from mltr.data import read_folder
 from mltr.data.images import open_image
@@ -26,6 +25,7 @@ from mltr.data.preprocess import Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.model import create_model
 from mltr.predictor import Prediction, Predictor, predict_paths
+from mltr.tagging import predict
 from mltr.weights import TorchNetwork, load_bundle, save_bundle, update_config
 
 CLASSES = ("sea", "sunset", "tree", "path")

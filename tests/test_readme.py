@@ -85,10 +85,10 @@ def test_the_table_of_measured_figures_names_real_commands() -> None:
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
 
 
-def test_every_file_of_the_map_exists_and_none_is_missing() -> None:
+def test_every_file_and_folder_of_the_map_exists_and_none_is_missing() -> None:
     (listing,) = [block for block in blocks("text") if "src/mltr/" in block]
-    for module in (ROOT / "src" / "mltr").glob("*.py"):
-        if not module.name.startswith("__") and module.name not in ("errors.py",):
-            assert module.name in listing
-    for name in re.findall(r"[a-z_]+\.py", listing):
-        assert (ROOT / "src" / "mltr" / name).is_file()
+    source = ROOT / "src" / "mltr"
+    folders = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    modules = {path.name for path in source.glob("*.py") if not path.name.startswith("__")}
+    named = re.findall(r"^  ([a-z_]+/)|([a-z_]+\.py)", listing, flags=re.MULTILINE)
+    assert {folder or module for folder, module in named} == folders | modules - {"errors.py"}

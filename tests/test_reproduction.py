@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mltr.cli import main
-from mltr.published import PEERS, ROWS
+from mltr.planning.published import PEERS, ROWS
 from mltr.recipe import find_recipe, load_recipe, to_yaml
 
 COUNTS = {"coco": (77_977, 4_104, 40_137), "voc2007": (4_510, 501, 4_952)}

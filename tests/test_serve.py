@@ -32,8 +32,8 @@ from serving import (
 )
 
 from mltr.cli import main
+from mltr.diagnosis.explain import explain
 from mltr.errors import MltrError, UsageError
-from mltr.explain import explain
 from mltr.predictor import load
 from mltr.serve.settings import Settings, read_keys
 

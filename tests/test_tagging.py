@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import pytest
 from making import write_image
 
-from mltr import journal, predict, progress
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.inputs import Inputs, Survey
 from mltr.predictor import Floats, Predictor
+from mltr.tagging import journal, predict, progress
 
 CLASSES = ("red", "green", "blue")
 
@@ -335,7 +335,7 @@ def test_what_progress_says() -> None:
 
 
 def test_predicting_needs_no_torch() -> None:
-    code = "import sys, mltr.predict; sys.exit('torch' in sys.modules)"
+    code = "import sys, mltr.tagging.predict; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mltr.errors import MltrError
-from mltr.sidecars import XmpSidecars
-from mltr.xmp import has_labels, set_labels
+from mltr.tagging.sidecars import XmpSidecars
+from mltr.tagging.xmp import has_labels, set_labels
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 SUBJECT = "{http://purl.org/dc/elements/1.1/}subject"

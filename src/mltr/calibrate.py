@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Calibrate a run; overrides such as ``--data.root DIR`` say where its images are now."""
-    from mltr.reliability import save_reliability
+    from mltr.diagnosis.reliability import save_reliability
     from mltr.runs import RunFolder, write_figures
     from mltr.scoring import open_scored
 
@@ -178,8 +178,8 @@ def report(
     fitted: Fitted, val: Predictions, test: Predictions, min_positives: int
 ) -> dict[str, Any]:
     """Return all figures as plain values: what was fitted, and the test before and after."""
+    from mltr.diagnosis.reliability import bootstrap_gains, measure
     from mltr.predictions import calibrated
-    from mltr.reliability import bootstrap_gains, measure
 
     after = calibrated(test, fitted.calibration)
     sides = {

@@ -33,28 +33,36 @@ COMMANDS = {
     "shard": Command("mltr.shard", "pack a source into a few large files, to read from anywhere"),
     "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
     "pretrain": Command("mltr.pretrain", "learn from photos without labels first", True),
-    "plan": Command("mltr.plan", "what a recipe takes: memory, hours, disk", True),
+    "plan": Command("mltr.planning.plan", "what a recipe takes: memory, hours, disk", True),
     "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
     "diagnose": Command(
-        "mltr.diagnose", "small, similar and usual-company objects: where a run fails", True
+        "mltr.diagnosis.diagnose",
+        "small, similar and usual-company objects: where a run fails",
+        True,
     ),
     "calibrate": Command(
         "mltr.calibrate", "thresholds and probabilities from held-out images", True
     ),
     "audit": Command(
-        "mltr.audit", "find labels that are likely missing or wrong, and repeated pictures", True
+        "mltr.diagnosis.audit",
+        "find labels that are likely missing or wrong, and repeated pictures",
+        True,
     ),
-    "predict": Command("mltr.predict", "name what is in photos"),
+    "predict": Command("mltr.tagging.predict", "name what is in photos"),
     "serve": Command("mltr.serve.command", "an HTTP API and a page that name what is in photos"),
     "export": Command(
         "mltr.export", "one file that runs elsewhere: ONNX, without torch, or a torch program", True
     ),
-    "report": Command("mltr.report", "one HTML file: how good a run is and where it fails", True),
-    "explain": Command("mltr.explain", "where in a picture the evidence for a label lies", True),
+    "report": Command(
+        "mltr.diagnosis.report", "one HTML file: how good a run is and where it fails", True
+    ),
+    "explain": Command(
+        "mltr.diagnosis.explain", "where in a picture the evidence for a label lies", True
+    ),
     "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),
     "resize": Command("mltr.resize", "fit a bundle to another image or window size"),
     "push": Command("mltr.hub", "upload a run with its card to the Hugging Face Hub"),
-    "results": Command("mltr.reproduction", "published figures beside those of our runs"),
+    "results": Command("mltr.planning.reproduction", "published figures beside those of our runs"),
     "list": Command("mltr.listing", "list the networks"),
 }
 

@@ -234,7 +234,7 @@ class _Service:
     async def _explain_one(
         self, upload: Upload, label: str | None, method: str, form: str
     ) -> Response:
-        from mltr.explain import explain
+        from mltr.diagnosis.explain import explain
 
         picture = await self._decode(self._open, upload.data)
         labels = [label] if label else None
@@ -319,7 +319,7 @@ def _tell_broken(uploads: list[Upload], errors: list[Any]) -> str:
 
 def _draw(picture: Image.Image, heat: Any) -> bytes:
     """Return a heat map over a picture, as PNG."""
-    from mltr.overlay import overlay
+    from mltr.diagnosis.overlay import overlay
 
     stream = io.BytesIO()
     height, width = heat.shape

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from mltr.config import Config
     from mltr.data.records import Record, Splits
+    from mltr.diagnosis.label_issues import Audit, Issue
     from mltr.duplicates import Seen
-    from mltr.label_issues import Audit, Issue
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Find issues, write all files, tell."""
     from rich.console import Console
 
-    from mltr.label_issues import audit
+    from mltr.diagnosis.label_issues import audit
     from mltr.runs import write_figures
     from mltr.scoring import open_scored
 
@@ -173,8 +173,8 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Write the corrected table by an edited list of issues; no image is opened."""
     from rich.console import Console
 
-    from mltr.corrections import read_review, write_corrected
     from mltr.data.sources import open_splits
+    from mltr.diagnosis.corrections import read_review, write_corrected
     from mltr.runs import write_figures
 
     path = Path(args.review)
@@ -196,7 +196,7 @@ def _write_files(
     accepted: Sequence[Issue], groups: Sequence[Sequence[Seen]],
 ) -> list[Path]:  # fmt: skip
     """Write all lists and pictures; return their paths."""
-    from mltr import corrections
+    from mltr.diagnosis import corrections
 
     paths = [corrections.write_issues(folder, found, listed, accepted)]
     table = corrections.write_corrected(folder, splits, corrections.as_corrections(found, accepted))
@@ -346,7 +346,7 @@ def _print(
 def _worst(found: Audit, listed: Sequence[Issue]) -> Table:
     from rich.table import Table
 
-    from mltr.corrections import short_name
+    from mltr.diagnosis.corrections import short_name
 
     table = Table(title="the worst", title_justify="left")
     for heading in ("", "image", "split", "label", "is likely", "score"):

@@ -11,11 +11,11 @@ from typing import Any
 from mltr.data.images import open_image
 from mltr.data.records import Record, Splits, indices_of
 from mltr.data.table import ONE_HOT
+from mltr.diagnosis.label_issues import Audit, Issue
 from mltr.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.errors import BrokenImage, MltrError
 from mltr.files import text_writer, write_atomically
 from mltr.gallery import Tile, contact_sheet
-from mltr.label_issues import Audit, Issue
 
 ISSUES_FILE, CORRECTED_FILE, DUPLICATES_FILE = "issues.csv", "corrected.csv", "duplicates.csv"
 ISSUE_COLUMNS = (

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from mltr.errors import MltrError, UsageError
 from mltr.files import text_writer, write_atomically
-from mltr.results import Row, printable
+from mltr.tagging.results import Row, printable
 
 NAMINGS = ("photo.jpg.xmp", "photo.xmp")  #: digiKam, darktable and most; Lightroom and Adobe's
 
@@ -56,7 +56,7 @@ class TextSidecars:
 
 @dataclass(frozen=True)
 class XmpSidecars:
-    """XMP with the labels as keywords beside those that are there; see `mltr.xmp`."""
+    """XMP with the labels as keywords beside those that are there; see `mltr.tagging.xmp`."""
 
     naming: str = NAMINGS[0]
     overwrite: bool = False
@@ -69,13 +69,13 @@ class XmpSidecars:
 
     def is_done(self, image: Path) -> bool:
         """Whether our labels are in it."""
-        from mltr.xmp import has_labels
+        from mltr.tagging.xmp import has_labels
 
         return not self.overwrite and has_labels(_content(self.path_for(image)))
 
     def write(self, image: Path, labels: Sequence[str]) -> str:
         """Add the labels to the keywords; return what is wrong with a file that stays."""
-        from mltr.xmp import set_labels
+        from mltr.tagging.xmp import set_labels
 
         path = self.path_for(image)
         before = _content(path)

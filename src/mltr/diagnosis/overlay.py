@@ -12,7 +12,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mltr.explain import Explanation
+    from mltr.diagnosis.explain import Explanation
 
 STRONGEST = 0.75  #: opacity of the strongest evidence
 

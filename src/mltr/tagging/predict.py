@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from mltr.errors import UsageError, did_you_mean
 from mltr.inputs import Inputs, Survey
-from mltr.journal import SUFFIX, Journal, Stamp
 from mltr.predictor import DEFAULT_THRESHOLD, Opened, Prediction, Predictor, load, predict_paths
-from mltr.progress import with_progress
-from mltr.results import (
+from mltr.tagging.journal import SUFFIX, Journal, Stamp
+from mltr.tagging.progress import with_progress
+from mltr.tagging.results import (
     SHEET_PICTURES,
     Row,
     Selection,
@@ -29,7 +29,7 @@ from mltr.results import (
     write_rows,
     write_sheet,
 )
-from mltr.sidecars import (
+from mltr.tagging.sidecars import (
     NAMINGS,
     Kept,
     Sidecars,

@@ -340,9 +340,9 @@ def _explain_all(
     console: Any, predictor: Predictor, args: argparse.Namespace
 ) -> tuple[dict[str, Any], int]:
     """Explain every picture; those that can't be read are told and passed over."""
+    from mltr.diagnosis.overlay import save_overlays
     from mltr.errors import BrokenImage
     from mltr.inputs import Inputs
-    from mltr.overlay import save_overlays
     from mltr.predictor import to_image
 
     out = Path(args.out)

@@ -17,7 +17,7 @@ from typing import Any
 
 from mltr.config import Config
 from mltr.errors import MltrError
-from mltr.published import (
+from mltr.planning.published import (
     FREE_FIELDS,
     PAPER,
     PEERS,
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Set the runs beside the published rows."""
-    from mltr.devices import parse_gpus
     from mltr.files import text_writer, write_atomically
+    from mltr.planning.devices import parse_gpus
     from mltr.runs import write_figures
 
     devices = [parse_gpus(text) for text in args.gpus]
@@ -197,7 +197,7 @@ def recipe_of(row: Row) -> Config:
 
 def deviations(found: Run, row: Row) -> list[str]:
     """Return in which points a run is not the row's recipe; none if it is."""
-    from mltr.estimate import image_side
+    from mltr.planning.estimate import image_side
     from mltr.runs import differences
 
     wanted, config = recipe_of(row), found.config
@@ -235,7 +235,7 @@ def _start(row: Row) -> str:
 
 
 def _plan(row: Row, name: str, count: int) -> dict[str, Any]:
-    from mltr.estimate import Images, estimate, place_of
+    from mltr.planning.estimate import Images, estimate, place_of
 
     config = recipe_of(row)
     known = set_of_row(row)
@@ -280,7 +280,7 @@ def to_markdown(
 def _row_line(
     number: int, standing: Standing, plans: Sequence[dict[str, Any]], gpus: Sequence[str]
 ) -> str:
-    from mltr.estimate import image_side
+    from mltr.planning.estimate import image_side
 
     row = ROWS[number]
     published = "not published" if row.figure is None else f"{row.figure:.1f}"
@@ -315,7 +315,7 @@ def _reason(
 
 
 def _plan_lines(plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]) -> list[str]:
-    from mltr.devices import BEST_SHARE, OPERATION_S, SCALING, TRAFFIC
+    from mltr.planning.devices import BEST_SHARE, OPERATION_S, SCALING, TRAFFIC
 
     lines = [
         "## What each row takes, by plan", "",

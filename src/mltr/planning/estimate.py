@@ -13,7 +13,9 @@ from torch import nn
 
 from mltr.build import model_overrides
 from mltr.config import Config
-from mltr.devices import (
+from mltr.model import create_model, default_image_size
+from mltr.optim import growing_sizes
+from mltr.planning.devices import (
     BEST_SHARE,
     CONTEXT_GIB,
     DEVICES,
@@ -22,9 +24,7 @@ from mltr.devices import (
     TRAFFIC,
     Device,
 )
-from mltr.model import create_model, default_image_size
-from mltr.optim import growing_sizes
-from mltr.workload import Workload, measure_step, state_bytes
+from mltr.planning.workload import Workload, measure_step, state_bytes
 
 GIB = 2**30
 FITS = 0.95  #: share of a device's memory that a run may be planned to fill

@@ -14,7 +14,7 @@ from mltr.errors import UsageError
 if TYPE_CHECKING:
     from mltr.config import Config
     from mltr.data.records import Splits
-    from mltr.estimate import Images, Place
+    from mltr.planning.estimate import Images, Place
 
 OWN_CLASSES = 20  #: assumed where neither the data nor --classes says how many
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Plan a recipe and print it."""
-    from mltr.devices import parse_gpus
+    from mltr.planning.devices import parse_gpus
     from mltr.recipe import find_recipe, load_recipe
     from mltr.runs import write_figures
 
@@ -67,8 +67,8 @@ def make_plan(
     ``cpu`` or ``cuda`` of this machine. Raises `UsageError` where the number of images can't be
     known.
     """
-    from mltr.devices import HERE
-    from mltr.estimate import advice, estimate, place_of
+    from mltr.planning.devices import HERE
+    from mltr.planning.estimate import advice, estimate, place_of
 
     counted, splits = count_images(config, images, classes, recipe)
     if device in HERE:
@@ -82,7 +82,7 @@ def make_plan(
         figures["advice"] = advice(config, counted, place)
     if device not in HERE:
         from mltr.data.loading import MOST_WORKERS
-        from mltr.probe import measure_loading
+        from mltr.planning.probe import measure_loading
 
         figures["loading_images_per_s"] = measure_loading(config)
         workers = config.data.workers
@@ -95,8 +95,8 @@ def count_images(
 ) -> tuple[Images, Splits | None]:
     """Return how many images a recipe's splits have, and the splits where the data is there."""
     from mltr.data.sources import open_splits
-    from mltr.estimate import Images
-    from mltr.published import public_set
+    from mltr.planning.estimate import Images
+    from mltr.planning.published import public_set
 
     data, known = config.data, public_set(config.data, recipe)
     if images is None and (data.format == "scenes" or (data.root and Path(data.root).exists())):
@@ -127,10 +127,10 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
     """Return this machine's device, its speed measured by a few steps of the recipe."""
     import torch
 
-    from mltr.devices import CONTEXT_GIB
-    from mltr.estimate import GIB, Place
+    from mltr.planning.devices import CONTEXT_GIB
+    from mltr.planning.estimate import GIB, Place
+    from mltr.planning.probe import measure_speed
     from mltr.precision import choose_precision
-    from mltr.probe import measure_speed
 
     if device != _own_device():
         raise UsageError(

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mltr import __version__, diagnose
-from mltr.bottlenecks import BUCKETS
+from mltr import __version__
+from mltr.diagnosis import diagnose
+from mltr.diagnosis.bottlenecks import BUCKETS
 from mltr.errors import BrokenImage, UsageError
 from mltr.evaluate import PROTOCOLS, draw_average_precision, draw_precision_recall, report
 from mltr.gallery import STYLE, Tile, tile_html
@@ -76,7 +77,7 @@ def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] 
 def _render(content: dict[str, Any]) -> str:
     import jinja2
 
-    template = files("mltr").joinpath("report.html.j2").read_text("utf-8")
+    template = files("mltr.diagnosis").joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(content)
 
@@ -192,7 +193,7 @@ def _curves(
 ) -> list[dict[str, Any]]:
     import matplotlib.pyplot as plt
 
-    from mltr.reliability import draw_reliability
+    from mltr.diagnosis.reliability import draw_reliability
 
     drawn = []
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
@@ -261,8 +262,8 @@ def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Til
 
 def _example(opened: OpenRun, record: Any, predictions: Predictions, row: int) -> Tile:
     from mltr.data.images import open_image
-    from mltr.explain import explain
-    from mltr.overlay import overlay
+    from mltr.diagnosis.explain import explain
+    from mltr.diagnosis.overlay import overlay
     from mltr.predictor import as_predictor
 
     picture = open_image(record.image)

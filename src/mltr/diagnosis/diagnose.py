@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mltr import bottlenecks as measures
-from mltr.bottlenecks import BUCKETS, COCO_EDGES, MIN_IMAGES, Company, Estimate, Scored
+from mltr.diagnosis import bottlenecks as measures
+from mltr.diagnosis.bottlenecks import BUCKETS, COCO_EDGES, MIN_IMAGES, Company, Estimate, Scored
 from mltr.errors import MltrError, UsageError
 from mltr.scoring import SPLITS, OpenRun, open_scored, scores_of
 
