@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/mltr demo --out runs/demo --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

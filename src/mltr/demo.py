@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         pictures = save_scenes(folder.path)
         if args.json != "-":
             print(f"\nScenes to drop on the page: {pictures}")
-        serve(folder.path, Settings(name="the demo"), port=args.port, quiet=args.json == "-")
+        serve(folder.path, Settings(name="demo"), port=args.port, quiet=args.json == "-")
     return 0
 
 

@@ -59,7 +59,7 @@ async function learnModel() {
   thresholds = new Map(model.labels.map((one) => [one.label, one.threshold]));
   const names = model.labels.map((one) => one.label);
   const some = names.length > 8 ? `${names.slice(0, 7).join(", ")} and ${names.length - 7} more` : names.join(", ");
-  find("about").textContent = `The model ${model.model} knows ${some}.`;
+  find("about").textContent = `The model “${model.model}” knows ${some}.`;
   sendMore();
 }
 
