@@ -137,10 +137,13 @@ class Predictor:
 
     def predict_batch(self, pixels: Pixels) -> list[Prediction]:
         """Return a prediction for each of the images uint8 [B, S, S, 3]."""
-        takes_pixels = getattr(self.network, "takes_pixels", False)
-        images = pixels if takes_pixels else self.preprocess.scale(pixels)
-        probs = to_probs(self.network(images), self.calibration)
+        probs = to_probs(self.logits(pixels), self.calibration)
         return [self.to_prediction(row) for row in probs]
+
+    def logits(self, pixels: Pixels) -> Floats:
+        """Return what the network says of images uint8 [B, S, S, 3]: float32 [B, K]."""
+        takes_pixels = getattr(self.network, "takes_pixels", False)
+        return self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
 
     def to_prediction(self, probs: Floats) -> Prediction:
         """Return what probabilities [K] of one image say."""

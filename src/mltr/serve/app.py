@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
@@ -34,8 +34,12 @@ from mltr.predictor import Prediction, Predictor
 from mltr.serve import schema
 from mltr.serve.batching import Batcher, Busy
 from mltr.serve.observe import SAFE_HEADERS, Metrics, Observer
+from mltr.serve.replicas import Replicas
 from mltr.serve.settings import Settings, limits
 from mltr.serve.uploads import Intake, Upload
+
+if TYPE_CHECKING:
+    from mltr.diagnosis.explain import Explanation
 
 PAGE_FILES = {
     "": ("index.html", "text/html"),
@@ -201,7 +205,8 @@ class _Service:
 
     @property
     def _explains(self) -> bool:
-        return hasattr(self._predictor.network, "model")
+        network = self._predictor.network
+        return network.explains if isinstance(network, Replicas) else hasattr(network, "model")
 
     async def _with_images(
         self, request: Request, answer: Callable[[list[Upload]], Awaitable[Response]]
@@ -234,13 +239,9 @@ class _Service:
     async def _explain_one(
         self, upload: Upload, label: str | None, method: str, form: str
     ) -> Response:
-        from mltr.diagnosis.explain import explain
-
         picture = await self._decode(self._open, upload.data)
         labels = [label] if label else None
-        found = await self._batcher.run(
-            lambda: explain(self._predictor, picture, labels, method, longest=HEAT_MAP_SIDE)[0]
-        )
+        found = await self._batcher.run(self._find_evidence, picture, labels, method)
         self.metrics.images.labels("explained").inc()
         if form == "overlay":
             return Response(await self._decode(_draw, picture, found.heat), media_type="image/png")
@@ -250,6 +251,16 @@ class _Service:
                 "logit": found.logit, "is_exact": found.is_exact, "cells": found.cells.tolist(),
             }
         )  # fmt: skip
+
+    def _find_evidence(
+        self, picture: Image.Image, labels: list[str] | None, method: str
+    ) -> Explanation:
+        network = self._predictor.network
+        if isinstance(network, Replicas):
+            return network.explain(picture, labels, method, HEAT_MAP_SIDE)
+        from mltr.diagnosis.explain import explain
+
+        return explain(self._predictor, picture, labels, method, HEAT_MAP_SIDE)[0]
 
     async def _decode(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *args)
@@ -275,7 +286,9 @@ class _Service:
 
     async def readyz(self) -> dict[str, str]:
         """Tell whether the network takes images."""
-        if not self._batcher.is_working:
+        network = self._predictor.network
+        has_network = not isinstance(network, Replicas) or await asyncio.to_thread(network.is_ready)
+        if not (self._batcher.is_working and has_network):
             raise HTTPException(503, "the network is not ready", {"Retry-After": "1"})
         return {"status": "ready"}
 

@@ -73,7 +73,7 @@ class Batcher:
 
     def check_place(self, count: int) -> None:
         """Raise `Busy` if so many images more would not be answered in time."""
-        waiting_s = self.pending * self._seconds_per_image
+        waiting_s = self.pending * self._seconds_per_image / self._settings.network_threads
         is_late = self.pending > 0 and waiting_s > self._settings.timeout_s
         if is_late or self.pending + count > self._settings.max_queue:
             raise Busy(max(1, math.ceil(waiting_s)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import importlib.util
 import ipaddress
@@ -42,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--json", metavar="FILE", help="write the address there (- for stdout)")
     add("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
+    add(
+        "--engine", choices=["local", "ray"], default="local",
+        help="ray: the network in replicas, which lose nothing when they die; on the cluster that "
+        "RAY_ADDRESS names, else on this machine (default: local)",
+    )  # fmt: skip
+    add("--replicas", type=int, metavar="N", help="of the network, with --engine ray (default: 1)")
     for limit in limits():
         add(
             f"--{limit.name.replace('_', '-')}",
@@ -54,13 +61,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
+    if args.replicas is not None and args.engine != "ray":
+        raise UsageError("--replicas goes with --engine ray; alone, --network-threads does more")
+    if args.replicas is not None and args.replicas < 1:
+        raise UsageError(f"--replicas {args.replicas} must be at least 1")
+    replicas = (args.replicas or 1) if args.engine == "ray" else 0
     settings = Settings(
         name=Path(args.bundle).resolve().name,
         keys=read_keys(args.keys),
         cors_origins=tuple(args.cors),
         **{limit.name: getattr(args, limit.name) for limit in limits()},
     )
-    serve(args.bundle, settings, args.host, args.port, args.device, args.json)
+    serve(args.bundle, settings, args.host, args.port, args.device, args.json, replicas=replicas)
     return 0
 
 
@@ -72,21 +84,29 @@ def serve(
     device: str | None = None,
     json_file: str | None = None,
     quiet: bool = False,
+    replicas: int = 0,
 ) -> None:
     """Load a bundle and serve it until Ctrl-C or SIGTERM; what was accepted is finished then.
 
-    Raises `MltrError` where the address can't be used or packages are missing.
+    With `replicas`, its network is in so many of them, by Ray. Raises `MltrError` where the address
+    can't be used or packages are missing.
     """
     check_address(host, port)
     import uvicorn
 
     from mltr.predictor import load
     from mltr.serve.app import create_app
+    from mltr.serve.replicas import running
 
-    with _bind(host, port) as listener:
+    with _bind(host, port) as listener, contextlib.ExitStack() as stack:
         address = _address(host, listener.getsockname()[1])
-        predictor = load(bundle, device)
-        _share_cores(settings.network_threads)
+        if replicas:
+            predictor = stack.enter_context(running(bundle, device, replicas, settings))
+            threads = replicas * settings.network_threads
+            settings = dataclasses.replace(settings, network_threads=threads)
+        else:
+            predictor = load(bundle, device)
+            _share_cores(settings.network_threads)
         if not settings.keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             print(
                 f"Anyone who can reach {address} may use it: --keys FILE asks for a key.",
@@ -99,6 +119,8 @@ def serve(
                 await super().startup(sockets)
                 if not quiet:
                     _announce(address, settings.name, len(predictor.classes), json_file)
+                if replicas:  # Ray tells there what befalls its processes
+                    stack.enter_context(contextlib.redirect_stdout(sys.stderr))
 
         config = uvicorn.Config(
             create_app(predictor, settings),
@@ -116,13 +138,7 @@ def serve(
 
 def check_address(host: str, port: int) -> None:
     """Raise `MltrError` if nothing could be served there, or packages are missing."""
-    for package in (
-        "fastapi",
-        "fastapi_offline",
-        "prometheus_client",
-        "python_multipart",
-        "uvicorn",
-    ):
+    for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MltrError(f"serving needs more packages: pip install 'mltr[serve]' ({package})")
     _bind(host, port).close()

@@ -1,0 +1,191 @@
+"""The network in replicas by Ray Serve; all else of a server stays in the process of the app.
+
+What was accepted waits in that process. A replica that dies takes nothing along: another one gets
+its images, and Ray starts a new one in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.cluster import ADDRESS_VARIABLE, connected
+from mltr.data.preprocess import Pixels
+from mltr.errors import MltrError
+from mltr.predictor import Predictor, load
+from mltr.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mltr.diagnosis.explain import Explanation
+
+Floats = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT = "network"
+MAX_DEATHS = 5  #: after which the images themselves are taken for the cause
+HEALTH_CHECK_S = 1  #: between two looks after a replica
+STARTS = 2  #: tries to start the first replicas
+
+
+class Replica:
+    """What runs in a process of its own, somewhere in the cluster."""
+
+    def __init__(self, bundle: str, device: str | None, threads: int, fingerprint: str) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch or onnxruntime is imported
+        self._predictor = load(bundle, device)
+        if self._predictor.fingerprint != fingerprint:
+            raise MltrError(f"{bundle} isn't what it was when the server started: restart that")
+        side = self._predictor.preprocess.image_size
+        self._predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # the first takes longer
+
+    async def logits(self, pixels: Pixels) -> Floats:
+        """Return logits float32 [B, K] of images uint8 [B, S, S, 3]."""
+        return await asyncio.to_thread(self._predictor.logits, pixels)
+
+    async def explain(self, *args: Any) -> Explanation:
+        """Return the first of what `mltr.diagnosis.explain.explain` does."""
+        from mltr.diagnosis.explain import explain
+
+        return (await asyncio.to_thread(explain, self._predictor, *args))[0]
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """All replicas together, as the network of a `Predictor`; any thread may call them."""
+
+    handle: Any
+    application: str
+    fingerprint: str
+    explains: bool
+    timeout_s: float  #: for one call, however many replicas die meanwhile
+    takes_pixels = True
+
+    def __call__(self, images: NDArray[Any]) -> Floats:
+        """Return logits float32 [B, K] of images uint8 [B, S, S, 3]."""
+        logits: Floats = self._ask("logits", images)
+        return logits
+
+    def explain(
+        self, picture: Image.Image, labels: Sequence[str] | None, method: str, longest: int
+    ) -> Explanation:
+        """Return what `mltr.diagnosis.explain.explain` does for the first label."""
+        found: Explanation = self._ask("explain", picture, labels, method, longest)
+        return found
+
+    def is_ready(self) -> bool:
+        """Whether any replica runs."""
+        from ray import serve
+
+        application = serve.status().applications.get(self.application)
+        states = application.deployments[DEPLOYMENT].replica_states if application else {}
+        return any(state == "RUNNING" and count for state, count in states.items())
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        """Let a replica answer, and another one if it dies: asking twice does no harm."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        end = time.monotonic() + self.timeout_s
+        deaths = 0
+        while True:
+            response = getattr(self.handle, method).remote(*args)
+            try:
+                return response.result(timeout_s=max(0, end - time.monotonic()))
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayActorError:
+                deaths += 1
+                if deaths == MAX_DEATHS:
+                    raise
+                logger.warning("a replica died; another one gets its images")
+            except TimeoutError:
+                response.cancel()
+                raise
+
+
+@contextlib.contextmanager
+def running(
+    bundle: str | Path, device: str | None, count: int, settings: Settings
+) -> Iterator[Predictor]:
+    """Give the predictor of a bundle, its network in so many replicas that load it themselves.
+
+    They share the cores, and each lets `settings.network_threads` batches through at a time. Raises
+    `MltrError` if they don't start.
+    """
+    predictor = load(bundle, "cpu")  # for what else belongs to the network, and to check it
+    with connected() as ray, _application_name() as application:
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes) if device != "cpu" else 0
+        cores = _share([node["CPU"] for node in nodes if node.get("CPU")], count)
+        most = int(os.environ.get("OMP_NUM_THREADS") or cores)
+        threads = max(1, min(most, int(cores)) // settings.network_threads)
+        place = {"num_gpus": _share([1.0] * gpus, count)} if gpus else {"num_cpus": cores}
+        serve.start(proxy_location="Disabled")
+        deployment: Any = serve.deployment(
+            Replica,
+            name=DEPLOYMENT,
+            num_replicas=count,
+            ray_actor_options={"num_cpus": 0} | place,
+            max_ongoing_requests=settings.network_threads,
+            health_check_period_s=HEALTH_CHECK_S,
+            max_constructor_retry_count=STARTS,
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        path = str(Path(bundle).resolve()) if Path(bundle).exists() else str(bundle)
+        try:
+            handle = serve.run(
+                deployment.bind(path, device, threads, predictor.fingerprint),
+                name=application, route_prefix=None,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise MltrError(f"the replicas don't start: {_reason(application)}") from error
+        explains = hasattr(predictor.network, "model")
+        fingerprint = predictor.network.fingerprint
+        network = Replicas(handle, application, fingerprint, explains, settings.timeout_s)
+        yield replace(predictor, network=network)
+
+
+@contextlib.contextmanager
+def _application_name() -> Iterator[str]:
+    """Give a name to an application, which is taken from the cluster in the end."""
+    name = f"mltr-{uuid.uuid4().hex[:8]}"
+    try:
+        yield name
+    finally:
+        if os.environ.get(ADDRESS_VARIABLE):  # a Ray of our own ends as a whole
+            from ray import serve
+
+            serve.delete(name)
+
+
+def _reason(application: str) -> str:
+    """Return the last line of what Serve tells of the replicas, less the type of the error."""
+    from ray import serve
+
+    message = serve.status().applications[application].deployments[DEPLOYMENT].message
+    return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
+
+
+def _share(sizes: Sequence[float], count: int) -> float:
+    """Return the largest part of which `count` fit into nodes of these sizes."""
+    parts = sorted({size / n for size in sizes for n in range(1, count + 1)}, reverse=True)
+    fitting = (p for p in parts if sum(int(size / p + 1e-9) for size in sizes) >= count)
+    return math.floor(next(fitting) * 1e4) / 1e4  # Ray counts no finer
