@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -17,6 +19,7 @@ from mltr.errors import MltrError
 from mltr.exported import require
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+CONNECT_TIMEOUT_S = 10
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns that this will be the default
@@ -53,16 +56,20 @@ def connected() -> Iterator[Any]:
 
 def _connect(ray: Any, address: str | None) -> None:
     try:
+        if address and (found := re.fullmatch(r"([^:/]+):(\d+)", address)):
+            # Ray would look for it for minutes.
+            socket.create_connection((found[1], int(found[2])), CONNECT_TIMEOUT_S).close()
         ray.init(
             address or "local",
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except ConnectionError as error:
+    except OSError as error:
         raise MltrError(
             f"no Ray cluster answers at {ADDRESS_VARIABLE}={address} ({first_line(error)}): start "
-            "one by `ray start --head`, or unset it to use this machine alone"
+            "one by `ray start --head`, set RAY_AUTH_MODE=token if it asks for one, or unset "
+            f"{ADDRESS_VARIABLE} to use this machine alone"
         ) from error
 
 

@@ -13,6 +13,7 @@ import math
 import socket
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from mltr.errors import MltrError, UsageError
 from mltr.files import to_json, write_json
@@ -100,7 +101,10 @@ def serve(
 
     with _bind(host, port) as listener, contextlib.ExitStack() as stack:
         address = _address(host, listener.getsockname()[1])
+        stdout = sys.stdout
         if replicas:
+            # Ray would mix what befalls its processes into what is asked for.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             predictor = stack.enter_context(running(bundle, device, replicas, settings))
             threads = replicas * settings.network_threads
             settings = dataclasses.replace(settings, network_threads=threads)
@@ -118,9 +122,7 @@ def serve(
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 if not quiet:
-                    _announce(address, settings.name, len(predictor.classes), json_file)
-                if replicas:  # Ray tells there what befalls its processes
-                    stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+                    _announce(address, settings.name, len(predictor.classes), json_file, stdout)
 
         config = uvicorn.Config(
             create_app(predictor, settings),
@@ -175,15 +177,17 @@ def _address(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _announce(address: str, name: str, labels: int, json_file: str | None) -> None:
+def _announce(address: str, name: str, labels: int, json_file: str | None, stdout: TextIO) -> None:
     if json_file == "-":
-        print(to_json({"address": address, "model": name, "labels": labels}), end="", flush=True)
+        told = to_json({"address": address, "model": name, "labels": labels})
+        print(told, end="", file=stdout, flush=True)
         return
     if json_file:
         write_json(json_file, {"address": address, "model": name, "labels": labels})
     print(
         f"{name} names {labels} labels. Drop photos on {address}\n"
         f"The API is described on {address}/docs; Ctrl-C stops the server.",
+        file=stdout,
         flush=True,
     )
 

@@ -134,10 +134,10 @@ def running(
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in nodes) if device != "cpu" else 0
-        cores = _share([node["CPU"] for node in nodes if node.get("CPU")], count)
+        cores = share([node["CPU"] for node in nodes if node.get("CPU")], count)
         most = int(os.environ.get("OMP_NUM_THREADS") or cores)
         threads = max(1, min(most, int(cores)) // settings.network_threads)
-        place = {"num_gpus": _share([1.0] * gpus, count)} if gpus else {"num_cpus": cores}
+        place = {"num_gpus": share([1.0] * gpus, count)} if gpus else {"num_cpus": cores}
         serve.start(proxy_location="Disabled")
         deployment: Any = serve.deployment(
             Replica,
@@ -184,8 +184,13 @@ def _reason(application: str) -> str:
     return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
 
 
-def _share(sizes: Sequence[float], count: int) -> float:
-    """Return the largest part of which `count` fit into nodes of these sizes."""
+def share(sizes: Sequence[float], count: int) -> float:
+    """Return the largest part of which `count` fit into nodes of these sizes.
+
+    Raises `MltrError` if there is no node.
+    """
+    if not sizes:
+        raise MltrError("the Ray cluster has no CPUs for the replicas")
     parts = sorted({size / n for size in sizes for n in range(1, count + 1)}, reverse=True)
     fitting = (p for p in parts if sum(int(size / p + 1e-9) for size in sizes) >= count)
-    return math.floor(next(fitting) * 1e4) / 1e4  # Ray counts no finer
+    return math.floor(next(fitting) * 1e4 + 1e-6) / 1e4  # Ray counts no finer
