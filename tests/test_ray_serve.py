@@ -108,6 +108,7 @@ def check_answer(answer: bytes, prediction: Prediction) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_server_on_ray_does_what_any_does(bundle: Path) -> None:
     predictor = load(bundle, "cpu")
     with served(bundle, 1) as (server, address):
