@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +53,15 @@ def _flag(name: str, image: int) -> int:
     if name == "person":
         return 1 if image % 2 == 0 else -1
     return -1
+
+
+def count_done(path: Path) -> int:
+    """How many images a journal holds, read as the next run would read it."""
+    with tempfile.TemporaryDirectory() as copy:
+        for part in path.parent.glob(f"{path.name}*"):
+            shutil.copy(part, copy)
+        connection = sqlite3.connect(Path(copy) / path.name)
+        try:
+            return int(connection.execute("SELECT COUNT(*) FROM images").fetchone()[0])
+        finally:
+            connection.close()

@@ -26,9 +26,9 @@ from PIL import Image
 from serving import COLOURS, save_tiny_bundle
 
 from mltr.cli import main
+from mltr.cluster import share
 from mltr.diagnosis.explain import explain
 from mltr.predictor import Prediction, load
-from mltr.serve.replicas import share
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("fastapi")

@@ -7,12 +7,9 @@ import json
 import logging
 import os
 import random
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from making import write_image
+from making import count_done, write_image
 
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
@@ -373,18 +370,6 @@ def write_many(folder: Path, count: int) -> list[Path]:
 def start(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mltr", "predict", *map(str, words)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def count_done(path: Path) -> int:
-    """How many images a journal holds, read as the next run would read it."""
-    with tempfile.TemporaryDirectory() as copy:
-        for part in path.parent.glob(f"{path.name}*"):
-            shutil.copy(part, copy)
-        connection = sqlite3.connect(Path(copy) / path.name)
-        try:
-            return int(connection.execute("SELECT COUNT(*) FROM images").fetchone()[0])
-        finally:
-            connection.close()
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""The images that a command names: files, folders, patterns and lists, each image once, lazily."""
+"""The images that a command names, each once, lazily.
+
+They lie in files, folders, patterns, lists, Parquet tables and shards.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from mltr.errors import MltrError, UsageError
 
+if TYPE_CHECKING:
+    from mltr.data.records import PackedImage
+
 READ_BYTES = 65536  #: of a list on stdin at a time
 STDIN = "-"  #: the argument that stands for a list there
+
+
+def name_of(image: Path | PackedImage) -> str:
+    """Return what an image is called in results."""
+    return str(image) if isinstance(image, Path) else image.name
 
 
 class Inputs:
@@ -36,7 +47,7 @@ class Inputs:
         self._targets = {_key(target) for target in targets}
         self._sidecars = sidecars
         for argument in arguments:
-            if argument != STDIN and not Path(argument).exists() and not glob.has_magic(argument):
+            if argument != STDIN and not _may_be_there(argument):
                 raise UsageError(f"no such file or folder: {argument}")
 
     @property
@@ -44,33 +55,54 @@ class Inputs:
         """Whether they can be gone through only once, and not be counted before."""
         return STDIN in self.arguments
 
-    def __iter__(self) -> Iterator[Path]:
+    def __iter__(self) -> Iterator[Path | PackedImage]:
         return self.walk()
 
-    def walk(self, on_error: Callable[[OSError], object] | None = None) -> Iterator[Path]:
+    def walk(
+        self, on_error: Callable[[OSError], object] | None = None
+    ) -> Iterator[Path | PackedImage]:
         """Yield the images; folders that can't be read go to `on_error`, or are warned of."""
         # On disk as soon as they are many: memory stays bounded.
         owners = sqlite3.connect("")
         owners.execute("CREATE TABLE owners (name BLOB PRIMARY KEY, image BLOB) WITHOUT ROWID")
         may_repeat = len(self.arguments) > 1 or self.is_list_on_stdin
         is_empty = True
-        for name in (name for word in self.arguments for name in _expand(word, on_error)):
-            key = _key(name)
-            if key in self._targets:
-                raise UsageError(f"{name} is one of the images to read: write to another name")
-            is_empty = False
-            if may_repeat and _claim(owners, key, name) is not None:
-                continue
-            path = Path(name)
-            for sidecar in self._sidecars:
-                if other := _claim(owners, _key(sidecar(path)), name):
-                    raise UsageError(f"{other} and {name} would share a sidecar; rename one")
-            yield path
+        for place in (place for word in self.arguments for place in _expand(word, on_error)):
+            for image in self._unpack(place):
+                is_empty = False
+                key = _key(image) if isinstance(image, Path) else image.identity()[0]
+                if key in self._targets:
+                    raise UsageError(f"{image} is one of the images to read: write to another name")
+                if may_repeat and _claim(owners, key, name_of(image)) is not None:
+                    continue
+                for sidecar in self._sidecars:
+                    if not isinstance(image, Path):
+                        raise UsageError(f"there is no place beside {image} for a sidecar")
+                    if other := _claim(owners, _key(sidecar(image)), str(image)):
+                        raise UsageError(f"{other} and {image} would share a sidecar; rename one")
+                yield image
         if is_empty:
             from mltr.data.images import IMAGE_SUFFIXES
 
             looked_for = ", ".join(IMAGE_SUFFIXES)
             raise UsageError(f"no images in {', '.join(self.arguments)}; looked for {looked_for}")
+
+    def _unpack(self, place: str) -> Iterator[Path | PackedImage]:
+        """Yield the images of a table or of shards, or the one that this file is."""
+        from mltr.data.packed import is_packed, packed_images
+
+        if not is_packed(place):
+            yield Path(place)
+            return
+        if _key(place) in self._targets:
+            raise UsageError(f"{place} holds the images to read: write to another name")
+        yield from packed_images(place)
+
+
+def _may_be_there(argument: str) -> bool:
+    from mltr.data.shards import is_address
+
+    return Path(argument).exists() or glob.has_magic(argument) or is_address(argument)
 
 
 def _key(path: str | Path) -> bytes:
@@ -87,8 +119,13 @@ def _claim(owners: sqlite3.Connection, key: bytes, image: str) -> str | None:
 
 
 def _expand(argument: str, on_error: Callable[[OSError], object] | None) -> Iterator[str]:
+    """Yield the names of images, and of what many are packed in."""
+    from mltr.data.packed import is_packed
+
     if argument == STDIN:
         yield from _read_list(cast("BufferedReader", sys.stdin.buffer))
+    elif is_packed(argument) and not glob.has_magic(argument):
+        yield argument
     elif Path(argument).is_dir():
         from mltr.data.walk import walk_images
 
@@ -100,7 +137,7 @@ def _expand(argument: str, on_error: Callable[[OSError], object] | None) -> Iter
 
         # Path.glob takes no absolute patterns.
         for name in sorted(glob.glob(argument, recursive=True)):  # noqa: PTH207
-            if name.lower().endswith(IMAGE_SUFFIXES):
+            if name.lower().endswith(IMAGE_SUFFIXES) or is_packed(name):
                 yield name
 
 
@@ -130,9 +167,9 @@ class Survey:
 
     def _count(self, inputs: Inputs) -> None:
         try:
-            for path in inputs.walk(on_error=lambda error: None):
+            for image in inputs.walk(on_error=lambda error: None):
                 self.count += 1
-                self.longest_name = max(self.longest_name, len(str(path)))
+                self.longest_name = max(self.longest_name, len(name_of(image)))
             self.is_complete = True
         except MltrError as error:
             self._error = error

@@ -37,6 +37,23 @@ class LazyFile(LazyImage, Protocol):
         ...
 
 
+@runtime_checkable
+class PackedImage(LazyFile, Protocol):
+    """A lazy file that lies in a larger one with many others."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+        ...
+
+    def identity(self) -> tuple[bytes, int, int]:
+        """Return where it lies, and size and time of change (ns) of that file, if it has one.
+
+        As long as they stay, it is the same image. Raises `OSError` if the file is gone.
+        """
+        ...
+
+
 ImageSource = Path | bytes | LazyImage
 
 

@@ -342,22 +342,22 @@ def _explain_all(
     """Explain every picture; those that can't be read are told and passed over."""
     from mltr.diagnosis.overlay import save_overlays
     from mltr.errors import BrokenImage
-    from mltr.inputs import Inputs
+    from mltr.inputs import Inputs, name_of
     from mltr.predictor import to_image
 
     out = Path(args.out)
     figures, broken = {}, 0
-    for path in Inputs(args.images):
+    for image in Inputs(args.images):
         try:
-            found = explain(predictor, path, args.label, args.method)
+            found = explain(predictor, image, args.label, args.method)
         except BrokenImage as error:
             console.print(f"left out, broken: {error}", markup=False)
             broken = 1
             continue
-        picture = save_overlays(out, path, to_image(path), found)
+        picture = save_overlays(out, Path(name_of(image)), to_image(image), found)
         labels = ", ".join(f"{one.label} {one.prob:.2f}" for one in found)
         console.print(f"{picture}: {labels}", markup=False, soft_wrap=True)
-        figures[str(path)] = [
+        figures[name_of(image)] = [
             {"label": one.label, "prob": one.prob, "logit": one.logit, "is_exact": one.is_exact,
              "cells": one.cells.tolist(), "picture": str(picture)}
             for one in found

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
-import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.cluster import ADDRESS_VARIABLE, connected
+from mltr.cluster import ADDRESS_VARIABLE, connected, divide, load_same, locate, reason
 from mltr.data.preprocess import Pixels
 from mltr.errors import MltrError
 from mltr.predictor import Predictor, load
@@ -47,10 +45,7 @@ class Replica:
     """What runs in a process of its own, somewhere in the cluster."""
 
     def __init__(self, bundle: str, device: str | None, threads: int, fingerprint: str) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch or onnxruntime is imported
-        self._predictor = load(bundle, device)
-        if self._predictor.fingerprint != fingerprint:
-            raise MltrError(f"{bundle} isn't what it was when the server started: restart that")
+        self._predictor = load_same(bundle, fingerprint, device, threads)
         side = self._predictor.preprocess.image_size
         self._predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # the first takes longer
 
@@ -132,27 +127,22 @@ def running(
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = sum(int(node.get("GPU", 0)) for node in nodes) if device != "cpu" else 0
-        cores = share([node["CPU"] for node in nodes if node.get("CPU")], count)
-        most = int(os.environ.get("OMP_NUM_THREADS") or cores)
-        threads = max(1, min(most, int(cores)) // settings.network_threads)
-        place = {"num_gpus": share([1.0] * gpus, count)} if gpus else {"num_cpus": cores}
+        part = divide(ray, device, count)
+        threads = max(1, part.threads // settings.network_threads)
         serve.start(proxy_location="Disabled")
         deployment: Any = serve.deployment(
             Replica,
             name=DEPLOYMENT,
             num_replicas=count,
-            ray_actor_options={"num_cpus": 0} | place,
+            ray_actor_options=part.resources,
             max_ongoing_requests=settings.network_threads,
             health_check_period_s=HEALTH_CHECK_S,
             max_constructor_retry_count=STARTS,
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
-        path = str(Path(bundle).resolve()) if Path(bundle).exists() else str(bundle)
         try:
             handle = serve.run(
-                deployment.bind(path, device, threads, predictor.fingerprint),
+                deployment.bind(locate(bundle), device, threads, predictor.fingerprint),
                 name=application, route_prefix=None,
             )  # fmt: skip
         except RuntimeError as error:
@@ -181,16 +171,4 @@ def _reason(application: str) -> str:
     from ray import serve
 
     message = serve.status().applications[application].deployments[DEPLOYMENT].message
-    return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
-
-
-def share(sizes: Sequence[float], count: int) -> float:
-    """Return the largest part of which `count` fit into nodes of these sizes.
-
-    Raises `MltrError` if there is no node.
-    """
-    if not sizes:
-        raise MltrError("the Ray cluster has no CPUs for the replicas")
-    parts = sorted({size / n for size in sizes for n in range(1, count + 1)}, reverse=True)
-    fitting = (p for p in parts if sum(int(size / p + 1e-9) for size in sizes) >= count)
-    return math.floor(next(fitting) * 1e4 + 1e-6) / 1e4  # Ray counts no finer
+    return reason(message)

@@ -16,12 +16,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.errors import MltrError, UsageError
+from mltr.errors import BrokenImage, MltrError, UsageError
+
+if TYPE_CHECKING:
+    from mltr.data.records import PackedImage
 
 Floats = NDArray[np.float32]
 
@@ -38,12 +41,38 @@ CREATE TABLE IF NOT EXISTS model (fingerprint TEXT);
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file has changed."""
+    """What tells whether the file of an image has changed."""
 
     path: bytes  #: absolute
     size: int
     mtime_ns: int
-    digest: bytes  #: SHA-256 of its content
+    digest: bytes  #: SHA-256 of the image's own content
+
+
+def stamp_of(image: Path | PackedImage) -> Stamp | None:
+    """Return what tells a later change of an image; None if it is no file that can be read."""
+    try:
+        identity = _identity(image)
+        if identity is None:
+            return None
+        if isinstance(image, Path):
+            with image.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+        else:
+            digest = hashlib.sha256(image.read_bytes())
+    except (OSError, BrokenImage):
+        return None  # opening the image will tell
+    return Stamp(*identity, digest.digest())
+
+
+def _identity(image: Path | PackedImage) -> tuple[bytes, int, int] | None:
+    """Return the stamp less the digest; None for a device or a pipe."""
+    if not isinstance(image, Path):
+        return image.identity()
+    about = image.stat()
+    if not stat.S_ISREG(about.st_mode):
+        return None
+    return os.fsencode(image.absolute()), about.st_size, about.st_mtime_ns
 
 
 class Journal:
@@ -98,29 +127,31 @@ class Journal:
             count: int = self._connection.execute("SELECT COUNT(*) FROM images").fetchone()[0]
         return count
 
-    def find(self, path: Path) -> tuple[Stamp | None, Floats | None]:
+    def find_unchanged(self, image: Path | PackedImage) -> Floats | None:
+        """Return the probabilities of an image that has not changed; any thread may call this."""
+        try:
+            identity = _identity(image)
+        except OSError:
+            return None  # opening the image will tell
+        if identity is None:
+            return None
+        with self._telling():
+            query = "SELECT probs FROM images WHERE path = ? AND size = ? AND mtime_ns = ?"
+            known = self._connection.execute(query, identity).fetchone()
+        return np.frombuffer(known[0], np.float32) if known else None
+
+    def find(self, image: Path | PackedImage) -> tuple[Stamp | None, Floats | None]:
         """Return the probabilities of an image, if known, and what `add` needs to note it.
 
         No stamp: there is nothing to note, as it is known or no file. Any thread may call this.
         """
-        key = os.fsencode(path.absolute())
-        with self._telling():
-            query = "SELECT size, mtime_ns, probs FROM images WHERE path = ?"
-            known = self._connection.execute(query, (key,)).fetchone()
-        try:
-            about = path.stat()
-            if known and known[:2] == (about.st_size, about.st_mtime_ns):
-                return None, np.frombuffer(known[2], np.float32)
-            if not stat.S_ISREG(about.st_mode):
-                return None, None
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-        except OSError:
-            return None, None  # opening the image will tell
+        probs = self.find_unchanged(image)
+        stamp = stamp_of(image) if probs is None else None
+        if stamp is None:
+            return None, probs
         with self._telling():
             query = "SELECT probs FROM images WHERE digest = ?"
-            same = self._connection.execute(query, (digest,)).fetchone()
-        stamp = Stamp(key, about.st_size, about.st_mtime_ns, digest)
+            same = self._connection.execute(query, (stamp.digest,)).fetchone()
         return stamp, np.frombuffer(same[0], np.float32) if same else None
 
     def add(self, stamp: Stamp, probs: Floats) -> None:

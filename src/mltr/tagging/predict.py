@@ -10,13 +10,22 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mltr.errors import UsageError, did_you_mean
+from mltr.errors import BrokenImage, UsageError, did_you_mean
 from mltr.inputs import Inputs, Survey
-from mltr.predictor import DEFAULT_THRESHOLD, Opened, Prediction, Predictor, load, predict_paths
+from mltr.predictor import (
+    DEFAULT_THRESHOLD,
+    Found,
+    Opened,
+    Prediction,
+    Predictor,
+    load,
+    predict_paths,
+)
 from mltr.tagging.journal import SUFFIX, Journal, Stamp
 from mltr.tagging.progress import with_progress
 from mltr.tagging.results import (
@@ -40,7 +49,9 @@ from mltr.tagging.sidecars import (
 )
 
 if TYPE_CHECKING:
+    from mltr.data.records import PackedImage
     from mltr.gallery import Tile
+    from mltr.tagging.on_ray import Answer, Cluster
 
 SHEET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PATH_WIDTH = 48  #: longest path that a table aligns
@@ -72,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         metavar="PATH",
         nargs="+",
-        help="an image, a folder (with those below), a quoted pattern, or - for a list on stdin",
+        help="an image, a folder (with those below), a quoted pattern, a Parquet table of images "
+        "or paths, shards by `mltr shard`, or - for a list on stdin",
     )
     add("--out", metavar="FILE", help="write the results here, over what is there (- for stdout)")
     add(
@@ -123,6 +135,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     add("--workers", type=int, metavar="N", help="threads that open images")
     add("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator if there is one)")
+    add(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="ray: the network in several processes, one of which may die; on the cluster that "
+        "RAY_ADDRESS names, else on this machine (default: local)",
+    )
+    add(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="processes with --engine ray (default: one for each GPU, or for each two cores)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,11 +160,25 @@ def run(args: argparse.Namespace) -> int:
     survey.check(SURVEY_WAIT_S)
     predictor = load(args.bundle, args.device, args.batch_size)
     survey.check(0)
-    return tag(predictor, inputs, survey, args)
+    if args.engine == "local":
+        return tag(predictor, inputs, survey, args)
+    from mltr.tagging.on_ray import on_cluster
+
+    notes = _choose_output(args)[0] is not None
+    with on_cluster(
+        args.bundle, predictor, args.device, args.replicas, args.workers, notes
+    ) as cluster:
+        return tag(predictor, inputs, survey, args, cluster)
 
 
-def tag(predictor: Predictor, inputs: Inputs, survey: Survey, args: argparse.Namespace) -> int:
-    """Predict for all inputs with a network that is loaded; see `run`."""
+def tag(
+    predictor: Predictor,
+    inputs: Inputs,
+    survey: Survey,
+    args: argparse.Namespace,
+    cluster: Cluster | None = None,
+) -> int:
+    """Predict for all inputs with a network that is loaded, here or on a cluster; see `run`."""
     out, form = _choose_output(args)
     kinds = _choose_sidecars(args)
     chosen = choose_classes(predictor.classes, args.only, args.exclude)
@@ -154,8 +193,8 @@ def tag(predictor: Predictor, inputs: Inputs, survey: Survey, args: argparse.Nam
         journal = None
         if out is not None:
             journal = stack.enter_context(_open_journal(out, predictor, survey, args.overwrite))
-        stack.enter_context(_stopping_on_sigterm())
-        source = _Source(predictor, selection, journal, kinds, args.workers, tally)
+        source = _Source(predictor, selection, journal, kinds, args.workers, tally, cluster)
+        stack.enter_context(source.interruptions.taken())
         own_rows = stack.enter_context(contextlib.closing(source.rows(inputs)))
         rows = with_sidecars(own_rows, kinds, tally.kept) if kinds else own_rows
         if out is not None:
@@ -180,10 +219,12 @@ def tag(predictor: Predictor, inputs: Inputs, survey: Survey, args: argparse.Nam
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UsageError(f"--threshold {args.threshold} must lie in 0..1")
-    for name in ("top", "batch_size", "workers"):
+    for name in ("top", "batch_size", "workers", "replicas"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if args.replicas is not None and args.engine != "ray":
+        raise UsageError("--replicas goes with --engine ray")
     if args.sheet and Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
         raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
 
@@ -256,26 +297,52 @@ def _open_journal(out: Path, predictor: Predictor, survey: Survey, anew: bool) -
     return journal
 
 
-@contextlib.contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C, with what is done."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield
-        return
+class _Interruptions:
+    """Ctrl-C and SIGTERM, which end a run only where it waits for images: rows are written whole.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    A second one ends it anywhere.
+    """
 
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def __init__(self) -> None:
+        self._first: BaseException | None = None
+        self._may_raise = False
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Take the signals, if this is the main thread, which alone gets them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(number, self._note) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, previous, strict=True):
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        is_second = self._first is not None
+        is_ctrl_c = number == signal.SIGINT
+        self._first = KeyboardInterrupt() if is_ctrl_c else SystemExit(128 + number)
+        if is_second or self._may_raise:
+            raise self._first
+
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise here what came, or comes."""
+        self._may_raise = True
+        try:
+            if self._first is not None:
+                raise self._first
+            yield
+        finally:
+            self._may_raise = False
 
 
 @dataclass(eq=False)
 class _Image:
-    path: Path
+    source: Path | PackedImage
     stamp: Stamp | None = None  #: for the journal
     is_known: bool = False  #: from it
 
@@ -290,21 +357,25 @@ class _Source:
     kinds: Sequence[Sidecars]
     workers: int | None
     tally: _Tally
+    cluster: Cluster | None = None
+    interruptions: _Interruptions = field(default_factory=_Interruptions)
 
-    def rows(self, paths: Iterable[Path]) -> Generator[Row]:
+    def rows(self, sources: Iterable[Path | PackedImage]) -> Generator[Row]:
         """Yield a row for each image; ends early, with what is done, when interrupted."""
         tally = self.tally
-        images = map(_Image, paths)
+        predictions = self._predict(map(_Image, sources))
         try:
-            for image, found in predict_paths(
-                self.predictor, images, self.workers, read=self._read
-            ):
+            while True:
+                with self.interruptions.raised():
+                    image, found = next(predictions, (None, None))
+                if image is None:
+                    return
                 if found is None:
                     tally.tagged += 1
                     continue
                 if self.journal is not None and image.stamp and isinstance(found, Prediction):
                     self.journal.add(image.stamp, found.probs)
-                row = self.selection.row(image.path, found)
+                row = self.selection.row(image.source, found)
                 tally.images += 1
                 tally.known += image.is_known
                 if row.error:
@@ -316,16 +387,49 @@ class _Source:
             if tally.keeps_out:
                 raise
 
+    def _predict(self, images: Iterator[_Image]) -> Iterator[tuple[_Image, Found]]:
+        """Yield what is known or predicted of each image; None if there was nothing to do."""
+        if self.cluster is None:
+            yield from predict_paths(self.predictor, images, self.workers, read=self._read)
+            return
+        for part, answers in self.cluster.predict(self._parts(images, self.cluster.part_size)):
+            new = iter(answers)
+            for image, is_known, found in part:
+                if not is_known:
+                    found, image.stamp = self._unpack(next(new))
+                yield image, found
+
+    def _parts(
+        self, images: Iterator[_Image], size: int
+    ) -> Iterator[tuple[list[tuple[_Image, bool, Found]], list[Path | PackedImage]]]:
+        """Yield some images with what is known of them, and those of which nothing is."""
+        while part := [(image, *self._look_up(image)) for image in islice(images, size)]:
+            yield part, [image.source for image, is_known, _ in part if not is_known]
+
+    def _unpack(self, answer: Answer) -> tuple[Found, Stamp | None]:
+        if answer.probs is None:
+            return BrokenImage(answer.error), None
+        return self.predictor.to_prediction(answer.probs), answer.stamp
+
     def _read(self, image: _Image) -> Opened:
         """Open an image, or return what is known of it; None if there is nothing to do."""
-        if self.journal is not None:
-            image.stamp, probs = self.journal.find(image.path)
-            if probs is not None:
-                image.is_known = True
-                return self.predictor.to_prediction(probs)
-        elif self.kinds and all(kind.is_done(image.path) for kind in self.kinds):
-            return None
-        return self.predictor.read(image.path)
+        is_known, found = self._look_up(image)
+        return found if is_known else self.predictor.read(image.source)
+
+    def _look_up(self, image: _Image) -> tuple[bool, Found]:
+        """Tell whether an image needs no network, and what is known of it, if anything."""
+        source = image.source
+        if self.journal is None:
+            beside = [isinstance(source, Path) and kind.is_done(source) for kind in self.kinds]
+            return bool(beside) and all(beside), None
+        if self.cluster is None:
+            image.stamp, probs = self.journal.find(source)
+        else:  # whoever opens the file looks at its content
+            probs = self.journal.find_unchanged(source)
+        if probs is None:
+            return False, None
+        image.is_known = True
+        return True, self.predictor.to_prediction(probs)
 
 
 def _tell_summary(tally: _Tally, out: Path | None) -> None:

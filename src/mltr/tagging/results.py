@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 
 from mltr.errors import BrokenImage
 from mltr.files import write_atomically
+from mltr.inputs import name_of
 
 if TYPE_CHECKING:
+    from mltr.data.records import PackedImage
     from mltr.gallery import Tile
     from mltr.predictor import Prediction
 
@@ -37,7 +39,7 @@ ROW_GROUP = 1024  #: rows that go to Parquet at once
 class Row(NamedTuple):
     """One image of the output."""
 
-    path: Path
+    image: Path | PackedImage
     labels: list[tuple[str, float]]  #: best first
     probs: NDArray[np.float32] | None  #: of all classes wanted; None: the image can't be read
     error: str = ""
@@ -45,7 +47,7 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         """The path as text."""
-        return printable(str(self.path))
+        return printable(name_of(self.image))
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class Selection:
     top: int | None = None  #: at most so many labels
     fills_top: bool = False  #: with labels below their thresholds, too
 
-    def row(self, path: Path, found: Prediction | BrokenImage) -> Row:
+    def row(self, image: Path | PackedImage, found: Prediction | BrokenImage) -> Row:
         """Return the row of an image."""
         if isinstance(found, BrokenImage):
-            return Row(path, [], None, printable(str(found)))
+            return Row(image, [], None, printable(str(found)))
         prediction = found.only(self.indices)
         if self.top is None:
             labels = prediction.labels
@@ -67,7 +69,7 @@ class Selection:
             labels = prediction.top(self.top)
         else:
             labels = prediction.labels[: self.top]
-        return Row(path, labels, prediction.probs)
+        return Row(image, labels, prediction.probs)
 
 
 def printable(text: str) -> str:
@@ -213,9 +215,9 @@ def with_tiles(rows: Iterable[Row], tiles: list[Tile]) -> Iterator[Row]:
 
     for row in rows:
         if not row.error and len(tiles) < SHEET_PICTURES:
-            image = open_image(row.path)
+            image = open_image(row.image)
             image.thumbnail((480, 480))
-            tiles.append(Tile(image, row.labels[:SHEET_LABELS], caption=row.path.name))
+            tiles.append(Tile(image, row.labels[:SHEET_LABELS], caption=Path(row.name).name))
         yield row
 
 

@@ -127,11 +127,11 @@ def with_sidecars(rows: Iterable[Row], kinds: Sequence[Sidecars], kept: Kept) ->
     """Write the labels of each image that could be read beside it, as its row passes by."""
     for row in rows:
         if not row.error:  # no labels would say that nothing is in the image
+            image = row.image
+            assert isinstance(image, Path)  # `Inputs` lets no others through
             for kind in kinds:
-                reason = kind.write(row.path, [name for name, _ in row.labels])
+                reason = kind.write(image, [name for name, _ in row.labels])
                 if reason:
                     kept.count += 1
-                    kept.first = (
-                        kept.first or f"{printable(str(kind.path_for(row.path)))}: {reason}"
-                    )
+                    kept.first = kept.first or f"{printable(str(kind.path_for(image)))}: {reason}"
         yield row
