@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faulty_server import serving
 from making import write_image
 from serving import colour_predictor
 
@@ -92,7 +93,9 @@ def test_a_table_of_images(photos: list[Path], tmp_path: Path, form: str) -> Non
     assert [row["path"] for row in rows] == (names if "path" in form else own)
 
 
-def test_shards_are_tagged_in_place(photos: list[Path], tmp_path: Path) -> None:
+def test_shards_are_tagged_in_place(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = ["image,split,red", *(f"{p.name},{('train', 'test')[p.stem > '4']},1" for p in photos)]
     (tmp_path / "photos" / "labels.csv").write_text("\n".join(lines) + "\n")
     assert cli.main(["shard", str(tmp_path / "photos"), "--out", str(tmp_path / "shards")]) == 0
@@ -100,6 +103,9 @@ def test_shards_are_tagged_in_place(photos: list[Path], tmp_path: Path) -> None:
     rows = tag(tmp_path / "tags.jsonl", tmp_path / "shards")
     expected = {row["path"]: row for row in tag(tmp_path / "expected.jsonl", *photos)}
     assert len(rows) == 7
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving(tmp_path / "shards") as server:
+        assert tag(tmp_path / "far.jsonl", server.address) == rows
     for row in rows:
         match = next(other for path, other in expected.items() if path.endswith(row["path"]))
         assert row | {"path": ""} == match | {"path": ""}
