@@ -119,8 +119,10 @@ def draw(figures: dict[str, Any], path: str) -> None:
         label = f"{row['head']} (classes^{row['time_exponent']:.2f})"
         right.plot(row["classes"], [1e3 * s for s in row["seconds"]], "o-", label=label)
     left.set(xlabel="side of the image, pixels", ylabel="s an image", xscale="log", yscale="log")
-    left.set_xticks(SIDES, [str(side) for side in SIDES])
+    left.set_xticks(SIDES, [str(side) for side in SIDES], rotation=45)
     left.minorticks_off()
+    marks = (0.1, 0.2, 0.5, 1, 2, 5)
+    left.set_yticks(marks, [str(mark) for mark in marks])
     right.set(xlabel="classes", ylabel="head alone, ms an image", xscale="log", yscale="log")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize="small")
