@@ -63,5 +63,7 @@ def count_done(path: Path) -> int:
         connection = sqlite3.connect(Path(copy) / path.name)
         try:
             return int(connection.execute("SELECT COUNT(*) FROM images").fetchone()[0])
+        except sqlite3.OperationalError:  # no table yet
+            return 0
         finally:
             connection.close()

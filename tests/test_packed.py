@@ -131,16 +131,16 @@ def test_rows_without_an_image_are_told(photos: list[Path], tmp_path: Path) -> N
     )
     rows = tag(tmp_path / "tags.jsonl", table)
     assert [row["error"] for row in rows] == [
-        f"a: no image in this row of {table}",
+        f"a: no bytes of an image in this row of {table}",
         rows[1]["error"],
-        f"c: no image in this row of {table}",
+        f"c: no bytes of an image in this row of {table}",
     ]
     assert rows[1]["error"].startswith("b: not an image that can be read")
 
 
 def test_tables_that_cannot_be_used(photos: list[Path], tmp_path: Path) -> None:
     table = write_table(tmp_path / "numbers.parquet", {"n": [1], "m": [2]})
-    with pytest.raises(MltrError, match=r"numbers.parquet: no column of bytes.*path; it has n, m"):
+    with pytest.raises(MltrError, match=r"no column of bytes.*called path; it has n, m"):
         tag(tmp_path / "tags.jsonl", table)
     table.write_bytes(b"PAR1 no table")
     with pytest.raises(MltrError, match=r"numbers.parquet: not a whole Parquet file"):
@@ -150,6 +150,74 @@ def test_tables_that_cannot_be_used(photos: list[Path], tmp_path: Path) -> None:
         tag(tmp_path / "tags.jsonl", table, "--sidecars")
     with pytest.raises(UsageError, match="numbers.parquet holds the images to read"):
         tag(table, table)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())],
+    ids=str,
+)
+def test_bytes_of_any_type(photos: list[Path], tmp_path: Path, kind: pa.DataType) -> None:
+    contents = pa.array([path.read_bytes() for path in photos])
+    column = contents.dictionary_encode() if pa.types.is_dictionary(kind) else contents.cast(kind)
+    table = write_table(tmp_path / "photos.parquet", {"image": column, "path": [1] * 7})
+    rows = tag(tmp_path / "tags.jsonl", table)
+    assert without_paths(rows) == without_paths(tag(tmp_path / "expected.jsonl", *photos))
+
+
+def test_which_column_has_the_images(photos: list[Path], tmp_path: Path) -> None:
+    contents = [path.read_bytes() for path in photos]
+    structs = [{"bytes": content, "path": "a name"} for content in contents]
+    digests = [b"\0" * 16] * 7
+    expected = without_paths(tag(tmp_path / "expected.jsonl", *photos))
+    table = write_table(tmp_path / "photos.parquet", {"md5": digests, "image": structs})
+    assert without_paths(tag(tmp_path / "tags.jsonl", table)) == expected
+    write_table(table, {"path": digests, "image.bytes": contents})
+    assert without_paths(tag(tmp_path / "tags.jsonl", table)) == expected
+    write_table(table, {"md5": digests, "image": contents})
+    with pytest.raises(MltrError, match=r"which column has the images, md5 or image\?"):
+        tag(tmp_path / "tags.jsonl", table)
+    for columns in ({"path": [1]}, {"image": [{"bytes": "text"}]}):
+        write_table(table, columns)
+        with pytest.raises(MltrError, match="no column of bytes"):
+            tag(tmp_path / "tags.jsonl", table)
+
+
+def test_rows_without_a_path_and_images_named_twice(photos: list[Path], tmp_path: Path) -> None:
+    names = [str(photos[0]), None, str(photos[1]), str(photos[0]), "a\0b.png"]
+    table = write_table(tmp_path / "photos.parquet", {"path": names})
+    rows = tag(tmp_path / "tags.jsonl", table)
+    own = f"{table}:1"
+    assert [row["path"] for row in rows] == [names[0], own, names[2], names[4]]
+    assert [bool(row.get("error")) for row in rows] == [False, True, False, True]
+    assert rows[1]["error"] == f"{own}: no path in this row"
+
+
+def test_a_folder_of_parts_is_a_table(photos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "photos.parquet"
+    folder.mkdir()
+    for part in (1, 0):
+        chosen = photos[4 * part : 4 * part + 4]
+        write_table(folder / f"part-{part}.parquet", {"path": [str(path) for path in chosen]})
+    rows = tag(tmp_path / "tags.jsonl", folder)
+    assert [row["path"] for row in rows] == [str(path) for path in photos]
+
+
+def test_the_same_command_again_passes_over_its_output(photos: list[Path], tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", {"path": [str(path) for path in photos]})
+    out = tmp_path / "tags.parquet"
+    parser = argparse.ArgumentParser()
+    predict.add_arguments(parser)
+    for _ in range(2):
+        words = ["run", str(tmp_path / "*.parquet"), "--out", str(out)]
+        assert predict.run(parser.parse_args(words)) == 0
+        assert pq.read_table(out)["path"].to_pylist() == [str(path) for path in photos]
+
+
+def test_addresses_of_single_files_are_refused(tmp_path: Path) -> None:
+    for name in ("photo.jpg", "photos.parquet"):
+        with pytest.raises(UsageError, match="only shards are read from an address"):
+            tag(tmp_path / "tags.jsonl", f"https://photos.example/{name}")
 
 
 def test_patterns_find_tables(photos: list[Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +184,34 @@ def test_images_that_end_every_process_end_the_run(bundle: Path, tmp_path: Path)
     code, told = command.end()
     assert code == 1 and len(killed) > on_ray.MAX_DEATHS
     assert told.count("\n") == 1 and "mltr: error: on the Ray cluster: " in told
+
+
+@pytest.mark.slow
+def test_names_mean_the_same_on_a_cluster_that_was_started_elsewhere(
+    bundle: Path, tmp_path: Path
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    write_image(here / "photos" / "0.png", seed=1)
+    write_image(elsewhere / "photos" / "0.png", seed=2)
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    ray = str(Path(sys.executable).with_name("ray"))
+    start = [ray, "start", "--head", "--port=0", "--num-cpus=1", "--include-dashboard=false"]
+    told = subprocess.run(
+        start, cwd=elsewhere, env=environment, text=True, capture_output=True, check=True
+    ).stdout
+    try:
+        address = re.search(r"--address='([^']+)'", told)
+        assert address is not None, told
+        words = ["predict", str(bundle), "photos", "--device", "cpu", "--out"]
+        command = [sys.executable, "-m", "mltr", *words]
+        subprocess.run([*command, "plain.csv"], cwd=here, check=True, timeout=60)
+        subprocess.run(
+            [*command, "ray.csv", "--engine", "ray"], cwd=here, check=True, timeout=120,
+            env=environment | {"RAY_ADDRESS": address[1]},
+        )  # fmt: skip
+    finally:
+        subprocess.run([ray, "stop", "--force"], env=environment, capture_output=True, check=False)
+    assert (here / "ray.csv").read_text() == (here / "plain.csv").read_text()
 
 
 @pytest.mark.slow

@@ -180,6 +180,27 @@ def test_an_interruption_spares_the_output_of_an_earlier_run(
     assert "tags.csv is as it was" in capsys.readouterr().err
 
 
+def test_signals_are_noted_while_files_are_written_and_raised_where_images_are_awaited() -> None:
+    interruptions = predict._Interruptions()
+    with interruptions.taken():
+        signal.raise_signal(signal.SIGTERM)  # in the middle of a row
+        with pytest.raises(SystemExit, match="143"), interruptions.raised():
+            pytest.fail("the signal came before")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # the second one, anywhere
+    with predict._Interruptions(writes_files=False).taken(), pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_a_background_job_ignores_stays_ignored() -> None:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with predict._Interruptions().taken():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def test_a_journal_that_cannot_be_used(network: MeanColour, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "tags.csv"
     path = tmp_path / "tags.csv.journal"

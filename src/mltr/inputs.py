@@ -47,8 +47,8 @@ class Inputs:
         self._targets = {_key(target) for target in targets}
         self._sidecars = sidecars
         for argument in arguments:
-            if argument != STDIN and not _may_be_there(argument):
-                raise UsageError(f"no such file or folder: {argument}")
+            if argument != STDIN:
+                _check(argument)
 
     @property
     def is_list_on_stdin(self) -> bool:
@@ -62,13 +62,16 @@ class Inputs:
         self, on_error: Callable[[OSError], object] | None = None
     ) -> Iterator[Path | PackedImage]:
         """Yield the images; folders that can't be read go to `on_error`, or are warned of."""
+        from mltr.data.packed import is_packed
+
         # On disk as soon as they are many: memory stays bounded.
         owners = sqlite3.connect("")
         owners.execute("CREATE TABLE owners (name BLOB PRIMARY KEY, image BLOB) WITHOUT ROWID")
-        may_repeat = len(self.arguments) > 1 or self.is_list_on_stdin
+        first = self.arguments[0]
+        may_repeat = len(self.arguments) > 1 or is_packed(first) or not Path(first).is_dir()
         is_empty = True
-        for place in (place for word in self.arguments for place in _expand(word, on_error)):
-            for image in self._unpack(place):
+        for word, place in ((w, p) for w in self.arguments for p in _expand(w, on_error)):
+            for image in self._unpack(place, is_named=place == word):
                 is_empty = False
                 key = _key(image) if isinstance(image, Path) else image.identity()[0]
                 if key in self._targets:
@@ -87,22 +90,30 @@ class Inputs:
             looked_for = ", ".join(IMAGE_SUFFIXES)
             raise UsageError(f"no images in {', '.join(self.arguments)}; looked for {looked_for}")
 
-    def _unpack(self, place: str) -> Iterator[Path | PackedImage]:
+    def _unpack(self, place: str, is_named: bool) -> Iterator[Path | PackedImage]:
         """Yield the images of a table or of shards, or the one that this file is."""
         from mltr.data.packed import is_packed, packed_images
+        from mltr.data.shards import is_address
 
-        if not is_packed(place):
-            yield Path(place)
-            return
-        if _key(place) in self._targets:
+        if not (is_packed(place) and (is_address(place) or Path(place).exists())):
+            yield Path(place)  # opening it will tell if it isn't there
+        elif _key(place) not in self._targets:
+            yield from packed_images(place)
+        elif is_named:  # else a pattern has found what an earlier run wrote
             raise UsageError(f"{place} holds the images to read: write to another name")
-        yield from packed_images(place)
 
 
-def _may_be_there(argument: str) -> bool:
+def _check(argument: str) -> None:
+    """Raise `UsageError` for what can't be there."""
+    from mltr.data.images import IMAGE_SUFFIXES
+    from mltr.data.packed import PARQUET
     from mltr.data.shards import is_address
 
-    return Path(argument).exists() or glob.has_magic(argument) or is_address(argument)
+    if is_address(argument):
+        if argument.lower().endswith((*IMAGE_SUFFIXES, PARQUET)):
+            raise UsageError(f"{argument}: only shards are read from an address; fetch it first")
+    elif not (Path(argument).exists() or glob.has_magic(argument)):
+        raise UsageError(f"no such file or folder: {argument}")
 
 
 def _key(path: str | Path) -> bytes:
@@ -120,11 +131,12 @@ def _claim(owners: sqlite3.Connection, key: bytes, image: str) -> str | None:
 
 def _expand(argument: str, on_error: Callable[[OSError], object] | None) -> Iterator[str]:
     """Yield the names of images, and of what many are packed in."""
-    from mltr.data.packed import is_packed
+    from mltr.data.packed import PARQUET, is_packed
+    from mltr.data.shards import is_address
 
     if argument == STDIN:
         yield from _read_list(cast("BufferedReader", sys.stdin.buffer))
-    elif is_packed(argument) and not glob.has_magic(argument):
+    elif is_address(argument) or (is_packed(argument) and Path(argument).exists()):
         yield argument
     elif Path(argument).is_dir():
         from mltr.data.walk import walk_images
@@ -136,8 +148,9 @@ def _expand(argument: str, on_error: Callable[[OSError], object] | None) -> Iter
         from mltr.data.images import IMAGE_SUFFIXES
 
         # Path.glob takes no absolute patterns.
+        wanted = (PARQUET,) if argument.lower().endswith(PARQUET) else IMAGE_SUFFIXES
         for name in sorted(glob.glob(argument, recursive=True)):  # noqa: PTH207
-            if name.lower().endswith(IMAGE_SUFFIXES) or is_packed(name):
+            if name.lower().endswith(wanted):
                 yield name
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 PARQUET = ".parquet"
 PATH_COLUMN = "path"
-GROUPS_HELD = 2  #: row groups in memory at a time: rows are asked for in order
+GROUPS_HELD = 3  #: row groups in memory at a time: rows are asked for nearly in order
+
+Column = tuple[str, ...]  #: a name, or that of a struct and of its part; empty: there is none
 
 _reading = threading.Lock()  #: threads that ask for rows of one group wait for whoever reads it
 
@@ -32,7 +34,7 @@ class ParquetImage:
     """The file of an image in a row of a Parquet table."""
 
     table: Path
-    column: str
+    column: Column  #: empty if the table should have a path here, and has none
     group: int
     row: int  #: within the group
     name: str
@@ -41,14 +43,18 @@ class ParquetImage:
         """Return the image file; raises `BrokenImage`."""
         import pyarrow as pa
 
+        if not self.column:
+            raise BrokenImage(f"{self}: no path in this row")
         try:
             with _reading:
-                content = _read_group(self.table, self.identity()[1:], self.group, self.column)
-            content = content[self.row].as_py()
+                group = _read_group(self.table, self.identity()[1:], self.group, self.column)
+                content = group[self.row].as_py()
         except (OSError, IndexError, pa.ArrowException) as error:
             raise BrokenImage(f"{self}: {self.table} can't be read ({error})") from error
+        if isinstance(content, dict):
+            content = content[self.column[1]]
         if not content:
-            raise BrokenImage(f"{self}: no image in this row of {self.table}")
+            raise BrokenImage(f"{self}: no bytes of an image in this row of {self.table}")
         return bytes(content)
 
     def load(self) -> Image.Image:
@@ -66,34 +72,36 @@ class ParquetImage:
 
 
 @lru_cache(GROUPS_HELD)
-def _read_group(table: Path, version: tuple[int, int], group: int, column: str) -> Any:
+def _read_group(table: Path, version: tuple[int, int], group: int, column: Column) -> Any:
     """Return a column of a row group; `version` tells a table from the one that it replaced."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(table) as file:
-        content = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
-    return content.field("bytes") if "." in column else content
+        # In chunks, as it may have more bytes than one array can count.
+        return file.read_row_group(group, columns=[".".join(column)]).column(0)
 
 
-def is_packed(argument: str) -> bool:
+def is_packed(name: str) -> bool:
     """Whether a name stands for many images in one place: shards, or a Parquet table."""
-    name = argument.lower()
-    if name.endswith(IMAGE_SUFFIXES):  # as nearly all do: no need to look
+    lower = name.lower()
+    if lower.endswith(IMAGE_SUFFIXES):  # as nearly all do: no need to look
         return False
-    return name.endswith(PARQUET) or is_address(name) or is_shards(Path(argument))
+    return lower.endswith(PARQUET) or is_address(lower) or is_shards(Path(name))
 
 
-def packed_images(argument: str) -> Iterator[Path | PackedImage]:
+def packed_images(name: str) -> Iterator[Path | PackedImage]:
     """Yield what is packed there, in order; raises `MltrError` if it can't be read.
 
-    A table holds files of images in a column of bytes (or of ``{bytes, path}``, as Hugging Face
-    writes them), or their paths in a column `path`, which names them otherwise. Of shards, all
-    splits are taken.
+    A table, or a folder of its parts, holds files of images in a column of bytes (or of ``{bytes,
+    path}``, as Hugging Face writes them), or their paths in a column `path`, which names them
+    otherwise. Of shards, all splits are taken.
     """
-    if argument.lower().endswith(PARQUET) and not is_address(argument):
-        yield from _table_images(Path(argument))
+    if name.lower().endswith(PARQUET):
+        is_folder = Path(name).is_dir()
+        for table in sorted(Path(name).glob(f"*{PARQUET}")) if is_folder else [Path(name)]:
+            yield from _table_images(table)
         return
-    for split in read_shards(DataConfig(format="shards", root=argument)):
+    for split in read_shards(DataConfig(format="shards", root=name)):
         for record in split.records:
             assert isinstance(record.image, PackedImage)
             yield record.image
@@ -106,40 +114,66 @@ def _table_images(table: Path) -> Iterator[Path | PackedImage]:
     try:
         with pq.ParquetFile(table) as file:
             paths, images = _columns(table, file.schema_arrow)
-            number = 0
+            first = 0
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
                 names = [None] * size
                 if paths:
-                    column = file.read_row_group(group, columns=[paths]).column(0).combine_chunks()
-                    names = (column.field("path") if "." in paths else column).to_pylist()
+                    column = file.read_row_group(group, columns=[".".join(paths)]).column(0)
+                    names = column.to_pylist()
                 for row, name in enumerate(names):
-                    if images:
-                        own = name or f"{table}:{number + row}"
-                        yield ParquetImage(table, images, group, row, own)
-                    elif name:
-                        yield Path(name)
-                number += size
+                    own = name.get(paths[1]) if isinstance(name, dict) else name
+                    if own and not images:
+                        yield Path(own)
+                    else:
+                        yield ParquetImage(
+                            table, images, group, row, own or f"{table}:{first + row}"
+                        )
+                first += size
     except (OSError, pa.ArrowException) as error:
         raise MltrError(f"{table}: not a whole Parquet file ({error})") from error
 
 
-def _columns(table: Path, schema: pa.Schema) -> tuple[str, str]:
+def _columns(table: Path, schema: pa.Schema) -> tuple[Column, Column]:
     """Return the columns of paths and of images; either may be empty, not both."""
     import pyarrow as pa
 
-    paths = PATH_COLUMN if PATH_COLUMN in schema.names else ""
+    paths: Column = ()
+    if PATH_COLUMN in schema.names and _is_text(schema.field(PATH_COLUMN).type):
+        paths = (PATH_COLUMN,)
+    structs, flat = [], []
     for field in schema:
-        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-            return paths, field.name
         if pa.types.is_struct(field.type):
-            parts = [part.name for part in field.type]
-            if "bytes" in parts:
-                own = f"{field.name}.path" if "path" in parts else ""
-                return paths or own, f"{field.name}.bytes"
-    if not paths:
+            parts = {part.name: part.type for part in field.type}
+            if "bytes" in parts and _is_bytes(parts["bytes"]):
+                structs.append(field.name)
+        elif _is_bytes(field.type) and field.name != PATH_COLUMN:
+            flat.append(field.name)
+    found = structs or flat
+    if len(found) > 1:
+        raise MltrError(f"{table}: which column has the images, {' or '.join(found)}? Leave one")
+    if structs:
+        parts = {part.name: part.type for part in schema.field(found[0]).type}
+        if not paths and PATH_COLUMN in parts and _is_text(parts[PATH_COLUMN]):
+            paths = (found[0], PATH_COLUMN)
+        return paths, (found[0], "bytes")
+    if not (paths or flat):
         raise MltrError(
-            f"{table}: no column of bytes, and none called {PATH_COLUMN}; it has "
+            f"{table}: no column of bytes, and none of text called {PATH_COLUMN}; it has "
             f"{', '.join(schema.names)}"
         )
-    return paths, ""
+    return paths, tuple(flat)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))

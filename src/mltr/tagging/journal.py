@@ -60,7 +60,7 @@ def stamp_of(image: Path | PackedImage) -> Stamp | None:
                 digest = hashlib.file_digest(file, "sha256")
         else:
             digest = hashlib.sha256(image.read_bytes())
-    except (OSError, BrokenImage):
+    except (OSError, ValueError, BrokenImage):
         return None  # opening the image will tell
     return Stamp(*identity, digest.digest())
 
@@ -131,7 +131,7 @@ class Journal:
         """Return the probabilities of an image that has not changed; any thread may call this."""
         try:
             identity = _identity(image)
-        except OSError:
+        except (OSError, ValueError):  # such as a NUL in the name
             return None  # opening the image will tell
         if identity is None:
             return None

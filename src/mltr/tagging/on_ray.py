@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.cluster import connected, divide, load_same, locate, reason
+from mltr.data.preprocess import Pixels
 from mltr.errors import BrokenImage, MltrError
 from mltr.predictor import Prediction, Predictor, predict_paths
 from mltr.tagging.journal import Stamp, stamp_of
@@ -47,7 +50,9 @@ class Answer(NamedTuple):
 class Tagger:
     """What runs in a process of the cluster."""
 
-    def __init__(self, workers: int | None, notes: bool, *bundle: Any) -> None:
+    def __init__(self, folder: str, workers: int | None, notes: bool, *bundle: Any) -> None:
+        # Names are relative to the command's own folder, and must not mean others here.
+        os.chdir(folder if Path(folder).is_dir() else tempfile.mkdtemp())
         self._predictor = load_same(*bundle)
         self._workers, self._notes = workers, notes
 
@@ -57,9 +62,15 @@ class Tagger:
 
     def predict(self, images: Sequence[Path | PackedImage]) -> list[Answer]:
         """Return an answer for each image; several threads may call this."""
-        stamps = [stamp_of(image) if self._notes else None for image in images]
-        found = (found for _, found in predict_paths(self._predictor, images, self._workers))
-        return [_answer(*pair) for pair in zip(found, stamps, strict=True)]
+        stamps: dict[int, Stamp | None] = {}
+
+        def read(number: int) -> Pixels:
+            if self._notes:
+                stamps[number] = stamp_of(images[number])
+            return self._predictor.read(images[number])
+
+        found = predict_paths(self._predictor, range(len(images)), self._workers, read=read)
+        return [_answer(one, stamps.get(number)) for number, one in found]
 
 
 def _answer(found: Prediction | BrokenImage | None, stamp: Stamp | None) -> Answer:
@@ -136,7 +147,7 @@ def on_cluster(
             **part.resources, max_concurrency=SLOTS, max_restarts=-1, max_task_retries=MAX_DEATHS
         )
         own = (locate(bundle), predictor.fingerprint, device, part.threads, predictor.batch_size)
-        taggers = [kind.remote(workers, notes, *own) for _ in range(part.count)]
+        taggers = [kind.remote(str(Path.cwd()), workers, notes, *own) for _ in range(part.count)]
         cluster = Cluster(ray, taggers, BATCHES * predictor.batch_size)
         starting = [tagger.is_ready.remote() for tagger in taggers]
         _, late = ray.wait(starting, num_returns=len(starting), timeout=START_S)

@@ -72,6 +72,7 @@ class _Tally:
     kept: Kept = field(default_factory=Kept)
     tiles: list[Tile] = field(default_factory=list)
     keeps_out: bool = False  #: whether an interrupted run leaves the output as it was
+    is_written: bool = False
     interruption: BaseException | None = None
 
 
@@ -194,6 +195,7 @@ def tag(
         if out is not None:
             journal = stack.enter_context(_open_journal(out, predictor, survey, args.overwrite))
         source = _Source(predictor, selection, journal, kinds, args.workers, tally, cluster)
+        source.interruptions = _Interruptions(writes_files=out is not None or bool(kinds))
         stack.enter_context(source.interruptions.taken())
         own_rows = stack.enter_context(contextlib.closing(source.rows(inputs)))
         rows = with_sidecars(own_rows, kinds, tally.kept) if kinds else own_rows
@@ -206,6 +208,7 @@ def tag(
         width = min(PATH_WIDTH, survey.longest_name) if survey.total else PATH_WIDTH
         try:
             write_rows(rows, classes, out, form, width)
+            tally.is_written = True
         except (KeyboardInterrupt, SystemExit) as error:
             tally.interruption = error
     if tally.tiles:
@@ -298,12 +301,13 @@ def _open_journal(out: Path, predictor: Predictor, survey: Survey, anew: bool) -
 
 
 class _Interruptions:
-    """Ctrl-C and SIGTERM, which end a run only where it waits for images: rows are written whole.
+    """Ctrl-C and SIGTERM, which end a run only where it waits for images: files are written whole.
 
-    A second one ends it anywhere.
+    A second one ends it anywhere, and so does the first one if no file is written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, writes_files: bool = True) -> None:
+        self._writes_files = writes_files
         self._first: BaseException | None = None
         self._may_raise = False
 
@@ -313,19 +317,22 @@ class _Interruptions:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        previous = [signal.signal(number, self._note) for number in numbers]
+        previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        # A job in the background ignores the Ctrl-C of the one before it.
+        taken = [n for n, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
+        for number in taken:
+            signal.signal(number, self._note)
         try:
             yield
         finally:
-            for number, handler in zip(numbers, previous, strict=True):
-                signal.signal(number, handler)
+            for number in taken:
+                signal.signal(number, previous[number])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         is_second = self._first is not None
         is_ctrl_c = number == signal.SIGINT
         self._first = KeyboardInterrupt() if is_ctrl_c else SystemExit(128 + number)
-        if is_second or self._may_raise:
+        if is_second or self._may_raise or not self._writes_files:
             raise self._first
 
     @contextlib.contextmanager
@@ -362,32 +369,36 @@ class _Source:
 
     def rows(self, sources: Iterable[Path | PackedImage]) -> Generator[Row]:
         """Yield a row for each image; ends early, with what is done, when interrupted."""
-        tally = self.tally
-        predictions = self._predict(map(_Image, sources))
         try:
-            while True:
-                with self.interruptions.raised():
-                    image, found = next(predictions, (None, None))
-                if image is None:
-                    return
-                if found is None:
-                    tally.tagged += 1
-                    continue
-                if self.journal is not None and image.stamp and isinstance(found, Prediction):
-                    self.journal.add(image.stamp, found.probs)
-                row = self.selection.row(image.source, found)
-                tally.images += 1
-                tally.known += image.is_known
-                if row.error:
-                    tally.broken += 1
-                    tally.errors += [row.error] if tally.broken <= TOLD_ERRORS else []
-                yield row
+            with contextlib.closing(self._predict(map(_Image, sources))) as predictions:
+                yield from self._rows(predictions)
         except (KeyboardInterrupt, SystemExit) as error:
-            tally.interruption = error
-            if tally.keeps_out:
+            self.tally.interruption = error
+            if self.tally.keeps_out:
                 raise
 
-    def _predict(self, images: Iterator[_Image]) -> Iterator[tuple[_Image, Found]]:
+    def _rows(self, predictions: Iterator[tuple[_Image, Found]]) -> Iterator[Row]:
+        tally = self.tally
+        while True:
+            with self.interruptions.raised():
+                pair = next(predictions, None)
+            if pair is None:
+                return
+            image, found = pair
+            if found is None:
+                tally.tagged += 1
+                continue
+            if self.journal is not None and image.stamp and isinstance(found, Prediction):
+                self.journal.add(image.stamp, found.probs)
+            row = self.selection.row(image.source, found)
+            tally.images += 1
+            tally.known += image.is_known
+            if row.error:
+                tally.broken += 1
+                tally.errors += [row.error] if tally.broken <= TOLD_ERRORS else []
+            yield row
+
+    def _predict(self, images: Iterator[_Image]) -> Generator[tuple[_Image, Found]]:
         """Yield what is known or predicted of each image; None if there was nothing to do."""
         if self.cluster is None:
             yield from predict_paths(self.predictor, images, self.workers, read=self._read)
@@ -439,7 +450,9 @@ def _tell_summary(tally: _Tally, out: Path | None) -> None:
     if tally.known:
         images += f" ({tally.known:,} of them done before)"
     if tally.interruption is not None:
-        kept = f"{out} is as it was" if tally.keeps_out else "the results so far are written"
+        kept = "the results so far are written"
+        if out is not None and not tally.is_written:
+            kept = f"{out} is as it was" if tally.keeps_out else f"{out} is not written"
         again = "; the same command goes on from here" if out else ""
         lines.append(f"interrupted after {images}; {kept}{again}")
     elif out is not None:
