@@ -245,7 +245,7 @@ class Block(nn.Module):
         """Map windows [B, N, P, C] to the same shape."""
         windows = windows + self.drop_path(self.attend(self.norm1(windows), is_pixel))
         residual: Tensor = self.drop_path(self.mlp(self.norm2(windows)))
-        return windows + residual if torch.is_grad_enabled() else windows.add_(residual)
+        return windows + residual
 
     def on_maps(self, maps: Tensor) -> Tensor:
         """Do the same to maps [B, H, W, C]."""
