@@ -141,22 +141,22 @@ def _columns(table: Path, schema: pa.Schema) -> tuple[Column, Column]:
     paths: Column = ()
     if PATH_COLUMN in schema.names and _is_text(schema.field(PATH_COLUMN).type):
         paths = (PATH_COLUMN,)
-    structs, flat = [], []
+    structs: dict[str, dict[str, pa.DataType]] = {}
+    flat = []
     for field in schema:
         if pa.types.is_struct(field.type):
             parts = {part.name: part.type for part in field.type}
             if "bytes" in parts and _is_bytes(parts["bytes"]):
-                structs.append(field.name)
+                structs[field.name] = parts
         elif _is_bytes(field.type) and field.name != PATH_COLUMN:
             flat.append(field.name)
-    found = structs or flat
+    found = list(structs) or flat
     if len(found) > 1:
         raise MltrError(f"{table}: which column has the images, {' or '.join(found)}? Leave one")
-    if structs:
-        parts = {part.name: part.type for part in schema.field(found[0]).type}
+    for name, parts in structs.items():
         if not paths and PATH_COLUMN in parts and _is_text(parts[PATH_COLUMN]):
-            paths = (found[0], PATH_COLUMN)
-        return paths, (found[0], "bytes")
+            paths = (name, PATH_COLUMN)
+        return paths, (name, "bytes")
     if not (paths or flat):
         raise MltrError(
             f"{table}: no column of bytes, and none of text called {PATH_COLUMN}; it has "

@@ -35,7 +35,7 @@ Key = TypeVar("Key")
 SLOTS = 2  #: parts that a process has: it opens the images of one while its network does another
 AHEAD = 8  #: parts for each process that may be done before one that comes before them
 BATCHES = 2  #: of images, in a part
-MAX_DEATHS = 5  #: of processes with the same part, whose images are then taken for the cause
+MAX_RETRIES = 5  #: of a part whose process died; then its images are taken for the cause
 START_S = 60.0  #: after which it is told that the cluster has no room
 
 
@@ -144,7 +144,7 @@ def on_cluster(
     with connected() as ray:
         part = divide(ray, device, count)
         kind = ray.remote(Tagger).options(
-            **part.resources, max_concurrency=SLOTS, max_restarts=-1, max_task_retries=MAX_DEATHS
+            **part.resources, max_concurrency=SLOTS, max_restarts=-1, max_task_retries=MAX_RETRIES
         )
         own = (locate(bundle), predictor.fingerprint, device, part.threads, predictor.batch_size)
         taggers = [kind.remote(str(Path.cwd()), workers, notes, *own) for _ in range(part.count)]

@@ -194,9 +194,11 @@ def tag(
         journal = None
         if out is not None:
             journal = stack.enter_context(_open_journal(out, predictor, survey, args.overwrite))
-        source = _Source(predictor, selection, journal, kinds, args.workers, tally, cluster)
-        source.interruptions = _Interruptions(writes_files=out is not None or bool(kinds))
-        stack.enter_context(source.interruptions.taken())
+        interruptions = _Interruptions(writes_files=out is not None or bool(kinds))
+        stack.enter_context(interruptions.taken())
+        source = _Source(
+            predictor, selection, journal, kinds, args.workers, tally, cluster, interruptions
+        )
         own_rows = stack.enter_context(contextlib.closing(source.rows(inputs)))
         rows = with_sidecars(own_rows, kinds, tally.kept) if kinds else own_rows
         if out is not None:
@@ -364,8 +366,8 @@ class _Source:
     kinds: Sequence[Sidecars]
     workers: int | None
     tally: _Tally
-    cluster: Cluster | None = None
-    interruptions: _Interruptions = field(default_factory=_Interruptions)
+    cluster: Cluster | None
+    interruptions: _Interruptions
 
     def rows(self, sources: Iterable[Path | PackedImage]) -> Generator[Row]:
         """Yield a row for each image; ends early, with what is done, when interrupted."""
