@@ -6,8 +6,10 @@
 Each round times the reference and then the model, so that a busy moment hits both; the ratio of
 each round is of images/s times multiply-adds (1.0: as efficient as Swin-T), and the median and
 range over the rounds are printed. Multiply-adds are counted, by one counter for all networks, in
-one image. `compiled` is torch.compile'd float32 inference of both, and the model's own speed over
-its eager one in the same rounds.
+one image. The C library keeps freed memory, as in `mltr train`: otherwise the network that comes
+second gets the memory of the first, while that one takes its own anew from the system. `compiled`
+is torch.compile'd float32 inference of both, and the model's own speed over its eager one in the
+same rounds.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from timing import (
     training_step,
 )
 
+from mltr.memory import keep_freed_memory
 from mltr.model import create_model
 from mltr.runs import write_figures
 
@@ -55,11 +58,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plain-malloc", action="store_true", help="freed memory may be returned")
     parser.add_argument("--cpu-time", action="store_true", help="of the process, not the clock's")
     parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    machine = about(batch_size=args.batch_size, rounds=args.rounds, cpu_time=args.cpu_time)
+    machine = about(
+        batch_size=args.batch_size, rounds=args.rounds, cpu_time=args.cpu_time,
+        keeps_memory=not args.plain_malloc and keep_freed_memory(),
+    )  # fmt: skip
     print(*(f"{key}: {value}" for key, value in machine.items()), sep=", ")
     rows = []
     for mode in args.modes:

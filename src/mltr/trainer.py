@@ -45,6 +45,7 @@ from mltr.guards import (
     what_is_bad,
 )  # fmt: skip
 from mltr.losses import build_loss
+from mltr.memory import keep_freed_memory
 from mltr.metrics import evaluate, top_accuracy
 from mltr.model import default_image_size
 from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
@@ -93,6 +94,8 @@ class Trainer:
             mixed_precision="no" if self.precision == "fp32" else self.precision,
             gradient_accumulation_steps=settings.accumulation,
         )
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self._check_sizes()
         self.states = States(folder.checkpoints, self.processes)
         self.image_size = config.model.image_size or default_image_size(config.model.name)
