@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -81,6 +82,7 @@ def compose(N: int, K: int, labels: float = 3.0) -> tuple[np.ndarray, np.ndarray
 def compare(N: int, K: int, rounds: int) -> dict[str, Any]:
     import torch
     from sklearn.metrics import average_precision_score
+    from timing import alternate
     from torchmetrics.functional.classification import multilabel_average_precision
 
     probs, targets = compose(N, K)
@@ -90,17 +92,16 @@ def compare(N: int, K: int, rounds: int) -> dict[str, Any]:
         "torchmetrics: map": lambda: float(multilabel_average_precision(*tensors, num_labels=K)),
         "scikit-learn: map": lambda: float(average_precision_score(targets, probs)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    values = {}
-    for _ in range(rounds + 1):  # the first one warms up
-        for name, way in ways.items():
-            began = time.perf_counter()
-            values[name] = way()
-            seconds[name].append(time.perf_counter() - began)
+    values: dict[str, float] = {}
+
+    def judge(name: str) -> None:
+        values[name] = ways[name]()
+
+    jobs = [partial(judge, name) for name in ways]
+    seconds = dict(zip(ways, alternate(jobs, rounds), strict=True))
     found = {}
-    for name, all_times in seconds.items():
-        times = all_times[1:]
-        ratios = [t / own for t, own in zip(times, seconds["mltr: every metric"][1:], strict=True)]
+    for name, times in seconds.items():
+        ratios = [t / own for t, own in zip(times, seconds["mltr: every metric"], strict=True)]
         found[name] = {
             "seconds": median(times), "range": [min(times), max(times)],
             "ratio": median(ratios), "ratio_range": [min(ratios), max(ratios)],
