@@ -37,6 +37,7 @@ from mltr.data.images import open_image, open_reduced
 from mltr.data.loading import _stack
 from mltr.data.preprocess import squash
 from mltr.data.transforms import cut_out, resize, to_floats
+from mltr.memory import keep_freed_memory
 from mltr.recipe import find_recipe, load_recipe
 from mltr.runs import write_figures
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    bytearray(31 << 20)  # both ways profit: see mltr.data.loading
+    keep_freed_memory()  # both ways profit; our workers do so
     paths = [path for path in find_images(args.data) if path.suffix.lower() in (".jpg", ".jpeg")]
     about = {
         "date": str(date.today()), "machine": platform.machine(), "cores": os.cpu_count(),

@@ -32,12 +32,12 @@ from mltr.data.preprocess import Pixels, Preprocess, read_squashed
 from mltr.data.records import LazyImage, Record, Split
 from mltr.data.transforms import TrainTransform, to_floats
 from mltr.errors import BrokenImage, MltrError
+from mltr.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
 Key = tuple[int, int, int]  #: (epoch, index, copy); copies of an image are varied differently
 MOST_WORKERS = 8  #: that are started unless a number is asked for
-_LARGEST_KEPT = 31 << 20  # bytes; glibc raises its threshold to at most 32 MB
 
 
 @dataclass(frozen=True)
@@ -266,11 +266,10 @@ def _stack(samples: list[Sample]) -> Batch:
 def _settle_worker(worker: int) -> None:
     """Keep a worker to one core, since the others belong to the training process, and its memory.
 
-    Freeing a large block once has glibc hand out the likes of it from what it already has: pages
-    fetched anew from the system for every image cost a tenth of a worker's time.
+    Pages fetched anew from the system for every image cost a tenth of a worker's time.
     """
     torch.set_num_threads(1)
-    bytearray(_LARGEST_KEPT)
+    keep_freed_memory()
 
 
 # -- decode once -------------------------------------------------------------------------------
