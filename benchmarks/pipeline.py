@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from mltr.cache import Cache
 from mltr.config import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, colours, find_images, make_loader
 from mltr.data.images import open_image, open_reduced
@@ -69,7 +70,10 @@ def main() -> None:
             "ASL": AslImages(paths, args.side, augment),
             "MlTr": ImageDataset(split, Preprocess(args.side), augment),
             "MlTr, cached": ImageDataset(
-                split, Preprocess(args.side, base_size=args.side), augment, cache=Path(folder)
+                split,
+                Preprocess(args.side, base_size=args.side),
+                augment,
+                cache=Cache(Path(folder)),
             ),
         }
         figures: dict[str, Any] = {"about": about, "one thread": compare(ways, args)}

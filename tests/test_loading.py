@@ -14,6 +14,7 @@ import torch
 from making import write_image
 from PIL import Image
 
+from mltr.cache import Cache
 from mltr.config import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader, open_image
 from mltr.data.loading import Batch, suitable_workers
@@ -166,7 +167,9 @@ def test_the_cache_changes_no_pixel(
     (tmp_path / "4.png").write_bytes(b"broken")
     preprocess = Preprocess(16, base_size=24)
     plain = ImageDataset(split, preprocess, augment)
-    cached = [ImageDataset(split, preprocess, augment, cache=tmp_path / "c") for _ in range(2)]
+    cached = [
+        ImageDataset(split, preprocess, augment, cache=Cache(tmp_path / "c")) for _ in range(2)
+    ]
     for index in range(11):
         for dataset in (*cached, pickle.loads(pickle.dumps(cached[0]))):
             assert torch.equal(dataset[index].image, plain[index].image)
@@ -182,7 +185,7 @@ def test_evaluation_sees_what_prediction_sees(tmp_path: Path) -> None:
         predictor = Predictor(lambda images: images[:, 0, 0, :1], ("a",), preprocess, np.zeros(1))
         expected = preprocess.scale(predictor.read(path))
         assert np.array_equal(preprocess.scale(predictor.read(path.read_bytes())), expected)
-        cache = tmp_path / "c" if preprocess.base_size else None
+        cache = Cache(tmp_path / "c") if preprocess.base_size else None
         for found in (None, cache):
             (batch,) = make_loader(ImageDataset(split, preprocess, cache=found), 1)
             assert np.array_equal(batch.images[0].numpy(), expected)
@@ -207,7 +210,7 @@ def test_images_composed_by_other_code_are_composed_anew(
     preprocess = Preprocess(16, base_size=24)
 
     def first() -> torch.Tensor:
-        return ImageDataset(Split(("a",), records), preprocess, cache=tmp_path)[0].image
+        return ImageDataset(Split(("a",), records), preprocess, cache=Cache(tmp_path))[0].image
 
     red = first()
     assert torch.equal(first(), red)
@@ -216,16 +219,19 @@ def test_images_composed_by_other_code_are_composed_anew(
     assert not torch.equal(first(), red)
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "list gone"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "list gone", "list damaged"])
 def test_a_damaged_cache_is_made_again(split: Split, tmp_path: Path, damage: str) -> None:
     preprocess, folder = Preprocess(16, base_size=24), tmp_path / "c"
-    before = ImageDataset(split, preprocess, cache=folder)[0].image
-    (pixels,), (listing,) = folder.glob("*.u8"), folder.glob("*.json")
-    if damage == "cut":
-        pixels.write_bytes(pixels.read_bytes()[:100])
+    before = ImageDataset(split, preprocess, cache=Cache(folder))[0].image
+    (pixels,) = folder.glob("*.u8")
+    size = len(split) * 24 * 24 * 3
+    if damage == "gone":
+        pixels.unlink()
     else:
-        (pixels if damage == "gone" else listing).unlink()
-    assert torch.equal(ImageDataset(split, preprocess, cache=folder)[0].image, before)
+        os.truncate(pixels, 100 if damage == "cut" else size)
+    if damage == "list damaged":
+        os.truncate(pixels, size + 7)  # of zeros, as a power cut leaves them
+    assert torch.equal(ImageDataset(split, preprocess, cache=Cache(folder))[0].image, before)
 
 
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(
@@ -236,13 +242,28 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(MltrError, match=r"squashed images there \(No space left.*data\.cache"):
-        ImageDataset(split, Preprocess(16, base_size=24), cache=tmp_path / "c")
+        ImageDataset(split, Preprocess(16, base_size=24), cache=Cache(tmp_path / "c"))
     assert not list((tmp_path / "c").iterdir())
+
+
+def test_a_file_that_made_room_for_another_is_missed_by_nobody(
+    split: Split, tmp_path: Path
+) -> None:
+    preprocess, size = Preprocess(16, base_size=24), len(split) * 24 * 24 * 3
+    cache = Cache(tmp_path / "c", 3 * size // 2)
+    first = ImageDataset(split, preprocess, cache=cache)
+    ImageDataset(split.subset(range(1, len(split)), "val"), preprocess, cache=cache)
+    assert len(list((tmp_path / "c").glob("*.u8"))) == 1
+    plain = ImageDataset(split, preprocess)
+    for dataset in (first, pickle.loads(pickle.dumps(first))):
+        assert torch.equal(dataset[2].image, plain[2].image)
+    with pytest.raises(MltrError, match=r"more than data\.cache_gb 1e-06: raise it"):
+        ImageDataset(split, preprocess, cache=Cache(tmp_path / "c", 1000))
 
 
 def test_a_changed_file_is_decoded_anew(split: Split, tmp_path: Path) -> None:
     preprocess = Preprocess(16, base_size=24)
-    before = ImageDataset(split, preprocess, cache=tmp_path / "c")[0].image
+    before = ImageDataset(split, preprocess, cache=Cache(tmp_path / "c"))[0].image
     write_image(tmp_path / "0.png", (30, 40), seed=99)
-    after = ImageDataset(split, preprocess, cache=tmp_path / "c")[0].image
+    after = ImageDataset(split, preprocess, cache=Cache(tmp_path / "c"))[0].image
     assert not torch.equal(before, after)

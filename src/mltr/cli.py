@@ -63,6 +63,7 @@ COMMANDS = {
     "resize": Command("mltr.resize", "fit a bundle to another image or window size"),
     "push": Command("mltr.hub", "upload a run with its card to the Hugging Face Hub"),
     "results": Command("mltr.planning.reproduction", "published figures beside those of our runs"),
+    "cache": Command("mltr.cache", "list or delete what is kept to be faster next time"),
     "list": Command("mltr.listing", "list the networks"),
 }
 

@@ -64,6 +64,7 @@ class DataConfig:
     workers: int = -1  #: processes that load images; 0: the main one does; -1: by the cores
     base_size: int = 0  #: first squash each image to this side in pixels (0: keep its own size)
     cache: bool = False  #: keep the squashed images of `base_size` in a memory-mapped file
+    cache_gb: float = 100.0  #: size of all such files together; those longest unused make room
     shard_cache: str = ""  #: folder for shards from elsewhere (default: ~/.cache/mltr/shards)
     shard_cache_gb: float = 100.0  #: its size; the shards longest unused make room
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
@@ -75,7 +76,8 @@ class DataConfig:
         _require(self.workers >= -1, "data.workers must be at least -1")
         _require(self.base_size >= 0, "data.base_size must not be negative")
         _require(not self.cache or self.base_size > 0, "data.cache needs data.base_size")
-        _require(self.shard_cache_gb > 0, "data.shard_cache_gb must be positive")
+        for name in ("cache_gb", "shard_cache_gb"):
+            _require(getattr(self, name) > 0, f"data.{name} must be positive")
 
 
 @dataclass

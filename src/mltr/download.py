@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import logging
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -55,11 +56,6 @@ def fetch(name: str, files: list[str]) -> Path:
     return path.parent
 
 
-def cache_folder() -> Path:
-    """Return where copies are kept that can be made again: a folder of the user's, for all runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltr"
-
-
 def first_line(error: Exception) -> str:
     """Return an error's text in one line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -73,20 +69,26 @@ class _Damaged(Exception):
     """A whole file came that isn't the right one."""
 
 
+class _TooLarge(Exception):
+    """More is sent than the file may have."""
+
+
 def download_file(
     addresses: Sequence[str],
     target: Path,
     digest: str = "",
     on_bytes: Callable[[int], object] = lambda count: None,
+    limit: int = sys.maxsize,
 ) -> None:
     """Fetch a file into `target`, going on where an earlier attempt, or process, stopped.
 
     `addresses` are those of one and the same file, tried in turn: http, https, or any that fsspec
     knows, such as ``s3://BUCKET/KEY``. `digest` is ``sha256:HEX`` or ``md5:HEX``; a file with
-    another one is fetched anew. What has come so far stays in ``target.part``. `on_bytes` is told
-    how many bytes have come since it was last called; a negative number takes some back. Raises
+    another one is fetched anew. No more than `limit` bytes are taken. What has come so far stays in
+    ``target.part``. `on_bytes` is told how many bytes have come since it was last called; a
+    negative number takes some back. Raises
     `MltrError` once nothing has come for `ATTEMPTS` attempts, and at once for what waiting won't
-    change: no such file, no permission, a full disk.
+    change: no such file, no permission, a full disk, too many bytes.
     """
     part = target.with_name(target.name + ".part")
     failures = damaged = 0
@@ -95,13 +97,17 @@ def download_file(
         before = _size(part)
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
-            _receive(address, part, on_bytes)
+            _receive(address, part, on_bytes, limit)
             _check(part, digest, on_bytes)
             part.replace(target)
             return
         except _Damaged as error:
             damaged += 1
             reason, given_up = str(error), damaged == DAMAGED_ATTEMPTS
+        except _TooLarge:
+            on_bytes(-_size(part))
+            part.unlink(missing_ok=True)
+            reason, given_up = f"it is larger than the {limit:,} bytes that it may have", True
         except (OSError, http.client.HTTPException) as error:
             failures = 0 if _size(part) > before else failures + 1
             reason = _reason(error)
@@ -113,10 +119,10 @@ def download_file(
         time.sleep(FIRST_PAUSE_S * 2 ** max(failures - 1, damaged - 1, 0))
 
 
-def _receive(address: str, part: Path, on_bytes: Callable[[int], object]) -> None:
+def _receive(address: str, part: Path, on_bytes: Callable[[int], object], limit: int) -> None:
     """Append what is missing to `part`, or all of it where the server can't begin in the middle."""
     if not address.startswith(("http://", "https://")):
-        _receive_by_fsspec(address, part, on_bytes)
+        _receive_by_fsspec(address, part, on_bytes, limit)
         return
     have = _size(part)
     headers = {"User-Agent": f"mltr/{__version__}"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -132,8 +138,14 @@ def _receive(address: str, part: Path, on_bytes: Callable[[int], object]) -> Non
         if have and not (response.status == 206 and begin.startswith(f"{have}-")):
             file.truncate(0)
             on_bytes(-have)
+            have = 0
         missing = response.length
+        if have + (missing or 0) > limit:
+            raise _TooLarge
         while block := response.read(BLOCK):
+            have += len(block)
+            if have > limit:
+                raise _TooLarge
             file.write(block)
             on_bytes(len(block))
             missing = missing and missing - len(block)
@@ -141,7 +153,9 @@ def _receive(address: str, part: Path, on_bytes: Callable[[int], object]) -> Non
         raise ConnectionError(f"broke off, {missing:,} bytes before the end")
 
 
-def _receive_by_fsspec(address: str, part: Path, on_bytes: Callable[[int], object]) -> None:
+def _receive_by_fsspec(
+    address: str, part: Path, on_bytes: Callable[[int], object], limit: int
+) -> None:
     import fsspec
 
     try:
@@ -149,13 +163,19 @@ def _receive_by_fsspec(address: str, part: Path, on_bytes: Callable[[int], objec
     except (ImportError, ValueError) as error:  # no such protocol, or its package isn't there
         raise MltrError(f"{address}: {first_line(error)}") from error
     on_bytes(-_size(part))
+    have = 0
     try:
-        system.get_file(path, str(part))
-    except OSError:
+        with system.open(path, "rb") as source, part.open("wb") as file:
+            while block := source.read(BLOCK):
+                have += len(block)
+                if have > limit:
+                    raise _TooLarge
+                file.write(block)
+                on_bytes(len(block))
+    except (OSError, _TooLarge):
         raise
     except Exception as error:  # each kind of store has its own
         raise ConnectionError(first_line(error)) from error
-    on_bytes(_size(part))
 
 
 def _check(part: Path, digest: str, on_bytes: Callable[[int], object]) -> None:

@@ -202,7 +202,10 @@ def _fetch(addresses: tuple[str, ...], archive: Archive, path: Path) -> None:
         come = path.with_name(path.name + ".part")
         have = come.stat().st_size if come.is_file() else 0
         task = progress.add_task(archive.name, total=archive.size, completed=have)
-        download_file(addresses, path, archive.digest, lambda count: progress.advance(task, count))
+        download_file(
+            addresses, path, archive.digest, lambda count: progress.advance(task, count),
+            archive.size,
+        )  # fmt: skip
 
 
 def _progress() -> Progress:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mltr.bundle import SOFTMAX, Calibration, to_probs
+from mltr.cache import Cache
 from mltr.data.images import open_image
 from mltr.data.loading import ImageDataset, make_loader
 from mltr.data.preprocess import Preprocess
@@ -47,7 +48,7 @@ def predict_split(
     workers: int = 0,
     device: str | torch.device = "cpu",
     autocast: torch.dtype | None = None,
-    cache: Path | None = None,
+    cache: Cache | None = None,
     single_label: bool = False,
     on_batch: Callable[[], object] = lambda: None,
     processes: Processes | None = None,

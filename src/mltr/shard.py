@@ -329,12 +329,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 def _table(samples: Sequence[dict[str, Any]]) -> pa.Table:
     import pyarrow as pa
 
-    schema = pa.schema({
-        "name": pa.string(), "offset": pa.int64(), "size": pa.int64(),
-        "labels": pa.list_(pa.int32()), "unknown": pa.list_(pa.int32()),
-        "boxes": pa.list_(pa.list_(pa.float64())),
-    })  # fmt: skip
-    return pa.Table.from_pylist(list(samples), schema=schema)
+    from mltr.data.shards import table_schema
+
+    return pa.Table.from_pylist(list(samples), schema=table_schema())
 
 
 def _finish_split(out: Path, split: Split, parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mltr.build import build_model, model_overrides
 from mltr.bundle import SOFTMAX
+from mltr.cache import Cache, cache_folder
 from mltr.config import Config
 from mltr.data.loading import Batch, ImageDataset, make_loader
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split, Splits
 from mltr.data.transforms import mix_batch
-from mltr.download import cache_folder
 from mltr.errors import MltrError, UsageError
 from mltr.evaluate import print_report, report, save_curves
 from mltr.files import write_json
@@ -166,9 +165,10 @@ class Trainer:
         self.forward = torch.compile(self.model) if settings.compile else self.model
 
     @property
-    def cache(self) -> Path | None:
-        """Folder of squashed images, where the recipe wants them kept."""
-        return cache_folder() if self.config.data.cache else None
+    def cache(self) -> Cache | None:
+        """Where squashed images are kept, if the recipe wants that."""
+        data = self.config.data
+        return Cache(cache_folder() / "photos", round(data.cache_gb * 1e9)) if data.cache else None
 
     @property
     def is_mean(self) -> bool:
@@ -394,7 +394,7 @@ class Trainer:
             vars(progress).update(vars(before))
             self._note_failed_write(error)
 
-    def _predict(self, split: Split, cache: Path | None) -> Predictions:
+    def _predict(self, split: Split, cache: Cache | None) -> Predictions:
         return predict_split(
             self._plain_model(), split, self.preprocess, batch_size=self.config.train.batch_size,
             workers=0 if cache else self.config.data.workers, device=self.accelerator.device,

@@ -15,16 +15,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mltr.cache import Cache, part_of
 from mltr.config import AugmentConfig
 from mltr.data.colours import Planes
 from mltr.data.images import open_image, open_reduced
@@ -87,7 +86,7 @@ class ImageDataset(Dataset[Sample]):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         sizes: Sequence[int] = (),
-        cache: Path | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.split = split
         self.preprocess = preprocess
@@ -123,7 +122,8 @@ class ImageDataset(Dataset[Sample]):
         base_size = preprocess.base_size
         if not base_size:
             return self.transform(*open_reduced(source, side, region), side, rng)
-        image = self.cache[index] if self.cache else read_squashed(source, base_size)
+        squashed = self.cache[index] if self.cache else None
+        image = read_squashed(source, base_size) if squashed is None else squashed
         left, top, right, bottom = (share * base_size for share in region)
         return self.transform(image, (left, top, right, bottom), side, rng)
 
@@ -281,57 +281,65 @@ DECODING = 2
 class SquashCache:
     """The images of a split, squashed to a square and kept in one memory-mapped file.
 
-    Raises `MltrError` where the folder can't hold them.
+    Behind the pixels the file lists what is wrong with which image, as JSON. Raises `MltrError`
+    where the cache can't hold it.
     """
 
-    def __init__(self, split: Split, side: int, folder: Path) -> None:
-        key = _fingerprint(split, side)
-        self.path = folder / f"squashed-{side}-{key}.u8"
+    def __init__(self, split: Split, side: int, cache: Cache) -> None:
         self.shape = (len(split), side, side, 3)
-        if not self._is_complete():
-            try:
-                # Of several processes one decodes; the others wait for it.
-                with FileLock(Path(gettempdir()) / f"mltr-{key}.lock", mode=0o666):
-                    if not self._is_complete():
-                        self._fill(split, side)
-            except OSError as error:
-                raise MltrError(
-                    f"{folder}: can't keep {self._size / 1e6:,.0f} MB of squashed images there "
-                    f"({error.strerror or error}); make room, or set data.cache to false"
-                ) from error
-        self.errors: dict[int, str] = {
-            int(index): text for index, text in json.loads(self._errors_path.read_text()).items()
-        }
+        size = math.prod(self.shape)
+        if size > cache.limit:
+            raise MltrError(
+                f"{size / 1e9:.3g} GB of squashed images are more than data.cache_gb "
+                f"{cache.limit / 1e9:g}: raise it, or set data.cache to false"
+            )
+        name = f"squashed-{side}-{_fingerprint(split, side)}.u8"
+        try:
+            self.path = cache.get(name, size + 1, lambda path: self._fill(split, path))
+            errors = self._read_errors()
+            if errors is None:  # cut off, as by a power cut
+                self.path.unlink(missing_ok=True)
+                self.path = cache.get(name, size + 1, lambda path: self._fill(split, path))
+                errors = self._read_errors()
+        except (OSError, MltrError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise MltrError(
+                f"{cache.folder}: can't keep {size / 1e6:,.0f} MB of squashed images there "
+                f"({reason}); make room, or set data.cache to false"
+            ) from error
+        self.errors: dict[int, str] = errors or {}
         self._pixels: NDArray[np.uint8] | None = None
 
-    @property
-    def _errors_path(self) -> Path:
-        return self.path.with_suffix(".json")
+    def _read_errors(self) -> dict[int, str] | None:
+        """Return what is wrong with which image, or nothing where the file is damaged."""
+        with self.path.open("rb") as file:
+            file.seek(math.prod(self.shape))
+            try:
+                return {int(index): text for index, text in json.loads(file.read()).items()}
+            except ValueError:
+                return None
 
-    @property
-    def _size(self) -> int:
-        return math.prod(self.shape)
+    def __getitem__(self, index: int) -> Pixels | None:
+        """Return uint8 [side, side, 3], or nothing once the file has made room for another.
 
-    def _is_complete(self) -> bool:
-        there = self._errors_path.is_file() and self.path.is_file()
-        return there and self.path.stat().st_size == self._size
-
-    def __getitem__(self, index: int) -> Pixels:
-        """Return uint8 [side, side, 3]; raises `BrokenImage`."""
+        Raises `BrokenImage`.
+        """
         if index in self.errors:
             raise BrokenImage(self.errors[index])
         if self._pixels is None:  # opened in each worker, not sent to it
-            self._pixels = np.memmap(self.path, np.uint8, "r", shape=self.shape)
+            try:
+                self._pixels = np.memmap(self.path, np.uint8, "r", shape=self.shape)
+            except FileNotFoundError:
+                return None
         return np.asarray(self._pixels[index])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pixels": None}
 
-    def _fill(self, split: Split, side: int) -> None:
-        """Decode every image; the list of errors is written last and says that all is there."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        log.info("decoding %d images once, into %s", len(split), self.path)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+    def _fill(self, split: Split, path: Path) -> None:
+        """Decode every image."""
+        log.info("decoding %d images once, into %s", len(split), path)
+        part, side = part_of(path), self.shape[1]
         errors: dict[int, str] = {}
 
         def decode(index: int) -> None:
@@ -341,17 +349,16 @@ class SquashCache:
                 errors[index] = str(error)
 
         try:
-            _reserve(temporary, self._size)
-            pixels = np.memmap(temporary, np.uint8, "r+", shape=self.shape)
+            _reserve(part, math.prod(self.shape))
+            pixels = np.memmap(part, np.uint8, "r+", shape=self.shape)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(decode, range(len(split))))
             pixels.flush()
-            temporary.replace(self.path)
+            with part.open("ab") as file:
+                file.write(json.dumps(errors).encode())
+            part.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
-        listing = temporary.with_suffix(".json.tmp")
-        listing.write_text(json.dumps(errors))
-        listing.replace(self._errors_path)
+            part.unlink(missing_ok=True)
 
 
 def _reserve(path: Path, size: int) -> None:

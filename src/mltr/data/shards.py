@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -21,14 +22,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
+from mltr.cache import FAILED, Cache, cache_folder
 from mltr.config import DataConfig
 from mltr.data.images import open_image
 from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows
-from mltr.download import DAMAGED_ATTEMPTS, cache_folder, download_file
+from mltr.download import DAMAGED_ATTEMPTS, download_file
 from mltr.errors import BrokenImage, MltrError
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ SPLITS = ("train", "val", "test")
 WINDOW = 8
 OPEN_FILES = 2 * WINDOW  #: that a thread keeps open
 PAUSES_S = (0.1, 1.0, 5.0)  #: before a file on this machine's disks is read again
-ABANDONED_S = 3600.0  #: since a download grew
+INDEX_LIMIT = 1 << 26  #: bytes of an index: about 400,000 shards
+FILE_NAME = re.compile(r"[a-z]+(-[0-9]+)?\.(tar|parquet)")  #: as `mltr shard` calls its files
+SHA256 = re.compile("[0-9a-f]{64}")
 GIVEN_UP_S = 120.0  #: until a file that couldn't be had is tried again
 
 
@@ -64,8 +67,8 @@ class ShardStore:
     """
 
     def __init__(self, root: str, cache: Path, limit: int) -> None:
-        self.root, self.limit, self.caches = root.rstrip("/"), limit, cache
-        self.cache = cache / hashlib.sha256(self.root.encode()).hexdigest()[:16]
+        self.root, self.cache = root.rstrip("/"), Cache(cache, limit)
+        self.folder = cache / hashlib.sha256(self.root.encode()).hexdigest()[:16]
         self._given_up: dict[str, tuple[float, str]] = {}
         self._threads = threading.local()
 
@@ -86,16 +89,16 @@ class ShardStore:
         if not self.is_remote:
             return _parse_index(Path(self.root) / INDEX_FILE)
         # Fetched each time: it says whether what is in the cache still holds.
-        path = self.cache / f"{os.getpid()}-{threading.get_native_id()}-{INDEX_FILE}"
+        path = self.folder / f"{os.getpid()}-{threading.get_native_id()}-{INDEX_FILE}"
         for attempt in range(1, DAMAGED_ATTEMPTS + 1):
-            download_file([f"{self.root}/{INDEX_FILE}"], path)
+            download_file([f"{self.root}/{INDEX_FILE}"], path, limit=INDEX_LIMIT)
             try:
                 return _parse_index(path)
             except MltrError as error:
                 if attempt == DAMAGED_ATTEMPTS:
                     raise MltrError(f"{self.root}/{INDEX_FILE}: {error}") from error
             finally:
-                path.unlink()
+                path.unlink(missing_ok=True)
         raise AssertionError("unreachable")
 
     def path(self, file: StoredFile) -> Path:
@@ -103,52 +106,26 @@ class ShardStore:
         if not self.is_remote:
             return Path(self.root) / file.name
         stem, dot, suffix = file.name.rpartition(".")
-        target = self.cache / f"{stem}-{file.sha256[:12]}{dot}{suffix}"
-        if self._is_here(target, file):
-            return target
-        self.cache.mkdir(parents=True, exist_ok=True)
-        failure = target.with_name(f"{target.name}.failed")
-        with FileLock(f"{target}.lock"):
-            if self._is_here(target, file):
-                return target
-            if failure.is_file() and time.time() - failure.stat().st_mtime < GIVEN_UP_S:
-                raise MltrError(failure.read_text("utf-8"))
-            self._make_room(file)
-            try:
-                download_file([f"{self.root}/{file.name}"], target, f"sha256:{file.sha256}")
-            except MltrError as error:  # the other processes needn't try in vain, one by one
-                failure.write_text(str(error), "utf-8")
-                raise
-            failure.unlink(missing_ok=True)
-        return target
-
-    def _is_here(self, target: Path, file: StoredFile) -> bool:
+        name = f"{self.folder.name}/{stem}-{file.sha256[:12]}{dot}{suffix}"
         try:
-            if target.stat().st_size != file.size:
-                return False
-            os.utime(target)  # the ones unused for the longest time make room for others
-        except FileNotFoundError:
-            return False
-        return True
+            return self.cache.get(name, file.size, lambda path: self._fetch(file, path))
+        except OSError as error:
+            raise MltrError(
+                f"{self.cache.folder}: can't keep shards there ({error.strerror or error}); make "
+                "room, or name another folder by data.shard_cache"
+            ) from error
 
-    def _make_room(self, file: StoredFile) -> None:
-        """Delete what was not used for the longest time, until the file fits below the limit."""
-        with FileLock(self.caches / "room.lock"):
-            found = []
-            for path in self.caches.rglob("*.tar*"):
-                try:
-                    status = path.stat()
-                except FileNotFoundError:  # another process was faster
-                    continue
-                found.append((status.st_mtime, status.st_size, path))
-            used = sum(size for _, size, _ in found)
-            for modified, size, path in sorted(found):
-                if used + file.size <= self.limit:
-                    return
-                abandoned = path.suffix == ".part" and time.time() - modified > ABANDONED_S
-                if path.suffix == ".tar" or abandoned:
-                    path.unlink(missing_ok=True)  # who has it open can read on
-                    used -= size
+    def _fetch(self, file: StoredFile, target: Path) -> None:
+        failure = target.with_name(target.name + FAILED)
+        if failure.is_file() and time.time() - failure.stat().st_mtime < GIVEN_UP_S:
+            raise MltrError(failure.read_text("utf-8"))
+        address = f"{self.root}/{file.name}"
+        try:
+            download_file([address], target, f"sha256:{file.sha256}", limit=file.size)
+        except MltrError as error:  # the other processes needn't try in vain, one by one
+            failure.write_text(str(error), "utf-8")
+            raise
+        failure.unlink(missing_ok=True)
 
     def read(self, file: StoredFile, offset: int, size: int) -> bytes:
         """Return bytes of a file; raises `MltrError` if it can't be had, for some time to come."""
@@ -362,7 +339,7 @@ def is_shards(folder: Path) -> bool:
     try:
         index = json.loads((folder / INDEX_FILE).read_text("utf-8"))
         return bool(index.get("format") == FORMAT)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -379,7 +356,7 @@ def _parse_index(path: Path) -> dict[str, Any]:
         raise MltrError(
             f"{path} can't be read ({error.strerror}): `mltr shard` writes it at the very end"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MltrError(f"{path} is damaged: {error}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise MltrError(f"{path} isn't of shards that `mltr shard` wrote")
@@ -387,7 +364,26 @@ def _parse_index(path: Path) -> dict[str, Any]:
         raise MltrError(f"{path} is of a newer mltr; upgrade mltr")
     if seal({key: value for key, value in index.items() if key != "sha256"}) != index:
         raise MltrError(f"{path} is damaged: its checksum is wrong")
+    try:
+        _check_index(index)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MltrError(f"{path} isn't an index that `mltr shard` wrote: {error!r}") from error
     return index
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Raise an error unless an index is formed as it should be; who wrote it may mean harm."""
+    if not all(isinstance(name, str) for name in index["classes"]):
+        raise ValueError("classes")
+    for name in SPLITS:
+        entry = index["splits"][name]
+        for file in (*entry["shards"], entry["table"]):
+            # A name with a folder in it would reach out of the one that it belongs to.
+            if not FILE_NAME.fullmatch(file["name"]) or not SHA256.fullmatch(file["sha256"]):
+                raise ValueError(file["name"])
+            if not int(file["size"]) >= 0 or not 0 <= int(file.get("samples", 0)) <= file["size"]:
+                raise ValueError(file["size"])
+        len(entry["broken"])
 
 
 def open_store(config: DataConfig) -> ShardStore:
@@ -413,22 +409,59 @@ def _read_split(
 ) -> ShardSplit:
     files = [StoredFile(**file) for file in entry["shards"]]
     largest = max((file.size for file in files), default=0)
-    if store.is_remote and store.limit < (least := 2 * WINDOW * largest):
+    least = max(2 * WINDOW * largest, int(entry["table"]["size"]))
+    if store.is_remote and store.cache.limit < least:
         raise MltrError(
             f"{store.root}: {WINDOW} shards of {largest / 1e9:.3g} GB are read at a time: set "
             f"data.shard_cache_gb to {least / 1e9:.3g} or more"
         )
-    table = _read_table(store, StoredFile(**entry["table"]))
+    table = _read_table(store, StoredFile(**entry["table"]), files, len(classes))
     records = ShardRecords(store, files, table, len(classes))
     return ShardSplit(classes, records, name, {"broken_dropped": len(entry["broken"])})
 
 
-def _read_table(store: ShardStore, file: StoredFile) -> pa.Table:
+def table_schema() -> pa.Schema:
+    """Return the columns of a split's table: where each sample lies, and what is known of it."""
+    import pyarrow as pa
+
+    return pa.schema({
+        "name": pa.string(), "offset": pa.int64(), "size": pa.int64(),
+        "labels": pa.list_(pa.int32()), "unknown": pa.list_(pa.int32()),
+        "boxes": pa.list_(pa.list_(pa.float64())),
+    })  # fmt: skip
+
+
+def _read_table(
+    store: ShardStore, file: StoredFile, shards: Sequence[StoredFile], num_classes: int
+) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = store.path(file)
+    samples = sum(shard.samples for shard in shards)
     try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise MltrError(f"{path}: not a whole Parquet file ({error})") from error
+        with pq.ParquetFile(path) as opened:
+            # Looked at before rows are read: a few bytes may claim to be very many of them.
+            if opened.metadata.num_rows != samples or samples > file.size:
+                raise MltrError(f"{path}: its rows are not the {samples:,} samples of the index")
+            table = opened.read().cast(table_schema())
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise MltrError(f"{path}: not a whole Parquet file of shards ({error})") from error
+    _check_table(path, table, shards, num_classes)
+    return table
+
+
+def _check_table(
+    path: Path, table: pa.Table, shards: Sequence[StoredFile], num_classes: int
+) -> None:
+    """Raise `MltrError` where a row is of no place in its shard, or of no class."""
+    if any(table[key].null_count for key in table.column_names if key != "boxes"):
+        raise MltrError(f"{path}: there are empty cells")
+    offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
+    ends = np.repeat([shard.size for shard in shards], [shard.samples for shard in shards])
+    if len(ends) and ((offsets < 0) | (sizes < 0) | (sizes > ends - offsets)).any():
+        raise MltrError(f"{path}: an image would lie outside of its shard")
+    for key in ("labels", "unknown"):
+        labels = table[key].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
+            raise MltrError(f"{path}: there are {key} of no class")

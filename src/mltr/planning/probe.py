@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mltr.cache import Cache
 from mltr.config import Config
 from mltr.data.loading import ImageDataset
 from mltr.data.preprocess import Preprocess
@@ -49,9 +50,9 @@ class _Probe(Trainer):
     begun: list[float]
 
     @property
-    def cache(self) -> Path | None:
+    def cache(self) -> Cache | None:
         """A folder that goes with the run's."""
-        return self.folder.path / "cache" if self.config.data.cache else None
+        return Cache(self.folder.path / "cache") if self.config.data.cache else None
 
     def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if self.accelerator.device.type == "cuda":

@@ -188,8 +188,8 @@ PEERS = (
 # Fields of a recipe that say where, how fast or from which seed, and change no figure by intent.
 FREE_FIELDS = frozenset(
     {
-        "data.root", "data.workers", "data.max_broken", "data.cache", "data.split_seed",
-        "data.shard_cache", "data.shard_cache_gb",
+        "data.root", "data.workers", "data.max_broken", "data.cache", "data.cache_gb",
+        "data.split_seed", "data.shard_cache", "data.shard_cache_gb",
         "model.init", "train.seed", "train.threads", "train.compile", "train.grad_checkpointing",
         "train.precision", "train.batch_size", "train.accumulation", "train.sharding",
         "train.save_minutes", "train.keep", "train.timeout_s",
