@@ -127,7 +127,7 @@ def _check_held_out(opened: OpenRun) -> None:
     Only a warning if the images come from elsewhere, where others may be called alike.
     """
     from mltr.recipe import load_recipe
-    from mltr.runs import RunFolder
+    from mltr.runs import RunFolder, with_absolute_paths
 
     folder = RunFolder(opened.path)
     try:
@@ -142,7 +142,8 @@ def _check_held_out(opened: OpenRun) -> None:
             f"{len(seen)} of {len(split)} {split.name} images have the names of training images of "
             f"this run ({', '.join(seen[:3])}), and figures on images that were learnt flatter"
         )
-        before, now = load_recipe(folder.recipe).data, opened.config.data
+        recipes = load_recipe(folder.recipe), opened.config
+        before, now = (with_absolute_paths(recipe).data for recipe in recipes)
         if all(getattr(before, field) == getattr(now, field) for field in SOURCE_FIELDS):
             raise MltrError(f"{message}; restore the source and its division, or name another one")
         log.warning("%s: make sure that they are others", message)

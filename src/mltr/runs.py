@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mltr import __version__
 from mltr.config import Config
+from mltr.data.huggingface import PREFIX as DATASETS_PREFIX
 from mltr.data.records import Split, Splits
+from mltr.data.shards import is_address
+from mltr.download import HUB_PREFIX
 from mltr.errors import MltrError, UsageError
 from mltr.files import text_writer, write_atomically, write_json
 from mltr.predictions import PREDICTIONS_FILE
@@ -21,7 +24,15 @@ from mltr.recipe import load_recipe, to_yaml
 from mltr.states import delete_states, has_state
 from mltr.weights import CONFIG_FILE, WEIGHTS_FILE
 
+#: Of a recipe: where a run finds its images and how fast; what comes of it stays the same.
+FREE_FIELDS = frozenset(
+    {
+        "data.root", "data.workers", "data.cache", "data.cache_gb",
+        "data.shard_cache", "data.shard_cache_gb",
+    }
+)  # fmt: skip
 FREE_KEYS = ("overrides", "head_options")  #: of a recipe: options with names of their own
+TOLD = 3  #: names of images in a message
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
@@ -97,24 +108,51 @@ class RunFolder:
     def begin(self, config: Config, splits: Splits) -> None:
         """Delete a previous run and write what this one starts from: recipe, versions, images."""
         self.clear()
-        write_atomically(self.recipe, text_writer(to_yaml(config)))
+        self.write_recipe(config)
         write_json(self.path / "versions.json", _versions())
-        names = {split.name: _names(split) for split in splits}
-        write_json(self.splits, {"classes": splits.train.classes} | names)
+        content: dict[str, Any] = {"classes": splits.train.classes}
+        content |= {split.name: _names(split) for split in splits}
+        content["label_sums"] = {split.name: split.label_sums() for split in splits}
+        content["file_sizes"] = {split.name: split.file_sizes() for split in splits}
+        write_json(self.splits, content)
+
+    def write_recipe(self, config: Config) -> None:
+        """Write the recipe, with paths that mean the same from any folder."""
+        write_atomically(self.recipe, text_writer(to_yaml(with_absolute_paths(config))))
 
     def check_images(self, splits: Splits) -> None:
-        """Raise `MltrError` unless the run was started on these very images, in this order."""
+        """Raise `MltrError` unless the run was started on these very images and labels.
+
+        Runs of earlier versions hold no more than the names.
+        """
         try:
             before = json.loads(self.splits.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise MltrError(f"{self.splits} can't be read: {error}") from error
+        classes = list(splits.train.classes)
+        if before.get("classes", classes) != classes:
+            self._refuse(f"with other classes or another order of them: {_told(before['classes'])}")
+        # First, as other labels may divide the same images otherwise.
+        sums = {split.name: split.label_sums() for split in splits}
+        sizes = {split.name: split.file_sizes() for split in splits}
+        for what, key, now in (("labels", "label_sums", sums), ("files", "file_sizes", sizes)):
+            changed = _changed(before, before.get(key, {}), splits, now)
+            if changed:
+                self._refuse(f"with other {what} of {len(changed)} images: {_told(changed)}")
         for split in splits:
-            then, now = before.get(split.name, []), _names(split)
-            if then != now:
-                raise MltrError(
-                    f"{self.path} was started on other {split.name} images ({len(then)} then, "
-                    f"{len(now)} now): restore them, or start anew by --overwrite"
+            then, names = before.get(split.name, []), _names(split)
+            if then != names:
+                differing = sorted(set(then) ^ set(names)) or ["the same in another order"]
+                self._refuse(
+                    f"on other {split.name} images ({len(then)} then, {len(names)} now): "
+                    f"{_told(differing)}"
                 )
+
+    def _refuse(self, difference: str) -> NoReturn:
+        raise MltrError(
+            f"{self.path} was started {difference}. Restore what it was, or start anew by "
+            "--overwrite"
+        )
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Write the lines of all epochs so far."""
@@ -161,14 +199,38 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
 
 
 def check_recipe(folder: RunFolder, config: Config) -> None:
-    """Raise `UsageError` unless a run was started with this very recipe."""
-    before, now = asdict(load_recipe(folder.recipe)), asdict(config)
-    changed = [f"{key} was {old!r} and is {new!r}" for key, old, new in differences(before, now)]
+    """Raise `UsageError` unless a run was started with this recipe, but for `FREE_FIELDS`."""
+    before, now = (
+        asdict(with_absolute_paths(recipe)) for recipe in (load_recipe(folder.recipe), config)
+    )
+    changed = [
+        f"{key} was {old!r} and is {new!r}"
+        for key, old, new in differences(before, now)
+        if key not in FREE_FIELDS
+    ]
     if changed:
         raise UsageError(
             f"{folder.path} was started with another recipe: {'; '.join(changed)}. "
             f"Resume by: mltr train {folder.recipe} --out {folder.path} --resume"
         )
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return a recipe whose paths mean the same from any folder; names and addresses stay."""
+    data, model = replace(config.data), replace(config.model)
+    is_named = data.root.startswith(DATASETS_PREFIX)
+    if data.root and not is_named and not is_address(data.root):
+        data.root = str(Path(data.root).absolute())
+    if data.classes and (is_named or data.format == "huggingface"):  # elsewhere: below the root
+        data.classes = str(Path(data.classes).absolute())
+    if data.shard_cache:
+        data.shard_cache = str(Path(data.shard_cache).absolute())
+    kind, colon, path = model.init.rpartition(":")
+    if model.init and Path(model.init).exists():
+        model.init = str(Path(model.init).absolute())
+    elif colon and f"{kind}{colon}" != HUB_PREFIX and Path(path).exists():
+        model.init = f"{kind}:{Path(path).absolute()}"
+    return replace(config, data=data, model=model)
 
 
 def differences(
@@ -194,6 +256,27 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def _changed(
+    names: Mapping[str, list[str]], then: Mapping[str, list[int]], splits: Splits,
+    now: Mapping[str, list[int]],
+) -> list[str]:  # fmt: skip
+    """Return the images of which a number has changed; both are lists for each split."""
+    if then == now:
+        return []
+    old = {name: value for key in then for name, value in zip(names[key], then[key], strict=True)}
+    return [
+        name
+        for split in splits
+        for name, value in zip(_names(split), now[split.name], strict=True)
+        if old.get(name, value) != value
+    ]
+
+
+def _told(names: Sequence[str]) -> str:
+    """Return the first few of some names."""
+    return ", ".join(map(str, names[:TOLD])) + (", ..." if len(names) > TOLD else "")
 
 
 def _names(split: Split) -> list[str]:

@@ -107,6 +107,8 @@ def run_trainer(
     with trainer.guarded():
         if resume:
             trainer.restore()
+            if launched_rank() == 0:  # the images may have moved
+                folder.write_recipe(config)
         elif launched_rank() == 0:  # data and network are sound: a previous run may go
             folder.begin(config, splits)
         trainer.fit()

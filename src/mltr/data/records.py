@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +119,14 @@ class Split:
         """The names of all records."""
         return [record.name for record in self.records]
 
+    def label_sums(self) -> list[int]:
+        """Return for each record a number that changes with its labels."""
+        return [zlib.crc32(record.labels.tobytes()) for record in self.records]
+
+    def file_sizes(self) -> list[int]:
+        """Return the bytes of each record's image file, where that is known; else 0."""
+        return [_file_size(record.image) for record in self.records]
+
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return the order in which an epoch of training goes through the records."""
         return np.random.default_rng((seed, epoch)).permutation(len(self))
@@ -132,6 +141,17 @@ class Split:
     def missing(self) -> list[Record]:
         """Return the records whose image file isn't there."""
         return [r for r in self.records if isinstance(r.image, Path) and not r.image.is_file()]
+
+
+def _file_size(image: ImageSource) -> int:
+    if isinstance(image, bytes):
+        return len(image)
+    if not isinstance(image, Path):
+        return 0
+    try:
+        return image.stat().st_size
+    except OSError:  # it will be counted when it is read
+        return 0
 
 
 @dataclass

@@ -15,6 +15,7 @@ import os
 import re
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -301,6 +302,19 @@ class ShardSplit(Split):
         names: list[str] = self.records.table["name"].to_pylist()
         return names
 
+    def label_sums(self) -> list[int]:
+        """Return for each record a number that changes with its labels."""
+        positive, unknown = self.records.positive, self.records.unknown
+        return [
+            zlib.crc32(positive[index].tobytes() + b"?" + unknown[index].tobytes())
+            for index in range(len(self))
+        ]
+
+    def file_sizes(self) -> list[int]:
+        """Return the bytes of each record's image file."""
+        sizes: list[int] = self.records.sizes.tolist()
+        return sizes
+
     def missing(self) -> list[Record]:
         """Return nothing: each shard is whole, or an error when it is read."""
         return []
@@ -367,7 +381,9 @@ def _parse_index(path: Path) -> dict[str, Any]:
     try:
         _check_index(index)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise MltrError(f"{path} isn't an index that `mltr shard` wrote: {error!r}") from error
+        raise MltrError(
+            f"{path} isn't an index that `mltr shard` wrote: {repr(error)[:200]}"
+        ) from error
     return index
 
 

@@ -50,7 +50,10 @@ def open_splits(config: DataConfig) -> Splits:
     elif is_address(config.root):
         form = "shards"
     elif not root.exists():
-        raise MltrError(f"data.root {root}: no such file or folder")
+        raise MltrError(
+            f"data.root {root}: no such file or folder; if it has moved, say where it is now by "
+            "--data.root NEW"
+        )
     else:
         form = detect_format(root) if config.format == "auto" else config.format
     splits = OPENERS[form](root, config)
