@@ -35,7 +35,7 @@ from mltr.cache import Cache
 from mltr.config import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, colours, find_images, make_loader
 from mltr.data.images import open_image, open_reduced
-from mltr.data.loading import _stack
+from mltr.data.loading import _pack
 from mltr.data.preprocess import squash
 from mltr.data.transforms import cut_out, resize, to_floats
 from mltr.memory import keep_freed_memory
@@ -148,7 +148,7 @@ def _make_batch(dataset: Any, indices: Sequence[int]) -> Tensor:
     samples = [dataset[index] for index in indices]
     if isinstance(dataset, AslImages):
         return torch.stack(samples)
-    return _stack(samples).ready(dataset.preprocess, torch.device("cpu")).images
+    return _pack(samples).unpack().ready(dataset.preprocess, torch.device("cpu")).images
 
 
 def compare_workers(

@@ -11,9 +11,11 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mltr.cache import Cache, part_of
 from mltr.config import AugmentConfig
@@ -36,6 +38,8 @@ from mltr.memory import keep_freed_memory
 log = logging.getLogger(__name__)
 
 Key = tuple[int, int, int]  #: (epoch, index, copy); copies of an image are varied differently
+SHARED_MEMORY = "/dev/shm"  #: where Linux keeps what processes share; 64 MB in containers
+SEMAPHORES = 1 << 15  #: bytes of shared memory for those of a worker, at most
 MOST_WORKERS = 8  #: that are started unless a number is asked for
 
 
@@ -53,15 +57,11 @@ class Sample:
 class Batch:
     """Samples, stacked; a broken image is zeros, normalised or not."""
 
-    images: Tensor  #: float32 [B, 3, S, S]; in the workers uint8
+    images: Tensor  #: float32 [B, 3, S, S]; until it is ready uint8
     targets: Tensor  #: int8 [B, K]
     indices: Tensor  #: int64 [B], places in the split
     errors: list[str]  #: a message for each broken image among them
     broken: Tensor  #: bool [B]
-
-    def pin_memory(self) -> Batch:
-        """Return the same in memory from which an accelerator can fetch it while it works."""
-        return replace(self, images=self.images.pin_memory())
 
     def ready(self, preprocess: Preprocess, device: torch.device) -> Batch:
         """Return the same with images as the network takes them, on its device."""
@@ -69,6 +69,32 @@ class Batch:
         if self.errors:
             images[self.broken.to(device)] = 0
         return replace(self, images=images)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A batch on its way from a worker: images in shared memory, or where that is full in a pipe.
+
+    The rest is small, and always in the pipe.
+    """
+
+    images: Tensor | NDArray[np.uint8]
+    targets: NDArray[np.int8]
+    indices: NDArray[np.int64]
+    errors: list[str]
+    broken: NDArray[np.bool_]
+    is_shared: bool = True
+
+    def pin_memory(self) -> Parcel:
+        """Return the same in memory from which an accelerator can fetch it while it works."""
+        return replace(self, images=torch.as_tensor(self.images).pin_memory())
+
+    def unpack(self) -> Batch:
+        """Return the batch."""
+        images, targets, indices, broken = map(
+            torch.as_tensor, (self.images, self.targets, self.indices, self.broken)
+        )
+        return Batch(images, targets, indices, self.errors, broken)
 
 
 class ImageDataset(Dataset[Sample]):
@@ -198,7 +224,7 @@ class BatchLoader:
             dataset,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=_stack,
+            collate_fn=_pack,
             persistent_workers=workers > 0,
             worker_init_fn=_settle_worker,
             pin_memory=device.type != "cpu",
@@ -215,8 +241,21 @@ class BatchLoader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from `start_batch` on."""
         self.batches.epoch, self.batches.start_batch = epoch, start_batch
-        preprocess, device = self.dataset.preprocess, self.device
-        return (batch.ready(preprocess, device) for batch in iter(self.loader))
+        try:
+            parcels = iter(self.loader)
+        except OSError as error:
+            if not self.loader.num_workers:
+                raise
+            raise MltrError(
+                f"processes that load images can't be started ({error.strerror or error}): free "
+                f"some of {SHARED_MEMORY} and of memory, or set data.workers to 0"
+            ) from error
+        return map(self._receive, parcels)
+
+    def _receive(self, parcel: Parcel) -> Batch:
+        if not parcel.is_shared:
+            _tell_full("images come through pipes")
+        return parcel.unpack().ready(self.dataset.preprocess, self.device)
 
 
 def make_loader(
@@ -243,7 +282,27 @@ def make_loader(
     )
     device = torch.device(device)
     workers = suitable_workers(device) if workers < 0 else workers
+    if workers and not _can_start(workers):
+        _tell_full("the main process loads the images")
+        workers = 0
     return BatchLoader(dataset, batches, workers, device)
+
+
+@cache
+def _tell_full(instead: str) -> None:
+    """Say once that shared memory is full, and what is done instead."""
+    log.warning(
+        "%s is full: %s, which is slower; give it more space (docker run --shm-size 2g)",
+        SHARED_MEMORY, instead,
+    )  # fmt: skip
+
+
+def _can_start(workers: int) -> bool:
+    """Whether shared memory has room for the semaphores of so many workers."""
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free >= (workers + 1) * SEMAPHORES
+    except OSError:  # not Linux
+        return True
 
 
 def suitable_workers(device: torch.device) -> int:
@@ -253,13 +312,21 @@ def suitable_workers(device: torch.device) -> int:
     return max(1, min(MOST_WORKERS, cores // 4 if device.type == "cpu" else cores - 1))
 
 
-def _stack(samples: list[Sample]) -> Batch:
-    return Batch(
-        torch.stack([sample.image for sample in samples]),
-        torch.stack([sample.targets for sample in samples]),
-        torch.tensor([sample.index for sample in samples]),
+def _pack(samples: list[Sample]) -> Parcel:
+    images, is_shared = torch.stack([sample.image for sample in samples]), True
+    if get_worker_info() is not None:
+        # Here, and not when it is sent: nobody would hear of an error then, and wait for ever.
+        try:
+            images.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            is_shared = False
+    return Parcel(
+        images if is_shared else images.numpy(),
+        np.stack([sample.targets for sample in samples]),
+        np.array([sample.index for sample in samples], np.int64),
         [sample.error for sample in samples if sample.error],
-        torch.tensor([bool(sample.error) for sample in samples]),
+        np.array([bool(sample.error) for sample in samples]),
+        is_shared,
     )
 
 
