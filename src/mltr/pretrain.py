@@ -26,6 +26,7 @@ from mltr.data.sources import open_images
 from mltr.errors import UsageError
 from mltr.files import write_json
 from mltr.model import MlTr
+from mltr.precision import autocast
 from mltr.standing import training_words
 from mltr.trainer import PICTURES, Trainer
 from mltr.weights import save_bundle
@@ -144,9 +145,8 @@ class Pretrainer(Trainer):
         model = self._plain_model()
         mask = random_mask(batch_size, images.shape[2] // model.stride, generator)
         mask = share(mask, self.processes.rank, self.processes.count)
-        device = self.accelerator.device
-        with self.accelerator.autocast():
-            return masked_error(forward, images.to(device), mask.to(device), model.stride)
+        with autocast(self.precision, self.device):
+            return masked_error(forward, images.to(self.device), mask.to(self.device), model.stride)
 
     @torch.inference_mode()
     def _score(self) -> float:
@@ -181,7 +181,7 @@ class Pretrainer(Trainer):
         (batch,) = make_loader(ImageDataset(split, self.preprocess), len(split))
         generator = torch.Generator().manual_seed(self.config.train.seed)
         mask = random_mask(len(split), self.image_size // model.stride, generator)
-        images, mask = batch.images.to(self.accelerator.device), mask.to(self.accelerator.device)
+        images, mask = batch.images.to(self.device), mask.to(self.device)
         hidden = _enlarge(mask, model.stride)[:, None]
         shown = [
             images.masked_fill(hidden, 0.5),

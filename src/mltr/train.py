@@ -106,5 +106,5 @@ def run_trainer(
             folder.begin(config, splits)
         trainer.fit()
         figures = trainer.finish(quiet)
-    trainer.accelerator.end_training()
+    trainer.processes.part()
     return figures
