@@ -226,9 +226,7 @@ class Trainer:
         So no gradient is left over at an epoch's end, where a checkpoint wouldn't hold it.
         """
         done = self.progress.batch + 1
-        self.is_complete = (
-            done % self.config.train.accumulation == 0 or done == len(self.loader)
-        )
+        self.is_complete = done % self.config.train.accumulation == 0 or done == len(self.loader)
         waits = isinstance(self.model, DistributedDataParallel) and not self.is_complete
         with self.model.no_sync() if waits else nullcontext():
             yield
@@ -240,7 +238,7 @@ class Trainer:
         if reason:
             self._leave_out(reason, losses, batch.indices)
         if not self.is_spoiled:
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if self.is_complete:
             self._update(losses, batch.indices)
 
@@ -321,11 +319,10 @@ class Trainer:
             return images, targets
         return mix_batch(images, targets, augment.mixup, augment.cutmix, self._generator())
 
-    def _generator(self) -> torch.Generator:
-        """Return random numbers of this step alone, the same after a resume."""
-        return torch.Generator().manual_seed(
-            self.config.train.seed * 1_000_003 + self.progress.epoch * 10_007 + self.progress.batch
-        )
+    def _generator(self) -> np.random.Generator:
+        """Return random numbers of this batch alone, the same after a resume."""
+        place = (self.config.train.seed, self.progress.epoch, self.progress.batch)
+        return np.random.default_rng((*place, 0, 1))  # apart from those of single images
 
     def _end_epoch(self, last: int) -> None:
         """Validate, keep the best weights, save, and tell."""
