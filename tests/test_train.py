@@ -321,6 +321,26 @@ def test_other_images_do_not_resume(tmp_path: Path, capsys, monkeypatch) -> None
     assert "was started on other" in capsys.readouterr().err
 
 
+def test_a_run_keeps_its_own_split(tmp_path: Path, capsys, monkeypatch) -> None:
+    """As if an earlier version had divided the same photos otherwise."""
+    folder = write_photos(tmp_path / "photos")
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train_photos(folder, tmp_path / "run") == 0
+    monkeypatch.undo()
+    path = tmp_path / "run" / "splits.json"
+    splits = json.loads(path.read_text())
+    splits["train"][3], splits["test"][2] = splits["test"][2], splits["train"][3]
+    splits["test"].append(splits["val"].pop())
+    path.write_text(json.dumps(splits))
+    assert train_photos(folder, tmp_path / "run", "--resume") == 0
+    with np.load(tmp_path / "run" / "predictions.npz") as saved:
+        assert saved["images"].tolist() == splits["test"]
+    (tmp_path / "run" / "predictions.npz").unlink()
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["images"] == len(splits["test"]) == 9
+
+
 def test_another_recipe_does_not_resume(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
     assert train(tmp_path / "run") == 0

@@ -96,7 +96,10 @@ def run_trainer(
     quiet: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Begin or resume a run, and bring it to its end."""
+    from mltr.scoring import as_trained
+
     if resume:
+        splits = as_trained(folder.path, splits)
         folder.check_images(splits)
     trainer = kind(config, splits, folder)
     with trainer.guarded():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.nuswide import read_nuswide
 from mltr.data.records import Record, Split, Splits, read_class_list
 from mltr.data.shards import is_address, is_shards, read_shards
-from mltr.data.stratify import stratified_split
+from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.table import read_table
 from mltr.data.voc import find_voc, has_list, read_voc
 from mltr.data.walk import find_images
@@ -83,8 +84,8 @@ def open_images(config: DataConfig) -> Splits:
                 raise
     nothing = np.zeros(0, np.int8)
     records = [Record(path, str(path.relative_to(root)), nothing) for path in find_images(root)]
-    if len(records) < 2:
-        raise MltrError(f"{root}: {len(records)} images; looked for {', '.join(IMAGE_SUFFIXES)}")
+    if not records:
+        raise MltrError(f"{root}: no images; looked for {', '.join(IMAGE_SUFFIXES)}")
     return _hold_out_val(Split((), records), Split((), []), config)
 
 
@@ -282,9 +283,11 @@ def _divide(whole: Split, config: DataConfig) -> Splits:
 def _complete(train: Split, val: Split, test: Split, config: DataConfig) -> Splits:
     """Hold out what is missing of validation and test from the training part."""
     notes = train.notes
-    if not test.records:
+    missing = [n for n, part in (("test_fraction", test), ("val_fraction", val)) if not len(part)]
+    _check_number(len(train), missing, config)
+    if not len(test):
         train, test = _hold_out(train, config.test_fraction, config.split_seed)
-    if not val.records:
+    if not len(val):
         splits = _hold_out_val(train, test, config)
     else:
         splits = Splits(_named(train, "train"), _named(val, "val"), _named(test, "test"))
@@ -292,7 +295,28 @@ def _complete(train: Split, val: Split, test: Split, config: DataConfig) -> Spli
     return splits
 
 
+def _check_number(number: int, names: Sequence[str], config: DataConfig) -> None:
+    """Raise `MltrError` where some part would be empty after holding out these fractions."""
+    fractions = [getattr(config, name) for name in names]
+
+    def suffices(left: int) -> bool:
+        for fraction in fractions:
+            left, held_out = part_sizes(left, (1 - fraction, fraction))
+            if not (left and held_out):
+                return False
+        return True
+
+    if not suffices(number):
+        shares = " and ".join(f"data.{name} {getattr(config, name):g}" for name in names)
+        raise MltrError(
+            f"{number} {'image is' if number == 1 else 'images are'} too few to hold out "
+            f"{shares}: that takes at least {next(filter(suffices, count(1)))} images; add more, "
+            "or raise these shares"
+        )
+
+
 def _hold_out_val(train: Split, test: Split, config: DataConfig) -> Splits:
+    _check_number(len(train), ["val_fraction"], config)
     kept, val = _hold_out(train, config.val_fraction, config.split_seed)
     kept.notes = dict(train.notes)
     return Splits(_named(kept, "train"), _named(val, "val"), _named(test, "test"))

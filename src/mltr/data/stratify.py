@@ -16,7 +16,7 @@ HALF = 0.5  #: an image at most: a label is divided as well as its number allows
 
 
 def part_sizes(count: int, fractions: Sequence[float]) -> list[int]:
-    """Return whole sizes that sum to `count`: each fraction of it, up or down to the next integer.
+    """Return whole sizes that sum to `count`, each less than one from its fraction of it.
 
     What is left after rounding down goes to the parts that lost most by it (largest remainder);
     among equals, to the smallest.
@@ -78,7 +78,9 @@ def stratified_split(
     return [np.flatnonzero(part_of == part) for part in range(len(shares))]
 
 
-def _exchange(positive: csr_array, part_of: NDArray[np.int64], lacking: NDArray[np.float64]) -> None:
+def _exchange(
+    positive: csr_array, part_of: NDArray[np.int64], lacking: NDArray[np.float64]
+) -> None:
     """Exchange rows between parts, in place, while that lowers the misfit of their labels.
 
     `lacking` [parts, K] is how many positives of each label a part has too few; the misfit is the
