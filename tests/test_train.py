@@ -139,7 +139,7 @@ def test_init_from_a_bundle_of_other_classes_begins_a_new_head(
     code = main(
         ["train", "voc2007", f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", *TINY,
          f"--model.init={finished}", "--model.name=mltr_nano", "--train.epochs=1",
-         "--train.stop_epoch=0", "--train.lr=1e-12", "--train.warmup_epochs=0"]
+         "--train.stop_epoch=0", "--train.lr=1e-12", "--train.warmup=0"]
     )  # fmt: skip
     assert code == 0
     before, after = weights(finished), weights(tmp_path / "run")
@@ -319,6 +319,29 @@ def test_other_images_do_not_resume(tmp_path: Path, capsys, monkeypatch) -> None
     (folder / "labels.csv").write_text(f"{text}\nnew.png,1,0")
     assert train_photos(folder, tmp_path / "run", "--resume") == 1
     assert "was started on other" in capsys.readouterr().err
+
+
+def test_ten_epochs_of_photos_do_not_warm_up_for_five(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos")
+    options = [a for a in TINY if "scenes" not in a and "batch_size" not in a]
+    command = ["train", "photos", "--data.root", str(folder), "--out", str(tmp_path / "run")]
+    options += ["--train.epochs=10", "--train.batch_size=4", "--train.eval_every=10"]
+    assert main([*command, *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["lr"] > 0.99e-3  # the full rate, at the end of the first epoch
+    assert rows[4]["lr"] < 0.7e-3
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, monkeypatch) -> None:
+    """It says its warm-up in epochs."""
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train(tmp_path / "run", epochs=8) == 0
+    monkeypatch.undo()
+    path = tmp_path / "run" / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("warmup: 0.125", "warmup_epochs: 1.0"))
+    assert path.read_text() != text
+    assert train(tmp_path / "run", "--resume", epochs=8) == 0
 
 
 def test_a_run_keeps_its_own_split(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -275,8 +275,8 @@ class Trainer:
     def _update(self, losses: Tensor, indices: Tensor) -> None:
         """Make an optimiser step, unless something about it is bad."""
         settings, progress = self.config.train, self.progress
-        share = settings.warmup_epochs / settings.epochs
-        factor = lr_factor(progress.step / self.total_steps, share, settings.schedule)
+        done = progress.step / self.total_steps
+        factor = lr_factor(done, settings.warmup, settings.schedule)
         set_lr(self.optimizer, settings.lr * factor)
         if not self.is_spoiled:
             norm = self._clip_gradient()
