@@ -81,6 +81,19 @@ def test_rare_labels_reach_every_part() -> None:
         assert targets[part].sum(0).min() >= 1
 
 
+def test_training_gets_an_image_of_every_label_while_it_has_room() -> None:
+    """A long tail: half of the labels have one or two images."""
+    generator = np.random.default_rng(0)
+    targets = np.zeros((300, 60), np.int8)
+    for label in range(60):
+        count = 1 + label % 2 if label < 30 else 5 * (label - 25)
+        targets[generator.choice(300, count, replace=False), label] = 1
+    for seed in range(5):
+        train, test = stratified_split(targets, (0.8, 0.2), seed)
+        assert (len(train), len(test)) == (240, 60)
+        assert targets[train].sum(0).min() >= 1
+
+
 def test_another_seed_gives_other_parts() -> None:
     targets = np.eye(4, dtype=np.int8).repeat(20, axis=0)
     first, second = (stratified_split(targets, (0.5, 0.5), seed)[0] for seed in (0, 1))

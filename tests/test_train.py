@@ -139,7 +139,8 @@ def test_init_from_a_bundle_of_other_classes_begins_a_new_head(
     code = main(
         ["train", "voc2007", f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", *TINY,
          f"--model.init={finished}", "--model.name=mltr_nano", "--train.epochs=1",
-         "--train.stop_epoch=0", "--train.lr=1e-12", "--train.warmup=0"]
+         "--train.stop_epoch=0", "--train.lr=1e-12", "--train.warmup=0",
+         "--data.difficult=negative"]
     )  # fmt: skip
     assert code == 0
     before, after = weights(finished), weights(tmp_path / "run")
@@ -547,14 +548,59 @@ def test_broken_images_are_counted_and_past_a_limit_stop_the_run(tmp_path: Path,
     assert ".png: not an image" in message
 
 
-def test_a_class_without_images_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_that_no_training_image_has_is_refused(tmp_path: Path, capsys) -> None:
     folder = write_photos(tmp_path / "photos")
     table = folder / "labels.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([f"{lines[0]},never", *(f"{line},0" for line in lines[1:])]))
+    assert train_photos(folder, tmp_path / "run") == 1
+    assert "no training image has: never; add images" in capsys.readouterr().err
+
+
+def test_a_class_of_a_public_list_may_be_missing(tmp_path: Path, caplog) -> None:
+    write_voc(tmp_path / "VOC2007")
+    arguments = ["train", "voc2007", f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}"]
     caplog.set_level("WARNING", "mltr")
-    assert train_photos(folder, tmp_path / "run") == 0
-    assert "no training image has: never" in caplog.text
+    options = ["--model.name=mltr_nano", "--train.epochs=1", "--data.difficult=negative"]
+    assert main([*arguments, *TINY, *options]) == 0
+    assert "no training image has: aeroplane, bicycle" in caplog.text
+
+
+def write_only_ones(folder: Path) -> Path:
+    """Photos whose table has 1 for "has it" and nothing otherwise."""
+    write_photos(folder)
+    table = folder / "labels.csv"
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *(line.replace(",0", ",") for line in lines)]))
+    return folder
+
+
+def test_a_table_without_a_single_no_is_refused_with_the_way_out(tmp_path: Path, capsys) -> None:
+    folder, run = write_only_ones(tmp_path / "photos"), tmp_path / "run"
+    assert train_photos(folder, run) == 1
+    message = capsys.readouterr().err
+    assert "no training image is known to be without: light, dark" in message
+    assert "--data.missing negative" in message
+    assert train_photos(folder, run, "--data.missing=negative") == 0
+    assert train_photos(write_photos(tmp_path / "told"), tmp_path / "other") == 0
+    with (
+        np.load(run / "predictions.npz") as ours,
+        np.load(tmp_path / "other" / "predictions.npz") as theirs,
+    ):  # the same photos, with 0 in the cells
+        assert np.array_equal(ours["targets"], theirs["targets"])
+        assert np.array_equal(ours["probs"], theirs["probs"])
+
+
+def test_a_class_that_every_image_has_is_refused(tmp_path: Path, capsys) -> None:
+    for index in range(12):
+        write_image(tmp_path / "photos" / "beach" / f"{index}.png")
+    options = [a for a in TINY if "scenes" not in a]
+    for more in ((), ("--loss.name=ce",)):
+        command = ["train", "photos", "--data.root", str(tmp_path / "photos"), *options, *more]
+        assert main([*command, "--out", str(tmp_path / "run")]) == 1
+        message = capsys.readouterr().err
+        assert "no training image is known to be without: beach" in message
+        assert "add images without them" in message
 
 
 def test_errors_come_without_a_traceback_unless_asked(tmp_path: Path, capsys) -> None:

@@ -53,6 +53,7 @@ class DataConfig:
     labels: str = ""  #: table: the file, relative to `root`; huggingface: the column of labels
     images: str = ""  #: table: the folder, relative to `root`; huggingface: the column of images
     classes: str = ""  #: table and sidecars: a file that names the classes, relative to `root`
+    missing: Literal["unknown", "negative"] = "unknown"  #: what a cell without an answer means
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty finds the only one there
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without any annotation
     difficult: Literal["ignore", "negative", "positive"] = "ignore"  #: voc: difficult-only classes
@@ -157,7 +158,7 @@ class TrainConfig:
     warmup: float = 0.05  #: share of the run in which the learning rate rises
     clip_grad: float = 5.0  #: greatest norm of the gradient (0: off)
     ema_decay: float = 0.0  #: exponential moving average of the weights (0: off)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: $MLTR_PRECISION, or bf16 where fast
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: bf16 where fast
     grad_checkpointing: bool = False  #: less memory, more time
     patience: int = 0  #: stop after this many epochs without a better validation map (0: off)
     eval_every: int = 1  #: epochs between validations; the last is always validated

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mltr.config import DataConfig
 from mltr.data.coco import read_coco
@@ -25,6 +26,8 @@ from mltr.errors import MltrError, UsageError, did_you_mean
 
 log = logging.getLogger(__name__)
 
+WITH_OWN_CLASSES = ("scenes", "coco", "voc", "nuswide", "shards")
+SHOWN = 12  #: classes named in a message at most
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 
 
@@ -37,31 +40,52 @@ def open_splits(config: DataConfig) -> Splits:
     without an image file are dropped and counted in each split's notes. Raises `MltrError` for an
     unreadable source, an empty split, or more missing files than `data.max_broken` allows.
     """
-    if config.format == "images":
+    form = _find_format(config)
+    if form == "images":
         raise UsageError("data.format images has no labels: it is for mltr pretrain and mltr shard")
-    if config.format == "scenes":
+    if form == "scenes":
         from mltr.data.scenes import read_scenes
 
         return read_scenes(config.scenes)
-    if not config.root:
-        raise UsageError("data.root is not set: say where the photos are by --data.root FOLDER")
-    root = Path(config.root)
-    if config.root.startswith(PREFIX):
-        form = "huggingface"
-    elif is_address(config.root):
-        form = "shards"
-    elif not root.exists():
-        raise MltrError(f"data.root {root}: no such file or folder")
-    else:
-        form = detect_format(root) if config.format == "auto" else config.format
-    splits = OPENERS[form](root, config)
+    splits = OPENERS[form](Path(config.root), config)
     _drop_missing(splits, config.max_broken)
     for split in splits:
         if not len(split):
             raise MltrError(f"{config.root}: the {split.name} split is empty")
+        if config.missing == "negative":
+            split.take_unknown_as_negative()
     if not any((record.labels == 1).any() for record in splits.train):
         raise MltrError(f"{config.root}: no training image has any label")
     return splits
+
+
+def check_classes(config: DataConfig, train: Split) -> None:
+    """Raise `MltrError` for classes that training images can't teach: all have them, or none.
+
+    The latter is no error where the source has a list of classes of its own, such as COCO's.
+    """
+    positives, negatives = train.count_labels()
+
+    def named(chosen: NDArray[np.bool_]) -> str:
+        names = [train.classes[index] for index in np.flatnonzero(chosen)]
+        return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" * (len(names) > SHOWN))
+
+    if not negatives.all():
+        unknown = (positives + negatives < len(train))[negatives == 0].any()
+        way_out = (
+            "if an empty cell means no, say so by --data.missing negative"
+            if unknown
+            else "add images without them, or leave these classes out"
+        )
+        raise MltrError(
+            f"no training image is known to be without: {named(negatives == 0)}; a network would "
+            f"learn to say yes to every picture: {way_out}"
+        )
+    if not positives.all() and _find_format(config) not in WITH_OWN_CLASSES:
+        raise MltrError(
+            f"no training image has: {named(positives == 0)}; add images with them, or leave these "
+            "classes out"
+        )
 
 
 def open_images(config: DataConfig) -> Splits:
@@ -87,6 +111,22 @@ def open_images(config: DataConfig) -> Splits:
     if not records:
         raise MltrError(f"{root}: no images; looked for {', '.join(IMAGE_SUFFIXES)}")
     return _hold_out_val(Split((), records), Split((), []), config)
+
+
+def _find_format(config: DataConfig) -> str:
+    """Return the format of a source; raises `MltrError` if there is no such source."""
+    if config.format in ("images", "scenes"):
+        return config.format
+    if not config.root:
+        raise UsageError("data.root is not set: say where the photos are by --data.root FOLDER")
+    if config.root.startswith(PREFIX):
+        return "huggingface"
+    if is_address(config.root):
+        return "shards"
+    root = Path(config.root)
+    if not root.exists():
+        raise MltrError(f"data.root {root}: no such file or folder")
+    return detect_format(root) if config.format == "auto" else config.format
 
 
 def parse_source(source: str) -> tuple[str, str]:

@@ -55,6 +55,8 @@ def stratified_split(
     room = sizes.copy()  # images that each part still takes
     left = np.bincount(positive.indices, minlength=num_labels)
     wanted = shares[:, None] * left
+    held = np.zeros(wanted.shape, np.int64)
+    largest = int(shares.argmax())
     part_of = np.full(count, -1)
     order = generator.permutation(count)
     by_label = positive[order].tocsc()  # the rows of each label, in the order drawn
@@ -66,43 +68,48 @@ def stratified_split(
         for row in order[by_label.indices[by_label.indptr[rarest] : by_label.indptr[rarest + 1]]]:
             if part_of[row] >= 0:
                 continue
-            need = np.where(room > 0, wanted[:, rarest] + carried, -np.inf)
+            need = np.where(room > 0, wanted[:, rarest] - held[:, rarest] + carried, -np.inf)
             part = int(np.lexsort((room, need))[-1])  # among equals, the one with most room
+            if room[largest] and not held[largest, rarest]:  # it learns each label, if it can
+                part = largest
             part_of[row] = part
             room[part] -= 1
             labels = positive.indices[positive.indptr[row] : positive.indptr[row + 1]]
-            wanted[part, labels] -= 1
+            held[part, labels] += 1
             left[labels] -= 1
     part_of[order[part_of[order] < 0]] = np.repeat(np.arange(len(shares)), room)
-    _exchange(positive, part_of, wanted)
+    _exchange(positive, part_of, wanted, held)
     return [np.flatnonzero(part_of == part) for part in range(len(shares))]
 
 
 def _exchange(
-    positive: csr_array, part_of: NDArray[np.int64], lacking: NDArray[np.float64]
-) -> None:
+    positive: csr_array, part_of: NDArray[np.int64], wanted: NDArray[np.float64],
+    held: NDArray[np.int64],
+) -> None:  # fmt: skip
     """Exchange rows between parts, in place, while that lowers the misfit of their labels.
 
-    `lacking` [parts, K] is how many positives of each label a part has too few; the misfit is the
-    sum of its squares, each over the root of the label's number of positives.
+    `wanted` and `held` [parts, K] are how many positives of each label a part should have and has;
+    the misfit is the sum of squared differences, each over the root of the label's positives. A
+    part that has a label keeps an image with it.
     """
-    totals = np.bincount(positive.indices, minlength=positive.shape[1])
-    weights = 1 / np.sqrt(np.maximum(totals, 1))
+    weights = 1 / np.sqrt(wanted.sum(axis=0).clip(1))
 
     def best(giver: int, taker: int) -> tuple[int, float]:
         """Return the row whose move lowers the misfit most, and by how much."""
-        change = weights * (2 + 2 * lacking[giver] - 2 * lacking[taker])
+        surplus = held - wanted
+        change = 2 * weights * (1 - surplus[giver] + surplus[taker])
+        change[held[giver] == 1] = np.inf
         rows = np.flatnonzero(part_of == giver)
         costs = (positive @ change)[rows]
         return int(rows[costs.argmin()]), -float(costs.min())
 
     def move(row: int, giver: int, taker: int) -> None:
         labels = positive.indices[positive.indptr[row] : positive.indptr[row + 1]]
-        lacking[giver, labels] += 1
-        lacking[taker, labels] -= 1
+        held[giver, labels] -= 1
+        held[taker, labels] += 1
         part_of[row] = taker
 
-    for one, other in combinations(range(len(lacking)), 2):
+    for one, other in combinations(range(len(held)), 2):
         while (part_of == one).any() and (part_of == other).any():
             first, gain = best(one, other)
             move(first, one, other)
