@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/mltr demo --out runs/demo --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(if $(SHUFFLE),--shuffle $(SHUFFLE))
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

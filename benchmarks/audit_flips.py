@@ -96,7 +96,7 @@ def fit(args: argparse.Namespace, name: str) -> float:
         [
             f"--data.root={Path(args.out) / name / 'corrected.csv'}",
             f"--model.image_size={args.image_size}", f"--train.epochs={args.epochs}",
-            f"--train.warmup_epochs={min(5, args.epochs / 8)}",
+            f"--train.warmup={min(5 / args.epochs, 1 / 8):.4g}",
             f"--train.threads={args.threads}", f"--train.seed={args.seed}",
         ],
     )  # fmt: skip

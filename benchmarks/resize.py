@@ -44,7 +44,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(2)
     out = Path(args.out)
-    more = ["--train.epochs", str(args.more_epochs), "--train.warmup_epochs", "1"]
+    more = [
+        "--train.epochs",
+        str(args.more_epochs),
+        "--train.warmup",
+        f"{1 / args.more_epochs:.4g}",
+    ]
     before = run(args.data, out / "small", ["--train.epochs", str(args.epochs)])
     resized = resize(out / "small", out / "resized")
     init = ["--model.init", str(out / "resized"), "--train.lr", str(args.lr)]

@@ -119,7 +119,7 @@ def run(
     if (out / "metrics.json").is_file():
         return
     options = ["--model.name", peer.name, "--train.seed", str(seed), "--train.epochs", str(epochs)]
-    options += ["--train.eval_every", str(epochs), "--train.warmup_epochs", f"{WARMUP * epochs:g}"]
+    options += ["--train.eval_every", str(epochs), "--train.warmup", f"{WARMUP:g}"]
     options += ["--train.threads", str(args.threads), *more]
     for key, value in peer.overrides.items():
         options += [f"--model.overrides.{key}", json.dumps(value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,35 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes have the cores among them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shuffle", metavar="SEED", help="go through the files in random order (0: a new seed)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.shuffle == "0":  # chosen here, before xdist hands it to its processes
+        config.option.shuffle = str(random.randrange(1, 10**6))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.shuffle:
+        files = sorted({str(item.path) for item in items})
+        random.Random(config.option.shuffle).shuffle(files)
+        items.sort(key=lambda item: files.index(str(item.path)))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    told = os.environ.get("MLTR_PRECISION", "")
+    if told:
+        terminalreporter.write_line(f"precision auto was {told}, by MLTR_PRECISION")
+    if config.option.shuffle:
+        terminalreporter.write_line(f"again in this order: --shuffle {config.option.shuffle}")
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -65,7 +65,7 @@ def write_run(folder: Path, root: Path, classes=CLASSES, **data: object) -> None
         data=DataConfig(root=str(root), workers=0, **data),
         augment=AugmentConfig(randaugment_ops=0, cutout=0),
         model=ModelConfig(image_size=32, overrides={"depths": [1], "conv_depths": [0]}),
-        train=TrainConfig(epochs=1, warmup_epochs=0, batch_size=16),
+        train=TrainConfig(epochs=1, warmup=0, batch_size=16),
     )  # fmt: skip
     (folder / "config.yaml").write_text(to_yaml(config))
 

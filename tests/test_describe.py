@@ -62,6 +62,19 @@ def test_what_is_wrong_is_found(photos: Path, tmp_path: Path, capsys) -> None:
     assert "no training image has: never" in printed
 
 
+def test_classes_without_a_single_no_are_shouted(photos: Path, tmp_path: Path, capsys) -> None:
+    table = photos / "labels.csv"
+    table.write_text(table.read_text().replace(",0", ","))
+    report = describe(tmp_path, photos, "--quick")
+    assert report["classes_without_negatives"] == ["sea", "sky", "never"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "NO TRAINING IMAGE IS KNOWN TO BE WITHOUT: sea, sky, never" in printed
+    assert "--missing negative here, --data.missing negative there" in printed
+    report = describe(tmp_path, photos, "--quick", "--missing", "negative")
+    assert report["classes_without_negatives"] == ["sky"]  # which every image has
+    assert report["splits"]["train"]["unknown_cells"] == 0
+
+
 def test_quick_opens_nothing(photos: Path, tmp_path: Path) -> None:
     (photos / "4.png").write_bytes(b"broken")
     assert "broken" not in describe(tmp_path, photos, "--quick")

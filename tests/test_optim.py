@@ -9,6 +9,7 @@ from torch import nn
 
 import mltr
 from mltr.config import TrainConfig
+from mltr.errors import UsageError
 from mltr.optim import AveragedModel, lr_factor, make_optimizer, parameter_groups, set_lr
 from mltr.precision import choose_precision
 
@@ -107,6 +108,7 @@ def test_average_starts_quickly() -> None:
 def test_auto_is_bf16_only_where_the_processor_has_it(
     abilities: dict, chosen: str, monkeypatch, caplog
 ) -> None:
+    monkeypatch.delenv("MLTR_PRECISION", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
     cpu = torch.device("cpu")
     assert choose_precision("auto", cpu) == chosen
@@ -114,3 +116,14 @@ def test_auto_is_bf16_only_where_the_processor_has_it(
     assert not caplog.records
     assert choose_precision("bf16", cpu) == "bf16"
     assert ("no instructions for bf16" in caplog.text) == (chosen == "fp32")
+
+
+def test_the_environment_says_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for told in ("fp32", "bf16"):
+        monkeypatch.setenv("MLTR_PRECISION", told)
+        assert choose_precision("auto", cpu) == told
+        assert choose_precision("fp32", cpu) == "fp32"
+    monkeypatch.setenv("MLTR_PRECISION", "fp64")
+    with pytest.raises(UsageError, match="MLTR_PRECISION is 'fp64': set it to fp32 or bf16"):
+        choose_precision("auto", cpu)

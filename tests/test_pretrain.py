@@ -37,7 +37,7 @@ def photos(tmp_path: Path) -> Path:
 
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(0, 9))
 def test_the_same_share_is_hidden_in_every_image(count: int, side: int, seed: int) -> None:
-    mask = random_mask(count, side, torch.Generator().manual_seed(seed))
+    mask = random_mask(count, side, np.random.default_rng(seed))
     assert mask.shape == (count, side, side)
     assert mask.dtype == torch.bool
     assert mask.sum(dim=(1, 2)).tolist() == [max(1, round(0.6 * side * side))] * count
@@ -49,7 +49,7 @@ def test_guesses_do_not_depend_on_what_is_hidden(name: str) -> None:
     network = mltr.create_model(name, 0, image_size=64)
     model = MaskedImageModel(network).eval()  # type: ignore[arg-type]
     side = 64 // model.stride
-    mask = random_mask(2, side, torch.Generator().manual_seed(1))
+    mask = random_mask(2, side, np.random.default_rng(1))
     pixels = mask.repeat_interleave(model.stride, 1).repeat_interleave(model.stride, 2)[:, None]
     images = torch.rand(2, 3, 64, 64)
     others = torch.where(pixels, torch.rand(2, 3, 64, 64), images)
@@ -64,7 +64,7 @@ def test_the_error_counts_hidden_pixels_alone() -> None:
     """Against a loop over cells."""
     stride, side = 4, 3
     images, guess = torch.rand(2, 3, 12, 12), torch.rand(2, 3, 12, 12)
-    mask = random_mask(2, side, torch.Generator().manual_seed(2))
+    mask = random_mask(2, side, np.random.default_rng(2))
     expected = []
     for image, guessed, hidden in zip(images, guess, mask, strict=True):
         errors = []
@@ -80,7 +80,7 @@ def test_the_error_counts_hidden_pixels_alone() -> None:
 
 def test_every_part_learns() -> None:
     model = MaskedImageModel(mltr.create_model("mltr_nano", 0))  # type: ignore[arg-type]
-    mask = random_mask(2, 4, torch.Generator().manual_seed(0))
+    mask = random_mask(2, 4, np.random.default_rng(0))
     masked_error(model, torch.rand(2, 3, 64, 64), mask, model.stride).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_pretrained_is_told(
         assert main([*arguments, *QUICK, *options]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "o" / "model.safetensors").exists()
-    with pytest.raises(MltrError, match="0 images"):
+    with pytest.raises(MltrError, match="no images"):
         (tmp_path / "empty").mkdir()
         open_images(DataConfig(root=str(tmp_path / "empty"), format="images"))
 

@@ -386,7 +386,7 @@ def test_sources_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't tell what it holds"):
         open_splits(DataConfig(root=str(tmp_path)))
     write_table(tmp_path, "path,cat,split\n0.jpg,1,train\n1.jpg,1,train\n", images=2)
-    with pytest.raises(MltrError, match="split is empty"):
+    with pytest.raises(MltrError, match="2 images are too few to hold out .* at least 6"):
         open_splits(DataConfig(root=str(tmp_path)))
     write_table(tmp_path, "path,cat,dog\n" + "".join(f"{i}.jpg,0,0\n" for i in range(30)), 30)
     with pytest.raises(MltrError, match="no training image has any label"):
@@ -401,3 +401,23 @@ def test_a_few_missing_files_are_dropped_and_counted(tmp_path: Path) -> None:
     assert sum(split.notes.get("missing_files_dropped", 0) for split in splits) == 2
     with pytest.raises(MltrError, match=r"more than data.max_broken=0 allows"):
         open_splits(DataConfig(root=str(tmp_path), max_broken=0.0))
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(6, [4, 1, 1]), (8, [5, 1, 2]), (10, [7, 1, 2]), (200, [144, 16, 40])]
+)
+def test_held_out_parts_have_the_size_asked_for(
+    tmp_path: Path, count: int, sizes: list[int]
+) -> None:
+    rows = "".join(f"{index}.jpg,{index % 2},{1 - index % 2}\n" for index in range(count))
+    write_table(tmp_path, f"path,cat,dog\n{rows}", images=count)
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert [len(split) for split in splits] == sizes
+
+
+def test_too_few_photos_are_told_how_many_it_takes(tmp_path: Path) -> None:
+    write_table(tmp_path, "path,cat\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(5)), images=5)
+    with pytest.raises(MltrError, match="5 images are too few .* at least 6 images"):
+        open_splits(DataConfig(root=str(tmp_path)))
+    splits = open_splits(DataConfig(root=str(tmp_path), val_fraction=0.3))
+    assert [len(split) for split in splits] == [3, 1, 1]

@@ -36,6 +36,28 @@ def test_overrides_win_and_a_resolved_recipe_reads_back(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "again.yaml") == config
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_short_run_warms_up_for_as_small_a_share_as_a_long_one(path: Path) -> None:
+    share = load_recipe(path).train.warmup
+    assert 0.05 <= share <= 0.2
+    assert load_recipe(path, ["--train.epochs", "10"]).train.warmup == share
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("{epochs: 80, warmup_epochs: 5.0}", 0.0625),
+        ("{warmup_epochs: 10}", 0.25),  # of 40, where nothing is said
+        ("{epochs: 300, warmup_epochs: 20}", 0.0667),
+        ("{epochs: 2, warmup_epochs: 5}", 1.0),
+        ("{epochs: 80, warmup_epochs: 0}", 0.0),
+    ],
+)
+def test_recipes_of_earlier_versions_load(tmp_path: Path, text: str, share: float) -> None:
+    (tmp_path / "r.yaml").write_text(f"train: {text}")
+    assert load_recipe(tmp_path / "r.yaml").train.warmup == share
+
+
 def test_network_overrides(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("model:\n  name: mltr_s\n  overrides: {depths: [1, 1]}\n")
@@ -52,6 +74,7 @@ def test_network_overrides(tmp_path: Path) -> None:
         ("train: {epochs: many}", r"train.epochs: expected int, got many"),
         ("train: {epochs: 0}", r"train.epochs must be at least 1"),
         ("train: {lr: -1}", r"train.lr must be positive"),
+        ("train: {warmup: 5}", r"train.warmup must lie in 0..1: a share of the run"),
         (
             "loss: {name: hinge}",
             r"loss.name: expected one of 'asl', .*, got hinge",

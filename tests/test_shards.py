@@ -80,7 +80,14 @@ def test_nothing_is_lost_or_changed(table: Path, tmp_path: Path, capsys) -> None
         assert np.array_equal(new.targets[rows], old.targets)
         assert np.array_equal(new.positives.toarray()[rows], old.targets == 1)
         assert [record.name for record in new] == new.names
+        known = [(old.targets == value).sum(0).tolist() for value in (1, 0)]
+        assert [count.tolist() for count in new.count_labels()] == known
+        assert [count.tolist() for count in old.count_labels()] == known
     assert after.train.names != before.train.names  # shuffled
+    assert (before.train.targets == -1).any()
+    before, after = (opened(root, missing="negative") for root in (table, tmp_path / "shards"))
+    assert contents(before) == contents(after)
+    assert all((split.targets >= 0).all() for split in (*before, *after))
 
 
 @pytest.mark.parametrize("source", ["voc", "coco"])

@@ -45,7 +45,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     recipe = ["imagenet1k", "--data.root", str(imagenet), *TINY, "--train.epochs=12",
-              "--train.warmup_epochs=1", "--train.lr=3e-3"]  # fmt: skip
+              "--train.warmup=0.08", "--train.lr=3e-3"]  # fmt: skip
     assert main(["train", *recipe, "--out", str(out)]) == 0
     return out
 

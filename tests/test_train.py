@@ -139,7 +139,8 @@ def test_init_from_a_bundle_of_other_classes_begins_a_new_head(
     code = main(
         ["train", "voc2007", f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", *TINY,
          f"--model.init={finished}", "--model.name=mltr_nano", "--train.epochs=1",
-         "--train.stop_epoch=0", "--train.lr=1e-12", "--train.warmup_epochs=0"]
+         "--train.stop_epoch=0", "--train.lr=1e-12", "--train.warmup=0",
+         "--data.difficult=negative"]
     )  # fmt: skip
     assert code == 0
     before, after = weights(finished), weights(tmp_path / "run")
@@ -162,18 +163,23 @@ def test_options_of_the_loop(tmp_path: Path, option: str) -> None:
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 1
 
 
-def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
-    common = ["--train.ema_decay=0", "--loss.reduction=sum", "--train.clip_grad=0",
-              "--model.drop_path=0", "--model.overrides.conv_depths=[0,0]",
-              "--model.overrides.conv_stem=false", "--train.optimizer=adam"]  # fmt: skip
-    train(tmp_path / "one", *common, "--train.batch_size=16", epochs=1)
-    train(tmp_path / "two", *common, "--train.batch_size=8", "--train.accumulation=2", epochs=1)
-    one, two = (
-        torch.cat([tensor.flatten().float() for tensor in weights(tmp_path / name).values()])
-        for name in ("one", "two")
-    )
-    # Adam makes a full step of a gradient that is zero but for rounding: compare as a whole.
-    assert (one - two).norm() < 2e-3 * one.norm()
+def test_no_batch_of_a_run_is_mixed_like_another(tmp_path: Path) -> None:
+    """However many batches an epoch has: a 10,008th one is not the first of the next epoch."""
+    from mltr.data import open_splits
+    from mltr.recipe import find_recipe, load_recipe
+    from mltr.runs import RunFolder
+
+    config = load_recipe(find_recipe("scenes_nano"), [*TINY, "--augment.mixup=1"])
+    run = trainer.Trainer(config, open_splits(config.data), RunFolder(tmp_path))
+    images, targets = torch.rand(4, 3, 8, 8), torch.zeros(4, 10, dtype=torch.int8)
+    seen = set()
+    for epoch in range(4):
+        for batch in (0, 1, 10_007, 10_008, 20_014, 20_015, 30_021, 30_022):
+            run.progress.epoch, run.progress.batch = epoch, batch
+            mixed, _ = run._mix(images, targets)
+            assert torch.equal(mixed, run._mix(images, targets)[0])
+            seen.add(mixed.numpy().tobytes())
+    assert len(seen) == 4 * 8
 
 
 def test_patience_ends_a_run_early(tmp_path: Path) -> None:
@@ -314,6 +320,49 @@ def test_other_images_do_not_resume(tmp_path: Path, capsys, monkeypatch) -> None
     (folder / "labels.csv").write_text(f"{text}\nnew.png,1,0")
     assert train_photos(folder, tmp_path / "run", "--resume") == 1
     assert "was started on other" in capsys.readouterr().err
+
+
+def test_ten_epochs_of_photos_do_not_warm_up_for_five(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos")
+    options = [a for a in TINY if "scenes" not in a and "batch_size" not in a]
+    command = ["train", "photos", "--data.root", str(folder), "--out", str(tmp_path / "run")]
+    options += ["--train.epochs=10", "--train.batch_size=4", "--train.eval_every=10"]
+    assert main([*command, *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["lr"] > 0.99e-3  # the full rate, at the end of the first epoch
+    assert rows[4]["lr"] < 0.7e-3
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, monkeypatch) -> None:
+    """It says its warm-up in epochs."""
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train(tmp_path / "run", epochs=8) == 0
+    monkeypatch.undo()
+    path = tmp_path / "run" / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("warmup: 0.125", "warmup_epochs: 1.0"))
+    assert path.read_text() != text
+    assert train(tmp_path / "run", "--resume", epochs=8) == 0
+
+
+def test_a_run_keeps_its_own_split(tmp_path: Path, capsys, monkeypatch) -> None:
+    """As if an earlier version had divided the same photos otherwise."""
+    folder = write_photos(tmp_path / "photos")
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train_photos(folder, tmp_path / "run") == 0
+    monkeypatch.undo()
+    path = tmp_path / "run" / "splits.json"
+    splits = json.loads(path.read_text())
+    splits["train"][3], splits["test"][2] = splits["test"][2], splits["train"][3]
+    splits["test"].append(splits["val"].pop())
+    path.write_text(json.dumps(splits))
+    assert train_photos(folder, tmp_path / "run", "--resume") == 0
+    with np.load(tmp_path / "run" / "predictions.npz") as saved:
+        assert saved["images"].tolist() == splits["test"]
+    (tmp_path / "run" / "predictions.npz").unlink()
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["images"] == len(splits["test"]) == 9
 
 
 def test_another_recipe_does_not_resume(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -499,14 +548,59 @@ def test_broken_images_are_counted_and_past_a_limit_stop_the_run(tmp_path: Path,
     assert ".png: not an image" in message
 
 
-def test_a_class_without_images_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_that_no_training_image_has_is_refused(tmp_path: Path, capsys) -> None:
     folder = write_photos(tmp_path / "photos")
     table = folder / "labels.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([f"{lines[0]},never", *(f"{line},0" for line in lines[1:])]))
+    assert train_photos(folder, tmp_path / "run") == 1
+    assert "no training image has: never; add images" in capsys.readouterr().err
+
+
+def test_a_class_of_a_public_list_may_be_missing(tmp_path: Path, caplog) -> None:
+    write_voc(tmp_path / "VOC2007")
+    arguments = ["train", "voc2007", f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}"]
     caplog.set_level("WARNING", "mltr")
-    assert train_photos(folder, tmp_path / "run") == 0
-    assert "no training image has: never" in caplog.text
+    options = ["--model.name=mltr_nano", "--train.epochs=1", "--data.difficult=negative"]
+    assert main([*arguments, *TINY, *options]) == 0
+    assert "no training image has: aeroplane, bicycle" in caplog.text
+
+
+def write_only_ones(folder: Path) -> Path:
+    """Photos whose table has 1 for "has it" and nothing otherwise."""
+    write_photos(folder)
+    table = folder / "labels.csv"
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *(line.replace(",0", ",") for line in lines)]))
+    return folder
+
+
+def test_a_table_without_a_single_no_is_refused_with_the_way_out(tmp_path: Path, capsys) -> None:
+    folder, run = write_only_ones(tmp_path / "photos"), tmp_path / "run"
+    assert train_photos(folder, run) == 1
+    message = capsys.readouterr().err
+    assert "no training image is known to be without: light, dark" in message
+    assert "--data.missing negative" in message
+    assert train_photos(folder, run, "--data.missing=negative") == 0
+    assert train_photos(write_photos(tmp_path / "told"), tmp_path / "other") == 0
+    with (
+        np.load(run / "predictions.npz") as ours,
+        np.load(tmp_path / "other" / "predictions.npz") as theirs,
+    ):  # the same photos, with 0 in the cells
+        assert np.array_equal(ours["targets"], theirs["targets"])
+        assert np.array_equal(ours["probs"], theirs["probs"])
+
+
+def test_a_class_that_every_image_has_is_refused(tmp_path: Path, capsys) -> None:
+    for index in range(12):
+        write_image(tmp_path / "photos" / "beach" / f"{index}.png")
+    options = [a for a in TINY if "scenes" not in a]
+    for more in ((), ("--loss.name=ce",)):
+        command = ["train", "photos", "--data.root", str(tmp_path / "photos"), *options, *more]
+        assert main([*command, "--out", str(tmp_path / "run")]) == 1
+        message = capsys.readouterr().err
+        assert "no training image is known to be without: beach" in message
+        assert "add images without them" in message
 
 
 def test_errors_come_without_a_traceback_unless_asked(tmp_path: Path, capsys) -> None:

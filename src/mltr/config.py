@@ -53,6 +53,7 @@ class DataConfig:
     labels: str = ""  #: table: the file, relative to `root`; huggingface: the column of labels
     images: str = ""  #: table: the folder, relative to `root`; huggingface: the column of images
     classes: str = ""  #: table and sidecars: a file that names the classes, relative to `root`
+    missing: Literal["unknown", "negative"] = "unknown"  #: what a cell without an answer means
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty finds the only one there
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without any annotation
     difficult: Literal["ignore", "negative", "positive"] = "ignore"  #: voc: difficult-only classes
@@ -156,10 +157,10 @@ class TrainConfig:
     weight_decay: float = 0.05  #: not on biases, 1-D weights and position tables
     layer_decay: float = 1.0  #: factor on the learning rate a stage further from the head
     schedule: Literal["onecycle", "cosine"] = "cosine"
-    warmup_epochs: float = 2.0
+    warmup: float = 0.05  #: share of the run in which the learning rate rises
     clip_grad: float = 5.0  #: greatest norm of the gradient (0: off)
     ema_decay: float = 0.0  #: exponential moving average of the weights (0: off)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: bf16 where it is fast
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: bf16 where fast
     grad_checkpointing: bool = False  #: less memory, more time
     patience: int = 0  #: stop after this many epochs without a better validation map (0: off)
     eval_every: int = 1  #: epochs between validations; the last is always validated
@@ -177,11 +178,11 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "keep"):
             _require(getattr(self, name) >= 1, f"train.{name} must be at least 1")
         for name in (
-            "stop_epoch", "patience", "min_size", "threads", "clip_grad", "warmup_epochs",
-            "save_minutes", "max_bad_steps", "spike_factor",
+            "stop_epoch", "patience", "min_size", "threads", "clip_grad", "save_minutes", "max_bad_steps", "spike_factor",
         ):  # fmt: skip
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative")
         _require(self.lr > 0, "train.lr must be positive")
+        _require(0 <= self.warmup <= 1, "train.warmup must lie in 0..1: a share of the run")
         _require(0 <= self.ema_decay < 1, "train.ema_decay must lie in [0, 1)")
         _require(0 < self.layer_decay <= 1, "train.layer_decay must lie in (0, 1]")
         _require(self.timeout_s > 0, "train.timeout_s must be positive")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: Fields of a recipe's `data` section that are options here too.
 OPTIONS = (
-    "labels", "images", "classes", "year", "unlabelled", "difficult", "protocol", "val_fraction",
-    "test_fraction", "split_seed",
+    "labels", "images", "classes", "missing", "year", "unlabelled", "difficult", "protocol",
+    "val_fraction", "test_fraction", "split_seed",
 )  # fmt: skip
 SHOWN = 12  #: rows of each list on the screen
 
@@ -98,6 +98,10 @@ def describe(splits: Splits, open_images: bool = True) -> dict[str, Any]:
     }
     report["empty_classes"] = [
         name for name in classes if report["labels"][name][splits.train.name] == 0
+    ]
+    _, negatives = splits.train.count_labels()
+    report["classes_without_negatives"] = [
+        name for name, count in zip(classes, negatives, strict=True) if not count
     ]
     if open_images:
         report |= _inspect(splits)
@@ -233,6 +237,14 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
                 console.print(f"{split}: {key.replace('_', ' ')}: {count:,}", markup=False)
     if report["empty_classes"]:
         console.print(f"no training image has: {', '.join(report['empty_classes'])}", markup=False)
+    if report["classes_without_negatives"]:
+        names = ", ".join(report["classes_without_negatives"])
+        console.print(
+            f"NO TRAINING IMAGE IS KNOWN TO BE WITHOUT: {names}\n"
+            "mltr train refuses that: a network would learn to say yes to every picture. If an "
+            "empty cell means no, say so: --missing negative here, --data.missing negative there.",
+            markup=False, style="bold red",
+        )  # fmt: skip
     if "broken" not in report:
         console.print("images were not opened (--quick)")
         return

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 
+from mltr.errors import UsageError
+
 log = logging.getLogger(__name__)
 
+CHOICE = "MLTR_PRECISION"  #: environment variable: what `auto` is, fp32 or bf16
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -25,11 +29,15 @@ def slow_cpu_types() -> frozenset[torch.dtype]:
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Return fp32, bf16 or fp16: what is `wanted`, or for ``auto`` the fastest sound one.
 
-    That is bf16 where the device has instructions for it. A processor without them takes many
-    times as long in bf16 as in fp32, so asking for it there is worth a warning.
+    That is bf16 where the device has instructions for it, unless the environment variable
+    MLTR_PRECISION says fp32 or bf16. A processor without them takes many times as long in bf16 as
+    in fp32, so asking for it there is worth a warning. Raises `UsageError` for another value.
     """
     if wanted == "auto":
-        return "bf16" if computes_in_bf16(device) else "fp32"
+        told = os.environ.get(CHOICE, "")
+        if told not in ("", "fp32", "bf16"):
+            raise UsageError(f"{CHOICE} is {told!r}: set it to fp32 or bf16, or unset it")
+        return told or ("bf16" if computes_in_bf16(device) else "fp32")
     if wanted == "bf16" and not computes_in_bf16(device):
         log.warning(
             "this %s has no instructions for bf16 and is many times slower in it: "
@@ -46,3 +54,8 @@ def computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return False
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return a context in which a device computes in fp32, bf16 or fp16, where that is safe."""
+    return torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32")

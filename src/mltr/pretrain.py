@@ -26,6 +26,7 @@ from mltr.data.sources import open_images
 from mltr.errors import UsageError
 from mltr.files import write_json
 from mltr.model import MlTr
+from mltr.precision import autocast
 from mltr.standing import training_words
 from mltr.trainer import PICTURES, Trainer
 from mltr.weights import save_bundle
@@ -98,10 +99,10 @@ def _enlarge(mask: Tensor, times: int) -> Tensor:
     return mask.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
 
 
-def random_mask(count: int, side: int, generator: torch.Generator) -> Tensor:
+def random_mask(count: int, side: int, rng: np.random.Generator) -> Tensor:
     """Return which of side x side cells are hidden in each of `count` images: bool [B, S, S]."""
     hidden = max(1, round(MASK_RATIO * side * side))
-    order = torch.rand(count, side * side, generator=generator).argsort(dim=1)
+    order = torch.from_numpy(rng.random((count, side * side))).argsort(dim=1)
     return (order < hidden).view(count, side, side)
 
 
@@ -138,28 +139,27 @@ class Pretrainer(Trainer):
         return errors * readable, readable
 
     def _errors(
-        self, forward: Any, images: Tensor, batch_size: int, generator: torch.Generator
+        self, forward: Any, images: Tensor, batch_size: int, rng: np.random.Generator
     ) -> Tensor:
         """Return the error of each image, this process's share of a batch of all."""
         model = self._plain_model()
-        mask = random_mask(batch_size, images.shape[2] // model.stride, generator)
+        mask = random_mask(batch_size, images.shape[2] // model.stride, rng)
         mask = share(mask, self.processes.rank, self.processes.count)
-        device = self.accelerator.device
-        with self.accelerator.autocast():
-            return masked_error(forward, images.to(device), mask.to(device), model.stride)
+        with autocast(self.precision, self.device):
+            return masked_error(forward, images.to(self.device), mask.to(self.device), model.stride)
 
     @torch.inference_mode()
     def _score(self) -> float:
         """Return the error on the validation images, hidden alike every time."""
         model, processes = self._plain_model().eval(), self.processes
-        generator = torch.Generator().manual_seed(self.config.train.seed)
+        rng = np.random.default_rng(self.config.train.seed)
         dataset = ImageDataset(self.splits.val, self.preprocess, cache=self.cache)
         errors, left = [], len(dataset)
         for batch in make_loader(
             dataset, self.config.train.batch_size, rank=processes.rank, processes=processes.count
         ):
             count = min(self.config.train.batch_size, left)
-            own = self._errors(model, batch.images, count, generator)
+            own = self._errors(model, batch.images, count, rng)
             errors.append(own[: max(count - processes.rank, 0)].cpu())  # no image counts twice
             left -= count
         total = float(torch.cat(errors).double().sum())
@@ -179,9 +179,9 @@ class Pretrainer(Trainer):
         model = self._plain_model().eval()
         split = self.splits.val.subset(range(min(PICTURES, len(self.splits.val))), "val")
         (batch,) = make_loader(ImageDataset(split, self.preprocess), len(split))
-        generator = torch.Generator().manual_seed(self.config.train.seed)
-        mask = random_mask(len(split), self.image_size // model.stride, generator)
-        images, mask = batch.images.to(self.accelerator.device), mask.to(self.accelerator.device)
+        rng = np.random.default_rng(self.config.train.seed)
+        mask = random_mask(len(split), self.image_size // model.stride, rng)
+        images, mask = batch.images.to(self.device), mask.to(self.device)
         hidden = _enlarge(mask, model.stride)[:, None]
         shown = [
             images.masked_fill(hidden, 0.5),

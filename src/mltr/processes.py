@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain
 from typing import Any, NoReturn
@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from mltr.errors import MltrError
@@ -45,6 +44,7 @@ class Processes:
     count: int = 1
     timeout_s: float = 1800.0  #: after which a process that doesn't answer is given up
     group: Any = None  #: of torch.distributed
+    device: torch.device = field(default=torch.device("cpu"))  #: on which this process computes
 
     @property
     def is_main(self) -> bool:
@@ -101,6 +101,11 @@ class Processes:
             raise MltrError(message)
         raise SystemExit(MltrError.exit_code)
 
+    def part(self) -> None:
+        """Leave the others at the end; nothing can be said to them afterwards."""
+        if dist.is_available() and dist.is_initialized():
+            PartialState().destroy_process_group()
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Turn the error of a process that doesn't answer into `MltrError` that names it."""
@@ -142,16 +147,14 @@ def may_restart_badly() -> bool:
 
 
 def join_processes(timeout_s: float) -> Processes:
-    """Meet the other processes that were launched, by accelerate, and return them all.
-
-    A further training in the same process may compute in another precision afterwards.
-    """
-    AcceleratorState._reset_state()
+    """Meet the other processes that were launched, by accelerate, and return them all."""
     timeout = timedelta(seconds=timeout_s)
     # Unless told so, accelerate looks for GPUs alone, and each process thinks it is the only one.
-    PartialState(launched_processes() > 1 and not torch.accelerator.is_available(), timeout=timeout)
+    state = PartialState(
+        launched_processes() > 1 and not torch.accelerator.is_available(), timeout=timeout
+    )
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return Processes()
+        return Processes(device=state.device)
     # Of no concern to anyone, and told by every process.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     group = dist.new_group(backend="gloo", timeout=timeout)
@@ -161,4 +164,4 @@ def join_processes(timeout_s: float) -> Processes:
             "export %s=1 first",
             OWN_STORE,
         )
-    return Processes(dist.get_rank(), dist.get_world_size(), timeout_s, group)
+    return Processes(dist.get_rank(), dist.get_world_size(), timeout_s, group, state.device)

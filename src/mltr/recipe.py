@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from mltr.config import Config
+from mltr.config import Config, TrainConfig
 from mltr.errors import MltrError, UsageError, did_you_mean
 
 # Where recipes lie: beside the user, in an installed package, in a checkout of the project.
@@ -44,6 +44,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     content = _read_yaml(path)
+    _translate(content)
     known = known_keys()
     for key in _keys_of(content):
         if key not in known:
@@ -75,6 +76,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not all(isinstance(section, dict) for section in sections):
         raise UsageError(f"{path}: a recipe has sections with keys, such as train: {{epochs: 3}}")
     return dict(content)
+
+
+def _translate(content: dict[str, Any]) -> None:
+    """Replace what recipes of earlier versions say: a warm-up in epochs by its share of them."""
+    section = content.get("train") or {}
+    epochs = section.get("epochs", TrainConfig().epochs)
+    if isinstance(section.get("warmup_epochs"), int | float) and isinstance(epochs, int) and epochs:
+        section["warmup"] = round(min(section.pop("warmup_epochs") / epochs, 1.0), 4)
 
 
 def known_keys(section: type = Config, prefix: str = "") -> list[str]:

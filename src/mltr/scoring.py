@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from mltr.bundle import SOFTMAX, read_calibration
@@ -22,6 +24,7 @@ from mltr.recipe import load_recipe
 from mltr.weights import CONFIG_FILE, Bundle, load_bundle, read_config
 
 SPLITS = ("test", "val", "train")
+DIVIDING = ("data.split_seed", "data.val_fraction", "data.test_fraction")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
         raise MltrError(f"{path} has no config.yaml, so what should it be scored on? Use a run")
     config = load_recipe(recipe, overrides)
     splits = open_splits(config.data)
+    if not any(option.removeprefix("--").startswith(DIVIDING) for option in overrides):
+        splits = as_trained(path, splits)
     if splits.train.classes != bundle.classes:
         found = splits.train.classes
         raise MltrError(
@@ -77,6 +82,38 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
             f" and the data has {len(found)} ({', '.join(found[:3])}, ...)"
         )
     return OpenRun(path, bundle, config, splits)
+
+
+def as_trained(folder: Path, splits: Splits) -> Splits:
+    """Return a run's images in the parts that it has them in, if they are the same images.
+
+    How a source is divided may change from version to version: a run keeps its own test images.
+    Raises `MltrError` where the run's list of them can't be read.
+    """
+    path = folder / "splits.json"
+    if not path.is_file():
+        return splits
+    try:
+        lists = json.loads(path.read_text("utf-8"))
+        then = {split.name: list(lists.get(split.name, ())) for split in splits}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise MltrError(f"{path} can't be read: {error}") from error
+    now = {split.name: [_as_json(name) for name in split.names] for split in splits}
+    names = [name for own in now.values() for name in own]
+    known = len(names) == len(set(names)) and sorted(names) == sorted(chain(*then.values()))
+    if now == then or not known:
+        return splits
+    records = dict(zip(names, chain(*splits), strict=True))
+    parts = (
+        Split(split.classes, [records[name] for name in then[split.name]], split.name, split.notes)
+        for split in splits
+    )
+    return Splits(*parts)
+
+
+def _as_json(name: str) -> str:
+    """Return a name as a JSON file gives it back."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def thresholds_of(folder: str | Path) -> tuple[float, ...] | None:

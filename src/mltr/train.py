@@ -86,13 +86,15 @@ def train(
     """Train, choose the best epoch on the validation images, score the test images once.
 
     Returns the test figures, which are also in the folder's metrics.json. Raises `MltrError` for
-    unusable data, a loss that stays bad, or too many broken images; after saving, where Ctrl-C
-    was pressed, `KeyboardInterrupt`, and on SIGTERM `SystemExit` with code 75.
+    unusable data, classes that all training images have or none, a loss that stays bad, or too
+    many broken images; after saving, where Ctrl-C was pressed, `KeyboardInterrupt`, and on SIGTERM
+    `SystemExit` with code 75.
     """
-    from mltr.data.sources import open_splits
+    from mltr.data.sources import check_classes, open_splits
     from mltr.trainer import Trainer
 
     splits = open_splits(config.data)
+    check_classes(config.data, splits.train)
     return run_trainer(Trainer, config, splits, folder, resume=resume, quiet=quiet)
 
 
@@ -101,7 +103,10 @@ def run_trainer(
     quiet: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Begin or resume a run, and bring it to its end."""
+    from mltr.scoring import as_trained
+
     if resume:
+        splits = as_trained(folder.path, splits)
         folder.check_images(splits)
     trainer = kind(config, splits, folder)
     with trainer.guarded():
@@ -113,5 +118,5 @@ def run_trainer(
             folder.begin(config, splits)
         trainer.fit()
         figures = trainer.finish(quiet)
-    trainer.accelerator.end_training()
+    trainer.processes.part()
     return figures

@@ -1,4 +1,4 @@
-"""The training loop and its state, on accelerate, in one process or in many."""
+"""The training loop and its state, in one process or in many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ from mltr.memory import keep_freed_memory
 from mltr.metrics import evaluate, top_accuracy
 from mltr.model import default_image_size
 from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
-from mltr.precision import AUTOCAST, choose_precision
+from mltr.precision import AUTOCAST, autocast, choose_precision
 from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
 from mltr.processes import join_processes
 from mltr.runs import RunFolder, draw_curves
@@ -88,12 +87,10 @@ class Trainer:
             torch.set_num_threads(settings.threads)
         set_seed(settings.seed)
         self.processes = join_processes(settings.timeout_s)
-        self.precision = choose_precision(settings.precision, PartialState().device)
-        self.accelerator = Accelerator(
-            mixed_precision="no" if self.precision == "fp32" else self.precision,
-            gradient_accumulation_steps=settings.accumulation,
-        )
-        if self.accelerator.device.type == "cpu":
+        self.device = self.processes.device
+        self.precision = choose_precision(settings.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        if self.device.type == "cpu":
             keep_freed_memory()
         self._check_sizes()
         self.states = States(folder.checkpoints, self.processes)
@@ -104,14 +101,14 @@ class Trainer:
         self._prepare_network(self._build_model())
         if self.processes.rank:  # dropout of its own, once all have built the same network
             set_seed(settings.seed + self.processes.rank)
-        self.loss = build_loss(config.loss).to(self.accelerator.device)
+        self.loss = build_loss(config.loss).to(self.device)
         sizes = growing_sizes(settings.min_size, self.image_size, settings.epochs)
         dataset = ImageDataset(
             splits.train, self.preprocess, config.augment, settings.seed, sizes, self.cache
         )
         self.loader = make_loader(
             dataset, settings.batch_size, shuffle=True, drop_last=True,
-            workers=config.data.workers, seed=settings.seed, device=self.accelerator.device,
+            workers=config.data.workers, seed=settings.seed, device=self.device,
             rank=self.processes.rank, processes=self.processes.count,
             repeats=config.augment.repeats,
         )  # fmt: skip
@@ -119,7 +116,8 @@ class Trainer:
         self.rows = folder.read_log()
         self.interrupted: int = 0  #: the signal that asks this process to stop
         self.asked_to_stop: int = 0  #: the one that all processes have agreed on
-        self.save_is_due = self.is_finishing = self.is_spoiled = False
+        self.save_is_due = self.is_finishing = self.is_spoiled = self.is_complete = False
+        self.cells: list[float] = []  #: what each batch counts of the optimiser step under way
         self.saved_at, self.saved_name = time.monotonic(), ""
         self.clock = time.perf_counter()
         self.processes.wait()  # all have looked into the folder: now it may change
@@ -145,7 +143,7 @@ class Trainer:
 
     def _prepare_network(self, model: Any) -> None:
         """Put the network on its device, in whole or divided, with its optimiser and average."""
-        settings, device = self.config.train, self.accelerator.device
+        settings, device = self.config.train, self.device
         self.is_sharded = settings.sharding == "fsdp" and self.processes.count > 1
         if self.processes.count > 1 and device.type == "cuda":  # torch has none for CPUs
             model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -157,9 +155,8 @@ class Trainer:
         if self.is_sharded:
             shard(model, self.processes.count, device)
         self.average = AveragedModel(model, settings.ema_decay) if settings.ema_decay else None
-        self.optimizer = self.accelerator.prepare(make_optimizer(model, settings))
+        self.optimizer = make_optimizer(model, settings)
         if self.processes.count > 1 and not self.is_sharded:
-            # Not by accelerate, which changes how the network itself computes.
             model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
         self.model = model
         self.forward = torch.compile(self.model) if settings.compile else self.model
@@ -217,9 +214,9 @@ class Trainer:
             with self._accumulate():
                 self._step(batch)
             progress.batch += 1
-            if self.accelerator.sync_gradients and self.asked_to_stop:
+            if self.is_complete and self.asked_to_stop:
                 self._stop()
-            if self.accelerator.sync_gradients and self.save_is_due:
+            if self.is_complete and self.save_is_due:
                 self.save()
 
     @contextmanager
@@ -229,9 +226,9 @@ class Trainer:
         So no gradient is left over at an epoch's end, where a checkpoint wouldn't hold it.
         """
         done = self.progress.batch + 1
-        complete = done % self.config.train.accumulation == 0 or done == len(self.loader)
-        self.accelerator.sync_gradients = complete
-        with nullcontext() if complete else self.accelerator.no_sync(self.model):
+        self.is_complete = done % self.config.train.accumulation == 0 or done == len(self.loader)
+        waits = isinstance(self.model, DistributedDataParallel) and not self.is_complete
+        with self.model.no_sync() if waits else nullcontext():
             yield
 
     def _step(self, batch: Batch) -> None:
@@ -241,15 +238,17 @@ class Trainer:
         if reason:
             self._leave_out(reason, losses, batch.indices)
         if not self.is_spoiled:
-            self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients:
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.is_complete:
             self._update(losses, batch.indices)
 
     def _agree(self, losses: Tensor, cells: Tensor, batch: Batch) -> tuple[Tensor, str]:
         """Return the loss to go back from, and what is wrong with that of all processes.
 
         Their gradients are averaged afterwards; what is returned makes that the gradient of the
-        whole batch, whatever the shares. In passing they tell each other what else concerns all.
+        whole batch, whatever the shares. A mean is taken over what the first batch of a step
+        counts: `_update` knows what all of them do. In passing the processes tell each other what
+        else concerns all.
         """
         progress, settings = self.progress, self.config.train
         due = time.monotonic() - self.saved_at >= 60 * settings.save_minutes
@@ -269,35 +268,47 @@ class Trainer:
             progress.usual_loss = usual_after(per_image, progress.usual_loss)
             progress.loss_sum += per_image * images
             progress.images_seen += int(images)
-        return losses.sum() * (self.processes.count / divisor), reason
+        self.cells.append(count)
+        first = max(self.cells[0], 1) if self.is_mean else 1
+        return losses.sum() * (self.processes.count / first), reason
 
     def _update(self, losses: Tensor, indices: Tensor) -> None:
         """Make an optimiser step, unless something about it is bad."""
         settings, progress = self.config.train, self.progress
-        share = settings.warmup_epochs / settings.epochs
-        factor = lr_factor(progress.step / self.total_steps, share, settings.schedule)
+        done = progress.step / self.total_steps
+        factor = lr_factor(done, settings.warmup, settings.schedule)
         set_lr(self.optimizer, settings.lr * factor)
         if not self.is_spoiled:
-            greatest = settings.clip_grad or math.inf
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), greatest)
-            norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            norm = self._clip_gradient()
             # In fp16 the gradient overflows now and then; the scaler leaves these steps out.
-            if not math.isfinite(norm) and self.accelerator.scaler is None:
+            if not math.isfinite(norm) and not self.scaler.is_enabled():
                 self._leave_out(f"the gradient is {norm}", losses, indices)
         if not self.is_spoiled:
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             progress.bad_steps = 0
             if self.average is not None:
                 self.average.update(self._plain_model(), progress.step)
         self.optimizer.zero_grad()
         progress.step += 1
-        self.is_spoiled = False
+        self.is_spoiled, self.cells = False, []
+
+    def _clip_gradient(self) -> float:
+        """Make the gradient that of the whole step, limit its norm, and return that norm."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if self.is_mean and len(self.cells) > 1:
+            for parameter in parameters:
+                parameter.grad.mul_(max(self.cells[0], 1) / max(sum(self.cells), 1))
+        greatest = self.config.train.clip_grad or math.inf
+        norm = nn.utils.clip_grad_norm_(parameters, greatest)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return for each image the sum of its losses [B] and over how many cells it is [B]."""
         images, targets = self._mix(images, targets)
-        device = self.accelerator.device
-        with self.accelerator.autocast():
+        device = self.device
+        with autocast(self.precision, device):
             logits = self.forward(images.to(device))
         return self.loss.per_image(logits, targets.to(device))
 
@@ -308,11 +319,10 @@ class Trainer:
             return images, targets
         return mix_batch(images, targets, augment.mixup, augment.cutmix, self._generator())
 
-    def _generator(self) -> torch.Generator:
-        """Return random numbers of this step alone, the same after a resume."""
-        return torch.Generator().manual_seed(
-            self.config.train.seed * 1_000_003 + self.progress.epoch * 10_007 + self.progress.batch
-        )
+    def _generator(self) -> np.random.Generator:
+        """Return random numbers of this batch alone, the same after a resume."""
+        place = (self.config.train.seed, self.progress.epoch, self.progress.batch)
+        return np.random.default_rng((*place, 0, 1))  # apart from those of single images
 
     def _end_epoch(self, last: int) -> None:
         """Validate, keep the best weights, save, and tell."""
@@ -397,14 +407,15 @@ class Trainer:
     def _predict(self, split: Split, cache: Cache | None) -> Predictions:
         return predict_split(
             self._plain_model(), split, self.preprocess, batch_size=self.config.train.batch_size,
-            workers=0 if cache else self.config.data.workers, device=self.accelerator.device,
+            workers=0 if cache else self.config.data.workers, device=self.device,
             autocast=AUTOCAST[self.precision], cache=cache, processes=self.processes,
             single_label=self.single_label,
         )  # fmt: skip
 
     def _plain_model(self) -> Any:
-        """Return the network without accelerate's wrapping."""
-        return self.accelerator.unwrap_model(self.model)
+        """Return the network without the wrapping of several processes."""
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        return self.model.module if wrapped else self.model
 
     # -- what can go wrong ---------------------------------------------------------------------
 
@@ -481,13 +492,12 @@ class Trainer:
         self.saved_at = time.monotonic()
         if name == self.saved_name:
             return True
-        scaler = self.accelerator.scaler
         shared = {
             "progress": asdict(self.progress),
             "model": self._plain_model().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.weights if self.average else None,
-            "scaler": scaler.state_dict() if scaler else None,
+            "scaler": self.scaler.state_dict(),
         }
         try:
             self.states.write(name, shared, random_states(), needs=self.progress.best_name)
@@ -508,11 +518,11 @@ class Trainer:
         model.load_state_dict(placed_like(shared["model"], templates))
         load_optimizer(self.optimizer, shared["optimizer"])
         if self.average is not None:
-            device = self.accelerator.device
+            device = self.device
             average = placed_like(shared["average"], templates)
             self.average.weights = {name: value.to(device) for name, value in average.items()}
-        if self.accelerator.scaler and shared["scaler"]:
-            self.accelerator.scaler.load_state_dict(shared["scaler"])
+        if self.scaler.is_enabled() and shared["scaler"]:
+            self.scaler.load_state_dict(shared["scaler"])
         if own:  # nothing, where there are more processes now than then
             set_random_states(own)
         self.progress = Progress(**shared["progress"])
@@ -581,7 +591,7 @@ class Trainer:
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         log.info(
             "%s, %.2f M parameters, %d px, %d epochs, on %s%s; run folder: %s",
-            self.config.model.name, parameters, self.image_size, last, self.accelerator.device.type,
+            self.config.model.name, parameters, self.image_size, last, self.device.type,
             f" x {self.processes.count}" if self.processes.count > 1 else "", self.folder.path,
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -126,6 +126,18 @@ class Split:
     def file_sizes(self) -> list[int]:
         """Return the bytes of each record's image file, where that is known; else 0."""
         return [_file_size(record.image) for record in self.records]
+
+    def count_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return how many images have each class, and how many are known not to: each [K]."""
+        positives, negatives = np.zeros((2, len(self.classes)), np.int64)
+        for record in self.records:
+            positives += record.labels == 1
+            negatives += record.labels == 0
+        return positives, negatives
+
+    def take_unknown_as_negative(self) -> None:
+        """Let every label that isn't known be 0."""
+        self.records = [replace(r, labels=np.maximum(r.labels, 0)) for r in self.records]
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return the order in which an epoch of training goes through the records."""

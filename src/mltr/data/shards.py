@@ -296,6 +296,19 @@ class ShardSplit(Split):
             targets[np.repeat(np.arange(len(self)), np.diff(lists.starts)), lists.values] = value
         return targets
 
+    def count_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return how many images have each class, and how many are known not to: each [K]."""
+        positives, unknown = (
+            np.bincount(lists.values, minlength=len(self.classes))
+            for lists in (self.records.positive, self.records.unknown)
+        )
+        return positives, len(self) - positives - unknown
+
+    def take_unknown_as_negative(self) -> None:
+        """Let every label that isn't known be 0."""
+        lists = self.records.unknown
+        lists.starts, lists.values = np.zeros_like(lists.starts), lists.values[:0]
+
     @property
     def names(self) -> list[str]:
         """The names of all records."""

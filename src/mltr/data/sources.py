@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mltr.config import DataConfig
 from mltr.data.coco import read_coco
@@ -16,7 +18,7 @@ from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.nuswide import read_nuswide
 from mltr.data.records import Record, Split, Splits, read_class_list
 from mltr.data.shards import is_address, is_shards, read_shards
-from mltr.data.stratify import stratified_split
+from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.table import read_table
 from mltr.data.voc import find_voc, has_list, read_voc
 from mltr.data.walk import find_images
@@ -24,6 +26,8 @@ from mltr.errors import MltrError, UsageError, did_you_mean
 
 log = logging.getLogger(__name__)
 
+WITH_OWN_CLASSES = ("scenes", "coco", "voc", "nuswide", "shards")
+SHOWN = 12  #: classes named in a message at most
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 
 
@@ -36,34 +40,52 @@ def open_splits(config: DataConfig) -> Splits:
     without an image file are dropped and counted in each split's notes. Raises `MltrError` for an
     unreadable source, an empty split, or more missing files than `data.max_broken` allows.
     """
-    if config.format == "images":
+    form = _find_format(config)
+    if form == "images":
         raise UsageError("data.format images has no labels: it is for mltr pretrain and mltr shard")
-    if config.format == "scenes":
+    if form == "scenes":
         from mltr.data.scenes import read_scenes
 
         return read_scenes(config.scenes)
-    if not config.root:
-        raise UsageError("data.root is not set: say where the photos are by --data.root FOLDER")
-    root = Path(config.root)
-    if config.root.startswith(PREFIX):
-        form = "huggingface"
-    elif is_address(config.root):
-        form = "shards"
-    elif not root.exists():
-        raise MltrError(
-            f"data.root {root}: no such file or folder; if it has moved, say where it is now by "
-            "--data.root NEW"
-        )
-    else:
-        form = detect_format(root) if config.format == "auto" else config.format
-    splits = OPENERS[form](root, config)
+    splits = OPENERS[form](Path(config.root), config)
     _drop_missing(splits, config.max_broken)
     for split in splits:
         if not len(split):
             raise MltrError(f"{config.root}: the {split.name} split is empty")
+        if config.missing == "negative":
+            split.take_unknown_as_negative()
     if not any((record.labels == 1).any() for record in splits.train):
         raise MltrError(f"{config.root}: no training image has any label")
     return splits
+
+
+def check_classes(config: DataConfig, train: Split) -> None:
+    """Raise `MltrError` for classes that training images can't teach: all have them, or none.
+
+    The latter is no error where the source has a list of classes of its own, such as COCO's.
+    """
+    positives, negatives = train.count_labels()
+
+    def named(chosen: NDArray[np.bool_]) -> str:
+        names = [train.classes[index] for index in np.flatnonzero(chosen)]
+        return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" * (len(names) > SHOWN))
+
+    if not negatives.all():
+        unknown = (positives + negatives < len(train))[negatives == 0].any()
+        way_out = (
+            "if an empty cell means no, say so by --data.missing negative"
+            if unknown
+            else "add images without them, or leave these classes out"
+        )
+        raise MltrError(
+            f"no training image is known to be without: {named(negatives == 0)}; a network would "
+            f"learn to say yes to every picture: {way_out}"
+        )
+    if not positives.all() and _find_format(config) not in WITH_OWN_CLASSES:
+        raise MltrError(
+            f"no training image has: {named(positives == 0)}; add images with them, or leave these "
+            "classes out"
+        )
 
 
 def open_images(config: DataConfig) -> Splits:
@@ -86,9 +108,28 @@ def open_images(config: DataConfig) -> Splits:
                 raise
     nothing = np.zeros(0, np.int8)
     records = [Record(path, str(path.relative_to(root)), nothing) for path in find_images(root)]
-    if len(records) < 2:
-        raise MltrError(f"{root}: {len(records)} images; looked for {', '.join(IMAGE_SUFFIXES)}")
+    if not records:
+        raise MltrError(f"{root}: no images; looked for {', '.join(IMAGE_SUFFIXES)}")
     return _hold_out_val(Split((), records), Split((), []), config)
+
+
+def _find_format(config: DataConfig) -> str:
+    """Return the format of a source; raises `MltrError` if there is no such source."""
+    if config.format in ("images", "scenes"):
+        return config.format
+    if not config.root:
+        raise UsageError("data.root is not set: say where the photos are by --data.root FOLDER")
+    if config.root.startswith(PREFIX):
+        return "huggingface"
+    if is_address(config.root):
+        return "shards"
+    root = Path(config.root)
+    if not root.exists():
+        raise MltrError(
+            f"data.root {root}: no such file or folder; if it has moved, say where it is now by "
+            "--data.root NEW"
+        )
+    return detect_format(root) if config.format == "auto" else config.format
 
 
 def parse_source(source: str) -> tuple[str, str]:
@@ -285,9 +326,11 @@ def _divide(whole: Split, config: DataConfig) -> Splits:
 def _complete(train: Split, val: Split, test: Split, config: DataConfig) -> Splits:
     """Hold out what is missing of validation and test from the training part."""
     notes = train.notes
-    if not test.records:
+    missing = [n for n, part in (("test_fraction", test), ("val_fraction", val)) if not len(part)]
+    _check_number(len(train), missing, config)
+    if not len(test):
         train, test = _hold_out(train, config.test_fraction, config.split_seed)
-    if not val.records:
+    if not len(val):
         splits = _hold_out_val(train, test, config)
     else:
         splits = Splits(_named(train, "train"), _named(val, "val"), _named(test, "test"))
@@ -295,7 +338,28 @@ def _complete(train: Split, val: Split, test: Split, config: DataConfig) -> Spli
     return splits
 
 
+def _check_number(number: int, names: Sequence[str], config: DataConfig) -> None:
+    """Raise `MltrError` where some part would be empty after holding out these fractions."""
+    fractions = [getattr(config, name) for name in names]
+
+    def suffices(left: int) -> bool:
+        for fraction in fractions:
+            left, held_out = part_sizes(left, (1 - fraction, fraction))
+            if not (left and held_out):
+                return False
+        return True
+
+    if not suffices(number):
+        shares = " and ".join(f"data.{name} {getattr(config, name):g}" for name in names)
+        raise MltrError(
+            f"{number} {'image is' if number == 1 else 'images are'} too few to hold out "
+            f"{shares}: that takes at least {next(filter(suffices, count(1)))} images; add more, "
+            "or raise these shares"
+        )
+
+
 def _hold_out_val(train: Split, test: Split, config: DataConfig) -> Splits:
+    _check_number(len(train), ["val_fraction"], config)
     kept, val = _hold_out(train, config.val_fraction, config.split_seed)
     kept.notes = dict(train.notes)
     return Splits(_named(kept, "train"), _named(val, "val"), _named(test, "test"))

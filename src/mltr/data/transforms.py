@@ -138,23 +138,21 @@ def to_floats(planes: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def mix_batch(
-    images: Tensor, targets: Tensor, mixup: float, cutmix: float, generator: torch.Generator
+    images: Tensor, targets: Tensor, mixup: float, cutmix: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Mix each image with another of the batch: mixup (arXiv 1710.09412) or cutmix (1905.04899).
 
     images [B, 3, S, S], targets [B, K] in {1, 0, -1}. With both parameters set, a coin decides.
     Returns mixed images and soft targets; a cell unknown in either image stays unknown (-1).
     """
-    is_cutmix = cutmix > 0 and (mixup == 0 or bool(torch.rand((), generator=generator) < 0.5))
+    is_cutmix = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
     alpha = cutmix if is_cutmix else mixup
-    seed = int(torch.randint(0, 2**31, (), generator=generator))
-    share = float(np.random.default_rng(seed).beta(alpha, alpha))
-    other = torch.randperm(len(images), generator=generator)
+    share = float(rng.beta(alpha, alpha))
+    other = torch.from_numpy(rng.permutation(len(images)))
     if is_cutmix:
         H, W = images.shape[2:]
         height, width = (round(side * math.sqrt(1 - share)) for side in (H, W))
-        top = int(torch.randint(0, H - height + 1, (), generator=generator))
-        left = int(torch.randint(0, W - width + 1, (), generator=generator))
+        top, left = int(rng.integers(H - height + 1)), int(rng.integers(W - width + 1))
         mixed = images.clone()
         place = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
         mixed[place] = images[other][place]

@@ -55,7 +55,7 @@ class _Probe(Trainer):
         return Cache(self.folder.path / "cache") if self.config.data.cache else None
 
     def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if self.accelerator.device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.begun.append(time.perf_counter())
         return super()._compute_loss(images, targets)
