@@ -213,6 +213,12 @@ def tag(
             tally.is_written = True
         except (KeyboardInterrupt, SystemExit) as error:
             tally.interruption = error
+    if journal is not None and journal.damaged:
+        print(
+            f"{journal.path} is damaged; what it said of {journal.damaged:,} images was not "
+            "believed, and they were predicted anew",
+            file=sys.stderr,
+        )
     if tally.tiles:
         write_sheet(args.sheet, tally.tiles)
     _tell_summary(tally, out)
