@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mltr.errors import UsageError
+from mltr.locks import locked_folder
 from mltr.serve.command import DEFAULT_PORT, HOST, check_address, serve
 from mltr.serve.settings import Settings
 
@@ -43,9 +44,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.serve:
         check_address(HOST, args.port)  # before the training, not after it
     config = load_recipe(find_recipe(RECIPE), QUICK if args.quick else overrides)
-    folder = open_run(Path(args.out), config, resume=False, overwrite=args.overwrite)
-    figures = train(config, folder, quiet=args.json == "-")
-    page = write_demo_page(folder.path, figures)
+    with locked_folder(Path(args.out)):
+        folder = open_run(Path(args.out), config, resume=False, overwrite=args.overwrite)
+        figures = train(config, folder, quiet=args.json == "-")
+        page = write_demo_page(folder.path, figures)
     if args.json:
         write_figures(args.json, figures)
     if args.json != "-":

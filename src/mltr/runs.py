@@ -136,8 +136,9 @@ def default_folder(recipe: str) -> Path:
 def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> RunFolder:
     """Return the folder of a run, new or to be resumed; no file in it is touched yet.
 
-    Raises `UsageError` where a run would be overwritten without `overwrite`, and `MltrError` where
-    there is nothing to resume or it was started with another recipe.
+    The caller holds the folder by `locked_folder`. Raises `UsageError` where a run would be
+    overwritten without `overwrite`, and `MltrError` where there is nothing to resume or it was
+    started with another recipe.
     """
     folder = RunFolder(path)
     if resume and overwrite:
@@ -151,17 +152,11 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
             )
         check_recipe(folder, config)
         return folder
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; --out names a folder")
     if folder.holds_a_run() and not overwrite:
         raise UsageError(
             f"{path} holds a run already: go on with it by --resume, replace it by "
             "--overwrite, or choose another --out"
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MltrError(f"can't make the folder {path}: {error.strerror}") from error
     return folder
 
 

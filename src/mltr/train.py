@@ -6,12 +6,14 @@ import argparse
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltr.config import Config
 from mltr.errors import UsageError
 from mltr.launch import launched_processes, launched_rank
+from mltr.locks import locked_folder
 
 if TYPE_CHECKING:
     from mltr.data.records import Splits
@@ -55,21 +57,24 @@ def run_recipe(
     from mltr.runs import RunFolder, check_recipe, default_folder, open_run, write_figures
 
     config = load_recipe(find_recipe(args.recipe), overrides)
+    if args.auto_resume and (args.resume or args.overwrite):
+        raise UsageError("--auto-resume decides itself: leave out --resume and --overwrite")
     if not args.out and (args.auto_resume or launched_processes() > 1):
         raise UsageError("name the run's folder by --out: all processes and restarts need the same")
     out = Path(args.out) if args.out else default_folder(args.recipe)
-    folder, resume, overwrite = RunFolder(out), args.resume, args.overwrite
-    if args.auto_resume:
-        if resume or overwrite:
-            raise UsageError("--auto-resume decides itself: leave out --resume and --overwrite")
-        resume, overwrite = folder.holds_a_state(), folder.has_only_begun()
+    folder = RunFolder(out)
     if args.auto_resume and folder.metrics.is_file():
         check_recipe(folder, config)
         log.info("%s is finished already", out)
         figures = json.loads(folder.metrics.read_text())
     else:
-        folder = open_run(out, config, resume=resume, overwrite=overwrite)
-        figures = job(config, folder, resume=resume, quiet=args.json == "-")
+        # One lock for all processes of a training.
+        with locked_folder(out) if launched_rank() == 0 else nullcontext():
+            resume, overwrite = args.resume, args.overwrite
+            if args.auto_resume:
+                resume, overwrite = folder.holds_a_state(), folder.has_only_begun()
+            folder = open_run(out, config, resume=resume, overwrite=overwrite)
+            figures = job(config, folder, resume=resume, quiet=args.json == "-")
     if args.json and launched_rank() == 0:
         write_figures(args.json, figures)
     return 0
