@@ -17,6 +17,7 @@ from mltr.errors import MltrError
 
 Writer = Callable[[Path], object]
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LONGEST_SUFFIX = 32  #: characters; what formats are known by is far shorter
 
 
@@ -83,6 +84,14 @@ def check_target(path: str | Path, follow_links: bool = False) -> Path:
     if not stat.S_ISREG(kind):
         raise MltrError(f"can't write {target}: {describe_kind(kind)} is there, not a file")
     return target
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there; raises `MltrError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MltrError(f"can't make the folder {folder}: {error.strerror or error}") from error
 
 
 def describe_kind(mode: int) -> str:
@@ -169,7 +178,7 @@ def _explain_write_error(path: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     kept = " (the previous one is untouched)" if path.is_file() else ""
     advice = ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         advice = "; free some space or write to another disk"
     return f"can't write {path}{kept}: {reason}{advice}"
 

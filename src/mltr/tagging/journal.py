@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mltr.data.images import check_image
 from mltr.errors import BrokenImage, MltrError, UsageError
-from mltr.files import check_target
+from mltr.files import check_target, make_folder
 
 if TYPE_CHECKING:
     from mltr.data.records import PackedImage
@@ -224,8 +224,8 @@ def _create(path: Path) -> None:
     for suffix in COMPANIONS:
         check_target(f"{path}{suffix}")
     check_target(path)
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab"):
             pass
     except OSError as error:
