@@ -111,13 +111,13 @@ class Journal:
     def _open(self, fingerprint: str, anew: bool) -> None:
         query = self._connection.execute
         query("PRAGMA locking_mode = EXCLUSIVE")
-        query("PRAGMA journal_mode = WAL")
-        query("PRAGMA synchronous = FULL")
         version = query("PRAGMA user_version").fetchone()[0]
         if version not in (0, FORMAT_VERSION):
             raise UsageError(f"{self.path} is of another version of mltr: delete it to start anew")
         if version == 0 and query("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
             raise UsageError(f"{self.path} is a database of something else: write to another name")
+        query("PRAGMA journal_mode = WAL")
+        query("PRAGMA synchronous = FULL")
         self._connection.executescript(SCHEMA)
         query(f"PRAGMA user_version = {FORMAT_VERSION}")
         models = [row[0] for row in query("SELECT fingerprint FROM model")]
