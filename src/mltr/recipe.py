@@ -75,7 +75,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content: Any = loader.construct_document(root) if root else None
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deeply, or within itself") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # such as a thirteenth month
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise MltrError(f"{path}: can't be read: {error.strerror}") from error
