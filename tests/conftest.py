@@ -66,3 +66,15 @@ def browser() -> Iterator[Any]:
         opened = playwright.chromium.launch(executable_path=chromium, args=quiet)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What `predicting.command` predicts with."""
+    from predicting import MeanColour, as_predictor
+
+    from mltr.tagging import predict
+
+    network = MeanColour()
+    monkeypatch.setattr(predict, "load", lambda *_: as_predictor(network))
+    return network

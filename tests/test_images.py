@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import os
+import struct
+import subprocess
+import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +20,10 @@ from making import write_image
 from PIL import Image
 
 from mltr.data import Preprocess, find_images, open_image
-from mltr.data.images import LEAST_SHARE, open_reduced
+from mltr.data.images import FORMATS, LEAST_SHARE, open_reduced
 from mltr.data.preprocess import read_squashed, squash
 from mltr.errors import BrokenImage, MltrError
+from mltr.predictor import to_image
 
 
 def corner(path: Path) -> tuple[int, ...]:
@@ -72,6 +79,62 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert grey.tolist() == [0, 63, 127, 255]
 
 
+def png(bits: int, colour: int, row: bytes, width: int, key: bytes = b"") -> bytes:
+    """A PNG of one row, byte by byte."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, 1, bits, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + (chunk(b"tRNS", key) if key else b"")
+        + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def tiff(bits: int, row: bytes, width: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """A grey TIFF of one row, uncompressed, little-endian."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: 1,
+            279: len(row), 339: sample_format}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0" + row
+
+
+def greys(content: bytes) -> list[int]:
+    pixels = np.asarray(open_image(content))
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[0, :, 0].tolist()
+
+
+def test_white_is_what_the_format_says() -> None:
+    sixteen = struct.pack(">5H", 0, 200, 257, 25700, 65535)
+    assert greys(png(16, 0, sixteen, 5)) == [0, 0, 1, 100, 255]
+    assert greys(png(16, 0, struct.pack(">2H", 100, 200), 2)) == [0, 0]  # a dark picture is dark
+    assert greys(tiff(16, struct.pack("<3H", 0, 25700, 65535), 3)) == [0, 100, 255]
+    assert greys(tiff(16, struct.pack("<2H", 200, 255), 2)) == [0, 0]
+    # 12 bits, two values in three bytes: 0, 15, 2055, 4095.
+    assert greys(tiff(12, bytes.fromhex("00000f807fff"), 4)) == [0, 0, 127, 255]
+    assert greys(tiff(32, struct.pack("<3I", 0, 2**31, 2**32 - 1), 3)) == [0, 127, 255]
+    # White is zero.
+    assert greys(tiff(16, struct.pack("<3H", 0, 25700, 65535), 3, photometric=0)) == [255, 155, 0]
+    # With a sign there is no white in the format: the smallest of 255 and 65535 that holds all.
+    assert greys(tiff(16, struct.pack("<3h", -5, 100, 255), 3, sample_format=2)) == [0, 100, 255]
+
+
+def test_a_transparent_value_shows_white_in_any_depth() -> None:
+    white = 255
+    assert greys(png(16, 0, struct.pack(">3H", 0, 200, 65535), 3, struct.pack(">H", 200))) == [
+        0, white, 255,
+    ]  # fmt: skip
+    assert greys(png(16, 0, struct.pack(">2H", 0, 25700), 2, struct.pack(">H", 0))) == [white, 100]
+    assert greys(png(8, 0, bytes([9, 5]), 2, struct.pack(">H", 9))) == [white, 5]
+    assert greys(png(4, 0, bytes([0x5A]), 2, struct.pack(">H", 5))) == [white, 0xA * 17]
+    assert greys(png(2, 0, bytes([0b00_01_10_00]), 3, struct.pack(">H", 1))) == [0, white, 170]
+    colours = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x0101, 0x0101, 0x0101)
+    assert greys(png(16, 2, colours, 2, colours[:6])) == [white, 1]
+
+
 @pytest.mark.parametrize("white", [1.0, 255.0, 65535.0, 1e6])
 def test_float_grey_keeps_its_shades(tmp_path: Path, white: float) -> None:
     values = np.linspace(0, white, 5, dtype=np.float32)[None]
@@ -99,6 +162,14 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert turned.size == (20, 40)
     assert turned.getpixel((10, 5))[0] > 200
     assert turned.getpixel((10, 35))[0] < 50
+
+
+def test_a_picture_set_upright_is_not_turned_again(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    slope(40, 20).save(tmp_path / "a.jpg", exif=exif)
+    once = open_image(tmp_path / "a.jpg")
+    assert np.array_equal(np.asarray(to_image(once)), np.asarray(once))
 
 
 def slope(width: int, height: int) -> Image.Image:
@@ -186,6 +257,21 @@ def test_a_damaged_exif_block_costs_neither_the_image_nor_a_warning(tmp_path: Pa
         assert open_image(tmp_path / "a.jpg").size == (16, 8)
 
 
+@pytest.mark.parametrize("kind", [5, 7, 2, 12])
+def test_odd_exif_entries_cost_no_image(kind: int) -> None:
+    """Their types are no longer what their tags say; the orientation is still right."""
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x010F: "maker of cameras", 0x011A: 72.0})
+    content = encoded("JPEG", exif=exif)
+    start = content.index(b"MM\0*") + 10
+    for entry in range(start, start + 36, 12):
+        if content[entry : entry + 2] == b"\x01\x12":
+            continue
+        odd = bytearray(content)
+        odd[entry + 2 : entry + 4] = kind.to_bytes(2, "big")
+        assert open_image(bytes(odd)).size == (24, 28)
+
+
 def test_a_photo_pair_of_a_phone_gives_the_first(tmp_path: Path) -> None:
     second = Image.new("RGB", (16, 16), "blue")
     Image.new("RGB", (16, 16), "red").save(
@@ -264,6 +350,66 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None
             open_image(tmp_path / "bomb.png")
     with pytest.raises(BrokenImage, match="24 x 20, more pixels than the limit of 100"):
         open_image(write_image(tmp_path / "small.png"), max_pixels=100)
+
+
+def test_a_tiff_with_a_huge_tile_is_refused_before_room_is_made_for_it() -> None:
+    tags = {256: 16, 257: 16, 258: 8, 259: 5, 262: 1, 277: 1, 322: 32_768, 323: 32_768, 324: 200,
+            325: 9}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(100)
+    with pytest.raises(BrokenImage, match="a tile of more pixels than the limit"):
+        open_image(content)
+
+
+def test_a_jpeg_with_thousands_of_scans_is_refused_at_once(tmp_path: Path) -> None:
+    content = encoded("JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    (tmp_path / "a.jpg").write_bytes(content[:last] + content[last:-2] * 5000 + b"\xff\xd9")
+    with pytest.raises(BrokenImage, match=r"a\.jpg: 5,0\d\d scans, more than the limit of 100"):
+        open_image(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert open_image(tmp_path / "a.jpg").size == (28, 24)
+
+
+def test_giants_and_pipes_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "giant.jpg").open("wb") as file:
+        file.write(encoded("JPEG"))
+        file.truncate(40 * 10**9)
+    with pytest.raises(BrokenImage, match=r"giant\.jpg: 40,000,000,000 bytes, more than the limit"):
+        open_image(tmp_path / "giant.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BrokenImage, match=r"pipe\.jpg: a pipe, not an image"):
+        open_image(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(BrokenImage, match=r"loop\.jpg: Too many levels of symbolic links"):
+        open_image(tmp_path / "loop.jpg")
+
+
+def test_deep_images_take_no_more_memory_than_others() -> None:
+    """30 megapixels of 16 bits in a fresh process: the picture in RGB alone has 115 MiB."""
+    code = (
+        "import io, resource, sys; import numpy as np; from PIL import Image\n"
+        "from mltr.data import open_image\n"
+        "stream = io.BytesIO(); Image.new('I;16', (6000, 5000)).save(stream, 'PNG')\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before = peak(); open_image(stream.getvalue()); print(peak() - before)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 260
+
+
+def test_damaged_files_of_every_format_are_predicted_or_refused() -> None:
+    """A part of what `benchmarks/fuzz_images.py` does with 20,000 files."""
+    path = Path(__file__).parents[1] / "benchmarks" / "fuzz_images.py"
+    spec = importlib.util.spec_from_file_location("fuzz_images", path)
+    assert spec is not None and spec.loader is not None
+    fuzz_images = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fuzz_images)
+    outcomes, wrong, slowest = fuzz_images.fuzz(600, seed=1)
+    assert not wrong, [repr(error) for _, error in wrong.values()]
+    assert outcomes.total() == 600
+    assert {form for form, outcome in outcomes if outcome == "predicted"} == set(FORMATS)
+    assert slowest < 10
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:

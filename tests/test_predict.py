@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -269,12 +270,15 @@ def test_json_lines(bundle: Path, photos: Path, capsys: pytest.CaptureFixture[st
 
 def test_csv_and_parquet_say_the_same(bundle: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "broken.jpg").write_bytes(b"oh no")
-    for name in ("a.csv", "a.parquet", "a.jsonl"):
+    for name in ("a.csv", "a.parquet", "a.jsonl", "a.json", "a.tsv"):
         assert command(bundle, photos, "--out", tmp_path / name) == 1
     with (tmp_path / "a.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     table = pq.read_table(tmp_path / "a.parquet")
     rows = json_rows((tmp_path / "a.jsonl").read_text())
+    assert json.loads((tmp_path / "a.json").read_text()) == rows
+    with (tmp_path / "a.tsv").open(newline="") as file:
+        assert list(csv.DictReader(file, delimiter="\t")) == lines
     columns = ["path", "labels", "probs", "error", "sea", "sunset", "tree", "class:path"]
     assert list(lines[0]) == table.column_names == columns
     for line, record, row in zip(lines, table.to_pylist(), rows, strict=True):
@@ -366,17 +370,23 @@ def test_paths_come_as_files_folders_patterns_and_lists(
         assert names("-") == ["2.png", "0.png"]
 
 
-def test_a_name_that_is_not_utf8(
-    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_that_are_not_utf8_stay_apart(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    names = [b"caf\xe9.png", b"caf\xe8.png", rb"caf\xe9.png", b"caf\xc3\xa9.png"]
+    written = [r"caf\xe8.png", r"caf\xe9.png", r"caf\\xe9.png", "caf\u00e9.png"]
+    folder = tmp_path / "odd"
+    folder.mkdir()
     try:
-        (photos / "0.png").rename(photos / "caf\udce9.png")
-        (photos / "caf\udce9.jpg").write_bytes(b"broken")
+        for name in names:
+            (folder / os.fsdecode(name)).write_bytes((photos / "0.png").read_bytes())
+        (folder / "bad\udce9.jpg").write_bytes(b"broken")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    for form in ("jsonl", "csv", "parquet", "table"):
-        assert command(bundle, photos, "--format", form, "--out", tmp_path / form) == 1
-    assert "caf\ufffd.png" in (tmp_path / "jsonl").read_text(encoding="utf-8")
+    for form in ("jsonl", "json", "csv", "tsv", "parquet", "table"):
+        assert command(bundle, folder, "--format", form, "--out", tmp_path / form) == 1
+    lines = json_rows((tmp_path / "jsonl").read_text(encoding="utf-8"))
+    assert {Path(row["path"]).name for row in lines} == {*written, r"bad\xe9.jpg"}
+    table = pq.read_table(tmp_path / "parquet").to_pylist()
+    assert [row["path"] for row in table] == [row["path"] for row in lines]
 
 
 def test_sidecars_can_be_read_back_and_never_overwrite(
@@ -386,7 +396,7 @@ def test_sidecars_can_be_read_back_and_never_overwrite(
     (photos / "zero.png").touch()
     out = tmp_path / "out.jsonl"
     assert command(bundle, photos, "--sidecars", "--json", out) == 1
-    assert "1 sidecars were there already" in capsys.readouterr().err
+    assert "kept as they were: 1 sidecar (" in capsys.readouterr().err
     assert (photos / "2.txt").read_text() == "my own tag"
     assert not (photos / "zero.txt").exists()
     rows = {
@@ -426,7 +436,10 @@ def test_a_contact_sheet(bundle: Path, photos: Path, tmp_path: Path) -> None:
         (["{photos}", "--format", "parquet"], "needs --out"),
         (["{photos}", "--sheet", "sheet.pdf"], "sheet.pdf: end the name with .jpg"),
         (["{photos}", "--sheet", "{photos}/0.png"], "0.png is one of the images"),
-        (["{photos}/0.png", "--out", "{photos}/../photos/0.png"], "is one of the images"),
+        (["{photos}/0.png", "--json", "{photos}/../photos/0.png"], "is one of the images"),
+        (["{photos}", "--out", "{photos}/tags"], r"tags: end the name with \.jsonl, .*\.tsv, "),
+        (["{photos}", "--out", "{photos}/tags.xlsx"], r"end the name with .*or give --format"),
+        (["{photos}", "--out", "{photos}/tags.txt"], r"end the name with .*or give --format"),
         (["{photos}/nowhere.jpg"], "no such file or folder: .*nowhere.jpg"),
         (["{photos}/*.webp"], "no images in .*webp"),
         (["{photos}/empty"], "no images in .*empty"),

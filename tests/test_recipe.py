@@ -13,6 +13,11 @@ from mltr.recipe import find_recipe, load_recipe, to_yaml
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
+#: Nine times nine times ... nine values: half a gigabyte as soon as anyone writes them out.
+ALIASES_OF_ALIASES = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 9)
+)
+
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_tells_its_command(path: Path) -> None:
@@ -81,6 +86,10 @@ def test_network_overrides(tmp_path: Path) -> None:
         ),
         ("data: {cache: true}", r"data.cache needs data.base_size"),
         ("train: 3", "sections"),
+        (ALIASES_OF_ALIASES, "r.yaml: more than 10,000 values, with its aliases written out"),
+        ("train: &a {epochs: [*a]}", "nested too deeply, or within itself"),
+        ("train: " + "[" * 20_000, "nested too deeply, or within itself"),
+        ("data: {root: 2026-13-45}", "r.yaml: not YAML: month must be in 1..12"),
         ("- 3", "sections"),
         ("train: [", "not YAML"),
     ],

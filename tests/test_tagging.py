@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import random
@@ -16,49 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from making import count_done, write_image
+from predicting import CLASSES, MeanColour, command, names_in, rows_of
 
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.inputs import Inputs, Survey
-from mltr.predictor import Floats, Predictor
 from mltr.tagging import journal, predict, progress
-
-CLASSES = ("red", "green", "blue")
-
-
-class MeanColour:
-    """A network without torch: logits are 10 x (red, green, blue) - 5, and it counts its images."""
-
-    def __init__(self) -> None:
-        self.fingerprint = "first"
-        self.seen = 0
-        self.stops_after: float = float("inf")
-        self.stop: Any = KeyboardInterrupt
-
-    def __call__(self, images: Floats) -> Floats:
-        if self.seen + len(images) > self.stops_after:
-            if isinstance(self.stop, signal.Signals):
-                signal.raise_signal(self.stop)
-            else:
-                raise self.stop
-        self.seen += len(images)
-        return images.mean(axis=(2, 3)) * 10 - 5
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> MeanColour:
-    """What `command` predicts with."""
-    network = MeanColour()
-
-    def load(path: str, device: str | None, batch_size: int) -> Predictor:
-        return Predictor(network, CLASSES, Preprocess(8), np.full(3, 0.5, np.float32), batch_size)
-
-    monkeypatch.setattr(predict, "load", load)
-    return network
 
 
 @pytest.fixture
@@ -66,27 +31,6 @@ def photos(tmp_path: Path) -> Path:
     for number in range(7):
         write_image(tmp_path / "photos" / f"{number // 3}" / f"{number}.png", seed=number)
     return tmp_path / "photos"
-
-
-def command(*words: object) -> int:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    predict.add_arguments(parser)
-    return predict.run(parser.parse_args(["run", *map(str, words), "--batch-size", "2"]))
-
-
-def rows_of(out: Path) -> list[dict[str, Any]]:
-    if out.suffix == ".parquet":
-        return pq.read_table(out).to_pylist()
-    if out.suffix == ".csv":
-        with out.open(newline="") as file:
-            return list(csv.DictReader(file))
-    return [json.loads(line) for line in out.read_text().splitlines()]
-
-
-def names_in(out: Path) -> list[str]:
-    return [Path(row["path"]).name for row in rows_of(out)]
 
 
 # Going on.
@@ -230,7 +174,7 @@ def test_images_that_cannot_be_read_are_listed(
 ) -> None:
     for number in range(30):
         (photos / f"{number:02d}.jpg").write_bytes(b"broken")
-    out, errors = tmp_path / "tags.parquet", tmp_path / "tags.errors.csv"
+    out, errors = tmp_path / "tags.parquet", tmp_path / "tags.parquet.errors.csv"
     assert command(photos, "--out", out) == 1
     with errors.open(newline="") as file:
         listed = list(csv.DictReader(file))
@@ -265,8 +209,8 @@ def test_images_with_sidecars_are_not_opened_again(
     out, err = capsys.readouterr()
     assert network.seen == 10
     assert len(out.splitlines()) == 3
-    assert "4 images were passed over" in err
-    assert "are kept" not in err
+    assert "passed over, with their sidecars there already: 4 images;" in err
+    assert "kept" not in err
     assert len(list(photos.glob("*/*.txt"))) == len(list(photos.glob("*/*.png.xmp"))) == 7
     assert (photos / "0/1.txt").stat().st_size
     command(photos, "--sidecars", "--overwrite")

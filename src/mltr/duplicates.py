@@ -64,10 +64,10 @@ def _look_at(job: tuple[str, Record]) -> Seen:
     split, record = job
     try:
         image = open_image(record.image)
-    except BrokenImage as error:
+        content = record.image.read_bytes() if isinstance(record.image, Path) else image.tobytes()
+    except (BrokenImage, OSError) as error:  # the latter if it goes in this very moment
         return Seen(split, record, error=str(error))
     small = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    content = record.image.read_bytes() if isinstance(record.image, Path) else image.tobytes()
     return Seen(split, record, hashlib.sha256(content).hexdigest(), np.asarray(small).ravel())
 
 

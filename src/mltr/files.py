@@ -7,36 +7,49 @@ import errno
 import json
 import math
 import os
+import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from mltr.errors import MltrError
 
 Writer = Callable[[Path], object]
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+LONGEST_SUFFIX = 32  #: characters; what formats are known by is far shorter
 
-def write_atomically(path: str | Path, writer: Writer, flush: bool = True) -> None:
+
+def write_atomically(
+    path: str | Path, writer: Writer, flush: bool = True, follow_links: bool = False
+) -> None:
     """Let `writer` fill a temporary file beside `path` and put it in its place once it is safe.
 
     `writer` gets the path of the temporary file, with the suffix of `path`. Whatever fails, a
-    previous file at `path` stays as it was. Without `flush` a power cut may leave a new file empty,
-    and writing takes a hundredth of the time. Raises `MltrError` if the file can't be written.
+    previous file at `path` stays as it was; a new one has its mode and, where that is allowed, its
+    owner. Without `flush` a power cut may leave a new file empty, and writing takes a hundredth
+    of the time. Raises `MltrError` if the file can't be written, as `check_target` does too.
     """
-    write_together({Path(path): writer}, flush)
+    write_together({Path(path): writer}, flush, follow_links)
 
 
-def write_together(writers: Mapping[Path, Writer], flush: bool = True) -> None:
+def write_together(
+    writers: Mapping[Path, Writer], flush: bool = True, follow_links: bool = False
+) -> None:
     """Like `write_atomically` for several files: all are on the disk before the first is replaced.
 
     They are replaced in the order given. Raises `MltrError` naming the file that failed.
     """
-    targets = {path.resolve(): writer for path, writer in writers.items()}
-    staged = {target: target.with_name(f".tmp-{target.name}") for target in targets}
+    targets = {check_target(path, follow_links): writer for path, writer in writers.items()}
+    staged: dict[Path, Path] = {}
     current = next(iter(targets))
     try:
         for current, writer in targets.items():
             current.parent.mkdir(parents=True, exist_ok=True)
+            staged[current], mode = _create_beside(current)
             writer(staged[current])
+            _take_over(current, staged[current], mode)
             if flush:
                 _flush_to_disk(staged[current])
         for current, temporary in staged.items():
@@ -49,6 +62,105 @@ def write_together(writers: Mapping[Path, Writer], flush: bool = True) -> None:
         for temporary in staged.values():
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 temporary.unlink()
+
+
+def check_target(path: str | Path, follow_links: bool = False) -> Path:
+    """Return where a file called `path` is to be written.
+
+    That is `path` itself: a link there could lead anywhere, so it is refused, unless
+    `follow_links` says to write where it leads. Raises `MltrError` for such a link and for
+    whatever else is there and is no regular file, such as a folder, a device or a pipe.
+    """
+    target = Path(os.path.realpath(path)) if follow_links else Path(path)
+    try:
+        kind = target.lstat().st_mode
+    except FileNotFoundError:
+        return target
+    except OSError as error:
+        raise MltrError(_explain_write_error(target, error)) from error
+    if stat.S_ISLNK(kind):
+        leads = "in a loop" if follow_links else f"to {target.readlink()}, and isn't followed"
+        raise MltrError(f"can't write {target}: it is a link that leads {leads}")
+    if not stat.S_ISREG(kind):
+        raise MltrError(f"can't write {target}: {describe_kind(kind)} is there, not a file")
+    return target
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there; raises `MltrError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MltrError(f"can't make the folder {folder}: {error.strerror or error}") from error
+
+
+def describe_kind(mode: int) -> str:
+    """Return what a file of this mode (`st_mode`) is, in words."""
+    kinds = {
+        stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFLNK: "a link",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "a file of no known kind")
+
+
+def open_regular(path: str | Path, noun: str = "a file") -> BinaryIO:
+    """Open a file to read from; whatever else is there is neither read nor waited for.
+
+    Raises `OSError`, which says for a pipe, a device or a folder that it is not `noun`.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{describe_kind(kind)}, not {noun}", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_target(path: str | Path, limit: int, follow_links: bool = False) -> bytes:
+    """Return the content of what is to be written anew; empty if it isn't there yet.
+
+    Raises `MltrError` as `check_target` does, for more than `limit` bytes, and if the file can't
+    be read.
+    """
+    try:
+        with open_regular(check_target(path, follow_links)) as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise MltrError(f"can't read {path}: {error.strerror or error}") from error
+    if len(content) > limit:
+        raise MltrError(f"{path} has more than {limit:,} bytes")
+    return content
+
+
+def _create_beside(target: Path) -> tuple[Path, int]:
+    """Create an empty file whose name nobody can foresee; return it, and its mode.
+
+    The mode is that of any new file, by the umask: some writers would make it private.
+    """
+    name = f".tmp-{secrets.token_hex(8)}{target.suffix[:LONGEST_SUFFIX]}"
+    temporary = target.with_name(name)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return temporary, stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+
+
+def _take_over(previous: Path, temporary: Path, mode: int) -> None:
+    """Give a new file the mode and the owner of the one that it replaces, or else `mode`."""
+    try:
+        about = previous.stat()
+    except OSError:
+        temporary.chmod(mode)
+        return
+    own = temporary.stat()
+    if hasattr(os, "chown") and (own.st_uid, own.st_gid) != (about.st_uid, about.st_gid):
+        with contextlib.suppress(PermissionError):  # only root may give files away
+            os.chown(temporary, about.st_uid, about.st_gid)
+    temporary.chmod(about.st_mode & 0o777)
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -66,7 +178,7 @@ def _explain_write_error(path: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     kept = " (the previous one is untouched)" if path.is_file() else ""
     advice = ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         advice = "; free some space or write to another disk"
     return f"can't write {path}{kept}: {reason}{advice}"
 
@@ -77,11 +189,12 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def text_writer(text: str) -> Writer:
-    """Return a writer, for `write_atomically`, of a text file in UTF-8.
+    r"""Return a writer, for `write_atomically`, of a text file in UTF-8.
 
-    What has no place in UTF-8, such as parts of odd file names, becomes a question mark.
+    What has no place in UTF-8, such as parts of odd file names, is written as ``\udcff``, which is
+    what stands for it in JSON.
     """
-    return lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace")
+    return lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def to_json(content: object) -> str:

@@ -68,7 +68,7 @@ class Inputs:
         owners = sqlite3.connect("")
         owners.execute("CREATE TABLE owners (name BLOB PRIMARY KEY, image BLOB) WITHOUT ROWID")
         first = self.arguments[0]
-        may_repeat = len(self.arguments) > 1 or is_packed(first) or not Path(first).is_dir()
+        may_repeat = len(self.arguments) > 1 or is_packed(first) or not os.path.isdir(first)  # noqa: PTH112 - as in `exists`
         is_empty = True
         for word, place in ((w, p) for w in self.arguments for p in _expand(w, on_error)):
             for image in self._unpack(place, is_named=place == word):
@@ -95,7 +95,7 @@ class Inputs:
         from mltr.data.packed import is_packed, packed_images
         from mltr.data.shards import is_address
 
-        if not (is_packed(place) and (is_address(place) or Path(place).exists())):
+        if not (is_packed(place) and (is_address(place) or exists(place))):
             yield Path(place)  # opening it will tell if it isn't there
         elif _key(place) not in self._targets:
             yield from packed_images(place)
@@ -112,8 +112,19 @@ def _check(argument: str) -> None:
     if is_address(argument):
         if argument.lower().endswith((*IMAGE_SUFFIXES, PARQUET)):
             raise UsageError(f"{argument}: only shards are read from an address; fetch it first")
-    elif not (Path(argument).exists() or glob.has_magic(argument)):
+    elif not (exists(argument) or glob.has_magic(argument)):
+        try:
+            Path(argument).stat()
+        except PermissionError as error:
+            raise UsageError(f"not allowed to look at {argument}") from error
+        except (OSError, ValueError):
+            pass
         raise UsageError(f"no such file or folder: {argument}")
+
+
+def exists(path: str | Path) -> bool:
+    """Whether something is there; also of names that no file can have."""
+    return os.path.exists(path)  # noqa: PTH110 - that of Path raises for too long a name
 
 
 def _key(path: str | Path) -> bytes:
@@ -136,13 +147,13 @@ def _expand(argument: str, on_error: Callable[[OSError], object] | None) -> Iter
 
     if argument == STDIN:
         yield from _read_list(cast("BufferedReader", sys.stdin.buffer))
-    elif is_address(argument) or (is_packed(argument) and Path(argument).exists()):
+    elif is_address(argument) or (is_packed(argument) and exists(argument)):
         yield argument
-    elif Path(argument).is_dir():
+    elif os.path.isdir(argument):  # noqa: PTH112 - as in `exists`
         from mltr.data.walk import walk_images
 
         yield from walk_images(argument, on_error)
-    elif Path(argument).exists():
+    elif exists(argument):
         yield argument
     else:
         from mltr.data.images import IMAGE_SUFFIXES

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -118,8 +117,12 @@ def load_predictions(path: Path) -> Predictions:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = [tuple(map(str, arrays[key])) for key in ("images", "classes", "errors")]
-            return Predictions(arrays["probs"], arrays["targets"], *names)
-    except (BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+            found = Predictions(arrays["probs"], arrays["targets"], *names)
+            shape = len(found.images), len(found.classes)
+            if not found.probs.shape == found.targets.shape == shape:
+                raise ValueError(f"arrays of {found.probs.shape} and {found.targets.shape}")
+            return found
+    except Exception as error:  # its readers trip over damage in ways that no list can name
         raise MltrError(f"{path}: damaged ({error}); make it anew by --rerun") from error
 
 

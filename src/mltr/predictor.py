@@ -170,7 +170,7 @@ def to_image(source: Any) -> Image.Image:
     """Return any kind of image in RGB; raises `BrokenImage`, or `UsageError` for another kind."""
     from PIL import Image
 
-    from mltr.data.images import DECODING_ERRORS, open_image, to_rgb
+    from mltr.data.images import open_image, to_rgb, told
 
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (
@@ -182,11 +182,8 @@ def to_image(source: Any) -> Image.Image:
             )
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
-        try:
+        with told(getattr(source, "filename", "") or "image from memory"):
             return to_rgb(source)
-        except DECODING_ERRORS as error:
-            name = getattr(source, "filename", "") or "image from memory"
-            raise BrokenImage(f"{name}: damaged or cut off ({error})") from error
     if _is_file(source):
         return open_image(source)
     raise UsageError(

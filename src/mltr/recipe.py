@@ -20,6 +20,8 @@ RECIPE_FOLDERS = (
     Path(__file__).parents[2] / "recipes",
 )
 
+MAX_VALUES = 10_000  #: of a recipe: a few aliases of aliases would stand for billions
+
 
 def find_recipe(name: str) -> Path:
     """Return the file of a recipe given by its path or its name; raises `UsageError` if none."""
@@ -65,8 +67,16 @@ def to_yaml(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        loader = yaml.SafeLoader(path.read_text("utf-8"))
+        root = loader.get_single_node()
+        if _count_values(root, {}) > MAX_VALUES:
+            raise UsageError(
+                f"{path}: more than {MAX_VALUES:,} values, with its aliases written out"
+            )
+        content: Any = loader.construct_document(root) if root else None
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply, or within itself") from error
+    except (yaml.YAMLError, ValueError) as error:  # such as a thirteenth month
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise MltrError(f"{path}: can't be read: {error.strerror}") from error
@@ -84,6 +94,20 @@ def _translate(content: dict[str, Any]) -> None:
     epochs = section.get("epochs", TrainConfig().epochs)
     if isinstance(section.get("warmup_epochs"), int | float) and isinstance(epochs, int) and epochs:
         section["warmup"] = round(min(section.pop("warmup_epochs") / epochs, 1.0), 4)
+
+
+def _count_values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Return how many values a document has once each alias is replaced by what it stands for."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        parts = [
+            part
+            for entry in node.value
+            for part in (entry if isinstance(entry, tuple) else [entry])
+        ]
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def known_keys(section: type = Config, prefix: str = "") -> list[str]:

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import io
 import math
-import struct
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mltr.data.records import ImageSource, LazyFile, LazyImage
 from mltr.errors import BrokenImage
+from mltr.files import open_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 #: Formats that are decoded, whatever a file is called; no vector formats, no document formats.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 #: Larger images are refused before they are decoded: a small file can unpack to gigabytes.
 MAX_PIXELS = 100_000_000
-#: What Pillow's decoders raise for damaged data.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError)
-
+#: Larger files are refused before they are read; 100 megapixels of four 16-bit values have 0.8 GB.
+MAX_FILE_BYTES = 1_000_000_000
+#: A JPEG has up to some twenty scans, and each costs the decoder a walk over all pixels.
+MAX_SCANS = 100
+BLOCK = 1024  #: pixels on a side, of deep values at a time: working copies take eight bytes a pixel
+START_OF_SCAN = b"\xff\xda"  #: marker in a JPEG; its bytes don't occur within a scan
+# Tags of TIFF 6.0, sections 8, 15 and 19.
+TIFF_BITS_PER_SAMPLE, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
+#: What sets a picture upright, by its orientation in the Exif data (1: it is).
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+#: Where Pillow looks for the orientation.
+ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 
 #: Left, top, right, bottom; in pixels, or in shares of the image.
 Region = tuple[float, float, float, float]
@@ -69,15 +87,26 @@ def _open(
     if isinstance(source, LazyImage):
         image = source.load()
         return image, (0, 0, *image.size)
-    with (
-        _told(name, max_pixels),
-        _open_file(source, name) as file,
-        Image.open(file, formats=FORMATS) as image,
-    ):
-        _check_size(image, name, max_pixels)
+    with told(name, max_pixels), _identified(source, name, max_pixels) as image:
         place = _reduce(image, side, region) if side and image.format in ("JPEG", "MPO") else None
         image = to_rgb(image)
         return image, place or (0, 0, *image.size)
+
+
+def check_image(path: Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise `BrokenImage` for what isn't an image by its first bytes; nothing is decoded."""
+    with told(str(path), max_pixels), _identified(path, str(path), max_pixels):
+        pass
+
+
+@contextmanager
+def _identified(source: Path | str | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image of a format and a size that are decoded."""
+    with _open_file(source, name) as file, Image.open(file, formats=FORMATS) as image:
+        _check_size(image, name, max_pixels)
+        if image.info.get("progressive"):
+            _check_scans(file, name)
+        yield image
 
 
 def _reduce(image: Image.Image, side: int, region: Region) -> Region:
@@ -86,7 +115,7 @@ def _reduce(image: Image.Image, side: int, region: Region) -> Region:
     The decoder rounds sizes up, so that the picture may end within the last pixel, which becomes
     the first one where a camera's mirrored or turned picture is set upright.
     """
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    orientation = _orientation(image)
     is_turned = orientation in (5, 6, 7, 8)
     left, top, right, bottom = region
     shares = (bottom - top, right - left) if is_turned else (right - left, bottom - top)
@@ -102,8 +131,8 @@ def _reduce(image: Image.Image, side: int, region: Region) -> Region:
 
 
 @contextmanager
-def _told(name: str, max_pixels: int) -> Iterator[None]:
-    """Turn whatever Pillow says of a file into `BrokenImage`."""
+def told(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Turn whatever Pillow raises for a file, or an image of it, into `BrokenImage`."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of what our own check refuses, and of damage that it can live with.
@@ -114,7 +143,7 @@ def _told(name: str, max_pixels: int) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:  # found before our own check could
         raise BrokenImage(f"{name}: more pixels than the limit of {max_pixels:,}") from error
-    except DECODING_ERRORS as error:
+    except Exception as error:  # its readers trip over damage in ways that no list can name
         raise BrokenImage(f"{name}: {_reason(error)}") from error
 
 
@@ -122,12 +151,14 @@ def _open_file(source: Path | str | bytes, name: str) -> IO[bytes]:
     """Return what to read from, at its start: a giant that is no image isn't read in whole."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    path = Path(source)
-    if path.is_dir():
-        raise BrokenImage(f"{name}: a folder, not an image")
-    if path.stat().st_size == 0:
+    file = open_regular(source, "an image")
+    size = os.fstat(file.fileno()).st_size
+    if 0 < size <= MAX_FILE_BYTES:
+        return file
+    file.close()
+    if size == 0:
         raise BrokenImage(f"{name}: the file is empty")
-    return path.open("rb")
+    raise BrokenImage(f"{name}: {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
 
 
 def _reason(error: Exception) -> str:
@@ -137,7 +168,11 @@ def _reason(error: Exception) -> str:
         return "not allowed to read the file"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image that can be read ({', '.join(FORMATS)})"
-    return f"damaged or cut off ({error})"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, OSError) and error.strerror:  # of the file system, not of Pillow
+        return str(error.strerror)
+    return f"damaged or cut off ({error or type(error).__name__})"
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -146,28 +181,123 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         raise BrokenImage(
             f"{name}: {width} x {height}, more pixels than the limit of {max_pixels:,}"
         )
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(TIFF_TILE_WIDTH, 0) * tags.get(TIFF_TILE_LENGTH, 0)
+    if tile > max_pixels:  # the decoder makes room for a whole tile, however small the image
+        raise BrokenImage(f"{name}: a tile of more pixels than the limit of {max_pixels:,}")
+
+
+def _check_scans(file: IO[bytes], name: str) -> None:
+    """Refuse a JPEG whose scans, a few bytes each, would keep the decoder busy for hours."""
+    place = file.tell()
+    file.seek(0)
+    count = sum(block.count(START_OF_SCAN) for block in iter(lambda: file.read(1 << 20), b""))
+    file.seek(place)
+    if count > MAX_SCANS:
+        raise BrokenImage(f"{name}: {count:,} scans, more than the limit of {MAX_SCANS}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Decode and convert; the orientation of the Exif data is applied."""
+    grey = _DeepGrey.of(image)
+    image = _with_transparency(image)
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_high_depth(image)
+    turn = TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+        for key in ORIENTED:  # it is upright now, whoever looks again
+            image.info.pop(key, None)
+    if grey is not None:
+        return grey.to_rgb(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_high_depth(image: Image.Image) -> Image.Image:
-    """Scale grey values of 16 or 32 bits to 8; Pillow would clip them to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    largest = float(values.max())
-    # Files don't say what white is: floats run to 1, 8-bit values may come in a wide container.
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    top = next((white for white in whites if largest <= white), largest)
-    grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+def _orientation(image: Image.Image) -> int:
+    """Return how the camera was held; damaged Exif data costs nothing but that."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as `told` says
+        return 1
+
+
+def _with_transparency(image: Image.Image) -> Image.Image:
+    """Return the image with its transparent value or colour in the depth of its pixels.
+
+    Pillow scales the pixels of a PNG to 8 bits, and leaves that as it is in the file.
+    """
+    key: Any = image.info.get("transparency")
+    own = key
+    tiles = getattr(image, "tile", [])  # until it is decoded
+    if isinstance(key, int) and image.mode == "L" and tiles:
+        own = key * {"L;2": 85, "L;4": 17}.get(str(tiles[0].args), 1)
+    elif isinstance(key, tuple) and max(key) > 255:
+        own = tuple(value >> 8 for value in key)
+    if own != key:
+        image = image.copy()
+        image.info["transparency"] = own
+    return image
+
+
+@dataclass(frozen=True)
+class _DeepGrey:
+    """Grey of more than 8 bits, which Pillow would clip to white."""
+
+    white: float | None  #: the value that the format says is white; None: it says nothing
+    bits: int  #: of an unsigned value; 0 for a signed or floating one
+    is_inverted: bool  #: whether it is 0 that is white
+    transparent: int | None
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _DeepGrey | None:
+        """Return how to read an image; None for another kind."""
+        if not image.mode.startswith(("I", "F")):
+            return None
+        tags = getattr(image, "tag_v2", {})
+        # PNG has 16 bits, and so has what Pillow keeps in 16.
+        bits = 16 if image.mode.startswith("I;16") or image.format == "PNG" else 0
+        if tags:
+            is_unsigned = tags.get(TIFF_SAMPLE_FORMAT, (1,))[0] == 1
+            bits = int(tags[TIFF_BITS_PER_SAMPLE][0]) if is_unsigned else 0
+        key = image.info.get("transparency")
+        is_inverted = tags.get(TIFF_PHOTOMETRIC) == 0
+        return cls(
+            2.0**bits - 1 if bits else None,
+            bits,
+            is_inverted,
+            key if isinstance(key, int) else None,
+        )
+
+    def to_rgb(self, image: Image.Image) -> Image.Image:
+        """Scale from 0 to white."""
+        white = self.white or self._guess_white(image)
+        grey = np.empty((image.height, image.width), np.uint8)
+        for place, values in self._blocks(image):
+            clear = values == self.transparent
+            if self.is_inverted:
+                values = white - values
+            grey[place] = np.clip(values * 255 / white, 0, 255)
+            grey[place][clear] = 255
+        return Image.fromarray(grey).convert("RGB")
+
+    def _guess_white(self, image: Image.Image) -> float:
+        """Floats run to 1, 8-bit values may come in a wide container."""
+        largest = max(float(values.max()) for _, values in self._blocks(image))
+        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        return next((white for white in whites if largest <= white), largest)
+
+    def _blocks(
+        self, image: Image.Image
+    ) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float64]]]:
+        """Yield parts of the image with their places."""
+        for y, x in product(range(0, image.height, BLOCK), range(0, image.width, BLOCK)):
+            end_y, end_x = min(y + BLOCK, image.height), min(x + BLOCK, image.width)
+            block = np.asarray(image.crop((x, y, end_x, end_y)))
+            if self.bits == 32:  # Pillow keeps them as if they had a sign
+                block = block.view(np.uint32)
+            values = np.nan_to_num(block.astype(np.float64), copy=False, posinf=0.0, neginf=0.0)
+            yield (slice(y, end_y), slice(x, end_x)), values

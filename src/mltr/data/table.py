@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mltr.cells import from_cells
 from mltr.data.folders import split_tags
 from mltr.data.records import Labels, Record, Split, indices_of
 from mltr.errors import MltrError
@@ -70,7 +71,7 @@ def _load_csv(path: Path) -> _Table:
         raise MltrError(f"{path}: no such table")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
+            rows = [from_cells(row) for row in csv.reader(file) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise MltrError(f"{path}: not a CSV in UTF-8 ({error})") from error
     if len(rows) < 2 or len(rows[0]) < 2:

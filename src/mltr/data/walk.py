@@ -33,6 +33,19 @@ def walk_images(
     folders aren't followed; folders that can't be read go to `on_error`, or are
     warned of.
     """
+    waiting = [_list(folder, on_error or _warn)]  # this folder, and those above it
+    while waiting:
+        path, is_folder = next(waiting[-1], ("", False))
+        if is_folder:
+            waiting.append(_list(path, on_error or _warn))
+        elif path:
+            yield path
+        else:
+            waiting.pop()
+
+
+def _list(folder: str | Path, on_error: Callable[[OSError], object]) -> Iterator[tuple[str, bool]]:
+    """Return the paths of images and folders in a folder, in order, and which are folders."""
     names, folders = [], set()
     try:
         with os.scandir(folder) as entries:
@@ -40,18 +53,21 @@ def walk_images(
                 if entry.is_dir(follow_symlinks=False):
                     folders.add(entry.name)
                     names.append(entry.name)
-                elif _looks_like_image(entry.name) and entry.is_file():
+                elif _looks_like_image(entry.name) and _may_be_file(entry):
                     names.append(entry.name)
     except OSError as error:
-        (on_error or _warn)(error)
-        return
+        on_error(error)
+        return iter(())
     names.sort()
-    for name in names:
-        path = os.path.join(folder, name)  # noqa: PTH118 - Path takes five times as long
-        if name in folders:
-            yield from walk_images(path, on_error)
-        else:
-            yield path
+    # Path takes five times as long.
+    return ((os.path.join(folder, name), name in folders) for name in names)  # noqa: PTH118
+
+
+def _may_be_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # such as a loop of links: opening it will tell
+        return True
 
 
 def _looks_like_image(name: str) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from mltr.cells import from_cells, to_cells
 from mltr.data.images import open_image
 from mltr.data.records import Record, Splits, indices_of
 from mltr.data.table import ONE_HOT
@@ -85,11 +87,12 @@ def _read_csv(path: Path, needed: set[str]) -> list[dict[str, str]]:
         raise MltrError(f"{path}: no such list of issues")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
+            table = map(from_cells, csv.reader(file))
+            names = next(table, [])
+            rows = [dict(zip_longest(names, row, fillvalue="")) for row in table if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise MltrError(f"{path}: not a CSV in UTF-8 ({error})") from error
-    missing = needed - set(reader.fieldnames or ())
+    missing = needed - set(names)
     if missing:
         raise MltrError(f"{path}: no column {', '.join(sorted(missing))}; is it an {ISSUES_FILE}?")
     return rows
@@ -142,7 +145,7 @@ def short_name(name: str, length: int = 36) -> str:
 
 def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> Path:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(to_cells, rows))
     write_atomically(path, text_writer(text.getvalue()))
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 import threading
@@ -16,7 +17,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mltr.errors import BrokenImage, UsageError, did_you_mean
-from mltr.inputs import Inputs, Survey
+from mltr.files import check_target, make_folder
+from mltr.inputs import Inputs, Survey, exists
+from mltr.locks import locked_folder, locked_output
 from mltr.predictor import (
     DEFAULT_THRESHOLD,
     Found,
@@ -27,7 +30,7 @@ from mltr.predictor import (
     predict_paths,
 )
 from mltr.tagging.journal import SUFFIX, Journal, Stamp
-from mltr.tagging.progress import with_progress
+from mltr.tagging.progress import tell, with_progress
 from mltr.tagging.results import (
     SHEET_PICTURES,
     Row,
@@ -40,7 +43,7 @@ from mltr.tagging.results import (
 )
 from mltr.tagging.sidecars import (
     NAMINGS,
-    Kept,
+    Outcome,
     Sidecars,
     TextSidecars,
     XmpSidecars,
@@ -55,7 +58,11 @@ if TYPE_CHECKING:
 
 SHEET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PATH_WIDTH = 48  #: longest path that a table aligns
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+#: Formats of the output by the ending of its name.
+FORMATS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet",
+}  # fmt: skip
 TOLD_ERRORS = 20  #: images that can't be read are named up to so many
 SURVEY_WAIT_S = 2.0  #: for the number of images, before the first is read
 
@@ -69,7 +76,7 @@ class _Tally:
     tagged: int = 0  #: whose sidecars were there, and which were therefore not opened
     broken: int = 0
     errors: list[str] = field(default_factory=list)  #: the first few
-    kept: Kept = field(default_factory=Kept)
+    sidecars: Outcome = field(default_factory=Outcome)
     tiles: list[Tile] = field(default_factory=list)
     keeps_out: bool = False  #: whether an interrupted run leaves the output as it was
     is_written: bool = False
@@ -90,9 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", help="write the results here, over what is there (- for stdout)")
     add(
         "--format",
-        choices=["table", "jsonl", "csv", "parquet"],
-        help="of the results; by default by the name of --out, else a table on a terminal and "
-        "JSON lines in a pipe",
+        choices=["table", *dict.fromkeys(FORMATS.values())],
+        help=f"of the results; by default by the ending of --out ({', '.join(FORMATS)}), else a "
+        "table on a terminal and JSON lines in a pipe",
     )
     add("--json", metavar="FILE", help="short for --format jsonl --out FILE")
     add(
@@ -118,6 +125,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite",
         action="store_true",
         help="start anew: predict again for what is done, and let --sidecars replace files",
+    )
+    add(
+        "--follow-links",
+        action="store_true",
+        help="where a file to write is a link, write where it leads (by default it is refused)",
     )
     add("--sheet", metavar="FILE", help=f"draw the first {SHEET_PICTURES} images with their labels")
     add(
@@ -152,24 +164,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict for all images; 1 if some can't be read (the others are written), else 0."""
+    """Predict for all images; 1 if some can't be read, or their sidecars written, else 0."""
     _check_arguments(args)
     out, _ = _choose_output(args)
+    kinds = _choose_sidecars(args)
     targets = [target for target in (out, args.sheet) if target]
-    inputs = Inputs(args.paths, targets, [kind.path_for for kind in _choose_sidecars(args)])
-    survey = Survey(inputs)
-    survey.check(SURVEY_WAIT_S)
-    predictor = load(args.bundle, args.device, args.batch_size)
-    survey.check(0)
-    if args.engine == "local":
-        return tag(predictor, inputs, survey, args)
-    from mltr.tagging.on_ray import on_cluster
+    inputs = Inputs(args.paths, targets, [kind.path_for for kind in kinds])
+    with contextlib.ExitStack() as stack:
+        if out is not None:
+            make_folder(out.parent)
+            stack.enter_context(locked_output(out))
+        for folder in _libraries(args.paths) if kinds else []:
+            stack.enter_context(locked_folder(folder))
+        survey = Survey(inputs)
+        survey.check(SURVEY_WAIT_S)
+        predictor = load(args.bundle, args.device, args.batch_size)
+        survey.check(0)
+        if args.engine == "local":
+            return tag(predictor, inputs, survey, args)
+        from mltr.tagging.on_ray import on_cluster
 
-    notes = _choose_output(args)[0] is not None
-    with on_cluster(
-        args.bundle, predictor, args.device, args.replicas, args.workers, notes
-    ) as cluster:
+        cluster = stack.enter_context(
+            on_cluster(
+                args.bundle, predictor, args.device, args.replicas, args.workers, out is not None
+            )
+        )
         return tag(predictor, inputs, survey, args, cluster)
+
+
+def _libraries(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders in which sidecars can be written, as far as the arguments name them."""
+    named = [Path(argument) for argument in arguments if exists(argument)]
+    folders = {(path if path.is_dir() else path.parent).resolve() for path in named}
+    # Where it can't be made, a lock is not needed either.
+    return sorted(folder for folder in folders if os.access(folder, os.W_OK))
 
 
 def tag(
@@ -200,7 +228,7 @@ def tag(
             predictor, selection, journal, kinds, args.workers, tally, cluster, interruptions
         )
         own_rows = stack.enter_context(contextlib.closing(source.rows(inputs)))
-        rows = with_sidecars(own_rows, kinds, tally.kept) if kinds else own_rows
+        rows = with_sidecars(own_rows, kinds, tally.sidecars) if kinds else own_rows
         if out is not None:
             rows = with_errors(rows, errors_path(out))
         if args.sheet:
@@ -213,12 +241,17 @@ def tag(
             tally.is_written = True
         except (KeyboardInterrupt, SystemExit) as error:
             tally.interruption = error
+    if journal is not None and journal.damaged:
+        tell(
+            f"{journal.path} is damaged; what it said of {journal.damaged:,} images was not "
+            "believed, and they were predicted anew"
+        )
     if tally.tiles:
         write_sheet(args.sheet, tally.tiles)
     _tell_summary(tally, out)
     if tally.interruption is not None:
         raise tally.interruption
-    return 1 if tally.broken else 0
+    return 1 if tally.broken or tally.sidecars.failed else 0
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -230,21 +263,30 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if args.replicas is not None and args.engine != "ray":
         raise UsageError("--replicas goes with --engine ray")
-    if args.sheet and Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
-        raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
+    if args.sheet:
+        if Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
+            raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
+        args.sheet = check_target(args.sheet, args.follow_links)
 
 
 def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
-    """Return where the results go (None: stdout) and their format."""
+    """Return where the results go (None: stdout) and their format.
+
+    Raises `UsageError` for options that don't fit, `MltrError` if there is no place for a file.
+    """
     if args.json and (args.out or args.format):
         raise UsageError("--json FILE stands for --format jsonl --out FILE: give one or the other")
     target = args.json or args.out
-    out = Path(target) if target and target != "-" else None
+    out = check_target(target, args.follow_links) if target and target != "-" else None
     form = "jsonl" if args.json else args.format
     if form is None and out is not None:
-        form = FORMATS.get(out.suffix.lower(), "table")
+        form = FORMATS.get(out.suffix.lower())
+        if form is None:
+            raise UsageError(
+                f"--out {out}: end the name with {', '.join(FORMATS)}, or give --format"
+            )
     if form is None:
-        form = "table" if sys.stdout.isatty() else "jsonl"
+        form = "table" if sys.stdout is not None and sys.stdout.isatty() else "jsonl"
     if form == "parquet" and out is None:
         raise UsageError("--format parquet needs --out FILE")
     return out, form
@@ -253,11 +295,11 @@ def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
 def _choose_sidecars(args: argparse.Namespace) -> list[Sidecars]:
     kinds: list[Sidecars] = []
     if args.sidecars:
-        kinds.append(TextSidecars(args.overwrite))
+        kinds.append(TextSidecars(args.overwrite, args.follow_links))
     if args.xmp:
         if importlib.util.find_spec("lxml") is None:
             raise UsageError("--xmp needs `pip install 'mltr[xmp]'`")
-        kinds.append(XmpSidecars(args.xmp_naming, args.overwrite))
+        kinds.append(XmpSidecars(args.xmp_naming, args.overwrite, args.follow_links))
     return kinds
 
 
@@ -291,14 +333,14 @@ def _open_journal(out: Path, predictor: Predictor, survey: Survey, anew: bool) -
     journal = Journal(out.with_name(out.name + SUFFIX), predictor.fingerprint, anew)
     count = journal.count()
     if journal.is_of_other_model:
-        print(f"{out} is of another model: starting anew", file=sys.stderr)
+        tell(f"{out} is of another model: starting anew")
     elif count:
         done = (
             f"{count:,}"
             if survey.total is None
             else f"{min(count, survey.total):,} of {survey.total:,}"
         )
-        print(f"continuing: {done} images are done", file=sys.stderr)
+        tell(f"continuing: {done} images are done")
     return journal
 
 
@@ -448,7 +490,7 @@ class _Source:
 def _tell_summary(tally: _Tally, out: Path | None) -> None:
     """Say on stderr what was done where, and name the images that can't be read."""
     lines = []
-    images = f"{tally.images:,} images"
+    images = _count(tally.images, "image")
     if tally.known:
         images += f" ({tally.known:,} of them done before)"
     if tally.interruption is not None:
@@ -461,19 +503,34 @@ def _tell_summary(tally: _Tally, out: Path | None) -> None:
         lines.append(f"{images} -> {out}")
     if tally.tagged:
         lines.append(
-            f"{tally.tagged:,} images were passed over, as they have their sidecars; --overwrite "
-            "writes them again"
+            f"passed over, with their sidecars there already: {_count(tally.tagged, 'image')}; "
+            "--overwrite writes them again"
         )
-    if tally.kept.count:
+    sidecars = tally.sidecars
+    if sidecars.kept:
         lines.append(
-            f"{tally.kept.count:,} sidecars were there already and are kept ({tally.kept.first}); "
+            f"kept as they were: {_count(sidecars.kept, 'sidecar')} ({sidecars.first_kept}); "
             "--overwrite replaces them"
         )
     if tally.broken:
-        lines.append(f"{tally.broken:,} of {tally.images:,} images can't be read:")
-        lines += [f"  {reason}" for reason in tally.errors]
-        if tally.broken > TOLD_ERRORS:
-            where = f": see {errors_path(out)}" if out else ""
-            lines.append(f"  and {tally.broken - TOLD_ERRORS:,} more{where}")
+        of = _count(tally.images, "image")
+        lines.append(f"{tally.broken:,} of {of} can't be read:")
+        lines += _first(tally.errors, tally.broken, out)
+    if sidecars.failed:
+        lines.append(f"not written: {_count(sidecars.failed, 'sidecar')}:")
+        lines += _first(sidecars.failures, sidecars.failed, out)
     for line in lines:
-        print(line, file=sys.stderr)
+        tell(line)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _first(reasons: Sequence[str], count: int, out: Path | None) -> list[str]:
+    """Return lines with the first of so many reasons, and where the others are."""
+    lines = [f"  {reason}" for reason in reasons]
+    if count > len(reasons):
+        where = f": see {errors_path(out)}" if out else ""
+        lines.append(f"  and {count - len(reasons):,} more{where}")
+    return lines

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
+
+from mltr.terminal import printable
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +20,12 @@ Tell = Callable[[int, int | None, str], object]  #: how many, of how many, and a
 REDRAW_S = 0.1  #: of the bar
 LINE_S = 30.0  #: from one line to the next
 RATE_S = 30.0  #: the rate is that of the last so many seconds
+
+
+def tell(line: str) -> None:
+    """Print a line to stderr, if it isn't closed, with nothing in it that acts on a terminal."""
+    if sys.stderr is not None:  # print would take stdout
+        print(printable(line), file=sys.stderr)
 
 
 def with_progress(items: Iterable[Item], total: Callable[[], int | None]) -> Iterator[Item]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from mltr.errors import MltrError, UsageError
-from mltr.files import text_writer, write_atomically
-from mltr.tagging.results import Row, printable
+from mltr.files import DISK_FULL, read_target, text_writer, write_atomically
+from mltr.tagging.results import Row, to_text
 
+MAX_BYTES = 16_000_000  #: of a sidecar; those of photo managers have some thousands
+TOLD_FAILURES = 20  #: sidecars that can't be written are named up to so many
 NAMINGS = ("photo.jpg.xmp", "photo.xmp")  #: digiKam, darktable and most; Lightroom and Adobe's
 
 
@@ -35,21 +37,23 @@ class TextSidecars:
     """`photo.txt` with the labels, separated by commas; one that is there stays."""
 
     overwrite: bool = False
+    follow_links: bool = False
 
     def path_for(self, image: Path) -> Path:
         """Return the file for an image."""
-        return image.with_suffix(".txt")
+        return image.parent / f"{image.stem}.txt"
 
     def is_done(self, image: Path) -> bool:
         """Whether there is one; an empty file is what a power cut leaves."""
-        return not self.overwrite and _size(self.path_for(image)) > 0
+        return not self.overwrite and bool(_content(self, image))
 
     def write(self, image: Path, labels: Sequence[str]) -> str:
         """Write the labels in a line; return "other labels" for a file that stays."""
         path, text = self.path_for(image), f"{', '.join(labels)}\n"
-        if not self.is_done(image):
-            write_atomically(path, text_writer(text), flush=False)
-        elif path.read_bytes() != text.encode("utf-8", "replace"):
+        before = read_target(path, MAX_BYTES, self.follow_links)
+        if self.overwrite or not before:
+            write_atomically(path, text_writer(text), flush=False, follow_links=self.follow_links)
+        elif before != text.encode("utf-8", "backslashreplace"):
             return "other labels"
         return ""
 
@@ -60,46 +64,42 @@ class XmpSidecars:
 
     naming: str = NAMINGS[0]
     overwrite: bool = False
+    follow_links: bool = False
 
     def path_for(self, image: Path) -> Path:
         """Return the file for an image."""
-        if self.naming == NAMINGS[0]:
-            return image.with_name(f"{image.name}.xmp")
-        return image.with_suffix(".xmp")
+        name = image.name if self.naming == NAMINGS[0] else image.stem
+        return image.parent / f"{name}.xmp"
 
     def is_done(self, image: Path) -> bool:
         """Whether our labels are in it."""
         from mltr.tagging.xmp import has_labels
 
-        return not self.overwrite and has_labels(_content(self.path_for(image)))
+        return not self.overwrite and has_labels(_content(self, image))
 
     def write(self, image: Path, labels: Sequence[str]) -> str:
         """Add the labels to the keywords; return what is wrong with a file that stays."""
         from mltr.tagging.xmp import set_labels
 
         path = self.path_for(image)
-        before = _content(path)
+        before = read_target(path, MAX_BYTES, self.follow_links)
         try:
             after = set_labels(before, labels)
         except MltrError as error:
             return str(error)
         if after != before:
             # What others have put there must outlive a power cut.
-            write_atomically(path, lambda file: file.write_bytes(after), flush=bool(before))
+            write_atomically(
+                path, lambda file: file.write_bytes(after), bool(before), self.follow_links
+            )
         return ""
 
 
-def _size(path: Path) -> int:
+def _content(kind: TextSidecars | XmpSidecars, image: Path) -> bytes:
+    """Return what is in the sidecar of an image; nothing if it can't be read: writing will tell."""
     try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
+        return read_target(kind.path_for(image), MAX_BYTES, kind.follow_links)
+    except MltrError:
         return b""
 
 
@@ -116,22 +116,41 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 @dataclass
-class Kept:
-    """Sidecars that were there and stay as they are."""
+class Outcome:
+    """What became of the sidecars that were not written."""
 
-    count: int = 0
-    first: str = ""
+    kept: int = 0  #: were there already
+    first_kept: str = ""
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)  #: why, of the first few
 
 
-def with_sidecars(rows: Iterable[Row], kinds: Sequence[Sidecars], kept: Kept) -> Iterator[Row]:
-    """Write the labels of each image that could be read beside it, as its row passes by."""
+def with_sidecars(
+    rows: Iterable[Row], kinds: Sequence[Sidecars], outcome: Outcome
+) -> Iterator[Row]:
+    """Write the labels of each image that could be read beside it, as its row passes by.
+
+    A row whose sidecars can't be written has an error. Raises `MltrError` only if the disk is
+    full, as no other sidecar would fare better.
+    """
     for row in rows:
-        if not row.error:  # no labels would say that nothing is in the image
-            image = row.image
-            assert isinstance(image, Path)  # `Inputs` lets no others through
-            for kind in kinds:
+        if row.probs is None:  # no labels would say that nothing is in the image
+            yield row
+            continue
+        image = row.image
+        assert isinstance(image, Path)  # `Inputs` lets no others through
+        problems = []
+        for kind in kinds:
+            try:
                 reason = kind.write(image, [name for name, _ in row.labels])
-                if reason:
-                    kept.count += 1
-                    kept.first = kept.first or f"{printable(str(kind.path_for(image)))}: {reason}"
-        yield row
+            except MltrError as error:
+                if getattr(error.__cause__, "errno", None) in DISK_FULL:
+                    raise
+                problems.append(to_text(str(error)))
+                continue
+            if reason:
+                outcome.kept += 1
+                outcome.first_kept = outcome.first_kept or f"{kind.path_for(image)}: {reason}"
+        outcome.failed += len(problems)
+        outcome.failures += problems[: TOLD_FAILURES - len(outcome.failures)]
+        yield row._replace(error="; ".join(problems)) if problems else row
