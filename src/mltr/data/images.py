@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageMode, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mltr.data.records import ImageSource, LazyFile, LazyImage
 from mltr.errors import BrokenImage
@@ -99,29 +99,6 @@ def _reduce(image: Image.Image, side: int, region: Region) -> Region:
     x = rest_x if orientation in (2, 3, 6, 7) else 0
     y = rest_y if orientation in (3, 4, 7, 8) else 0
     return x, y, x + width, y + height
-
-
-class Weight(NamedTuple):
-    """What an image takes, by its header."""
-
-    decoded_bytes: int  #: of its pixels as they are stored: depth and channels count
-    working_bytes: int  #: at most, until it is in RGB
-
-
-def weigh(data: bytes, max_pixels: int = MAX_PIXELS) -> Weight:
-    """Return what decoding the bytes of a file takes; raises `BrokenImage` as `open_image` does."""
-    name = "image from memory"
-    with _told(name, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(image, name, max_pixels)
-        pixels, mode = image.width * image.height, ImageMode.getmode(image.mode)
-        is_deep = mode.basemode == "L" and mode.typestr not in ("|u1", "|b1")
-        # As measured; a progressive JPEG's coefficients are all in memory, however it is reduced.
-        if is_deep or mode.mode.endswith(("A", "a")) or "transparency" in image.info:
-            each = 28
-        else:
-            each = {"JPEG": 10, "MPO": 10, "WEBP": 16}.get(image.format or "", 8)
-        stored = np.dtype(mode.typestr).itemsize * len(mode.bands)
-        return Weight(pixels * stored, pixels * each)
 
 
 @contextmanager

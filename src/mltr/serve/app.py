@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
@@ -25,18 +25,18 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mltr import __version__
-from mltr.data.images import Weight, open_image, open_reduced
+from mltr.data.images import open_image, open_reduced
 from mltr.data.preprocess import Pixels, squash
 from mltr.errors import BrokenImage, UsageError, did_you_mean
 from mltr.predictor import Prediction, Predictor
 from mltr.serve import schema
 from mltr.serve.batching import Batcher, Busy
-from mltr.serve.decoding import Decoder
+from mltr.serve.decoding import Decoder, Weight
 from mltr.serve.gate import Gate
 from mltr.serve.observe import SAFE_HEADERS, Metrics, Observer
 from mltr.serve.replicas import Replicas
 from mltr.serve.settings import Settings, limits
-from mltr.serve.uploads import Intake, Upload
+from mltr.serve.uploads import Intake, Linger, Upload
 
 if TYPE_CHECKING:
     from mltr.diagnosis.explain import Explanation
@@ -50,8 +50,6 @@ PAGE_FILES = {
 MAX_ASPECT = 100  #: of the sides of an image
 HEAT_MAP_SIDE = 1024  #: longest side of a heat map in pixels
 
-Weights = list[Weight | BrokenImage]  #: of a request's images, in their order
-Decoded = TypeVar("Decoded")
 
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 KeyHeader = Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
@@ -90,6 +88,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None) -> FastAP
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Linger)
     app.add_middleware(Observer, metrics=service.metrics)
     return app
 
@@ -159,7 +158,7 @@ class _Service:
     ) -> Response:
         """Name what is in one picture or several. An unreadable one among others has an `error`."""
 
-        async def answer(uploads: list[Upload], weights: Weights) -> Response:
+        async def answer(uploads: list[Upload], weights: list[Weight]) -> Response:
             turns = self._decoder.turns()
             pairs = zip(uploads, weights, strict=True)
             found = await asyncio.gather(*(self._predict_one(*pair, turns) for pair in pairs))
@@ -191,7 +190,7 @@ class _Service:
             known = did_you_mean(label, self._predictor.classes)
             raise HTTPException(422, f"no label {label[:100]!r}{known} (/v1/labels lists them)")
 
-        async def answer(uploads: list[Upload], weights: Weights) -> Response:
+        async def answer(uploads: list[Upload], weights: list[Weight]) -> Response:
             if len(uploads) > 1:
                 raise HTTPException(422, "send one image at a time to be explained")
             try:
@@ -221,7 +220,7 @@ class _Service:
         return network.explains if isinstance(network, Replicas) else hasattr(network, "model")
 
     async def _with_images(
-        self, request: Request, answer: Callable[[list[Upload], Weights], Awaitable[Response]]
+        self, request: Request, answer: Callable[[list[Upload], list[Weight]], Awaitable[Response]]
     ) -> Response:
         """Read the request and answer it, if there is place and time for it."""
         try:
@@ -239,10 +238,10 @@ class _Service:
             raise HTTPException(504, f"no answer within {self._settings.timeout_s:g} s") from error
 
     async def _predict_one(
-        self, upload: Upload, weight: Weight | BrokenImage, turns: asyncio.Semaphore
+        self, upload: Upload, weight: Weight, turns: asyncio.Semaphore
     ) -> Prediction | BrokenImage:
         try:
-            pixels = await self._decode(upload, weight, turns, self._squash)
+            pixels = await self._decoder.decode(turns, weight, self._squash, upload.data)
         except BrokenImage as error:
             self.metrics.images.labels("broken").inc()
             return error
@@ -251,10 +250,10 @@ class _Service:
         return found
 
     async def _explain_one(
-        self, upload: Upload, weight: Weight | BrokenImage, label: str | None, method: str,
+        self, upload: Upload, weight: Weight, label: str | None, method: str,
         form: str,
     ) -> Response:  # fmt: skip
-        picture = await self._decode(upload, weight, self._decoder.turns(), self._open)
+        picture = await self._decoder.decode(self._decoder.turns(), weight, self._open, upload.data)
         labels = [label] if label else None
         found = await self._batcher.run(self._find_evidence, picture, labels, method)
         self.metrics.images.labels("explained").inc()
@@ -267,14 +266,6 @@ class _Service:
                 "logit": found.logit, "is_exact": found.is_exact, "cells": found.cells.tolist(),
             }
         )  # fmt: skip
-
-    async def _decode(
-        self, upload: Upload, weight: Weight | BrokenImage, turns: asyncio.Semaphore,
-        function: Callable[[bytes], Decoded],
-    ) -> Decoded:  # fmt: skip
-        if isinstance(weight, BrokenImage):
-            raise weight
-        return await self._decoder.decode(turns, weight, function, upload.data)
 
     def _find_evidence(
         self, picture: Image.Image, labels: list[str] | None, method: str

@@ -17,13 +17,13 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mltr.serve.settings import Settings
+from mltr.serve.uploads import LINGER_S
 
 logger = logging.getLogger(__name__)
 
 MAX_HEAD = 32_768  #: bytes of a request's line and headers
 MAX_PIPELINE = 16  #: requests that a client sends before it has the answer to the first
 KEEP_ALIVE_S = 75  #: of an idle connection; a proxy in front must be the first to give it up
-LINGER_S = 2  #: for which what still comes is thrown away, so that its sender hears the answer
 SENDING_S = 30  #: for an answer, once it is there
 
 
@@ -120,11 +120,10 @@ class Connection(HttpToolsProtocol):
         return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
     def _rest(self) -> None:
-        """Be idle, or throw away a body that nobody wanted."""
-        if self._is_answered and not self.transport.is_closing():
-            if self._is_in_head:
-                self._waiting[self] = None
-            self._allow(KEEP_ALIVE_S if self._is_in_head else LINGER_S)
+        """Be idle, unless there is something to do."""
+        if self._is_in_head and self._is_answered and not self.transport.is_closing():
+            self._waiting[self] = None
+            self._allow(KEEP_ALIVE_S)
 
     def _allow(self, seconds: float) -> None:
         """Give what is awaited now so much time."""

@@ -3,19 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 from fastapi import HTTPException
+from PIL import Image, ImageMode
 
-from mltr.data.images import Weight, weigh
-from mltr.errors import BrokenImage
+from mltr.data.images import FORMATS
 from mltr.serve.settings import MEGABYTE, Settings
 from mltr.serve.uploads import Upload
 
 Result = TypeVar("Result")
+
+#: Memory that decoding takes at most, until the image is in RGB and upright: as measured, of all
+#: modes; and with WebP, which is decoded as a whole.
+WORKING_BYTES, WORKING_BYTES_WEBP = 12, 20  # a pixel
+
+
+class Weight(NamedTuple):
+    """What an image takes, in bytes."""
+
+    decoded: int  #: depth and channels count
+    working: int  #: while it is decoded
+
+
+NOTHING = Weight(0, 0)
+
+
+def weigh(data: bytes, max_pixels: int) -> Weight:
+    """Return what decoding a file takes, by its header; nothing for what will be refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:  # whoever decodes it finds the same, and says what
+        return NOTHING
+    with image:
+        pixels, mode = image.width * image.height, ImageMode.getmode(image.mode)
+        if pixels > max_pixels:
+            return NOTHING
+        stored = np.dtype(mode.typestr).itemsize * len(mode.bands)
+        working = WORKING_BYTES_WEBP if image.format == "WEBP" else WORKING_BYTES
+        return Weight(pixels * stored, pixels * working)
 
 
 class Decoder:
@@ -32,30 +66,22 @@ class Decoder:
         """End after what is being decoded."""
         self._threads.shutdown()
 
-    async def weigh(self, uploads: list[Upload]) -> list[Weight | BrokenImage]:
-        """Return what each image takes, or why it can't be read.
+    async def weigh(self, uploads: list[Upload]) -> list[Weight]:
+        """Return what each image takes.
 
-        Raises `HTTPException` (413) if together they unpack to more than is allowed.
+        Raises `HTTPException` (413) if that, or what they unpack to together, is more than allowed.
         """
-        weights = await self.run(lambda: [self._weigh_one(upload.data) for upload in uploads])
-        decoded = sum(one.decoded_bytes for one in weights if isinstance(one, Weight))
-        if decoded > self._most:
+        weights = await self.run(
+            lambda: [weigh(upload.data, self.max_pixels) for upload in uploads]
+        )
+        takes = max(sum(one.decoded for one in weights), *(one.working for one in weights))
+        if takes > self._most:
             raise HTTPException(
                 413,
-                f"the images unpack to {decoded / MEGABYTE:,.0f} MB, more than the limit of "
-                f"{self._most_mb:g}: send fewer at a time",
+                f"the images take {takes / MEGABYTE:,.0f} MB once unpacked, more than the limit of "
+                f"{self._most_mb:g}: send fewer at a time, or smaller ones",
             )
         return weights
-
-    def _weigh_one(self, data: bytes) -> Weight | BrokenImage:
-        try:
-            weight = weigh(data, self.max_pixels)
-        except BrokenImage as error:
-            return error
-        if weight.working_bytes > self._most:
-            takes = f"takes {weight.working_bytes / MEGABYTE:,.0f} MB to decode"
-            return BrokenImage(f"{takes}, more than the limit of {self._most_mb:g}")
-        return weight
 
     @staticmethod
     def turns() -> asyncio.Semaphore:
@@ -68,15 +94,15 @@ class Decoder:
     ) -> Result:  # fmt: skip
         """Return what the function makes of an image that was weighed, once there is memory."""
         async with turns:
-            while weight.working_bytes > self._free:
+            while weight.working > self._free:
                 self._has_room.clear()
                 await self._has_room.wait()
-            self._free -= weight.working_bytes
+            self._free -= weight.working
             loop = asyncio.get_running_loop()
             future = self._threads.submit(function, data)
             # A request that gives up doesn't stop a thread, which goes on to hold its memory.
             future.add_done_callback(
-                lambda _: loop.call_soon_threadsafe(self._give_back, weight.working_bytes)
+                lambda _: loop.call_soon_threadsafe(self._give_back, weight.working)
             )
             return await asyncio.wrap_future(future)
 

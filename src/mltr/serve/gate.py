@@ -30,7 +30,6 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 403."""
         if scope["type"] == "http" and (why := self._objection(scope)):
-            # The body isn't read: what still comes of it is thrown away by the connection.
             await JSONResponse({"detail": why}, 403)(scope, receive, send)
         else:
             await self._app(scope, receive, send)

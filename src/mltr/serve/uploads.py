@@ -12,7 +12,9 @@ from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mltr.serve.batching import Busy
 from mltr.serve.settings import MEGABYTE, Settings
@@ -27,12 +29,42 @@ IMAGE_TYPES = (
 MAX_NAME = 255  #: characters of a file's name that come back
 MAX_BOUNDARY = 70  #: characters (RFC 2046)
 MAX_COMMAS = 1000  #: of JSON for an image; its name may have some
-CLOSE = {"Connection": "close"}  #: after an answer, where the rest of the body may still come
-LINGER_S = 2  #: for which a body that is too large is thrown away, so that its sender hears why
+LINGER_S = 2  #: for which a body that nobody wants is thrown away, so that its sender hears why
 HOW = (
     "send images as multipart/form-data (curl -F images=@photo.jpg), as JSON with base64, or one "
     "with a type of its own (curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg')"
 )
+
+
+class Linger:
+    """Throws away what still comes before it answers: closing at once would drop the answer too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; an answer before its end comes a moment later."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+        is_whole = "content-length" not in headers and "transfer-encoding" not in headers
+
+        async def watch() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = not message.get("more_body")
+            return message
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and not is_whole:
+                if "expect" not in headers:  # the sender waits for our word before it goes on
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(LINGER_S):
+                            while not is_whole:
+                                await watch()
+                if not is_whole:
+                    MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, watch, answer)
 
 
 class Upload(NamedTuple):
@@ -105,14 +137,7 @@ class Intake:
                     found = await self._read(request, chunks())
             except TimeoutError as error:
                 most = f"{self._settings.body_timeout_s:g} s"
-                raise HTTPException(
-                    408, f"the request took longer than {most} to come", CLOSE
-                ) from error
-            except HTTPException as error:
-                if not is_whole:
-                    await _linger(request)
-                    error.headers = CLOSE
-                raise
+                raise HTTPException(408, f"the request took longer than {most} to come") from error
             yield found
         finally:
             self.held_bytes -= taken
@@ -230,16 +255,6 @@ class _Form:
 
 async def _whole(chunks: AsyncGenerator[bytes, None]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
-
-
-async def _linger(request: Request) -> None:
-    """Throw away what still comes, for a moment: closing at once would drop the answer too."""
-    if "expect" in request.headers:  # the sender waits for our word before it sends the body
-        return
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while (await request.receive()).get("more_body"):
-                pass
 
 
 def _file_name(name: str) -> str:
