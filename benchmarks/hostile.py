@@ -1,4 +1,4 @@
-"""`mltr serve` among clients that mean it ill: does it stay as large, and are others still answered?
+"""`mltr serve` among clients that mean it ill: does it stay as it is, are others still answered?
 
     python benchmarks/hostile.py RUN --out hostile.json
 
@@ -72,18 +72,19 @@ def form(*files: bytes, charset: str = "") -> bytes:
 
 def prepare() -> dict[str, bytes]:
     """Return the requests by name; the honest ones have the names that begin with `honest`."""
+    get = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     photo, deep = jpeg(640), png_of_zeros(8000, 5000, 16)
     text = b'--b\r\nContent-Disposition: form-data; name="i"\r\n\r\n' + b"\xff" * 1_000_000
     return {
         "honest photo": post(photo),
         "honest form": form(photo, jpeg(300)),
-        "honest page": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "honest page": get,
         "head without end": b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 1_000_000,
         "no HTTP": b"\x16\x03\x01" + bytes(500),
         "cut head": b"GET / HTTP/1.1\r\nHost: localhost\r\n",
         "cut body": post(photo)[:-100],
-        "upgrade": b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
-        "many requests at once": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500,
+        "upgrade": get[:-2] + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        "many requests at once": get * 500,
         "unknown name": post(photo).replace(b"localhost", b"example.org"),
         "other site": post(photo, more="Origin: http://example.org\r\n"),
         "unknown option": post(photo, path="/v1/predict?topp=1"),
@@ -162,16 +163,20 @@ async def mix(port: int, requests: dict[str, bytes], total: int, memory: Any) ->
                 sizes.append(memory())
 
     await asyncio.gather(*(client() for _ in range(AT_A_TIME)))
-    quarter = max(1, len(sizes) // 4)
+    quarters = [float(np.median(quarter)) for quarter in np.array_split(sizes, 4)]
     return {
         "requests": total,
         "answers": {name: dict(found) for name, found in answers.items()},
         "honest_p50_s": float(np.percentile(waits, 50)),
         "honest_longest_s": max(waits),
         # Medians of quarters: single readings hold what is being decoded at that moment.
-        "memory_mb": [float(np.median(sizes[n : n + quarter])) for n in range(0, len(sizes), quarter)],
-        "growth": float(np.median(sizes[-quarter:]) / np.median(sizes[:quarter])),
+        "memory_mb": quarters,
+        "growth": quarters[-1] / quarters[0],
     }
+
+
+def allow_files(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
 
 
 def main() -> None:
@@ -180,17 +185,19 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--connections", type=int, default=500)
     parser.add_argument("--hold", type=float, default=15, metavar="SECONDS")
+    parser.add_argument("--files", type=int, metavar="N", help="that the server may open")
     parser.add_argument("--out", default="hostile.json")
     args, options = parser.parse_known_args()
-    files = args.connections + 200
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(files, limit), limit))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = args.connections + 200
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     command = [sys.executable, "-m", "mltr", "serve", args.run, "--port", "0", "--json", "-"]
     log = Path(args.out).with_suffix(".log")
     with log.open("w") as errors:
         server = subprocess.Popen(
             [*command, "--device", "cpu", *options],
             stdout=subprocess.PIPE, stderr=errors, text=True,
+            preexec_fn=lambda: allow_files(args.files) if args.files else None,
         )  # fmt: skip
     text = ""
     while not text.rstrip().endswith("}"):

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import io
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from mltr import __version__
 from mltr.data.images import open_image, open_reduced
 from mltr.data.preprocess import Pixels, squash
-from mltr.errors import BrokenImage, UsageError, did_you_mean
+from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
 from mltr.predictor import Prediction, Predictor
 from mltr.serve import schema
 from mltr.serve.batching import Batcher, Busy
@@ -40,6 +41,8 @@ from mltr.serve.uploads import Intake, Linger, Upload
 
 if TYPE_CHECKING:
     from mltr.diagnosis.explain import Explanation
+
+logger = logging.getLogger(__name__)
 
 PAGE_FILES = {
     "": ("index.html", "text/html"),
@@ -79,6 +82,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None) -> FastAP
     app.add_exception_handler(Busy, _tell_busy)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
     app.add_exception_handler(UsageError, _tell_usage)
+    app.add_exception_handler(MltrError, _tell_failure)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -420,6 +424,11 @@ async def _tell_invalid(request: Request, error: Any) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
     return JSONResponse({"detail": f"{where}: {first['msg']}"}, 422)
+
+
+async def _tell_failure(request: Request, error: Any) -> Response:
+    logger.error("%s", error)
+    return JSONResponse({"detail": str(error)}, 500)
 
 
 async def _tell_usage(request: Request, error: Any) -> Response:

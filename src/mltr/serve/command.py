@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
 from mltr.errors import MltrError, UsageError
 from mltr.files import to_json, write_json
 from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
@@ -122,6 +124,8 @@ def serve(
         else:
             predictor = load(bundle, device)
             _share_cores(settings.network_threads)
+        side = predictor.preprocess.image_size
+        predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # raises if it can't
         if not settings.keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             print(
                 f"Anyone who can reach {address} may use it: --keys FILE asks for a key.",

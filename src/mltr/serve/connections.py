@@ -95,8 +95,15 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start with a request."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINE:
-            self._refusal = _TOO_LARGE if size > MAX_HEAD else (429, "too many requests at once")
+        if size > MAX_HEAD:
+            self._refusal = _TOO_LARGE
+        elif len(self.pipeline) >= MAX_PIPELINE:
+            self._refusal = 429, "too many requests at once"
+        elif self.parser.should_upgrade() and {b"content-length", b"transfer-encoding"} & {
+            name for name, _ in self.headers
+        }:  # the parser would drop the body
+            self._refusal = 400, "this server speaks HTTP/1.1 alone: send no Upgrade with a body"
+        if self._refusal:
             raise ValueError(self._refusal)
         self._is_in_head = False
         self._heads += 1
