@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ Result = TypeVar("Result")
 #: Memory that decoding takes at most, until the image is in RGB and upright: as measured, of all
 #: modes; and with WebP, which is decoded as a whole.
 WORKING_BYTES, WORKING_BYTES_WEBP = 12, 20  # a pixel
+#: Images that take more have half of the threads: small ones pass them by.
+LARGE = 200 * MEGABYTE
 
 
 class Weight(NamedTuple):
@@ -60,7 +63,10 @@ class Decoder:
         self._most_mb = settings.max_decoded_mb
         self._free = self._most = int(settings.max_decoded_mb * MEGABYTE)
         self._has_room = asyncio.Event()
-        self._threads = ThreadPoolExecutor(os.cpu_count(), "decoder")
+        cores = os.cpu_count() or 1
+        self._threads = ThreadPoolExecutor(cores, "decoder")
+        self._half = max(1, cores // 2)
+        self._large = asyncio.Semaphore(self._half)
 
     def stop(self) -> None:
         """End after what is being decoded."""
@@ -83,17 +89,16 @@ class Decoder:
             )
         return weights
 
-    @staticmethod
-    def turns() -> asyncio.Semaphore:
+    def turns(self) -> asyncio.Semaphore:
         """Return what keeps one request from taking all threads before another one's image."""
-        return asyncio.Semaphore(max(1, (os.cpu_count() or 1) // 2))
+        return asyncio.Semaphore(self._half)
 
     async def decode(
         self, turns: asyncio.Semaphore, weight: Weight, function: Callable[[bytes], Result],
         data: bytes,
     ) -> Result:  # fmt: skip
         """Return what the function makes of an image that was weighed, once there is memory."""
-        async with turns:
+        async with turns, self._large if weight.working > LARGE else nullcontext():
             while weight.working > self._free:
                 self._has_room.clear()
                 await self._has_room.wait()
