@@ -60,13 +60,19 @@ def picture(colour: str = "red", size: tuple[int, int] = (30, 20), form: str = "
 
 
 @contextmanager
-def live_server(app: Any) -> Iterator[Any]:
+def live_server(app: Any, settings: Any = None) -> Iterator[Any]:
     """Serve an application in a thread; gives the server, with its `port` on this machine."""
     import uvicorn
 
+    from mltr.serve.connections import protocol
+    from mltr.serve.settings import Settings
+
+    http = protocol(settings or Settings())
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=http, ws="none", log_config=None, lifespan="on")
+        )
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         while not server.started and thread.is_alive():

@@ -6,6 +6,7 @@ The public names are imported when first used, so that ``import mltr`` costs not
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ _HOMES = {
     "load": "mltr.predictor",
     "push_to_hub": "mltr.hub",
 }
+
+# Some libraries tell their makers of their use unless told not to before they are imported.
+os.environ.update(
+    ORT_DISABLE_TELEMETRY="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_UPDATE_DOWNLOAD_COUNTS="0",
+)
 
 
 def __getattr__(name: str) -> Any:

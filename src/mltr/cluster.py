@@ -25,7 +25,6 @@ from mltr.predictor import Predictor, load
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 CONNECT_TIMEOUT_S = 10
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what its processes tell would go to stdout, among results
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns that this will be the default
 }

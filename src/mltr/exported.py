@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ Floats = NDArray[np.float32]
 CONFIG_KEY = "mltr"  #: of the metadata in an ONNX file
 CONFIG_ENTRY = "mltr.json"  #: of the archive that a .pt2 file is
 INPUT, OUTPUT = "images", "logits"  #: names in the graph
+LIMIT_S = 60.0  #: for one image through an ONNX file, on whatever machine
+SILENT = 4  #: of onnxruntime's levels: what it would write to stderr, its exceptions say too
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +42,27 @@ class OnnxNetwork:
     session: onnxruntime.InferenceSession
     path: Path
     takes_pixels: bool  #: whether uint8 [B, S, S, 3] go in, which the network scales itself
+    limit_s: float  #: for one image: a file may hold a loop without end
 
     def __call__(self, images: NDArray[Any]) -> Floats:
-        """Return logits float32 [B, K] of the images."""
-        logits: Floats = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
+        """Return logits float32 [B, K] of the images; raises `MltrError` if that can't be."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = SILENT
+        limit_s = self.limit_s * max(1, len(images))
+        watch = threading.Timer(limit_s, setattr, (options, "terminate", True))
+        watch.daemon = True
+        watch.start()
+        inputs = {INPUT: np.ascontiguousarray(images)}
+        try:
+            logits: Floats = self.session.run([OUTPUT], inputs, options)[0]
+        except Exception as error:  # its errors have no base of their own
+            if options.terminate:
+                raise MltrError(f"{self.path} gives no answer within {limit_s:g} s") from error
+            raise MltrError(f"{self.path} fails in onnxruntime: {first_line(error)}") from error
+        finally:
+            watch.cancel()
         return logits
 
     @property
@@ -83,18 +103,22 @@ def require(package: str, extra: str, why: str) -> Any:
 
 
 def load_onnx(
-    path: str | Path, device: str | None = None, threads: int | None = None
+    path: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    limit_s: float = LIMIT_S,
 ) -> tuple[OnnxNetwork, dict[str, Any]]:
     """Return the network of an ONNX file and its checked config. Torch isn't imported.
 
     `device` is cpu, cuda or cuda:N, by default a GPU if this onnxruntime can use one; `threads`
     is how many one call may use, by default OMP_NUM_THREADS, as for torch, or all cores. Raises
-    `MltrError` for a file that is missing, damaged or not by `mltr export`.
+    `MltrError` for a file that is missing, damaged or not by `mltr export`, and for one that gives
+    no logits of a black image within `limit_s`.
     """
     _check_file(path)
     ort = require("onnxruntime", "onnx", str(path))
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: what it says of devices is no news
+    options.log_severity_level = SILENT
     options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
     providers = _choose_providers(ort, device)
     try:
@@ -103,7 +127,14 @@ def load_onnx(
         raise MltrError(f"{path} can't be run by onnxruntime: {first_line(error)}") from error
     text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
     config = _read_config(text, path)
-    return OnnxNetwork(session, Path(path), config["export"]["input"] == "uint8"), config
+    takes_pixels = config["export"]["input"] == "uint8"
+    network = OnnxNetwork(session, Path(path), takes_pixels, limit_s)
+    side = config["preprocess"]["image_size"]
+    shape, kind = ((side, side, 3), np.uint8) if takes_pixels else ((3, side, side), np.float32)
+    logits = network(np.zeros((1, *shape), kind))
+    if logits.shape != (1, len(config["classes"])) or not np.isfinite(logits).all():
+        raise MltrError(f"{path} gives no logits of a black image; export the run again")
+    return network, config
 
 
 def _choose_providers(ort: Any, device: str | None) -> list[Any]:

@@ -141,9 +141,18 @@ class Predictor:
         return [self.to_prediction(row) for row in probs]
 
     def logits(self, pixels: Pixels) -> Floats:
-        """Return what the network says of images uint8 [B, S, S, 3]: float32 [B, K]."""
+        """Return what the network says of images uint8 [B, S, S, 3]: float32 [B, K].
+
+        Raises `MltrError` if these are no numbers.
+        """
         takes_pixels = getattr(self.network, "takes_pixels", False)
-        return self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
+        logits = self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
+        if not np.isfinite(logits).all():
+            raise MltrError(
+                "the network predicts NaN or infinite values: its weights or the preprocessing in "
+                "its bundle are damaged; take another epoch or file"
+            )
+        return logits
 
     def to_prediction(self, probs: Floats) -> Prediction:
         """Return what probabilities [K] of one image say."""

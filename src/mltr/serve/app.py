@@ -7,10 +7,9 @@ import base64
 import hashlib
 import hmac
 import io
-import os
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,17 +28,21 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from mltr import __version__
 from mltr.data.images import open_image, open_reduced
 from mltr.data.preprocess import Pixels, squash
-from mltr.errors import BrokenImage, UsageError, did_you_mean
+from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
 from mltr.predictor import Prediction, Predictor
 from mltr.serve import schema
 from mltr.serve.batching import Batcher, Busy
+from mltr.serve.decoding import Decoder, Weight
+from mltr.serve.gate import Gate
 from mltr.serve.observe import SAFE_HEADERS, Metrics, Observer
 from mltr.serve.replicas import Replicas
 from mltr.serve.settings import Settings, limits
-from mltr.serve.uploads import Intake, Upload
+from mltr.serve.uploads import Intake, Linger, Upload
 
 if TYPE_CHECKING:
     from mltr.diagnosis.explain import Explanation
+
+logger = logging.getLogger(__name__)
 
 PAGE_FILES = {
     "": ("index.html", "text/html"),
@@ -49,6 +52,7 @@ PAGE_FILES = {
 }
 MAX_ASPECT = 100  #: of the sides of an image
 HEAT_MAP_SIDE = 1024  #: longest side of a heat map in pixels
+
 
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 KeyHeader = Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
@@ -68,14 +72,17 @@ def create_app(predictor: Predictor, settings: Settings | None = None) -> FastAP
         lifespan=service.lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
     )
     app.include_router(service.api())
     app.include_router(_page_router())
+    app.get("/openapi.json", include_in_schema=False)(_describe)
     # The package holds Swagger UI, which FastAPI would load from elsewhere.
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.add_exception_handler(Busy, _tell_busy)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
     app.add_exception_handler(UsageError, _tell_usage)
+    app.add_exception_handler(MltrError, _tell_failure)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -84,6 +91,8 @@ def create_app(predictor: Predictor, settings: Settings | None = None) -> FastAP
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Linger)
     app.add_middleware(Observer, metrics=service.metrics)
     return app
 
@@ -98,7 +107,7 @@ class _Service:
         self._key_digests = [_digest(key) for key in settings.keys]
         self._intake = Intake(settings)
         self._batcher = Batcher(predictor, settings, self.metrics.count_batch)
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), "decoder")
+        self._decoder = Decoder(settings)
         self.metrics.pending.set_function(lambda: self._batcher.pending)
         self.metrics.held.set_function(lambda: self._intake.held_bytes)
 
@@ -108,13 +117,16 @@ class _Service:
         await self._batcher.start()
         yield
         await self._batcher.stop()
-        self._decoders.shutdown()
+        self._decoder.stop()
 
     def api(self) -> APIRouter:
         """Return the routes."""
         routes = APIRouter()
         closed = APIRouter(dependencies=[Depends(self.check_key)] if self._key_digests else [])
-        posted: dict[str, Any] = {"tags": ["pictures"], "openapi_extra": schema.IMAGES_BODY}
+        posted: dict[str, Any] = {
+            "tags": ["pictures"], "openapi_extra": schema.IMAGES_BODY,
+            "dependencies": [Depends(_check_options)],
+        }  # fmt: skip
         closed.post(
             "/v1/predict", response_model=schema.Results, responses=schema.PROBLEMS, **posted
         )(self.predict)
@@ -122,9 +134,10 @@ class _Service:
             "/v1/explain", response_model=schema.HeatMap,
             responses=schema.PROBLEMS | schema.EXPLAINED, **posted,
         )(self.explain)  # fmt: skip
-        closed.get("/v1/labels", tags=["pictures"], responses={401: schema.PROBLEMS[401]})(
-            self.labels
-        )
+        closed.get(
+            "/v1/labels", tags=["pictures"], dependencies=[Depends(_check_options)],
+            responses={status: schema.PROBLEMS[status] for status in (401, 422)},
+        )(self.labels)  # fmt: skip
         closed.get("/metrics", tags=["state"], response_class=Response)(self.tell_metrics)
         routes.include_router(closed)
         routes.get("/healthz", tags=["state"])(self.healthz)
@@ -149,8 +162,10 @@ class _Service:
     ) -> Response:
         """Name what is in one picture or several. An unreadable one among others has an `error`."""
 
-        async def answer(uploads: list[Upload]) -> Response:
-            found = await asyncio.gather(*map(self._predict_one, uploads))
+        async def answer(uploads: list[Upload], weights: list[Weight]) -> Response:
+            turns = self._decoder.turns()
+            pairs = zip(uploads, weights, strict=True)
+            found = await asyncio.gather(*(self._predict_one(*pair, turns) for pair in pairs))
             if all(isinstance(one, BrokenImage) for one in found):
                 raise HTTPException(422, _tell_broken(uploads, found))
             results = [
@@ -179,11 +194,11 @@ class _Service:
             known = did_you_mean(label, self._predictor.classes)
             raise HTTPException(422, f"no label {label[:100]!r}{known} (/v1/labels lists them)")
 
-        async def answer(uploads: list[Upload]) -> Response:
+        async def answer(uploads: list[Upload], weights: list[Weight]) -> Response:
             if len(uploads) > 1:
                 raise HTTPException(422, "send one image at a time to be explained")
             try:
-                return await self._explain_one(uploads[0], label, method, form)
+                return await self._explain_one(uploads[0], weights[0], label, method, form)
             except BrokenImage as error:
                 raise HTTPException(422, _tell_broken(uploads, [error])) from error
 
@@ -209,7 +224,7 @@ class _Service:
         return network.explains if isinstance(network, Replicas) else hasattr(network, "model")
 
     async def _with_images(
-        self, request: Request, answer: Callable[[list[Upload]], Awaitable[Response]]
+        self, request: Request, answer: Callable[[list[Upload], list[Weight]], Awaitable[Response]]
     ) -> Response:
         """Read the request and answer it, if there is place and time for it."""
         try:
@@ -221,14 +236,16 @@ class _Service:
                 }
                 with self._batcher.accept(len(uploads)):
                     async with asyncio.timeout(self._settings.timeout_s):
-                        return await answer(uploads)
+                        return await answer(uploads, await self._decoder.weigh(uploads))
         except TimeoutError as error:
             self.metrics.images.labels("late").inc()
             raise HTTPException(504, f"no answer within {self._settings.timeout_s:g} s") from error
 
-    async def _predict_one(self, upload: Upload) -> Prediction | BrokenImage:
+    async def _predict_one(
+        self, upload: Upload, weight: Weight, turns: asyncio.Semaphore
+    ) -> Prediction | BrokenImage:
         try:
-            pixels = await self._decode(self._squash, upload.data)
+            pixels = await self._decoder.decode(turns, weight, self._squash, upload.data)
         except BrokenImage as error:
             self.metrics.images.labels("broken").inc()
             return error
@@ -237,14 +254,16 @@ class _Service:
         return found
 
     async def _explain_one(
-        self, upload: Upload, label: str | None, method: str, form: str
-    ) -> Response:
-        picture = await self._decode(self._open, upload.data)
+        self, upload: Upload, weight: Weight, label: str | None, method: str,
+        form: str,
+    ) -> Response:  # fmt: skip
+        picture = await self._decoder.decode(self._decoder.turns(), weight, self._open, upload.data)
         labels = [label] if label else None
         found = await self._batcher.run(self._find_evidence, picture, labels, method)
         self.metrics.images.labels("explained").inc()
         if form == "overlay":
-            return Response(await self._decode(_draw, picture, found.heat), media_type="image/png")
+            drawn = await self._decoder.run(_draw, picture, found.heat)
+            return Response(drawn, media_type="image/png")
         return JSONResponse(
             {
                 "name": upload.name, "label": found.label, "prob": found.prob,
@@ -262,21 +281,14 @@ class _Service:
 
         return explain(self._predictor, picture, labels, method, HEAT_MAP_SIDE)[0]
 
-    async def _decode(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *args)
-
     def _open(self, data: bytes) -> Image.Image:
-        return _checked(open_image(data, max_pixels=self._max_pixels))
+        return _checked(open_image(data, max_pixels=self._decoder.max_pixels))
 
     def _squash(self, data: bytes) -> Pixels:
         preprocess = self._predictor.preprocess
         side = preprocess.decoded_side
-        picture, place = open_reduced(data, side, max_pixels=self._max_pixels)
+        picture, place = open_reduced(data, side, max_pixels=self._decoder.max_pixels)
         return preprocess.squash(squash(_checked(picture), side, place))
-
-    @property
-    def _max_pixels(self) -> int:
-        return int(self._settings.max_megapixels * 1e6)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -295,6 +307,17 @@ class _Service:
     async def tell_metrics(self) -> Response:
         """Tell counters in the format of Prometheus."""
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _check_options(request: Request) -> None:
+    """Raise `HTTPException` for an option in the address that the route doesn't have."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            words = f"known: {', '.join(known)}" if known else "it has none"
+            raise HTTPException(
+                422, f"no option {name[:100]!r}{did_you_mean(name[:100], known)} ({words})"
+            )
 
 
 def _checked(picture: Image.Image) -> Image.Image:
@@ -381,6 +404,14 @@ def _docs_policy(page: bytes) -> str:
     return policy.replace("img-src 'self'", "img-src 'self' data:")
 
 
+async def _describe(request: Request) -> Response:
+    """Send the OpenAPI description, its examples with the address that it was asked by."""
+    described = request.app.openapi()
+    address = str(request.base_url).rstrip("/")
+    text = described["info"]["description"].replace(schema.ADDRESS, address)
+    return JSONResponse(described | {"info": described["info"] | {"description": text}})
+
+
 async def _tell_busy(request: Request, error: Any) -> Response:
     return JSONResponse(
         {"detail": f"too busy: come again in {error.retry_after_s} s"},
@@ -393,6 +424,11 @@ async def _tell_invalid(request: Request, error: Any) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
     return JSONResponse({"detail": f"{where}: {first['msg']}"}, 422)
+
+
+async def _tell_failure(request: Request, error: Any) -> Response:
+    logger.error("%s", error)
+    return JSONResponse({"detail": str(error)}, 500)
 
 
 async def _tell_usage(request: Request, error: Any) -> Response:

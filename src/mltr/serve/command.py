@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
 from mltr.errors import MltrError, UsageError
 from mltr.files import to_json, write_json
 from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
@@ -23,8 +25,8 @@ from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
 HOST = "127.0.0.1"  #: reachable from this machine alone
 DEFAULT_PORT = 8000
 PACKAGES = ("fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn")
-KEEP_ALIVE_S = 75  #: of an idle connection; a proxy in front must be the first to give it up
-BACKLOG = 2048  #: connections that wait to be taken up
+BACKLOG = 512  #: connections that wait to be taken up
+OTHER_FILES = 64  #: that a server has open, beside its connections
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--cors", metavar="ORIGIN", action="append", default=[],
         help="let pages of another site, such as https://photos.example, call the API (repeatable)",
+    )  # fmt: skip
+    add(
+        "--allow-host", metavar="NAME", action="append", default=[],
+        help="a name that browsers may reach the server by, such as photos.example, beside "
+        "localhost, addresses and what --host says (repeatable)",
     )  # fmt: skip
     add("--json", metavar="FILE", help="write the address there (- for stdout)")
     add("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
@@ -73,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         name=Path(args.bundle).resolve().name,
         keys=read_keys(args.keys),
         cors_origins=tuple(args.cors),
+        hosts=tuple(args.allow_host),
         **{limit.name: getattr(args, limit.name) for limit in limits()},
     )
     serve(args.bundle, settings, args.host, args.port, args.device, args.json, replicas=replicas)
@@ -99,8 +107,11 @@ def serve(
 
     from mltr.predictor import load
     from mltr.serve.app import create_app
+    from mltr.serve.connections import KEEP_ALIVE_S, protocol
     from mltr.serve.replicas import running
 
+    hosts = ("localhost", host, socket.gethostname(), *settings.hosts)
+    settings, backlog = _fit_to_files(dataclasses.replace(settings, hosts=hosts))
     with _bind(host, port) as listener, contextlib.ExitStack() as stack:
         address = _address(host, listener.getsockname()[1])
         stdout = sys.stdout
@@ -113,6 +124,8 @@ def serve(
         else:
             predictor = load(bundle, device)
             _share_cores(settings.network_threads)
+        side = predictor.preprocess.image_size
+        predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # raises if it can't
         if not settings.keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             print(
                 f"Anyone who can reach {address} may use it: --keys FILE asks for a key.",
@@ -132,17 +145,23 @@ def serve(
 
         config = uvicorn.Config(
             create_app(predictor, settings),
+            http=protocol(settings),
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
             loop="asyncio",
             lifespan="on",
-            backlog=BACKLOG,
+            backlog=backlog,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(settings.body_timeout_s + settings.timeout_s),
         )
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again at the very end
+        try:
             Server(config).run([listener])
+        except KeyboardInterrupt:  # uvicorn raises it again at the very end
+            pass
+        finally:
+            gc.unfreeze()  # else extensions see what is left at the end as leaks, and tell
 
 
 def check_address(host: str, port: int) -> None:
@@ -151,6 +170,31 @@ def check_address(host: str, port: int) -> None:
         if importlib.util.find_spec(package) is None:
             raise MltrError(f"serving needs more packages: pip install 'mltr[serve]' ({package})")
     _bind(host, port).close()
+
+
+def _fit_to_files(settings: Settings) -> tuple[Settings, int]:
+    """Return the settings and a backlog with room for all connections among this process' files.
+
+    So many as the backlog are taken up at once, and again before one that is too many is closed.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, where files and connections don't count together
+        return settings, BACKLOG
+    wanted = OTHER_FILES + settings.max_connections + 4 * BACKLOG
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY and files < wanted:
+        files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    if files == resource.RLIM_INFINITY or files >= wanted:
+        return settings, BACKLOG
+    backlog = max(1, min(BACKLOG, (files - OTHER_FILES) // 8))
+    most = files - OTHER_FILES - 4 * backlog
+    if most < 1:
+        raise MltrError(f"a server needs more than {files} open files: raise `ulimit -n`")
+    return dataclasses.replace(
+        settings, max_connections=min(settings.max_connections, most)
+    ), backlog
 
 
 def _share_cores(network_threads: int) -> None:

@@ -15,6 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mltr.terminal import printable, printable_lines
+
 logger = logging.getLogger(__name__)
 
 VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -139,7 +141,7 @@ class JsonFormatter(logging.Formatter):
         content |= getattr(record, "fields", {})
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(content, ensure_ascii=False)
+        return json.dumps(content)  # in ASCII, all else escaped: nothing acts on a terminal
 
 
 class ShortFormatter(logging.Formatter):
@@ -151,6 +153,7 @@ class ShortFormatter(logging.Formatter):
         text = record.getMessage()
         if fields:
             text = "{method} {path} {status} in {ms} ms".format(**fields)
+        text = printable(text)
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n" + printable_lines(self.formatException(record.exc_info))
         return f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {text}"

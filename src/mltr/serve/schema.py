@@ -9,11 +9,12 @@ from pydantic import BaseModel, Field
 
 from mltr.serve.uploads import IMAGE_TYPES, JsonImage
 
+ADDRESS = "ADDRESS"  #: stands in the description for the address of the server
 DESCRIPTION = """
 Names what is in pictures. Send them as form data, as JSON with base64, or one picture as it is:
 
-    curl -F images=@beach.jpg -F images=@forest.jpg http://127.0.0.1:8000/v1/predict
-    curl --data-binary @beach.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/v1/predict
+    curl -F images=@beach.jpg -F images=@forest.jpg ADDRESS/v1/predict
+    curl --data-binary @beach.jpg -H 'Content-Type: image/jpeg' ADDRESS/v1/predict
 
 Every error has the form `{"detail": "what, and how to mend it"}`. Pictures are not kept.
 """
@@ -80,8 +81,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, meaning in {
         400: "The request is malformed",
         401: "An API key is missing or wrong",
+        403: "Sent by a page of another site, or to a name that isn't this server's",
         408: "The request took too long to come",
-        413: "The request is too large, or holds too many images",
+        413: "The request is too large, holds too many images, or unpacks to too much",
         415: "This type of request is not understood",
         422: "No image can be read, or an option is wrong",
         503: "Too busy: come again after the seconds in Retry-After",

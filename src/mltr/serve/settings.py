@@ -27,16 +27,22 @@ class Settings:
     name: str = "mltr"  #: of the model, as the page shows it
     max_files: int = _limit(32, "images in one request")
     max_body_mb: float = _limit(32, "size of one request, in megabytes")
-    max_megapixels: float = _limit(40, "size of one image, in millions of pixels")
+    max_megapixels: float = _limit(64, "size of one image, in millions of pixels")
+    max_decoded_mb: float = _limit(
+        1000, "what the images of one request unpack to, and what decoding may take at a time"
+    )
     max_held_mb: float = _limit(256, "size of all requests held at a time, in megabytes")
     max_queue: int = _limit(128, "images accepted and not answered yet; beyond it 503")
     max_batch: int = _limit(32, "images that go through the network together")
     max_wait_ms: float = _limit(5, "time that an image waits for others of its batch")
     network_threads: int = _limit(1, "batches that go through the network at a time")
+    max_connections: int = _limit(1000, "open at a time; beyond it the longest idle one is closed")
+    head_timeout_s: float = _limit(10, "time for the head of a request; beyond it 408")
     body_timeout_s: float = _limit(30, "time for sending one request; beyond it 408")
     timeout_s: float = _limit(30, "time from a whole request to its answer; beyond it 504")
     keys: tuple[str, ...] = ()  #: of which a request has to bring one; none: open to all
     cors_origins: tuple[str, ...] = ()  #: other sites whose pages may call the API
+    hosts: tuple[str, ...] = ()  #: names that requests may call this server by; none: any
 
     def __post_init__(self) -> None:
         for limit in limits():

@@ -6,28 +6,65 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from fastapi import HTTPException, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mltr.serve.batching import Busy
 from mltr.serve.settings import MEGABYTE, Settings
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 IMAGE_TYPES = (
     "image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff",
     "application/octet-stream",
 )  # fmt: skip
 MAX_NAME = 255  #: characters of a file's name that come back
-CLOSE = {"Connection": "close"}  #: after an answer, where the rest of the body may still come
-LINGER_S = 2  #: for which a body that is too large is thrown away, so that its sender hears why
+MAX_BOUNDARY = 70  #: characters (RFC 2046)
+MAX_COMMAS = 1000  #: of JSON for an image; its name may have some
+LINGER_S = 2  #: for which a body that nobody wants is thrown away, so that its sender hears why
 HOW = (
     "send images as multipart/form-data (curl -F images=@photo.jpg), as JSON with base64, or one "
     "with a type of its own (curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg')"
 )
+
+
+class Linger:
+    """Throws away what still comes before it answers: closing at once would drop the answer too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; an answer before its end comes a moment later."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+        is_whole = "content-length" not in headers and "transfer-encoding" not in headers
+
+        async def watch() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = not message.get("more_body")
+            return message
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and not is_whole:
+                if "expect" not in headers:  # the sender waits for our word before it goes on
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(LINGER_S):
+                            while not is_whole:
+                                await watch()
+                if not is_whole:
+                    MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, watch, answer)
 
 
 class Upload(NamedTuple):
@@ -56,7 +93,7 @@ class JsonImages(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    images: Annotated[list[JsonImage], Field(min_length=1)]
+    images: Annotated[list[JsonImage], Field(min_length=1), FailFast()]
 
 
 class Intake:
@@ -100,14 +137,7 @@ class Intake:
                     found = await self._read(request, chunks())
             except TimeoutError as error:
                 most = f"{self._settings.body_timeout_s:g} s"
-                raise HTTPException(
-                    408, f"the request took longer than {most} to come", CLOSE
-                ) from error
-            except HTTPException as error:
-                if not is_whole:
-                    await _linger(request)
-                    error.headers = CLOSE
-                raise
+                raise HTTPException(408, f"the request took longer than {most} to come") from error
             yield found
         finally:
             self.held_bytes -= taken
@@ -116,9 +146,12 @@ class Intake:
         return HTTPException(413, f"the request is larger than {self._settings.max_body_mb:g} MB")
 
     async def _read(self, request: Request, chunks: AsyncGenerator[bytes, None]) -> list[Upload]:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        name, options = parse_options_header(request.headers.get("content-type"))
+        kind = name.decode("latin-1").strip()
+        # Both are read in a thread: what a client makes of them may take its time.
         if kind == "multipart/form-data":
-            found = await self._read_form(request, chunks)
+            boundary = _check_form(options)
+            found = await asyncio.to_thread(self._read_form, await _whole(chunks), boundary)
         elif kind == "application/json":
             found = await asyncio.to_thread(self._read_json, await _whole(chunks))
         elif kind in IMAGE_TYPES:
@@ -129,30 +162,18 @@ class Intake:
             raise HTTPException(422, f"there is no image in the request: {HOW}")
         return found
 
-    async def _read_form(
-        self, request: Request, chunks: AsyncGenerator[bytes, None]
-    ) -> list[Upload]:
-        most = self._settings.max_files
-        parser = MultiPartParser(request.headers, chunks, max_files=most, max_fields=most)
-        parser.spool_max_size = self._max_body  # nothing goes to the disk
+    def _read_form(self, body: bytes, boundary: bytes) -> list[Upload]:
+        form = _Form(self._settings.max_files)
         try:
-            form = await parser.parse()
-        except MultiPartException as error:
-            status = 413 if error.message.startswith("Too many") else 400
-            raise HTTPException(status, f"{error.message} (form data)") from error
-        found = []
-        for field, part in form.multi_items():
-            if not isinstance(part, UploadFile):
-                raise HTTPException(
-                    422,
-                    f"part {field[:MAX_NAME]!r} holds text, not a file (with curl: an @ before "
-                    "the file's name); options belong into the address",
-                )
-            found.append(Upload(_file_name(part.filename or ""), await part.read()))
-            await part.close()
-        return found
+            parser = MultipartParser(boundary, form.callbacks())
+            parser.write(body)
+        except FormParserError as error:
+            raise HTTPException(400, f"this is no multipart form data: {error}") from error
+        return form.uploads
 
     def _read_json(self, body: bytes) -> list[Upload]:
+        if body.count(b",") > MAX_COMMAS * self._settings.max_files:  # each value has one, or few
+            raise HTTPException(413, "the JSON holds more values than images can have")
         try:
             images = JsonImages.model_validate_json(body).images
         except ValidationError as error:
@@ -172,18 +193,68 @@ class Intake:
         return found
 
 
+def _check_form(options: dict[bytes, bytes]) -> bytes:
+    """Return the boundary of form data; raises `HTTPException` if it can't be read."""
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8"):
+        raise HTTPException(415, f"form data must be in UTF-8, not {charset[:MAX_NAME]!r}")
+    boundary = options.get(b"boundary", b"")
+    if not 0 < len(boundary) <= MAX_BOUNDARY:
+        raise HTTPException(400, f"form data needs a boundary of 1 to {MAX_BOUNDARY} characters")
+    return boundary
+
+
+class _Form:
+    """Collects the files of multipart form data (RFC 7578), as its parser finds them."""
+
+    def __init__(self, max_files: int) -> None:
+        self.uploads: list[Upload] = []
+        self._max_files = max_files
+        self._name = self._value = self._disposition = b""
+        self._data: list[bytes] = []
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin, "on_header_field": self._add_name,
+            "on_header_value": self._add_value, "on_header_end": self._end_header,
+            "on_part_data": self._add_data, "on_part_end": self._end,
+        }  # fmt: skip
+
+    def _begin(self) -> None:
+        if len(self.uploads) == self._max_files:
+            raise HTTPException(413, f"Too many files: more than {self._max_files} (form data)")
+        self._disposition, self._data = b"", []
+
+    def _add_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _add_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._name = self._value = b""
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self._data.append(data[start:end])
+
+    def _end(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        name = options.get(b"filename")
+        if name is None:
+            field = options.get(b"name", b"")[:MAX_NAME].decode(errors="replace")
+            raise HTTPException(
+                422,
+                f"part {field!r} holds text, not a file (with curl: an @ before the file's name); "
+                "options belong into the address",
+            )
+        data = b"".join(self._data)
+        self.uploads.append(Upload(_file_name(name.decode(errors="replace")), data))
+
+
 async def _whole(chunks: AsyncGenerator[bytes, None]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
-
-
-async def _linger(request: Request) -> None:
-    """Throw away what still comes, for a moment: closing at once would drop the answer too."""
-    if "expect" in request.headers:  # the sender waits for our word before it sends the body
-        return
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while (await request.receive()).get("more_body"):
-                pass
 
 
 def _file_name(name: str) -> str:

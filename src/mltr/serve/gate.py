@@ -1,0 +1,73 @@
+"""Who may ask at all: a page of another site can't, whatever name it reaches this server by."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mltr.serve.settings import Settings
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+OWN_SITES = ("same-origin", "none")  #: of Sec-Fetch-Site; none: typed in, or from a bookmark
+
+
+class Gate:
+    """Refuses names that this server isn't known by, and what other sites' pages would send.
+
+    The first keeps out DNS rebinding (a page whose name comes to mean this machine), the second
+    forms and scripts of pages anywhere. What isn't a browser sends neither header and may.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._hosts = {host.lower() for host in settings.hosts}
+        self._origins = settings.cors_origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 403."""
+        if scope["type"] == "http" and (why := self._objection(scope)):
+            await JSONResponse({"detail": why}, 403)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _objection(self, scope: Scope) -> str:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if self._hosts and (len(hosts) > 1 or not all(map(self._is_known, hosts))):
+            called = ", ".join(hosts)[:100]
+            return f"this server isn't called {called!r}: start it with --allow-host to let that in"
+        if scope["method"] in SAFE_METHODS or self._is_own(headers, hosts):
+            return ""
+        return (
+            "a page of another site may not send this: start the server with --cors to let it "
+            f"({headers.get('origin', 'no origin')[:100]})"
+        )
+
+    def _is_known(self, host: str) -> bool:
+        """Whether this is an address, which can't be made to mean another, or a name of ours."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return name in self._hosts or _is_address(name)
+
+    def _is_own(self, headers: Headers, hosts: list[str]) -> bool:
+        """Whether the sender is no browser, or a page of ours or of a site that may."""
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if origin is not None and (origin in self._origins or "*" in self._origins):
+            return True
+        if site is not None:  # tells what a proxy that changes Host would hide
+            return site in OWN_SITES
+        return origin is None or origin.partition("://")[2].lower() in [h.lower() for h in hosts]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
