@@ -22,6 +22,7 @@ from typing import Any
 from mltr import __version__
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.launch import launched_rank
+from mltr.terminal import PrintableFormatter, printable
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[to_terminal])
     rank = launched_rank()
     logging.getLogger("mltr").setLevel(
         logging.DEBUG if debug else logging.INFO if rank == 0 else logging.ERROR
@@ -105,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if rank == 0 or not isinstance(error, UsageError):  # wrong usage is so in all processes
-            print(f"{speaker}: error: {error}", file=sys.stderr)
+            print(f"{speaker}: error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
         if debug:
@@ -114,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{speaker}: error: {_explain_os_error(error)}", file=sys.stderr)
             return 1
         print(
-            f"{speaker}: unexpected {type(error).__name__}: {error}\n"
+            f"{speaker}: unexpected {type(error).__name__}: {printable(str(error))}\n"
             "Run it again with --debug for the traceback, and please report it.",
             file=sys.stderr,
         )
