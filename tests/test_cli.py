@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from making import TINY
+from making import TINY, write_photos
 
 import mltr
 from mltr import cli
@@ -188,3 +190,46 @@ def test_help_lists_the_fields_with_the_values_of_the_recipe(capsys) -> None:
     for field in known:
         assert f"--{field.key} " in shown, field.key
         assert field.words, f"{field.key} has no comment in config.py"
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def run_mltr(*arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """Run the command as a process of its own, with `shell` behind it, such as a redirection."""
+    command = shlex.join([sys.executable, "-m", "mltr", *arguments])
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
+    return subprocess.run(
+        ["bash", "-c", f"{command} {shell}"], capture_output=True, text=True, encoding="utf-8",
+        env=variables | {"LC_ALL": "C.UTF-8"} | environment, check=False,
+    )  # fmt: skip
+
+
+def test_photos_and_labels_beyond_ascii_in_a_locale_without_them(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "ü", 12)
+    (photos / "0.png").rename(photos / "é☃.png")
+    table = (photos / "labels.csv").read_text().replace("\n0.png", "\né☃.png")
+    (photos / "labels.csv").write_text(table.replace("sea", "mère"), "utf-8")
+    done = run_mltr("data", str(photos), "--json", str(tmp_path / "é.json"), **ASCII)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mère" in done.stdout
+    report = json.loads((tmp_path / "é.json").read_text("utf-8"))[str(photos)]
+    assert report["broken"] == []
+    assert report["classes"] == ["mère", "sunset"]
+    asked = run_mltr("data", str(photos), "--quick", PYTHONIOENCODING="ascii")
+    assert asked.returncode == 0
+    assert r"m\u00e8re" in asked.stdout
+    told = run_mltr("data", str(photos), "--quick", "--json", "-", PYTHONIOENCODING="cp1252")
+    assert json.loads(told.stdout)[str(photos)]["classes"] == ["mère", "sunset"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["evaluate", "--help"], ["list", "--json", "-"]])
+def test_output_that_cannot_be_written_is_told_in_a_line(command: list[str]) -> None:
+    done = run_mltr(*command, shell="> /dev/full")
+    assert (done.returncode, done.stderr) == (
+        1, "mltr: error: standard output: No space left on device; free some space or write to "
+        "another disk\n",
+    )  # fmt: skip
+    closed = run_mltr(*command, shell=">&-")
+    assert (closed.returncode, closed.stderr) == (0, "mltr: standard output is closed\n")
+    assert run_mltr(*command, shell="2>&-").returncode == 0

@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A training that was told to end by SIGTERM ends with code 75, for schedulers to start again.
     """
+    if argv is None and sys.getfilesystemencoding() == "ascii":
+        _start_anew_in_utf8()
     _prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -114,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno:
-            print(f"{speaker}: error: {_explain_os_error(error)}", file=sys.stderr)
+            print(f"{speaker}: error: {printable(_explain_os_error(error))}", file=sys.stderr)
             return 1
         print(
             f"{speaker}: unexpected {type(error).__name__}: {printable(str(error))}\n"
@@ -197,6 +199,10 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: str | None) -> None:
         super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; unlike argparse's own, this hears of a disk that is full."""
+        print(self.format_help(), end="", file=file)
+
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Return what arguments say, wherever the options stand among the others."""
         if "--" in arguments:  # which argparse loses where it lets them mix
@@ -270,12 +276,18 @@ class _Parser(argparse.ArgumentParser):
 # -- what the system does ----------------------------------------------------------------------
 
 
+def _start_anew_in_utf8() -> None:
+    """Begin again with file names in UTF-8: those that a table names could not be opened."""
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "mltr", *sys.argv[1:]])
+
+
 def _prepare_streams() -> None:
     """Make sure that whatever is told can be: streams that are closed, letters that they lack."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed; its number must not go to a file of ours
             mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
             if name == "stdout":
                 print("mltr: standard output is closed", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):

@@ -26,11 +26,11 @@ def printable_lines(text: str) -> str:
 class PrintableFormatter(logging.Formatter):
     """Writes a record of ours in one line; those of libraries keep their line breaks."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Return the message by the format, with nothing in it that acts on a terminal."""
         is_ours = record.name.partition(".")[0] == "mltr"
         return (printable if is_ours else printable_lines)(super().formatMessage(record))
 
-    def formatException(self, ei: Any) -> str:
+    def formatException(self, ei: Any) -> str:  # noqa: N802
         """Return the traceback, likewise."""
         return printable_lines(super().formatException(ei))
