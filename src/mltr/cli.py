@@ -309,6 +309,14 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("mltr_escape", _escape)
 
 
+def _is_stdout_full() -> bool:
+    try:
+        print(flush=True)  # what failed to be written may be gone
+    except OSError:
+        return True
+    return False
+
+
 def _give_up_stdout() -> None:
     """Send what is still to be written nowhere, or Python complains at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -329,10 +337,10 @@ ADVICE = {
 
 def _explain_os_error(error: OSError) -> str:
     """Say in a line which file the system refused, why, and what to do."""
-    subject = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-    try:
-        sys.stdout.flush()
-    except OSError:
+    subject = ""
+    if error.filename is not None:
+        subject = f"{os.fsdecode(error.filename)}: "
+    elif _is_stdout_full():
         subject = "standard output: "
         _give_up_stdout()
     advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
