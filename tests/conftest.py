@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import TINY, write_photos
+
+from mltr.cli import main
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes have the cores among them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,6 +55,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared data and reference numbers in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def _small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("small")
+    write_photos(root / "photos", 20)
+    recipe = ["photos", "--data.root", str(root / "photos"), *TINY]
+    assert main(["train", *recipe, "--out", str(root / "run")]) == 0
+    return root
+
+
+@pytest.fixture
+def small_run(_small_run: Path, tmp_path: Path) -> Path:
+    """A run that has learnt little from 20 photos of noise, which lie in `photos` beside it."""
+    return Path(shutil.copytree(_small_run, tmp_path / "small")) / "run"
 
 
 @pytest.fixture

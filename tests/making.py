@@ -22,6 +22,25 @@ def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None =
     return path
 
 
+#: Options of a training that takes seconds.
+TINY = (
+    "--data.workers=0", "--data.base_size=0", "--data.cache=false", "--model.name=mltr_nano",
+    "--model.image_size=32", "--model.overrides.depths=[0,1]",
+    "--model.overrides.conv_depths=[1,0]", "--train.batch_size=8", "--train.epochs=1",
+    "--train.precision=fp32",
+)  # fmt: skip
+
+
+def write_photos(folder: Path, count: int) -> Path:
+    """Write pictures of noise with a table of two labels, a quarter of each combination."""
+    rows = ["path,sea,sunset"]
+    for index in range(count):
+        write_image(folder / f"{index}.png", (40, 30), seed=index)
+        rows.append(f"{index}.png,{index % 2},{index // 2 % 2}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
 def write_voc(root: Path, count: int = 24) -> None:
     """Write a VOC folder: 2/3 trainval, 1/3 test; every third car is difficult only."""
     lists = root / "ImageSets" / "Main"

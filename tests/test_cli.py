@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from making import TINY, write_photos
 
 import mltr
 from mltr import cli
 from mltr.cli import COMMANDS, main
+from mltr.recipe import fields, load_recipe
 
 
 def run_python(code: str) -> str:
@@ -96,3 +101,135 @@ def test_list_gives_the_parameter_counts(tmp_path: Path, capsys) -> None:
     figures = json.loads((tmp_path / "list.json").read_text())
     assert figures["mltr_s"]["parameters"] == 33_039_086
     assert "mltr_nano" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "fields"),
+    [
+        (["--data.root", "COCO", "RUN"], ["RUN"], ["--data.root=COCO"]),
+        (["--data.root=COCO", "RUN", "--json", "-"], ["RUN", "--json", "-"], ["--data.root=COCO"]),
+        (["RUN", "--data.cache", "--rerun"], ["RUN", "--rerun"], ["--data.cache=true"]),
+        (["--data.cache", "RUN"], ["RUN"], ["--data.cache=true"]),
+        (["--data.cache", "false", "RUN"], ["RUN"], ["--data.cache=false"]),
+        (["--data.workers", "-1", "RUN"], ["RUN"], ["--data.workers=-1"]),
+        (["--json", "f.json", "RUN", "--out=x.y"], ["--json", "f.json", "RUN", "--out=x.y"], []),
+        (["--data.root", "a", "--", "--data.root"], ["--", "--data.root"], ["--data.root=a"]),
+    ],
+)
+def test_fields_of_a_recipe_are_told_from_a_commands_own_arguments(
+    arguments: list[str], own: list[str], fields: list[str]
+) -> None:
+    assert cli._divide(arguments) == (own, fields)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data.root", "{photos}", "{run}", "--json", "{out}"],
+        ["--json={out}", "--data.root={photos}", "{run}"],
+        ["--data.cache", "false", "--data.root", "{photos}", "{run}", "--json", "{out}"],
+        ["--data.val_fraction", "0.2", "--json", "{out}", "{run}", "--data.root", "{photos}"],
+    ],
+)
+def test_options_may_stand_before_the_run(small_run: Path, tmp_path: Path, arguments) -> None:
+    out = tmp_path / "figures.json"
+    names = {"photos": small_run.parent / "photos", "run": small_run, "out": out}
+    assert main(["evaluate", *(argument.format(**names) for argument in arguments)]) == 0
+    assert json.loads(out.read_text())["images"] == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{run}"],
+        ["{run}", "{photos}"],
+        ["{photos}", "--run", "{run}"],
+        ["--split", "test", "val", "{run}"],
+        ["--split", "test", "--data.max_broken", "0.5", "{run}", "--no-duplicates", "{photos}"],
+    ],
+)
+def test_an_audit_takes_its_run_as_every_command_does(
+    small_run: Path, tmp_path: Path, arguments
+) -> None:
+    names = {"photos": small_run.parent / "photos", "run": small_run}
+    out = tmp_path / "figures.json"
+    places = [argument.format(**names) for argument in arguments]
+    assert main(["audit", *places, "--out", str(tmp_path / "audit"), "--json", str(out)]) == 0
+    images = json.loads((small_run / "splits.json").read_text())
+    asked = {"train", "val", "test"}
+    if "--split" in arguments:
+        asked &= set(arguments)
+    assert json.loads(out.read_text())["images"] == sum(len(images[name]) for name in asked)
+
+
+def test_an_audit_without_a_run_says_how(capsys) -> None:
+    assert main(["audit"]) == 2
+    assert "mltr audit RUN [SOURCE]" in capsys.readouterr().err
+
+
+def test_photos_may_be_named_after_the_recipe(small_run: Path, tmp_path: Path, capsys) -> None:
+    photos = str(small_run.parent / "photos")
+    out = tmp_path / "run"
+    assert main(["train", "photos", photos, *TINY, "--out", str(out)]) == 0
+    assert load_recipe(out / "config.yaml").data.root == photos
+    assert main(["plan", "photos", photos, *TINY, "--gpus", "A100-80GB"]) == 0
+    assert main(["train", "photos", photos, "--data.root", "elsewhere"]) == 2
+    assert "both say where the photos are" in capsys.readouterr().err
+
+
+def test_help_lists_the_fields_with_the_values_of_the_recipe(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "photos", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--data.root TEXT folder, file," in shown
+    assert "--train.epochs N" in shown and "(default: 80)" in shown  # of recipes/photos.yaml
+    assert "--augment.crop {squash,random}" in shown and "(default: random)" in shown
+    assert "--data.cache {true,false}" in shown and "(default: true)" in shown
+    known = [field for field in fields() if not dataclasses.is_dataclass(field.kind)]
+    assert len(known) > 70
+    for field in known:
+        assert f"--{field.key} " in shown, field.key
+        assert field.words, f"{field.key} has no comment in config.py"
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def run_mltr(*arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """Run the command as a process of its own, with `shell` behind it, such as a redirection."""
+    command = shlex.join([sys.executable, "-m", "mltr", *arguments])
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
+    return subprocess.run(
+        ["bash", "-c", f"{command} {shell}"], capture_output=True, text=True, encoding="utf-8",
+        env=variables | {"LC_ALL": "C.UTF-8"} | environment, check=False,
+    )  # fmt: skip
+
+
+def test_photos_and_labels_beyond_ascii_in_a_locale_without_them(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "ü", 12)
+    (photos / "0.png").rename(photos / "é☃.png")
+    table = (photos / "labels.csv").read_text().replace("\n0.png", "\né☃.png")
+    (photos / "labels.csv").write_text(table.replace("sea", "mère"), "utf-8")
+    done = run_mltr("data", str(photos), "--json", str(tmp_path / "é.json"), **ASCII)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mère" in done.stdout
+    report = json.loads((tmp_path / "é.json").read_text("utf-8"))[str(photos)]
+    assert report["broken"] == []
+    assert report["classes"] == ["mère", "sunset"]
+    asked = run_mltr("data", str(photos), "--quick", PYTHONIOENCODING="ascii")
+    assert asked.returncode == 0
+    assert r"m\u00e8re" in asked.stdout
+    told = run_mltr("data", str(photos), "--quick", "--json", "-", PYTHONIOENCODING="cp1252")
+    assert json.loads(told.stdout)[str(photos)]["classes"] == ["mère", "sunset"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["evaluate", "--help"], ["list", "--json", "-"]])
+def test_output_that_cannot_be_written_is_told_in_a_line(command: list[str]) -> None:
+    done = run_mltr(*command, shell="> /dev/full")
+    assert (done.returncode, done.stderr) == (
+        1, "mltr: error: standard output: No space left on device; free some space or write to "
+        "another disk\n",
+    )  # fmt: skip
+    closed = run_mltr(*command, shell=">&-")
+    assert (closed.returncode, closed.stderr) == (0, "mltr: standard output is closed\n")
+    assert run_mltr(*command, shell="2>&-").returncode == 0

@@ -153,3 +153,14 @@ def test_curves_for_one_and_for_many_classes(tmp_path: Path, classes: int) -> No
     assert all(path.is_file() for path in save_curves(tmp_path / "new", predictions))
     nothing = Predictions(predictions.probs, 0 * targets, predictions.images, predictions.classes)
     assert all(path.is_file() for path in save_curves(tmp_path / "new", nothing))
+
+
+def test_each_split_has_its_own_curves(small_run: Path) -> None:
+    curves = {path: path.read_bytes() for path in small_run.glob("*_*.png")}
+    assert len(curves) == 2
+    assert main(["evaluate", str(small_run), "--split", "val"]) == 0
+    assert main(["evaluate", str(small_run), "--split", "train"]) == 0
+    assert all(path.read_bytes() == content for path, content in curves.items())
+    for name in ("precision_recall", "average_precision"):
+        assert (small_run / f"{name}_val.png").is_file()
+        assert (small_run / f"{name}_train.png").is_file()

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import dataclasses
+import errno
 import importlib
+import io
 import logging
 import os
+import re
 import sys
+import typing
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from mltr import __version__
 from mltr.errors import MltrError, UsageError, did_you_mean
@@ -74,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A training that was told to end by SIGTERM ends with code 75, for schedulers to start again.
     """
+    if argv is None and sys.getfilesystemencoding() == "ascii":
+        _start_anew_in_utf8()
+    _prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -86,11 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     speaker = "mltr" if rank == 0 else f"mltr: process {rank}"
     try:
-        return _dispatch(arguments)
+        try:
+            return _dispatch(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a full disk can be told
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return 1
     except MltrError as error:
         if debug:
@@ -101,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno:
+            print(f"{speaker}: error: {printable(_explain_os_error(error))}", file=sys.stderr)
+            return 1
         print(
             f"{speaker}: unexpected {type(error).__name__}: {printable(str(error))}\n"
             "Run it again with --debug for the traceback, and please report it.",
@@ -126,16 +144,48 @@ def _dispatch(arguments: list[str]) -> int:
     module = importlib.import_module(command.module)
     parser = make_parser(name)
     if not command.takes_recipe_fields:
-        return int(module.run(parser.parse_args(arguments)))
-    args, overrides = parser.parse_known_args(arguments)
-    for argument in overrides:
-        option = argument.partition("=")[0]
-        if option.startswith("--") and "." not in option:  # each field has a dot: --train.lr
-            parser.error(f"unrecognized arguments: {option}")
-    return int(module.run(args, overrides))
+        return int(module.run(parser.parse(arguments)))
+    own, fields = _divide(arguments)
+    if {"-h", "--help"} & set(own):
+        parser.list_fields(own)
+    return int(module.run(parser.parse(own), fields))
 
 
-def make_parser(name: str) -> argparse.ArgumentParser:
+def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide arguments into the command's own and fields of a recipe, these as ``--key=value``.
+
+    Each field has a dot, such as --train.lr, and takes a value; a switch such as --data.cache may
+    do without, and is then true.
+    """
+    from mltr.recipe import switches
+
+    own: list[str] = []
+    fields: list[str] = []
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
+        key, equals, _ = argument.removeprefix("--").partition("=")
+        if argument == "--":
+            return [*own, argument, *rest], fields
+        if not argument.startswith("--") or "." not in key:
+            own.append(argument)
+        elif equals:
+            fields.append(argument)
+        elif key in switches() and not (rest and rest[0].lower() in ("true", "false")):
+            fields.append(f"{argument}=true")
+        elif rest and not _is_option(rest[0]):
+            fields.append(f"{argument}={rest.popleft()}")
+        else:
+            raise UsageError(f"{argument} needs a value: {argument} VALUE")
+    return own, fields
+
+
+def _is_option(argument: str) -> bool:
+    """Whether an argument is an option, rather than a value such as -1."""
+    return re.match(r"-[^\d.]", argument) is not None
+
+
+def make_parser(name: str) -> _Parser:
     """Return the parser of the command called `name`."""
     module = importlib.import_module(COMMANDS[name].module)
     parser = _Parser(prog=f"mltr {name}", description=module.__doc__)
@@ -149,6 +199,63 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: str | None) -> None:
         super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; unlike argparse's own, this hears of a disk that is full."""
+        print(self.format_help(), end="", file=file)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Return what arguments say, wherever the options stand among the others."""
+        if "--" in arguments:  # which argparse loses where it lets them mix
+            return self.parse_args(arguments)
+        return self.parse_intermixed_args(self._lists_last(arguments))
+
+    def list_fields(self, arguments: Sequence[str] = ()) -> None:
+        """Add the fields of a recipe to what `--help` shows, with the values of the one named."""
+        from mltr.config import Config
+        from mltr.recipe import fields, find_recipe, load_recipe, value_of
+
+        takes_recipe = any(action.dest == "recipe" for action in self._actions)
+        named = [argument for argument in arguments if not _is_option(argument)]
+        config = Config()
+        if takes_recipe and named:
+            config = load_recipe(find_recipe(named[0]))
+        self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()} [--FIELD VALUE ...]"
+        group: argparse._ActionsContainer = self
+        for field in fields():
+            if isinstance(field.kind, type) and dataclasses.is_dataclass(field.kind):
+                title = (field.kind.__doc__ or "").rstrip(".")
+                group = self.add_argument_group(field.key, title)
+                continue
+            value = value_of(config, field.key)
+            shown = str(value).lower() if isinstance(value, bool) else value
+            told = f" (default: {shown})" if takes_recipe and value not in ("", None, {}) else ""
+            metavar = _describe_kind(field.kind)
+            words = f"{field.words}{told}".replace("%", "%%")
+            group.add_argument(f"--{field.key}", metavar=metavar, help=words)
+
+    def _lists_last(self, arguments: Sequence[str]) -> list[str]:
+        """Move options that take several of some choices to the end: they take nothing else."""
+        lists = {
+            text: action.choices
+            for action in self._actions
+            if action.nargs == "+" and action.choices
+            for text in action.option_strings
+        }
+        others: list[str] = []
+        moved: list[str] = []
+        rest = deque(arguments)
+        while rest:
+            argument = rest.popleft()
+            if argument not in lists:
+                others.append(argument)
+                continue
+            moved.append(argument)
+            if rest and not _is_option(rest[0]):
+                moved.append(rest.popleft())  # the first, be it one of the choices or a mistake
+            while rest and rest[0] in lists[argument]:
+                moved.append(rest.popleft())
+        return others + moved
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise `UsageError` in place of printing the usage and exiting."""
@@ -165,6 +272,88 @@ class _Parser(argparse.ArgumentParser):
 
             options += [f"--{key}" for key in known_keys()]
         return options
+
+
+# -- what the system does ----------------------------------------------------------------------
+
+
+def _start_anew_in_utf8() -> None:
+    """Begin again with file names in UTF-8: those that a table names could not be opened."""
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "mltr", *sys.argv[1:]])
+
+
+def _prepare_streams() -> None:
+    """Make sure that whatever is told can be: streams that are closed, letters that they lack."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; its number must not go to a file of ours
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+            if name == "stdout":
+                print("mltr: standard output is closed", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not _writes_all(stream):
+            stream.reconfigure(errors="mltr_escape")
+
+
+def _writes_all(stream: io.TextIOWrapper) -> bool:
+    return stream.encoding.lower().startswith("utf") and stream.errors != "strict"
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    r"""Write what a stream has no letter for as JSON does: ``\u00e9``."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end
+
+
+codecs.register_error("mltr_escape", _escape)
+
+
+def _is_stdout_full() -> bool:
+    try:
+        print(flush=True)  # what failed to be written may be gone
+    except OSError:
+        return True
+    return False
+
+
+def _give_up_stdout() -> None:
+    """Send what is still to be written nowhere, or Python complains at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+#: What to do about errors of the system, which name a file where they can.
+ADVICE = {
+    errno.ENOSPC: "free some space or write to another disk",
+    errno.EDQUOT: "free some space or write to another disk",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "ask for the right to it, or choose another place",
+    errno.EPERM: "ask for the right to it, or choose another place",
+    errno.EMFILE: "allow more open files by `ulimit -n`",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "close other programs",
+}
+
+
+def _explain_os_error(error: OSError) -> str:
+    """Say in a line which file the system refused, why, and what to do."""
+    subject = ""
+    if error.filename is not None:
+        subject = f"{os.fsdecode(error.filename)}: "
+    elif _is_stdout_full():
+        subject = "standard output: "
+        _give_up_stdout()
+    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+    return f"{subject}{error.strerror}{advice}"
+
+
+def _describe_kind(kind: Any) -> str:
+    """Return what stands for a value of this type in a help text."""
+    if typing.get_origin(kind) is typing.Literal:
+        return f"{{{','.join(typing.get_args(kind))}}}"
+    names = {bool: "{true,false}", int: "N", float: "X", str: "TEXT"}
+    return names.get(kind, "{...}" if typing.get_origin(kind) is dict else "X")
 
 
 def _usage() -> str:

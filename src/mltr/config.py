@@ -147,16 +147,16 @@ class LossConfig:
 class TrainConfig:
     """The loop: how long, how fast, from which seed."""
 
-    epochs: int = 40
+    epochs: int = 40  #: times that all training images are gone through
     stop_epoch: int = 0  #: end here although the schedule is laid out for `epochs` (0: at the end)
-    seed: int = 0
+    seed: int = 0  #: of the weights, the order of the images and how they are varied
     batch_size: int = 64  #: images a batch, over all processes together
     accumulation: int = 1  #: batches an optimiser step
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam"] = "adamw"  #: how gradients become steps
     lr: float = 1e-3  #: highest learning rate
     weight_decay: float = 0.05  #: not on biases, 1-D weights and position tables
     layer_decay: float = 1.0  #: factor on the learning rate a stage further from the head
-    schedule: Literal["onecycle", "cosine"] = "cosine"
+    schedule: Literal["onecycle", "cosine"] = "cosine"  #: course of the learning rate
     warmup: float = 0.05  #: share of the run in which the learning rate rises
     clip_grad: float = 5.0  #: greatest norm of the gradient (0: off)
     ema_decay: float = 0.0  #: exponential moving average of the weights (0: off)

@@ -69,21 +69,21 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 def save_scenes(run: Path) -> Path:
     """Write the first test scenes as pictures into RUN/scenes; return that folder."""
     from mltr.data.sources import open_splits
+    from mltr.gallery import write_picture
     from mltr.predictor import to_image
     from mltr.recipe import load_recipe
 
     test = open_splits(load_recipe(run / "config.yaml").data).test
     folder = run / "scenes"
-    folder.mkdir(exist_ok=True)
     for number, record in enumerate(test.records[:PICTURES], start=1):
-        to_image(record.image).save(folder / f"scene-{number:02}.png")
+        write_picture(folder / f"scene-{number:02}.png", to_image(record.image))
     return folder
 
 
 def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     """Write RUN/index.html and RUN/scenes.png: test scenes, tags beside the truth, and curves."""
     from mltr.data.sources import open_splits
-    from mltr.gallery import contact_sheet, write_page
+    from mltr.gallery import contact_sheet, write_page, write_picture
     from mltr.predictions import PREDICTIONS_FILE, Predictions, load_predictions, make_tiles
     from mltr.recipe import load_recipe
 
@@ -95,7 +95,7 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
         saved.images[: len(shown)], saved.classes,
     )  # fmt: skip
     tiles = make_tiles(test.subset(shown, "test"), first)
-    contact_sheet(tiles, columns=6).save(run / "scenes.png")
+    write_picture(run / "scenes.png", contact_sheet(tiles, columns=6))
     headline = {
         "test mAP": f"{100 * figures['map']:.1f} %",
         "overall F1": f"{100 * figures['of1']:.1f} %",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mltr.config import DataConfig
-from mltr.errors import MltrError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -269,6 +268,8 @@ def draw(folder: Path, splits: Splits) -> Path:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    from mltr.gallery import write_figure
+
     split = splits.train
     together = _pair_counts(split)
     support = together.diagonal()
@@ -288,11 +289,5 @@ def draw(folder: Path, splits: Splits) -> Path:
     right.set_title("P(column | row)", loc="left")
     figure.colorbar(image, shrink=0.8)
     path = folder / "labels.png"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise MltrError(f"can't write {path}: {error.strerror}") from error
-    finally:
-        plt.close(figure)
+    write_figure(path, figure)
     return path

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.json != "-":
         print_report(figures, f"{Path(args.run).name}, {args.split}")
     out = Path(args.out or args.run)
-    pictures = save_curves(out, predictions)
+    pictures = save_curves(out, predictions, args.split)
     if args.json != "-":
         print("curves:", ", ".join(map(str, pictures)))
     if args.json:
@@ -194,24 +194,27 @@ def _percent(share: float) -> str:
 # -- pictures ----------------------------------------------------------------------------------
 
 
-def save_curves(folder: Path, predictions: Predictions) -> list[Path]:
-    """Write precision-recall curves and the average precision of each class as PNG pictures."""
+def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> list[Path]:
+    """Write precision-recall curves and the average precision of each class as PNG pictures.
+
+    The names of those of another split than the test images end in it.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    folder.mkdir(parents=True, exist_ok=True)
+    from mltr.gallery import write_figure
+
+    suffix = "" if split == "test" else f"_{split}"
+    paths = [folder / f"{name}{suffix}.png" for name in ("precision_recall", "average_precision")]
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
     draw_precision_recall(axes, predictions)
-    paths = [folder / "precision_recall.png", folder / "average_precision.png"]
-    figure.savefig(paths[0], dpi=130)
-    plt.close(figure)
+    write_figure(paths[0], figure)
     height = max(2.4, 0.6 + 0.26 * len(predictions.classes))
     figure, axes = plt.subplots(figsize=(7, min(height, 40)), layout="constrained")
     draw_average_precision(axes, predictions)
-    figure.savefig(paths[1], dpi=130)
-    plt.close(figure)
+    write_figure(paths[1], figure)
     return paths
 
 

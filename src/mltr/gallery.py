@@ -13,11 +13,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mltr.files import text_writer, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOTS = 130  #: per inch of a figure
 
 Verdict = Literal["right", "wrong", "missed", "open"]
 
@@ -327,6 +332,21 @@ KEY = (
     )
     + "</ul>"
 )
+
+
+def write_picture(path: Path, image: Image.Image) -> None:
+    """Write a picture, whole or not at all, in the format that its name ends in."""
+    write_atomically(path, lambda temporary: image.save(temporary))
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure of matplotlib likewise, and forget it."""
+    import matplotlib.pyplot as plt
+
+    try:
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DOTS))
+    finally:
+        plt.close(figure)
 
 
 def inline_jpeg(image: Image.Image, side: int = 360) -> str:

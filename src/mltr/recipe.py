@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -55,8 +59,21 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         key = argument.removeprefix("--").partition("=")[0]
         if argument.startswith("--") and key not in known and not _is_inside_dict(key):
             options = [f"--{name}" for name in known]
-            raise UsageError(f"no option {argument!r}{did_you_mean(f'--{key}', options)}")
+            raise UsageError(f"no option '--{key}'{did_you_mean(f'--{key}', options)}")
     return _parse(path, content, overrides)
+
+
+def with_photos(photos: str | None, overrides: Sequence[str]) -> list[str]:
+    """Return overrides by which a recipe reads the PHOTOS of a command line, where some are named.
+
+    Raises `UsageError` where ``--data.root`` names some too.
+    """
+    if photos is None:
+        return list(overrides)
+    for override in overrides:
+        if override.startswith("--data.root="):
+            raise UsageError(f"{photos} and {override} both say where the photos are: keep one")
+    return [f"--data.root={photos}", *overrides]
 
 
 def to_yaml(config: Config) -> str:
@@ -110,15 +127,58 @@ def _count_values(node: yaml.Node | None, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def known_keys(section: type = Config, prefix: str = "") -> list[str]:
-    """Return every dotted key that a recipe may have, sections included."""
-    keys = []
-    hints = get_type_hints(section)
+@dataclass(frozen=True)
+class Field:
+    """A field of a recipe, or a section of them."""
+
+    key: str  #: dotted
+    kind: Any  #: its type; of a section, its dataclass
+    words: str  #: what it is, in a line
+
+
+@cache
+def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
+    """Return everything that a recipe may hold, sections included, in the order of `config.py`."""
+    found: list[Field] = []
+    hints, comments = get_type_hints(section), _comments(section)
     for field in dataclasses.fields(section):
-        keys.append(prefix + field.name)
-        if dataclasses.is_dataclass(hints[field.name]):
-            keys += known_keys(hints[field.name], f"{prefix}{field.name}.")
-    return keys
+        key, kind = prefix + field.name, hints[field.name]
+        found.append(Field(key, kind, comments.get(field.name, "")))
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            found += fields(kind, f"{key}.")
+    return tuple(found)
+
+
+def _comments(section: type) -> dict[str, str]:
+    """Return the comment that documents each field of a dataclass, in its source."""
+    lines = inspect.getsource(section).splitlines()
+    (definition,) = ast.parse("\n".join(lines)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        node.target.id: lines[(node.end_lineno or 1) - 1].partition("#:")[2].strip()
+        for node in definition.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def value_of(config: Config, key: str) -> Any:
+    """Return what a recipe says of a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key that a recipe may have, sections included."""
+    return [field.key for field in fields()]
+
+
+@cache
+def switches() -> frozenset[str]:
+    """Return the dotted keys that are true or false."""
+    return frozenset(field.key for field in fields() if field.kind is bool)
 
 
 def _keys_of(content: dict[str, Any], prefix: str = "") -> Iterator[str]:

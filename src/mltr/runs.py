@@ -299,6 +299,8 @@ def draw_curves(folder: RunFolder) -> bytes:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    from mltr.gallery import write_figure
+
     rows = folder.read_log()
     judged_by, words = "val_map", "validation mAP, %"
     if any("val_top1" in row for row in rows):
@@ -321,6 +323,5 @@ def draw_curves(folder: RunFolder) -> bytes:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     path = folder.path / "curves.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    write_figure(path, figure)
     return path.read_bytes()

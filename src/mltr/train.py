@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a name such as scenes_nano, or a YAML file"
     )
+    parser.add_argument(
+        "photos", metavar="PHOTOS", nargs="?", help="where they are: short for --data.root PHOTOS"
+    )
     parser.add_argument("--out", metavar="RUN", help="the run's folder (default: runs/NAME-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument(
@@ -53,10 +56,10 @@ def run_recipe(
     args: argparse.Namespace, overrides: Sequence[str], job: Callable[..., dict[str, Any]]
 ) -> int:
     """Do what a recipe says in the folder that the arguments name, by `train` or its like."""
-    from mltr.recipe import find_recipe, load_recipe
+    from mltr.recipe import find_recipe, load_recipe, with_photos
     from mltr.runs import RunFolder, check_recipe, default_folder, open_run, write_figures
 
-    config = load_recipe(find_recipe(args.recipe), overrides)
+    config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))
     if args.auto_resume and (args.resume or args.overwrite):
         raise UsageError("--auto-resume decides itself: leave out --resume and --overwrite")
     if not args.out and (args.auto_resume or launched_processes() > 1):

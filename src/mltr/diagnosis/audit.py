@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 SHOWN = 12  #: rows of each list on the screen
+PLACES = (
+    "a finished training run, and what to audit, as for `mltr data`: a folder or table, or "
+    "FORMAT:PATH (default: the run's own images)"
+)
 #: What the files hold, in words.
 FILES = {
     "issues.csv": "labels to check",
@@ -39,11 +43,8 @@ FILES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; fields of the recipe's data are more."""
-    parser.add_argument(
-        "source", metavar="SOURCE", nargs="?",
-        help="as for `mltr data`: a folder or table, or FORMAT:PATH (default: the run's own)",
-    )  # fmt: skip
-    parser.add_argument("--run", required=True, metavar="RUN", help="a finished training run")
+    parser.add_argument("places", metavar="RUN [SOURCE]", nargs="*", help=PLACES)
+    parser.add_argument("--run", metavar="RUN", help="the same, named; what else stands is SOURCE")
     parser.add_argument(
         "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all three"
     )
@@ -76,18 +77,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Fields of a recipe say how SOURCE is read (--data.labels FILE), and how networks are "
         "trained (--folds 4 --train.epochs 20)."
     )
-    from mltr.recipe import known_keys
-
-    for key in known_keys():  # declared, or else their values would be taken for SOURCE
-        if "." in key:
-            parser.add_argument(f"--{key}", dest=key, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Audit; fields of a recipe, such as ``--data.labels FILE``, say how to read the source."""
+    places = args.places if args.run is None else [args.run, *args.places]
+    if not 1 <= len(places) <= 2:
+        raise UsageError("name a run, and no more than one source: mltr audit RUN [SOURCE]")
+    args.run, args.source = places[0], places[1] if len(places) == 2 else None
     _check_numbers(args)
-    fields = {key: value for key, value in vars(args).items() if "." in key and value is not None}
-    overrides = [*(f"--{key}={value}" for key, value in fields.items()), *overrides]
     return _review(args, overrides) if args.review else _audit(args, overrides)
 
 
@@ -389,7 +387,7 @@ def _print_files(
     console.print(f"{table} has {count:,} labels changed", markup=False, soft_wrap=True)
     if not args.review:
         source = [] if args.source is None else [args.source]
-        again = ["mltr", "audit", *source, "--run", args.run, *overrides, "--review", paths[0]]
+        again = ["mltr", "audit", args.run, *source, *overrides, "--review", paths[0]]
         console.print(
             "To correct: edit the column `label` of issues.csv (1, 0, or nothing for unknown), "
             f"then\n  {shlex.join(map(str, again))}",

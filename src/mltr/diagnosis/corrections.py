@@ -17,7 +17,7 @@ from mltr.diagnosis.label_issues import Audit, Issue
 from mltr.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.errors import BrokenImage, MltrError
 from mltr.files import text_writer, write_atomically
-from mltr.gallery import Tile, contact_sheet
+from mltr.gallery import Tile, contact_sheet, write_picture
 
 ISSUES_FILE, CORRECTED_FILE, DUPLICATES_FILE = "issues.csv", "corrected.csv", "duplicates.csv"
 ISSUE_COLUMNS = (
@@ -206,6 +206,5 @@ def _draw(path: Path, tiles: Iterable[Tile | None]) -> list[Path]:
     if not there:
         path.unlink(missing_ok=True)
         return []
-    sheet = contact_sheet(there, columns=COLUMNS, tile=TILE)
-    write_atomically(path, lambda temporary: sheet.save(temporary))
+    write_picture(path, contact_sheet(there, columns=COLUMNS, tile=TILE))
     return [path]

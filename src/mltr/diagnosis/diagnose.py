@@ -426,13 +426,10 @@ def save_pictures(folder: Path, subject: Subject, figures: dict[str, Any]) -> li
     import matplotlib as mpl
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from mltr.gallery import write_figure
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "confusion.png"]
-    figure = draw_confusions(figures)
-    figure.savefig(paths[0], dpi=130)
-    plt.close(figure)
+    write_figure(paths[0], draw_confusions(figures))
     for name, rows in offending_images(subject, figures).items():
         if rows:
             paths.append(_save_sheet(folder / f"{name}.png", subject, rows))
@@ -487,7 +484,7 @@ def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, lis
 
 
 def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
-    from mltr.gallery import contact_sheet
+    from mltr.gallery import contact_sheet, write_picture
     from mltr.predictions import Predictions, make_tiles
 
     whole = subject.predictions
@@ -495,5 +492,6 @@ def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
         whole.probs[rows], whole.targets[rows], tuple(whole.images[row] for row in rows),
         whole.classes,
     )  # fmt: skip
-    contact_sheet(make_tiles(subject.split.subset(rows, "shown"), part), columns=5).save(path)
+    tiles = make_tiles(subject.split.subset(rows, "shown"), part)
+    write_picture(path, contact_sheet(tiles, columns=5))
     return path

@@ -39,18 +39,17 @@ def save_overlays(
 
     Pictures of the same name from other folders get a number.
     """
-    from mltr.gallery import Tile, contact_sheet
+    from mltr.gallery import Tile, contact_sheet, write_picture
 
     tiles = [Tile(picture, [(one.label, one.prob) for one in found], caption=path.name)]
     tiles += [
         Tile(overlay(picture, one.heat), [(one.label, one.prob)], caption="red: for, blue: against")
         for one in found
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{path.stem}.png"
     number = 2
     while target.exists():
         target = folder / f"{path.stem}-{number}.png"
         number += 1
-    contact_sheet(tiles, columns=min(len(tiles), 4)).save(target)
+    write_picture(target, contact_sheet(tiles, columns=min(len(tiles), 4)))
     return target

@@ -133,16 +133,14 @@ def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt
 
+    from mltr.gallery import write_figure
     from mltr.predictions import calibrated
 
     after = calibrated(test, fitted.calibration).probs
     figure = draw_reliability(test, after, fitted.thresholds)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "reliability.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    write_figure(path, figure)
     return path
 
 

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; any field of a recipe is one more."""
     parser.add_argument("recipe", metavar="RECIPE", help="a name such as coco, or a YAML file")
     parser.add_argument(
+        "photos", metavar="PHOTOS", nargs="?", help="where they are: short for --data.root PHOTOS"
+    )
+    parser.add_argument(
         "--gpus", metavar="N x DEVICE",
         help="such as 8xH200, A100-80GB, or cpu and cuda for this machine's, whose speed is "
         "measured (default: cuda if there is one, else cpu)",
@@ -41,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Plan a recipe and print it."""
     from mltr.planning.devices import parse_gpus
-    from mltr.recipe import find_recipe, load_recipe
+    from mltr.recipe import find_recipe, load_recipe, with_photos
     from mltr.runs import write_figures
 
-    config = load_recipe(find_recipe(args.recipe), overrides)
+    config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))
     count, name = parse_gpus(args.gpus or _own_device())
     for option in ("images", "classes"):
         if getattr(args, option) is not None and getattr(args, option) < 1:
