@@ -27,8 +27,8 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mltr import __version__
-from mltr.data.images import open_image, open_reduced
-from mltr.data.preprocess import Pixels, squash
+from mltr.data.images import open_image
+from mltr.data.preprocess import Pixels
 from mltr.errors import BrokenImage, UsageError, did_you_mean
 from mltr.predictor import Prediction, Predictor
 from mltr.serve import schema
@@ -228,7 +228,7 @@ class _Service:
 
     async def _predict_one(self, upload: Upload) -> Prediction | BrokenImage:
         try:
-            pixels = await self._decode(self._squash, upload.data)
+            pixels = await self._decode(self._read, upload.data)
         except BrokenImage as error:
             self.metrics.images.labels("broken").inc()
             return error
@@ -268,11 +268,10 @@ class _Service:
     def _open(self, data: bytes) -> Image.Image:
         return _checked(open_image(data, max_pixels=self._max_pixels))
 
-    def _squash(self, data: bytes) -> Pixels:
+    def _read(self, data: bytes) -> Pixels:
         preprocess = self._predictor.preprocess
-        side = preprocess.decoded_side
-        picture, place = open_reduced(data, side, max_pixels=self._max_pixels)
-        return preprocess.squash(squash(_checked(picture), side, place))
+        picture, place = preprocess.open(data, self._max_pixels)
+        return preprocess.resize(_checked(picture), place)
 
     @property
     def _max_pixels(self) -> int:
