@@ -79,7 +79,7 @@ def export_all(
 def accuracy(scored: OpenRun, networks: dict[str, OnnxNetwork]) -> dict[str, float]:
     """Print and return map of the test images, in percent, in PyTorch and in each file."""
     preprocess = scored.bundle.preprocess
-    pixels = np.stack([preprocess.squash(open_image(r.image)) for r in scored.splits.test])
+    pixels = np.stack([preprocess.resize(open_image(r.image)) for r in scored.splits.test])
     every = {"torch": TorchNetwork(scored.bundle.model, CPU), **networks}
     maps = {}
     for name, network in every.items():

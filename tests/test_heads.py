@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import mltr
 from mltr.errors import UsageError
-from mltr.heads import HEADS, CSRAHead, QueryHead, make_head, sine_positions
+from mltr.heads import CSRAHead, QueryHead, make_head, sine_positions
+from mltr.model import HEADS, TripleHead
 
 #: A CNN (NCHW), a Swin (NHWC), a ViT with a class token, and a mixer of tokens without one.
 BACKBONES = {
@@ -49,7 +50,7 @@ def test_csra_equals_the_papers_equations(num_heads: int) -> None:
     torch.testing.assert_close(head(maps), expected)
 
 
-@given(st.sampled_from(["average", "csra"]), st.integers(1, 9), st.integers(1, 9))
+@given(st.sampled_from(["average", "csra", "mltr"]), st.integers(1, 9), st.integers(1, 9))
 @settings(deadline=None, max_examples=25)
 def test_exact_class_maps_add_up_to_the_logits(name: str, H: int, W: int) -> None:
     head = make_head(name, 8, 3).eval()
@@ -132,6 +133,8 @@ def test_a_thousand_classes_cost_no_more_queries() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"head": "mltr", "head_options": {"depth": 0}}, "depth=0"),
+        ({"head": "mltr", "head_options": {"dim": 40}}, "multiple of head_dim"),
         ({"head": "csar"}, "did you mean 'csra'"),
         ({"head": "csra", "head_options": {"num_heads": 3}}, "num_heads=3"),
         ({"head": "csra", "head_options": {"lamda": 1}}, "lamda"),
@@ -153,11 +156,56 @@ def test_a_backbone_without_a_map_is_refused() -> None:
         model(torch.randn(1, 3, 64, 64))
 
 
-def test_layer_decay_treats_a_head_as_one_layer() -> None:
+@pytest.mark.parametrize("backbone", ["mltr_nano", "timm/resnet18"])
+@pytest.mark.parametrize("head", ["query2label", "mltr"])
+def test_layer_decay_treats_a_head_as_one_layer(backbone: str, head: str) -> None:
     from mltr.optim import parameter_groups
 
-    model = mltr.create_model("mltr_nano", 3, head="query2label")
+    model = mltr.create_model(backbone, 3, head=head)
     groups = parameter_groups(model, 0.1, layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert isinstance(model.head, nn.Module)
     assert {scale[id(p)] for p in model.head.parameters()} == {1.0}
+
+
+def test_four_windows_cover_the_map_that_mltrs_head_is_built_for() -> None:
+    for side, window in ((7, 4), (8, 4), (14, 7), (3, 2), (1, 1)):
+        head = make_head("mltr", 64, 3, map_side=side)
+        assert isinstance(head, TripleHead)
+        assert head.stage.blocks[1].attn.window_size == window
+    wide = make_head("mltr", 1280, 3)
+    assert wide.norm.normalized_shape == (384,)
+    model = mltr.create_model("timm/resnet18", 3, head="mltr", image_size=128)
+    assert model.head.stage.blocks[0].attn.window_size == 2  # type: ignore[union-attr]
+
+
+def test_the_cross_windows_of_mltrs_head_see_the_whole_map() -> None:
+    """A pixel of one window changes the class map in all the others; average's stays elsewhere."""
+    head = make_head("mltr", 32, 3, map_side=8).double().eval()
+    maps = torch.randn(1, 8, 8, 32, dtype=torch.float64)
+    changed = maps.clone()
+    changed[0, 0, 0] = torch.randn(32)
+    with torch.no_grad():
+        moved = (head.class_maps(changed) - head.class_maps(maps)).abs().sum(1)[0]
+    assert (moved > 1e-12).all()
+    pixelwise = make_head("average", 32, 3).double()
+    elsewhere = (pixelwise.class_maps(changed) - pixelwise.class_maps(maps)).abs().sum(1)[0]
+    assert int((elsewhere > 1e-12).sum()) == 1
+
+
+def test_mltrs_head_is_spared_and_recomputed_as_its_network_is() -> None:
+    torch.manual_seed(0)
+    model = mltr.create_model("timm/resnet18", 3, head="mltr", head_options={"depth": 2}).train()
+    tables = {n for n, _ in model.named_parameters() if n.endswith("position_bias_table")}
+    assert len(tables) == 4
+    assert tables <= model.no_weight_decay()  # type: ignore[operator]
+    images = torch.randn(2, 3, 64, 64)
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)  # type: ignore[operator]
+        model.zero_grad()
+        model(images).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.head.parameters()])  # type: ignore[union-attr]
+    assert model.head.stage.grad_checkpointing
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)

@@ -245,7 +245,7 @@ def test_only_photos_larger_than_needed_are_decoded_smaller(tmp_path: Path) -> N
     preprocess = Preprocess(48)
     for name, size in (("a.jpg", (80, 90)), ("b.png", (400, 300)), ("c.webp", (400, 300))):
         slope(*size).save(tmp_path / name)
-        expected = preprocess.squash(open_image(tmp_path / name))
+        expected = preprocess.resize(open_image(tmp_path / name))
         assert np.array_equal(preprocess.read(tmp_path / name), expected)
 
 

@@ -81,7 +81,7 @@ def vary(recipe: AugmentConfig, image: Image.Image, side: int, seed: int = 0) ->
 @pytest.mark.parametrize("size", [(80, 60), (48, 48), (30, 40), (500, 40)])
 def test_training_without_variation_equals_evaluation(size: tuple[int, int]) -> None:
     varied = vary(NOTHING, gradient(*size), 48)
-    plain = Preprocess(48).squash(gradient(*size))
+    plain = Preprocess(48).resize(gradient(*size))
     assert varied.dtype == np.uint8
     assert np.abs(np.moveaxis(varied, 0, -1).astype(int) - plain).max() <= 1
 

@@ -40,13 +40,19 @@ class TimmBackbone(nn.Module):
         return logits
 
     def no_weight_decay(self) -> set[str]:
-        """Names of what the backbone wants spared, and of the head's queries."""
+        """Names of what the backbone wants spared, and of the head's queries and tables."""
         spared: set[str] = getattr(self.backbone, "no_weight_decay", set)()
-        return {f"backbone.{name}" for name in spared} | {"head.queries"}
+        endings = ("queries", "relative_position_bias_table")
+        own = {name for name, _ in self.head.named_parameters() if name.endswith(endings)}
+        return {f"backbone.{name}" for name in spared} | {f"head.{name}" for name in own}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass, where timm can do so."""
+        """Recompute activations in the backward pass, where timm and the head can do so."""
         self.backbone.set_grad_checkpointing(enable)
+        part: Any
+        for part in self.head.modules():
+            if hasattr(part, "grad_checkpointing"):
+                part.grad_checkpointing = enable
 
 
 def to_maps(backbone: nn.Module, features: Tensor) -> Tensor:
@@ -107,7 +113,16 @@ def create_timm(
     if keeps_own:
         return model
     num_features: int = model.num_features  # type: ignore[assignment]
-    return TimmBackbone(model, make_head(head, num_features, num_classes, **head_options))
+    map_side = -(-(image_size or timm_image_size(name)) // _stride(model))
+    return TimmBackbone(
+        model, make_head(head, num_features, num_classes, map_side=map_side, **head_options)
+    )
+
+
+def _stride(backbone: nn.Module) -> int:
+    """Return how many pixels a side of the image has for one of the final map."""
+    layers: Any = getattr(backbone, "feature_info", None)
+    return int(layers[-1]["reduction"]) if layers else 32
 
 
 def timm_image_size(name: str) -> int:

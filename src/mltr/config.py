@@ -83,7 +83,7 @@ class DataConfig:
 
 @dataclass
 class AugmentConfig:
-    """How training images are varied. Evaluation only resizes."""
+    """How images become the network's input, and how those of training are varied."""
 
     crop: Literal["squash", "random"] = "squash"  #: squash to the size, or random-resized crop
     min_scale: float = 0.5  #: random crop: least share of the image's area
@@ -96,7 +96,10 @@ class AugmentConfig:
     repeats: int = 1  #: times an image comes in a row, varied anew (repeated augmentation)
     mixup: float = 0.0  #: Beta parameter of mixup (0: off)
     cutmix: float = 0.0  #: Beta parameter of cutmix (0: off)
-    normalize: Literal["none", "imagenet"] = "none"  #: after scaling to 0..1
+    resize: Literal["squash", "crop"] = "squash"  #: whole image to a square, or timm's centre crop
+    normalize: Literal["auto", "none", "imagenet", "inception"] = (
+        "auto"  #: auto: as `model.init` was
+    )
 
     def __post_init__(self) -> None:
         _require(0 < self.min_scale <= 1, "augment.min_scale must lie in (0, 1]")
@@ -113,13 +116,16 @@ class AugmentConfig:
 class ModelConfig:
     """Which network."""
 
-    name: str = "mltr_nano"  #: a variant (`mltr list`), or `timm/NAME` for any timm backbone
-    image_size: int = 0  #: side in pixels that the network sees (0: the variant's own)
+    name: str = "mltr_nano"  #: a variant (`mltr list`), timm/NAME, or a timm network's hf-hub: name
+    image_size: int = 0  #: side in pixels that the network sees (0: that of its weights or variant)
     drop_path: float | None = None  #: greatest stochastic-depth rate (null: the variant's own)
-    head: Literal["average", "csra", "query2label", "ml_decoder"] = "average"  #: map to logits
+    #: From the final map to logits.
+    head: Literal["average", "csra", "query2label", "ml_decoder", "mltr"] = "average"
     head_options: dict[str, Any] = field(default_factory=dict)  #: such as num_heads, lam, groups
     overrides: dict[str, Any] = field(default_factory=dict)  #: further arguments of the network
-    init: str = ""  #: weights to start from: a bundle, hf-hub:OWNER/NAME, cat:FILE or swin:NAME
+    #: Weights to start from: `pretrained` (timm's own), FILE or FOLDER of a timm network, a bundle,
+    #: hf-hub:OWNER/NAME of either, cat:FILE or swin:NAME.
+    init: str = ""
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 0, "model.image_size must not be negative")
@@ -201,3 +207,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.augment.resize == "squash" or self.data.base_size == 0,
+            "augment.resize crop needs whole images: set data.base_size 0 and data.cache false",
+        )

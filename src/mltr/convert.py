@@ -29,6 +29,7 @@ from mltr.checkpoints import (
     tidy,
 )
 from mltr.data.preprocess import IMAGENET, Preprocess
+from mltr.download import reason_of
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.model import (
     Block,
@@ -39,6 +40,7 @@ from mltr.model import (
     create_model,
     default_image_size,
 )
+from mltr.pretrained import TimmWeights, blaming, find_weights, read_fitting
 from mltr.resize import adapt
 from mltr.variants import VARIANTS, get_variant
 from mltr.weights import load_bundle, refuse_overwriting, save_bundle
@@ -147,6 +149,27 @@ def load_mltr(model: nn.Module, state_dict: Tensors, source: str = "bundle") -> 
         raise MltrError(f"{source}: none of its weights fit this network")
     model.load_state_dict(filled, strict=False)
     report.unused = [name for name in state_dict if name not in filled]
+    report.parts = {"new": first_few(report.fresh)} if report.fresh else {}
+    return report
+
+
+def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
+    """Fill a timm network, under whichever head, with weights of its architecture.
+
+    A classifier for other classes stays as it is. Raises `MltrError` if the weights can't be had,
+    or belong to another network.
+    """
+    backbone: nn.Module = getattr(model, "backbone", model)
+    tensors, by_order = read_fitting(backbone, weights)
+    report = Report(f"{weights.source}, {weights.architecture}")
+    if by_order:
+        report.source += ", entries told by their order and shapes, as no name is timm's"
+    own = backbone.state_dict()
+    fitting = {n: t for n, t in tensors.items() if n in own and t.shape == own[n].shape}
+    backbone.load_state_dict(fitting, strict=False)
+    report.taken = {name: name for name in fitting}
+    report.fresh = [name for name in own if name not in fitting]
+    report.unused = [name for name in tensors if name not in fitting]
     report.parts = {"new": first_few(report.fresh)} if report.fresh else {}
     return report
 
@@ -313,20 +336,22 @@ def _zero(layer: nn.Module) -> None:
 LOADERS = {"cat": load_cat, "swin": load_swin}
 
 
-def initialise(model: nn.Module, init: str) -> Report:
+def initialise(model: nn.Module, init: str, name: str) -> Report:
     """Fill a network as `model.init` of a recipe says.
 
-    `init` is a bundle's folder, ``hf-hub:OWNER/NAME``, ``cat:FILE``, ``swin:FILE``, or
+    `name` is the network's, as in `create_model`. `init` is `pretrained`, a file or folder of a
+    timm network, a bundle's folder, ``hf-hub:OWNER/NAME``, ``cat:FILE``, ``swin:FILE``, or
     ``swin:NAME`` of a network whose weights timm downloads. Raises `MltrError` if they can't be
     had or nothing fits.
     """
     family, _, source = init.partition(":")
-    try:
+    with blaming(init):
         if family in LOADERS and source:
             return LOADERS[family](model, read_source(family, source))
+        weights = find_weights(name, init)
+        if weights is not None:
+            return load_timm(model, weights)
         return load_mltr(model, load_bundle(init).model.state_dict(), init)
-    except MltrError as error:
-        raise type(error)(f"model.init {init}: {error}") from error
 
 
 def read_source(family: str, source: str) -> Tensors:
@@ -341,8 +366,9 @@ def read_source(family: str, source: str) -> Tensors:
     try:
         pretrained: nn.Module = timm.create_model(source, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MltrError(f"the weights of {source} can't be downloaded: {reason}") from error
+        raise MltrError(
+            f"the weights of {source} can't be downloaded: {reason_of(error)}"
+        ) from error
     return pretrained.state_dict()
 
 

@@ -52,8 +52,28 @@ def fetch(name: str, files: list[str]) -> Path:
     except HFValidationError as error:
         raise UsageError(f"{name}: expected {HUB_PREFIX}OWNER/NAME ({error})") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise MltrError(f"{name} can't be fetched: {first_line(error)}") from error
+        raise MltrError(f"{name} can't be fetched: {reason_of(error)}") from error
     return path.parent
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one line why something can't be had from the Hub, and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "access to it is restricted: ask for it on its page, then log in by hf auth login"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository, or a private one: check the name, or log in by hf auth login"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        if constants.HF_HUB_OFFLINE:
+            return "it isn't in the cache, and HF_HUB_OFFLINE is set: unset it, or fetch it before"
+        return (
+            f"it isn't in the cache, and {constants.ENDPOINT} can't be reached: check the network"
+        )
+    if isinstance(error, OSError) and error.errno in OWN_ERRORS:
+        home = constants.HF_HOME
+        return f"{home}: {os.strerror(error.errno)}; make room, or set HF_HOME to another folder"
+    return first_line(error)
 
 
 def first_line(error: Exception) -> str:

@@ -249,19 +249,24 @@ HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "csra": (CSRAHead, {}),
     "query2label": (QueryHead, QUERY2LABEL),
     "ml_decoder": (QueryHead, ML_DECODER),
-}
+}  # and mltr, which `model.py` adds, since it is made of the blocks there
 
 
-def make_head(name: str, num_features: int, num_classes: int, **options: Any) -> nn.Module:
-    """Return the head `name`: average, csra, query2label or ml_decoder; without classes, none.
+def make_head(
+    name: str, num_features: int, num_classes: int, map_side: int = 7, **options: Any
+) -> nn.Module:
+    """Return the head `name`, one of `HEADS`; without classes, none.
 
-    Raises `UsageError` for an unknown name or option.
+    `map_side` is the larger side of the maps that it is built for. Raises `UsageError` for an
+    unknown name or option.
     """
     if name not in HEADS:
         raise UsageError(f"unknown head {name!r}{did_you_mean(name, HEADS)}; known: {[*HEADS]}")
     if num_classes == 0:
         return PoolHead()
     kind, settings = HEADS[name]
+    if name == "mltr":  # its windows depend on the map; the others have none
+        settings = settings | {"map_side": map_side}
     try:
         return kind(num_features, num_classes, **settings | options)
     except TypeError as error:

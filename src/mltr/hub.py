@@ -58,7 +58,8 @@ def timm_config(bundle: Bundle) -> dict[str, Any]:
     side = preprocess.image_size
     own = {
         "input_size": [3, side, side], "mean": preprocess.mean, "std": preprocess.std,
-        "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash", "num_classes": count,
+        "interpolation": preprocess.interpolation, "crop_pct": preprocess.crop_pct or 1.0,
+        "crop_mode": "center" if preprocess.crop_pct else "squash", "num_classes": count,
     }  # fmt: skip
     layers = {} if known is None else known.to_dict()  # type: ignore[no-untyped-call]
     layers = {

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mltr.backbones import create_timm, timm_image_size
 from mltr.errors import UsageError
-from mltr.heads import make_head
+from mltr.heads import HEADS, AverageHead, make_head
 from mltr.precision import slow_cpu_types
 from mltr.variants import VARIANTS, Attention, Variant, get_variant
 
@@ -37,6 +37,8 @@ LARGEST_PRODUCT = 256
 #: Numbers in the maps that a stage works on at a time. The largest activation, four times as wide,
 #: then stays in the cache of a CPU, and in memory that the process has got already.
 SLICE = 2 * 56 * 56 * 96
+
+WIDEST_TRIPLE = 384  #: channels that head mltr works on, however many the backbone has
 
 # The triple of CAT, and the two ablations: same number of blocks, one kind of attention.
 TRIPLES: dict[Attention, tuple[BlockKind, BlockKind, BlockKind]] = {
@@ -450,7 +452,10 @@ class MlTr(nn.Module):
             self.stages.append(Stage(index, variant, rates[start : start + count]))
         self.num_features = variant.embed_dim * 2 ** (len(variant.depths) - 1)
         self.norm = nn.LayerNorm(self.num_features)
-        self.head = make_head(head, self.num_features, num_classes, **(head_options or {}))
+        map_side = -(-max(variant.image_hw) // (4 * 2 ** (len(variant.depths) - 1)))
+        self.head = make_head(
+            head, self.num_features, num_classes, map_side=map_side, **(head_options or {})
+        )
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -500,9 +505,9 @@ class MlTr(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass: less memory for more time."""
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
+        for part in self.modules():
+            if isinstance(part, Stage):
+                part.grad_checkpointing = enable
 
 
 def _initialise(module: nn.Module) -> None:
@@ -515,6 +520,51 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+class TripleHead(nn.Module):
+    """Triples of MlTr's blocks on the final map of any backbone, then average and linear layer.
+
+    `depth` triples work on `dim` channels (by default the map's, at most 384, else projected), in
+    windows of side `window_size`: by default four windows cover the map, so that the attention
+    between windows has something to compare. Maps of any size are padded and cropped.
+    """
+
+    exact_class_maps = True
+
+    def __init__(
+        self, num_features: int, num_classes: int, depth: int = 1, window_size: int = 0,
+        dim: int = 0, drop_path: float = 0.0, map_side: int = 7,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if depth < 1:
+            raise UsageError(f"head mltr: depth={depth} must be at least 1")
+        variant = Variant(
+            dim or max(32, min(num_features, WIDEST_TRIPLE) // 32 * 32), (depth,),
+            window_size or max(2, -(-map_side // 2)), 4 * map_side, drop_path=drop_path,
+        )  # fmt: skip
+        dim, last = variant.embed_dim, 3 * depth - 1
+        self.proj = nn.Linear(num_features, dim) if dim != num_features else nn.Identity()
+        self.stage = Stage(0, variant, [drop_path * number / last for number in range(last + 1)])
+        self.norm = nn.LayerNorm(dim)
+        self.classifier = AverageHead(dim, num_classes)
+        self.apply(_initialise)
+
+    def _attend(self, maps: Tensor) -> Tensor:
+        features: Tensor = self.norm(self.stage(self.proj(maps)))
+        return features
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return logits [B, K] for maps [B, H, W, C]."""
+        logits: Tensor = self.classifier(self._attend(maps))
+        return logits
+
+    def class_maps(self, maps: Tensor) -> Tensor:
+        """Return the share of each logit that each place has after the triples: [B, K, H, W]."""
+        return self.classifier.class_maps(self._attend(maps))
+
+
+HEADS["mltr"] = (TripleHead, {})
+
+
 def create_model(
     name: str,
     num_classes: int = 80,
@@ -525,10 +575,10 @@ def create_model(
     """Return a randomly initialised network that maps images [B, 3, H, W] to logits [B, K].
 
     `name` is a variant (`list_models()`), whose fields `overrides` replace, or ``timm/NAME`` for
-    any timm backbone, whose arguments they are. `head` is average, csra, query2label or
-    ml_decoder (see `heads.py`, where `head_options` stand, too); with average, a timm backbone
-    keeps its own. Without classes the network gives its pooled features. Raises `UsageError` for
-    an unknown name or option.
+    any timm backbone, whose arguments they are. `head` is average, csra, query2label, ml_decoder
+    (see `heads.py`, where `head_options` stand, too) or mltr (see `TripleHead`); with average, a
+    timm backbone keeps its own. Without classes the network gives its pooled features. Raises
+    `UsageError` for an unknown name or option.
     """
     if num_classes < 0:
         raise UsageError(f"num_classes={num_classes} must not be negative")

@@ -159,10 +159,10 @@ class Predictor:
         return Prediction(probs, self.classes, self.thresholds.copy())
 
     def read(self, source: Any) -> Pixels:
-        """Open and squash one image to uint8 [S, S, 3]; raises `BrokenImage`."""
+        """Open and resize one image to uint8 [S, S, 3]; raises `BrokenImage`."""
         if _is_file(source):
             return self.preprocess.read(source)
-        return self.preprocess.squash(to_image(source))
+        return self.preprocess.resize(to_image(source))
 
 
 def _is_file(source: Any) -> bool:

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mltr.build import build_model, model_overrides
+from mltr.build import build_model, model_overrides, settle
 from mltr.bundle import SOFTMAX
 from mltr.cache import Cache, cache_folder
 from mltr.config import Config
 from mltr.data.loading import Batch, ImageDataset, make_loader
-from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split, Splits
 from mltr.data.transforms import mix_batch
 from mltr.errors import MltrError, UsageError
@@ -45,7 +44,6 @@ from mltr.guards import (
 from mltr.losses import build_loss
 from mltr.memory import keep_freed_memory
 from mltr.metrics import evaluate, top_accuracy
-from mltr.model import default_image_size
 from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
 from mltr.precision import AUTOCAST, autocast, choose_precision
 from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
@@ -81,6 +79,7 @@ class Trainer:
 
     def __init__(self, config: Config, splits: Splits, folder: RunFolder) -> None:
         settings = config.train
+        config, self.preprocess = settle(config)
         self.config, self.splits, self.folder = config, splits, folder
         self.single_label = config.loss.name == "ce"  #: one class is to be chosen for each image
         if settings.threads:
@@ -94,10 +93,7 @@ class Trainer:
             keep_freed_memory()
         self._check_sizes()
         self.states = States(folder.checkpoints, self.processes)
-        self.image_size = config.model.image_size or default_image_size(config.model.name)
-        self.preprocess = Preprocess.from_config(
-            config.augment, self.image_size, config.data.base_size
-        )
+        self.image_size = self.preprocess.image_size
         self._prepare_network(self._build_model())
         if self.processes.rank:  # dropout of its own, once all have built the same network
             set_seed(settings.seed + self.processes.rank)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from mltr.cache import Cache, part_of
 from mltr.config import AugmentConfig
 from mltr.data.colours import Planes
-from mltr.data.images import open_image, open_reduced
+from mltr.data.images import WHOLE, open_image, open_reduced
 from mltr.data.preprocess import Pixels, Preprocess, read_squashed
 from mltr.data.records import LazyImage, Record, Split
 from mltr.data.transforms import TrainTransform, to_floats
@@ -116,7 +116,7 @@ class ImageDataset(Dataset[Sample]):
     ) -> None:
         self.split = split
         self.preprocess = preprocess
-        self.transform = TrainTransform(augment) if augment else None
+        self.transform = TrainTransform(augment, preprocess.interpolation) if augment else None
         self.seed = seed
         self.sizes = tuple(sizes) or (preprocess.image_size,)
         self.cache = SquashCache(split, preprocess.base_size, cache) if cache else None
@@ -141,11 +141,14 @@ class ImageDataset(Dataset[Sample]):
         preprocess, source = self.preprocess, self.split[index].image
         if self.transform is None:
             squashed = self.cache[index] if self.cache else None
-            pixels = preprocess.read(source) if squashed is None else preprocess.squash(squashed)
+            pixels = preprocess.read(source) if squashed is None else preprocess.resize(squashed)
             return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
         rng = np.random.default_rng((self.seed, epoch, index, copy))
         region, side = self.transform.choose_region(rng), self._side(epoch)
         base_size = preprocess.base_size
+        if region == WHOLE and preprocess.crop_pct:
+            whole = open_image(source)
+            return self.transform(whole, preprocess.view(whole.size, side), side, rng)
         if not base_size:
             return self.transform(*open_reduced(source, side, region), side, rng)
         squashed = self.cache[index] if self.cache else None

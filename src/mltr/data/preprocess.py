@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,12 +12,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mltr.config import AugmentConfig
-from mltr.data.images import Region, open_reduced
+from mltr.data.images import MAX_PIXELS, Region, open_image, open_reduced
 from mltr.data.records import ImageSource
 from mltr.errors import MltrError
 
 # Mean and standard deviation of ImageNet's training images, as everywhere in the field.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+#: The choices of `augment.normalize`; that of Inception maps 0..1 to -1..1.
+NORMALIZATIONS = {
+    "none": ((0.0,) * 3, (1.0,) * 3), "imagenet": IMAGENET, "inception": ((0.5,) * 3, (0.5,) * 3)
+}  # fmt: skip
+CROP_PCT = 0.875  #: of weights that don't say; timm's default
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -23,19 +31,43 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What every image goes through at evaluation: squash to a square, scale, normalise."""
+    """What every image goes through at evaluation: resize to a square, scale, normalise.
+
+    The whole image is squashed, unless `crop_pct` is set: then the shorter side is resized to
+    `image_size / crop_pct` pixels and the middle cut out, as timm does, to the bit.
+    """
 
     image_size: int  #: side in pixels
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     base_size: int = 0  #: side in pixels of a first squash, as images are cached (0: none)
+    interpolation: str = "bilinear"  #: or bicubic
+    crop_pct: float = 0.0  #: share of the shorter side that the network sees (0: no crop)
 
     @classmethod
-    def from_config(cls, augment: AugmentConfig, image_size: int, base_size: int) -> Preprocess:
-        """Return what a recipe says."""
-        if augment.normalize == "imagenet":
-            return cls(image_size, *IMAGENET, base_size=base_size)
-        return cls(image_size, base_size=base_size)
+    def from_config(
+        cls,
+        augment: AugmentConfig,
+        image_size: int,
+        base_size: int,
+        weights: Mapping[str, Any] | None = None,
+    ) -> Preprocess:
+        """Return what a recipe says, and where it leaves that open, what the weights are used to.
+
+        `weights` has any of `mean`, `std`, `interpolation` and `crop_pct`, as in timm's
+        configurations and in `to_dict`.
+        """
+        weights = weights or {}
+        mean, std = NORMALIZATIONS["none" if augment.normalize == "auto" else augment.normalize]
+        if augment.normalize == "auto":
+            mean, std = weights.get("mean", mean), weights.get("std", std)
+        return cls.from_dict(
+            {
+                "image_size": image_size, "mean": mean, "std": std, "base_size": base_size,
+                "interpolation": weights.get("interpolation", "bilinear"),
+                "crop_pct": (weights.get("crop_pct") or CROP_PCT) * (augment.resize == "crop"),
+            }
+        )  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
@@ -44,6 +76,7 @@ class Preprocess:
             triples = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
             preprocess = cls(**{**values, **triples})
             fits = all(len(triple) == 3 for triple in triples.values())
+            fits = fits and preprocess.interpolation in FILTERS and 0 <= preprocess.crop_pct <= 1
             if not fits or preprocess.image_size < 1:
                 raise ValueError(values)
         except (KeyError, TypeError, ValueError) as error:
@@ -54,31 +87,61 @@ class Preprocess:
         """Return plain values for JSON."""
         return asdict(self)
 
+    def __str__(self) -> str:
+        """Say it in a line."""
+        mean, std = (
+            " ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std)
+        )
+        way = f"centre crop of {self.crop_pct:g}" if self.crop_pct else "squashed"
+        return f"{self.image_size} px, {way}, {self.interpolation}, mean {mean}, std {std}"
+
     def __call__(self, image: Image.Image) -> Floats:
         """Return float32 [3, S, S] for an RGB image of any size."""
-        return self.scale(self.squash(image))
+        return self.scale(self.resize(image))
 
     def read(self, source: ImageSource | str) -> Pixels:
-        """Open an image file and squash it to uint8 [S, S, 3]; raises `BrokenImage`.
+        """Open an image file and resize it to uint8 [S, S, 3]; raises `BrokenImage`."""
+        return self.resize(*self.open(source))
 
-        The only way from files to pixels, in training, evaluation, prediction and serving alike.
-        A file is decoded no larger than needed, so its pixels may differ from those of the same
-        image decoded in full: by 1 or 2 of 255 on average.
+    def open(
+        self, source: ImageSource | str, max_pixels: int = MAX_PIXELS
+    ) -> tuple[Image.Image, Region | None]:
+        """Open an image file for `resize`; raises `BrokenImage`.
+
+        With `resize` the only way from files to pixels, in training, evaluation, prediction and
+        serving alike. A file to be squashed is decoded no larger than needed, so its pixels may
+        differ from those of the same image decoded in full: by 1 or 2 of 255 on average.
         """
-        return self.squash(read_squashed(source, self.decoded_side))
+        if self.crop_pct:
+            return open_image(source, max_pixels), None
+        return open_reduced(source, self.base_size or self.image_size, max_pixels=max_pixels)
 
-    @property
-    def decoded_side(self) -> int:
-        """How many pixels a decoded file must have left on each side."""
-        return self.base_size or self.image_size
-
-    def squash(self, image: Image.Image | Pixels) -> Pixels:
-        """Return uint8 [S, S, 3] for an RGB image of any size."""
+    def resize(self, image: Image.Image | Pixels, place: Region | None = None) -> Pixels:
+        """Return uint8 [S, S, 3] for an RGB image of any size, or for a place in it (pixels)."""
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
+        side, resample = self.image_size, FILTERS[self.interpolation]
+        if self.crop_pct:
+            return np.asarray(image.resize((side, side), resample, box=self.view(image.size)))
         if self.base_size:
-            image = squash(image, self.base_size)
-        return np.asarray(squash(image, self.image_size))
+            image, place = squash(image, self.base_size, place), None
+        return np.asarray(squash(image, side, place, resample))
+
+    def view(self, size: tuple[int, int], side: int = 0) -> Region:
+        """Return which part of a picture of (width, height) the network sees, in pixels.
+
+        `side` stands in for `image_size`. The rounding is that of timm and torchvision, which
+        resize the whole picture first.
+        """
+        width, height = size
+        if not self.crop_pct:
+            return 0, 0, width, height
+        side = side or self.image_size
+        shorter = math.floor(side / self.crop_pct)
+        wide, high = (int(shorter * length / min(size)) for length in size)
+        left, top = round((wide - side) / 2), round((high - side) / 2)
+        x, y = width / wide, height / high
+        return left * x, top * y, min((left + side) * x, width), min((top + side) * y, height)
 
     def scale(self, pixels: Pixels) -> Floats:
         """Return uint8 [..., S, S, 3] as float32 [..., 3, S, S], in 0..1 and then normalised."""
@@ -103,11 +166,16 @@ def read_squashed(source: ImageSource | str, side: int) -> Image.Image:
     return squash(image, side, place)
 
 
-def squash(image: Image.Image, side: int, place: Region | None = None) -> Image.Image:
+def squash(
+    image: Image.Image,
+    side: int,
+    place: Region | None = None,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
     """Resize an image, or a place in it (pixels), to a square, antialiased."""
     if image.size == (side, side) and place in (None, (0, 0, side, side)):
         return image
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=place, reducing_gap=3.0)
+    return image.resize((side, side), resample, box=place, reducing_gap=3.0)
 
 
 def scale(pixels: Pixels) -> Floats:

@@ -27,13 +27,18 @@ LOG_RATIO = math.log(4 / 3)
 ERASED_SHARE = (0.02, 0.33)
 ERASED_LOG_RATIO = math.log(3.3)
 ERASING_TRIALS = 10
+RESIZERS = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa,
+}
 
 
 class TrainTransform:
     """What training images go through: crop, flip, jitter, RandAugment, cutout, erasing."""
 
-    def __init__(self, augment: AugmentConfig) -> None:
+    def __init__(self, augment: AugmentConfig, interpolation: str = "bilinear") -> None:
         self.augment = augment
+        self.interpolation = interpolation
 
     def choose_region(self, rng: np.random.Generator) -> Region:
         """Return the part of an image to use, in shares of its width and height."""
@@ -45,7 +50,7 @@ class TrainTransform:
         self, image: Image.Image | Pixels, place: Region, side: int, rng: np.random.Generator
     ) -> Planes:
         """Return uint8 [3, side, side] of a place (pixels) in an RGB image of any size."""
-        planes = resize(image, place, side)
+        planes = resize(image, place, side, self.interpolation)
         if self.augment.flip and rng.random() < 0.5:
             planes = planes[:, :, ::-1]
         planes = np.ascontiguousarray(planes)
@@ -62,17 +67,19 @@ class TrainTransform:
         return planes
 
 
-def resize(image: Image.Image | Pixels, place: Region, side: int) -> Planes:
+def resize(
+    image: Image.Image | Pixels, place: Region, side: int, interpolation: str = "bilinear"
+) -> Planes:
     """Return a place in an RGB image as uint8 [3, side, side], antialiased.
 
-    The pixels are those of `preprocess.squash`, give or take 1 or 2 of 255, in a third of the time:
+    The pixels are those of `Preprocess.resize`, give or take 1 or 2 of 255, in a third of the time:
     torch has vector instructions for it, which evaluation does without for the sake of exported
     networks. The left and top borders are rounded to whole pixels.
     """
     left, top = math.floor(place[0] + 0.5), math.floor(place[1] + 0.5)
     right, bottom = place[2:]
     pixels = _as_tensor(image)[top : math.ceil(bottom), left : math.ceil(right)]
-    resized: Tensor = torch.ops.aten._upsample_bilinear2d_aa(
+    resized: Tensor = RESIZERS[interpolation](
         pixels.permute(2, 0, 1)[None],
         [side, side], False, side / (bottom - top), side / (right - left),
     )  # fmt: skip

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mltr.backbones import TimmBackbone, to_maps
+from mltr.data.images import Region
 from mltr.errors import MltrError, UsageError
 from mltr.model import (
     Block,
@@ -188,13 +189,17 @@ def explain(
     probs = to_probs(logits.float().cpu().numpy(), predictor.calibration)[0]
     chosen = _choose(predictor, probs, labels)
     shrunk = min(1.0, longest / max(picture.size)) if longest else 1.0
-    size = (max(1, round(picture.height * shrunk)), max(1, round(picture.width * shrunk)))
+    W, H = (max(1, round(side * shrunk)) for side in picture.size)
+    left, top, right, bottom = (round(edge) for edge in predictor.preprocess.view((W, H)))
+    size = (max(1, bottom - top), max(1, right - left))
     found = []
     for index in chosen:
         cells = maps[0, index].float()
         if method == "rollout":
             cells = _rolled_out(predictor.model, batch[0], cells)
         heat = F.interpolate(cells[None, None], size, mode="bicubic", align_corners=False)[0, 0]
+        # No evidence comes from where the network doesn't look.
+        heat = F.pad(heat, (left, W - left - size[1], top, H - top - size[0]))
         found.append(
             Explanation(
                 predictor.classes[index], float(probs[index]), float(logits[0, index]),
@@ -248,9 +253,10 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
         if not boxes:
             continue
         picture = to_image(record.image)
+        view = predictor.preprocess.view(picture.size)
         _, maps, _ = evidence_maps(predictor.model, _to_batch(predictor, record.image))
         for k in sorted({box.class_index for box in boxes}):
-            inside = _draw_boxes([box for box in boxes if box.class_index == k], picture.size)
+            inside = _draw_boxes([b for b in boxes if b.class_index == k], view)
             fine = F.interpolate(maps[:, k : k + 1].float(), (GRID, GRID), mode="bicubic")
             hit = inside.flatten()[int(fine.flatten().argmax())]
             middle = inside[GRID // 2 - 1 : GRID // 2 + 1, GRID // 2 - 1 : GRID // 2 + 1].mean()
@@ -260,13 +266,14 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
     return _summarise(np.array(cases), classes)
 
 
-def _draw_boxes(boxes: Sequence[Any], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Return which cells of a grid over the squashed picture lie in any of the boxes."""
+def _draw_boxes(boxes: Sequence[Any], view: Region) -> NDArray[np.float64]:
+    """Return which cells of a grid over the network's view of a picture lie in any of the boxes."""
     centres = (np.arange(GRID) + 0.5) / GRID
     inside = np.zeros((GRID, GRID))
+    x, y, end_x, end_y = view
     for box in boxes:
-        left, top = box.x / size[0], box.y / size[1]
-        right, bottom = (box.x + box.width) / size[0], (box.y + box.height) / size[1]
+        left, top = (box.x - x) / (end_x - x), (box.y - y) / (end_y - y)
+        right, bottom = left + box.width / (end_x - x), top + box.height / (end_y - y)
         rows = (centres >= top) & (centres <= bottom)
         columns = (centres >= left) & (centres <= right)
         inside[np.ix_(rows, columns)] = 1

@@ -26,8 +26,8 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mltr import __version__
-from mltr.data.images import open_image, open_reduced
-from mltr.data.preprocess import Pixels, squash
+from mltr.data.images import open_image
+from mltr.data.preprocess import Pixels
 from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
 from mltr.predictor import Prediction, Predictor
 from mltr.serve import schema
@@ -245,7 +245,7 @@ class _Service:
         self, upload: Upload, weight: Weight, turns: asyncio.Semaphore
     ) -> Prediction | BrokenImage:
         try:
-            pixels = await self._decoder.decode(turns, weight, self._squash, upload.data)
+            pixels = await self._decoder.decode(turns, weight, self._read, upload.data)
         except BrokenImage as error:
             self.metrics.images.labels("broken").inc()
             return error
@@ -284,11 +284,10 @@ class _Service:
     def _open(self, data: bytes) -> Image.Image:
         return _checked(open_image(data, max_pixels=self._decoder.max_pixels))
 
-    def _squash(self, data: bytes) -> Pixels:
+    def _read(self, data: bytes) -> Pixels:
         preprocess = self._predictor.preprocess
-        side = preprocess.decoded_side
-        picture, place = open_reduced(data, side, max_pixels=self._decoder.max_pixels)
-        return preprocess.squash(squash(_checked(picture), side, place))
+        picture, place = preprocess.open(data, self._decoder.max_pixels)
+        return preprocess.resize(_checked(picture), place)
 
     # -- state ---------------------------------------------------------------------------------
 
