@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from making import write_image
 from test_train import train
 
+from mltr.cli import main
 from mltr.errors import MltrError
 from mltr.locks import locked_folder, locked_output
 
@@ -50,6 +52,23 @@ def test_a_second_training_in_a_folder_is_told_who_writes_it(
         assert f"{run} is being written by `mltr train photos` (process {holder.pid} on " in told
         assert told.count("\n") == 1
     assert [path.name for path in run.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    "command", [["shard", "photos"], ["data", "get", "voc2007"], ["demo", "--quick"]]
+)
+def test_other_commands_that_fill_a_folder_wait_for_nobody_either(
+    holder: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, command: list[str],
+) -> None:  # fmt: skip
+    for index in range(20):
+        write_image(tmp_path / "photos" / "ab"[index % 2] / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--out", "run"]) == 1
+    assert f"run is being written by `mltr train photos` (process {holder.pid}" in (
+        capsys.readouterr().err
+    )
+    assert [path.name for path in Path("run").iterdir()] == [".lock"]
 
 
 def test_a_killed_holder_no_longer_counts_even_before_its_parent_has_noticed(
@@ -136,3 +155,11 @@ def test_a_training_that_fails_at_once_leaves_no_folder(
     (tmp_path / "file").touch()
     assert train(tmp_path / "file") == 2
     assert "is a file; --out names a folder" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_trained(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / os.fsdecode(b"run\xff")) == 2
+    assert "isn't text in UTF-8" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())

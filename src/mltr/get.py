@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mltr.errors import MltrError
+from mltr.locks import locked_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -156,11 +157,16 @@ def get(data_set: DataSet, out: Path, mirror: str | None = None, keep: bool = Fa
     `MltrError` if the disk is too small, an archive can't be had, or one isn't what it should be;
     partial downloads then stay.
     """
+    with locked_folder(out):
+        try:
+            return _get(data_set, out, mirror, keep)
+        except OSError as error:
+            raise MltrError(f"can't write to {out}: {error.strerror or error}") from error
+
+
+def _get(data_set: DataSet, out: Path, mirror: str | None, keep: bool) -> int:
     folder = out / DOWNLOADS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MltrError(f"can't make the folder {folder}: {error.strerror}") from error
+    folder.mkdir(parents=True, exist_ok=True)
     waiting = [archive for archive in data_set.archives if not _mark(folder, archive).is_file()]
     _check_room(folder, waiting, keep)
     for archive in waiting:

@@ -51,10 +51,12 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """Hold a folder that a command writes; it is made if need be, and goes if it stays empty.
 
     Raises `MltrError` that names the holder, or says why the folder can't be written, and
-    `UsageError` for a file.
+    `UsageError` for a file, or a name that isn't UTF-8.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out names a folder")
+    if not _is_text(folder):  # which libraries that write there can't name
+        raise UsageError(f"--out {folder}: a name that isn't text in UTF-8; choose another one")
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,14 @@ def _held(lock: Path, target: Path) -> Iterator[None]:
         if os.getpid() == holder.process and _read(lock) == holder:  # not a process forked since
             with contextlib.suppress(OSError):
                 lock.unlink()
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _this_process() -> Holder:

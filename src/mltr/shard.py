@@ -21,6 +21,7 @@ from mltr import __version__
 from mltr.describe import add_source_options, source_config
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.files import text_writer, write_atomically, write_json
+from mltr.locks import locked_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,9 +138,10 @@ def _write(args: argparse.Namespace) -> dict[str, Any]:
     config.max_broken = args.max_broken
     splits = open_images(config) if config.format == "images" else open_splits(config)
     encoding = Encoding(args.side, args.quality)
-    return write_shards(
-        splits, out, args.samples, encoding, args.max_broken, args.workers, args.overwrite
-    )
+    with locked_folder(out):
+        return write_shards(
+            splits, out, args.samples, encoding, args.max_broken, args.workers, args.overwrite
+        )
 
 
 # -- writing -----------------------------------------------------------------------------------
