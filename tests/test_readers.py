@@ -386,7 +386,7 @@ def test_sources_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't tell what it holds"):
         open_splits(DataConfig(root=str(tmp_path)))
     write_table(tmp_path, "path,cat,split\n0.jpg,1,train\n1.jpg,1,train\n", images=2)
-    with pytest.raises(MltrError, match="2 images are too few to hold out .* at least 6"):
+    with pytest.raises(MltrError, match="2 images can't be divided by .* at least 6"):
         open_splits(DataConfig(root=str(tmp_path)))
     write_table(tmp_path, "path,cat,dog\n" + "".join(f"{i}.jpg,0,0\n" for i in range(30)), 30)
     with pytest.raises(MltrError, match="no training image has any label"):
@@ -417,7 +417,7 @@ def test_held_out_parts_have_the_size_asked_for(
 
 def test_too_few_photos_are_told_how_many_it_takes(tmp_path: Path) -> None:
     write_table(tmp_path, "path,cat\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(5)), images=5)
-    with pytest.raises(MltrError, match="5 images are too few .* at least 6 images"):
+    with pytest.raises(MltrError, match="5 images can't be divided by .* at least 6 images"):
         open_splits(DataConfig(root=str(tmp_path)))
     splits = open_splits(DataConfig(root=str(tmp_path), val_fraction=0.3))
     assert [len(split) for split in splits] == [3, 1, 1]

@@ -90,7 +90,7 @@ def test_a_multi_label_training_starts_from_it(run: Path, tmp_path: Path, capsys
     rows = ["path,sea,sky"]
     for index in range(24):
         write_image(tmp_path / "photos" / f"{index}.png", (40, 30))
-        rows.append(f"{index}.png,{index % 2},1")
+        rows.append(f"{index}.png,{index % 2},{index // 2 % 2}")
     (tmp_path / "photos" / "labels.csv").write_text("\n".join(rows))
     out = tmp_path / "tuned"
     photos = ["--data.root", str(tmp_path / "photos"), "--data.base_size=0", "--data.cache=false"]

@@ -91,6 +91,13 @@ def test_the_test_figures_are_those_of_the_saved_predictions(finished: Path) -> 
     assert figures["of1"] == pytest.approx(mltr.metrics.evaluate(probs, targets)["of1"])
 
 
+def test_what_to_type_next_is_the_last_line(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "mltr")
+    assert train(tmp_path / "my run", "--data.scenes.val=1", epochs=1) == 0
+    assert caplog.messages[-1] == f"next: mltr evaluate '{tmp_path}/my run'"
+    assert any("1 epoch, on cpu" in message for message in caplog.messages)
+
+
 def test_the_epoch_is_chosen_on_validation_images(finished: Path) -> None:
     rows = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     figures = json.loads((finished / "metrics.json").read_text())
@@ -204,22 +211,58 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(
 ) -> None:
     """Interrupted in the middle of an epoch; the final weights are equal to the bit."""
     run = tmp_path / "run"
-    original, steps = trainer.Trainer._step, 0
-
-    def step_and_interrupt(self: trainer.Trainer, *batch: torch.Tensor) -> None:
-        nonlocal steps
-        original(self, *batch)
-        steps += 1
-        if steps == 4:  # of 3 a epoch
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(trainer.Trainer, "_step", step_and_interrupt)
+    interrupt_at(monkeypatch, 4)  # of 3 an epoch
     assert train(run) == 130
     assert not (run / "metrics.json").exists()
     monkeypatch.undo()
     assert train(run, "--resume") == 0
     assert same_weights(run, finished)
     assert train(run, "--resume") == 2  # finished: nothing to resume
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Send Ctrl-C after so many steps."""
+    original, steps = trainer.Trainer._step, 0
+
+    def step_and_interrupt(self: trainer.Trainer, *batch: torch.Tensor) -> None:
+        nonlocal steps
+        original(self, *batch)
+        steps += 1
+        if steps == number:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", step_and_interrupt)
+
+
+def test_after_ctrl_c_a_run_can_be_used(tmp_path: Path, monkeypatch, caplog) -> None:
+    """In the third epoch: the weights are those of the best of two."""
+    run = tmp_path / "run"
+    caplog.set_level("INFO", "mltr")
+    interrupt_at(monkeypatch, 7)
+    assert train(run, epochs=3) == 130
+    monkeypatch.undo()
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    scores = {(row["epoch"], key): row[key] for row in rows for key in ("val_map", "val_map_ema")}
+    epoch, kind = max(scores, key=scores.__getitem__)
+    assert len(rows) == 2
+    assert f"the run can be used as it is, with its weights after epoch {epoch}" in caplog.text
+    assert f"next: mltr evaluate {run}" in caplog.text
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(run), "--split", "val", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["map"] == pytest.approx(scores[epoch, kind], abs=1e-6)
+    photo = write_image(tmp_path / "photo.png")
+    assert main(["predict", str(run), str(photo), "--out", str(tmp_path / "tags.csv")]) == 0
+    assert train(run, "--resume", epochs=3) == 0
+
+
+def test_ctrl_c_before_the_first_validation_says_that_there_is_nothing_yet(
+    tmp_path: Path, monkeypatch, caplog, capsys
+) -> None:
+    interrupt_at(monkeypatch, 2)
+    assert train(tmp_path / "run") == 130
+    assert "no epoch is validated yet" in caplog.text
+    assert main(["evaluate", str(tmp_path / "run")]) == 1
+    assert "stopped it after a validation" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -498,7 +541,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
     assert train(run) == 0
     assert "going on, although: can't write" in caplog.text
     assert "No space left on device; free some space" in caplog.text
-    assert "on the way: 1 files not saved" in caplog.text
+    assert "on the way: 1 file not saved" in caplog.text
     assert same_weights(run, finished)
     (run / "metrics.json").unlink()
     assert progress(run)["epoch"] == 1
@@ -506,6 +549,24 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
     monkeypatch.undo()
     assert train(run, "--resume") == 0
     assert same_weights(run, finished)
+
+
+def test_a_disk_that_is_full_from_the_beginning_stops_the_run(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = torch.save
+
+    def save(state, file, *rest):
+        if "shared" in state:
+            raise OSError(28, "No space left on device")
+        return original(state, file, *rest)
+
+    monkeypatch.setattr(torch, "save", save)
+    assert train(tmp_path / "run", epochs=5) == 1
+    message = capsys.readouterr().err
+    assert "stopped, because nothing of this run can be saved: can't write" in message
+    assert "No space left on device; free some space" in message
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_disk_that_never_has_room_ends_in_one_line(
@@ -544,7 +605,7 @@ def test_broken_images_are_counted_and_past_a_limit_stop_the_run(tmp_path: Path,
     assert all("not an image" in message for message in figures["broken_training_images"])
     assert train_photos(folder, tmp_path / "stopped", "--data.max_broken=0.001") == 1
     message = capsys.readouterr().err
-    assert "training images are broken, more than data.max_broken=0.001 allows" in message
+    assert "training images can't be read, more than data.max_broken=0.001 allows" in message
     assert ".png: not an image" in message
 
 

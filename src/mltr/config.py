@@ -184,7 +184,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "keep"):
             _require(getattr(self, name) >= 1, f"train.{name} must be at least 1")
         for name in (
-            "stop_epoch", "patience", "min_size", "threads", "clip_grad", "save_minutes", "max_bad_steps", "spike_factor",
+            "stop_epoch", "patience", "min_size", "threads", "clip_grad", "save_minutes",
+            "max_bad_steps", "spike_factor",
         ):  # fmt: skip
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative")
         _require(self.lr > 0, "train.lr must be positive")

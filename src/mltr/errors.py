@@ -26,3 +26,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word nearest to `word`, or ``""``."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number of things in words that fit it, such as "1 image" and "2 images"."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

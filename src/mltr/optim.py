@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mltr.config import TrainConfig
 
@@ -87,6 +88,16 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its share of the learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def scale_and_clip(parameters: Iterable[nn.Parameter], factor: float, greatest: float) -> float:
+    """Multiply the gradient, then limit its norm (0: don't); return the norm before the limit."""
+    learning = [parameter for parameter in parameters if parameter.grad is not None]
+    if factor != 1:
+        for parameter in learning:
+            parameter.grad.mul_(factor)  # type: ignore[union-attr]
+    norm = nn.utils.clip_grad_norm_(learning, greatest or math.inf)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def growing_sizes(first: int, full: int, epochs: int) -> list[int]:

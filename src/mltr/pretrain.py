@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -213,19 +214,23 @@ class Pretrainer(Trainer):
         }
         if not self.processes.is_main:
             return figures
+        self._write_bundle(model, pretraining=figures)
+        write_json(self.folder.metrics, figures)
+        if not quiet:
+            print(f"{self.folder.path}: pretrained, {PICTURE_FILE} shows what it guesses")
+        self._tell_the_end()
+        return figures
+
+    def _write_bundle(self, model: Any, **about: Any) -> None:
         save_bundle(
             self.folder.path, model=model.network, name=self.config.model.name,
             overrides=model_overrides(self.config.model, self.image_size), classes=(),
-            preprocess=self.preprocess, extra={"pretraining": figures},
+            preprocess=self.preprocess, extra=about,
         )  # fmt: skip
-        write_json(self.folder.metrics, figures)
-        if not quiet:
-            print(
-                f"{self.folder.path}: pretrained, {PICTURE_FILE} shows what it guesses; "
-                f"train from it: mltr train RECIPE --model.init {self.folder.path}"
-            )
-        self._tell_the_end()
-        return figures
+
+    def _tell_what_next(self) -> None:
+        path = shlex.quote(str(self.folder.path))
+        log.info("next: mltr train photos --data.root LABELLED_PHOTOS --model.init %s", path)
 
 
 def masked_error(forward: Any, images: Tensor, mask: Tensor, stride: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mltr.data.loading import Batch
 from mltr.data.records import Splits
+from mltr.errors import counted
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +52,20 @@ class Progress:
 
     def shortfalls(self) -> str:
         """Return what was left out on the way, in words; nothing where all went well."""
-        counts = {
-            "steps left out": self.skipped_steps,
-            "broken images": len(self.broken),
-            "files not saved": self.failed_writes,
-        }
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        parts = (
+            (self.skipped_steps, "step", " left out"),
+            (len(self.broken), "broken image", ""),
+            (self.failed_writes, "file", " not saved"),
+        )
+        return ", ".join(f"{counted(count, noun)}{what}" for count, noun, what in parts if count)
 
 
 def tell_images(splits: Splits) -> None:
     """Log what a run learns from, and which classes it can't learn."""
     train = splits.train
     sizes = ", ".join(f"{len(split)} {split.name}" for split in splits)
-    log.info("images: %s; %d classes", sizes, len(train.classes))
+    classes = counted(len(train.classes), "class", "classes")
+    log.info("images: %s; %s", sizes, classes)
     positives = train.positives.sum(axis=0) > 0
     empty = [name for name, there in zip(train.classes, positives, strict=True) if not there]
     if empty:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ import torch
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mltr.build import build_model, model_overrides, settle
@@ -27,7 +27,7 @@ from mltr.config import Config
 from mltr.data.loading import Batch, ImageDataset, make_loader
 from mltr.data.records import Split, Splits
 from mltr.data.transforms import mix_batch
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError, UsageError, counted
 from mltr.evaluate import print_report, report, save_curves
 from mltr.files import write_json
 from mltr.gallery import contact_sheet
@@ -44,7 +44,14 @@ from mltr.guards import (
 from mltr.losses import build_loss
 from mltr.memory import keep_freed_memory
 from mltr.metrics import evaluate, top_accuracy
-from mltr.optim import AveragedModel, growing_sizes, lr_factor, make_optimizer, set_lr
+from mltr.optim import (
+    AveragedModel,
+    growing_sizes,
+    lr_factor,
+    make_optimizer,
+    scale_and_clip,
+    set_lr,
+)
 from mltr.precision import AUTOCAST, autocast, choose_precision
 from mltr.predictions import Predictions, make_tiles, predict_split, save_predictions
 from mltr.processes import join_processes
@@ -123,7 +130,8 @@ class Trainer:
         smallest = min(self.config.train.batch_size, len(self.splits.train))
         if smallest < self.processes.count:
             raise UsageError(
-                f"{smallest} images a batch can't be shared by {self.processes.count} processes: "
+                f"{counted(smallest, 'image')} a batch can't be shared by {self.processes.count} "
+                "processes: "
                 "raise train.batch_size, which counts them all"
             )
 
@@ -191,7 +199,7 @@ class Trainer:
         while self.progress.epoch < last:
             waited = self.progress.epoch - 1 - self.progress.best_epoch
             if settings.patience and waited >= settings.patience:
-                log.info("no better validation map for %d epochs: stopped", waited)
+                log.info("no better validation map for %s: stopped", counted(waited, "epoch"))
                 break
             self._train_epoch(last)
             self._end_epoch(last)
@@ -275,7 +283,10 @@ class Trainer:
         factor = lr_factor(done, settings.warmup, settings.schedule)
         set_lr(self.optimizer, settings.lr * factor)
         if not self.is_spoiled:
-            norm = self._clip_gradient()
+            self.scaler.unscale_(self.optimizer)
+            # Each batch's gradient was over what the first one counts.
+            share = max(self.cells[0], 1) / max(sum(self.cells), 1) if self.is_mean else 1.0
+            norm = scale_and_clip(self.model.parameters(), share, settings.clip_grad)
             # In fp16 the gradient overflows now and then; the scaler leaves these steps out.
             if not math.isfinite(norm) and not self.scaler.is_enabled():
                 self._leave_out(f"the gradient is {norm}", losses, indices)
@@ -288,17 +299,6 @@ class Trainer:
         self.optimizer.zero_grad()
         progress.step += 1
         self.is_spoiled, self.cells = False, []
-
-    def _clip_gradient(self) -> float:
-        """Make the gradient that of the whole step, limit its norm, and return that norm."""
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        if self.is_mean and len(self.cells) > 1:
-            for parameter in parameters:
-                parameter.grad.mul_(max(self.cells[0], 1) / max(sum(self.cells), 1))
-        greatest = self.config.train.clip_grad or math.inf
-        norm = nn.utils.clip_grad_norm_(parameters, greatest)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return for each image the sum of its losses [B] and over how many cells it is [B]."""
@@ -426,8 +426,8 @@ class Trainer:
         if broken > self.config.data.max_broken * total:
             examples = "; ".join(list(self.progress.broken.values())[:3])
             self.processes.fail(
-                f"{broken} of {total} training images are broken, more than data.max_broken="
-                f"{self.config.data.max_broken:g} allows: {examples}"
+                f"{broken} of {counted(total, 'training image')} can't be read, more than "
+                f"data.max_broken={self.config.data.max_broken:g} allows: {examples}"
             )
 
     def _leave_out(self, reason: str, losses: Tensor, indices: Tensor) -> None:
@@ -442,8 +442,8 @@ class Trainer:
         where = f"{reason} at step {progress.step} (epoch {progress.epoch + 1})"
         if progress.bad_steps > limit:
             self.processes.fail(
-                f"{where}, after {limit} steps left out in a row for the like: lower train.lr, or "
-                f"look at these images: {names}"
+                f"{where}, after {counted(limit, 'step')} left out in a row for the like: lower "
+                f"train.lr, or look at these images: {names}"
             )
         log.warning("%s: this step is left out; images: %s", where, names)
 
@@ -477,7 +477,23 @@ class Trainer:
                 "saved at epoch %d; go on by: mltr %s %s --out %s --resume",
                 self.progress.epoch + 1, self.command, self.folder.recipe, self.folder.path,
             )  # fmt: skip
+        with self._spared():
+            self._leave_usable()
         self._leave(self.asked_to_stop)
+
+    def _leave_usable(self) -> None:
+        """Write the bundle of the best weights so far, for a run that stops before its end."""
+        if not self.progress.best_name:
+            log.warning("no epoch is validated yet, so this run can't be used before it goes on")
+            return
+        model = self.load_best()
+        if self.processes.is_main:
+            self._write_bundle(model)
+            log.warning(
+                "the run can be used as it is, with its weights after epoch %d, the best so far",
+                self.progress.best_epoch + 1,
+            )
+            self._tell_what_next()
 
     # -- saving and restoring ------------------------------------------------------------------
 
@@ -498,6 +514,8 @@ class Trainer:
         try:
             self.states.write(name, shared, random_states(), needs=self.progress.best_name)
         except MltrError as error:
+            if not (self.saved_name or self.progress.best_name):
+                self.processes.fail(f"stopped, because nothing of this run can be saved: {error}")
             self._note_failed_write(error)
             return False
         self.saved_name = name
@@ -545,13 +563,7 @@ class Trainer:
         figures = self._figures(full_report)
         if not self.processes.is_main:
             return figures
-        save_bundle(
-            self.folder.path, model=model, name=self.config.model.name,
-            overrides=model_overrides(self.config.model, self.image_size),
-            classes=self.splits.train.classes, preprocess=self.preprocess,
-            calibration=SOFTMAX if self.single_label else None,
-            extra={"data": self.config.data.format, "test": figures},
-        )  # fmt: skip
+        self._write_bundle(model, test=figures)
         save_predictions(self.folder.predictions, predictions)
         write_json(self.folder.metrics, figures)
         draw_curves(self.folder)
@@ -560,6 +572,15 @@ class Trainer:
             print_report(full_report, f"{self.folder.path}, test")
         self._tell_the_end()
         return figures
+
+    def _write_bundle(self, model: Any, **about: Any) -> None:
+        save_bundle(
+            self.folder.path, model=model, name=self.config.model.name,
+            overrides=model_overrides(self.config.model, self.image_size),
+            classes=self.splits.train.classes, preprocess=self.preprocess,
+            calibration=SOFTMAX if self.single_label else None,
+            extra={"data": self.config.data.format} | about,
+        )  # fmt: skip
 
     def _figures(self, full_report: dict[str, Any]) -> dict[str, Any]:
         """Return the test figures by name, and how they came about."""
@@ -586,8 +607,9 @@ class Trainer:
         tell_images(self.splits)
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         log.info(
-            "%s, %.2f M parameters, %d px, %d epochs, on %s%s; run folder: %s",
-            self.config.model.name, parameters, self.image_size, last, self.device.type,
+            "%s, %.2f M parameters, %d px, %s, on %s%s; run folder: %s",
+            self.config.model.name, parameters, self.image_size, counted(last, "epoch"),
+            self.device.type,
             f" x {self.processes.count}" if self.processes.count > 1 else "", self.folder.path,
         )  # fmt: skip
 
@@ -601,6 +623,10 @@ class Trainer:
         if self.progress.shortfalls():
             log.warning("on the way: %s", self.progress.shortfalls())
         log.info("run folder: %s", self.folder.path)
+        self._tell_what_next()
+
+    def _tell_what_next(self) -> None:
+        log.info("next: mltr evaluate %s", shlex.quote(str(self.folder.path)))
 
     def _draw_pictures(self) -> None:
         """Show some validation images with what is said of them, in TensorBoard."""

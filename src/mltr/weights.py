@@ -252,7 +252,7 @@ def _check_folder(folder: Path) -> None:
     if missing:
         hint = ""
         if (folder / "config.yaml").is_file():
-            hint = "; a run has them once its first epoch is validated"
+            hint = "; a run has them once it has ended, or Ctrl-C stopped it after a validation"
         raise MltrError(f"{folder} holds no {' and no '.join(missing)}; expected {expected}{hint}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.errors import MltrError, UsageError, counted, did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -183,9 +183,9 @@ class Splits:
             wrong = np.flatnonzero(split.positives.sum(axis=1) != 1)
             if len(wrong):
                 raise UsageError(
-                    f"loss.name ce needs one label an image; {len(wrong)} of {len(split)} "
-                    f"{split.name} images have none or several, e.g. {split[int(wrong[0])].name}: "
-                    "use asl or bce"
+                    "loss.name ce needs one label an image; with none or several: "
+                    f"{len(wrong)} of {counted(len(split), f'{split.name} image')}, e.g. "
+                    f"{split[int(wrong[0])].name}: use asl or bce"
                 )
 
 

@@ -22,7 +22,7 @@ from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.table import read_table
 from mltr.data.voc import find_voc, has_list, read_voc
 from mltr.data.walk import find_images
-from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.errors import MltrError, UsageError, counted, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -352,9 +352,8 @@ def _check_number(number: int, names: Sequence[str], config: DataConfig) -> None
     if not suffices(number):
         shares = " and ".join(f"data.{name} {getattr(config, name):g}" for name in names)
         raise MltrError(
-            f"{number} {'image is' if number == 1 else 'images are'} too few to hold out "
-            f"{shares}: that takes at least {next(filter(suffices, count(1)))} images; add more, "
-            "or raise these shares"
+            f"{counted(number, 'image')} can't be divided by {shares}: that takes at least "
+            f"{next(filter(suffices, count(1)))} images; add more, or raise these shares"
         )
 
 
@@ -382,7 +381,10 @@ def _drop_missing(splits: Splits, max_share: float) -> None:
     if not names:
         return
     total = sum(len(split) for split in splits)
-    message = f"{len(names)} of {total} image files are missing, e.g. {', '.join(names[:3])}"
+    message = (
+        f"{len(names)} of {counted(total, 'image file')} {'is' if len(names) == 1 else 'are'} "
+        f"missing, e.g. {', '.join(names[:3])}"
+    )
     if len(names) > max_share * total:
         raise MltrError(f"{message}; more than data.max_broken={max_share:g} allows")
     log.warning("%s; left out", message)
