@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -352,13 +353,28 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None
         open_image(write_image(tmp_path / "small.png"), max_pixels=100)
 
 
-def test_a_tiff_with_a_huge_tile_is_refused_before_room_is_made_for_it() -> None:
-    tags = {256: 16, 257: 16, 258: 8, 259: 5, 262: 1, 277: 1, 322: 32_768, 323: 32_768, 324: 200,
+@pytest.mark.parametrize(
+    ("width", "told"),
+    [((4, 1, 32_768), "a tile of more pixels than the limit"), ((2, 4, 0x00616161), "damaged")],
+)
+def test_a_tiff_with_a_huge_tile_is_refused_before_room_is_made_for_it(
+    width: tuple[int, int, int], told: str
+) -> None:
+    """Also where the width (type, count, value) is a text, which Python can multiply."""
+    tags = {256: 16, 257: 16, 258: 8, 259: 5, 262: 1, 277: 1, 322: 0, 323: 2**32 - 1, 324: 200,
             325: 9}  # fmt: skip
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    entries = b"".join(
+        struct.pack("<HHII", tag, *(width if tag == 322 else (4, 1, value)))
+        for tag, value in tags.items()
+    )
     content = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(100)
-    with pytest.raises(BrokenImage, match="a tile of more pixels than the limit"):
-        open_image(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BrokenImage, match=told):
+            open_image(content)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_jpeg_with_thousands_of_scans_is_refused_at_once(tmp_path: Path) -> None:

@@ -429,14 +429,6 @@ def test_an_atomic_write_keeps_the_suffix_and_makes_the_folder(tmp_path: Path) -
     assert contents(tmp_path / "deep") == {"curves.png": b"new"}
 
 
-def test_an_atomic_write_goes_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real.txt").write_text("old")
-    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
-    write_atomically(tmp_path / "link.txt", lambda path: path.write_text("new"))
-    assert (tmp_path / "link.txt").is_symlink()
-    assert (tmp_path / "real.txt").read_text() == "new"
-
-
 def test_json_is_strict(tmp_path: Path) -> None:
     write_json(tmp_path / "m.json", {"map": float("nan"), "of1": 0.5, "deep": [float("inf"), (1,)]})
     text = (tmp_path / "m.json").read_text(encoding="utf-8")

@@ -79,8 +79,10 @@ def check_target(path: str | Path, follow_links: bool = False) -> Path:
     except OSError as error:
         raise MltrError(_explain_write_error(target, error)) from error
     if stat.S_ISLNK(kind):
-        leads = "in a loop" if follow_links else f"to {target.readlink()}, and isn't followed"
-        raise MltrError(f"can't write {target}: it is a link that leads {leads}")
+        leads = "in a loop" if follow_links else f"to {target.readlink()}"
+        raise MltrError(
+            f"can't write {target}: it is a link that leads {leads}; remove it, or write elsewhere"
+        )
     if not stat.S_ISREG(kind):
         raise MltrError(f"can't write {target}: {describe_kind(kind)} is there, not a file")
     return target

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from mltr.errors import MltrError, UsageError
+from mltr.terminal import printable
 
 if TYPE_CHECKING:
     from mltr.data.records import PackedImage
@@ -193,7 +194,7 @@ class Survey:
         try:
             for image in inputs.walk(on_error=lambda error: None):
                 self.count += 1
-                self.longest_name = max(self.longest_name, len(name_of(image)))
+                self.longest_name = max(self.longest_name, len(printable(name_of(image))))
             self.is_complete = True
         except MltrError as error:
             self._error = error
