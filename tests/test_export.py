@@ -319,3 +319,97 @@ def test_the_command_tells_what_it_did(
     assert f"checked on 6 images of {photos}" in printed
     assert main(["predict", str(out), str(photos / "00.png"), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["path"].endswith("00.png")
+
+
+# -- files that others made --------------------------------------------------------------------
+
+
+def save_onnx(path: Path, nodes: list[Any], side: int = 8) -> Path:
+    """Write a network of these nodes, from `mean` [B, 3] to `logits`, with what ours have."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    start = [
+        helper.make_node("Cast", ["images"], ["floats"], to=kind.FLOAT),
+        helper.make_node("ReduceMean", ["floats"], ["mean"], axes=[1, 2], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        [*start, *nodes],
+        "network",
+        [helper.make_tensor_value_info("images", kind.UINT8, ["B", side, side, 3])],
+        [helper.make_tensor_value_info("logits", kind.FLOAT, ["B", "K"])],
+        [helper.make_tensor("true", kind.BOOL, [], [True])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    config = {
+        "format_version": 1, "model": {"name": "mltr_nano", "overrides": {}},
+        "classes": ["a", "b", "c"], "thresholds": None, "preprocess": Preprocess(side).to_dict(),
+        "export": {"input": "uint8"},
+    }  # fmt: skip
+    helper.set_model_props(model, {"mltr": json.dumps(config)})
+    onnx.save(model, path)
+    return path
+
+
+def endless_loop() -> list[Any]:
+    """Nodes that add nothing to the mean, for ever."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["still"]),
+            helper.make_node("Identity", ["before"], ["after"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", kind.INT64, []),
+            helper.make_tensor_value_info("go_on", kind.BOOL, []),
+            helper.make_tensor_value_info("before", kind.FLOAT, ["B", 3]),
+        ],
+        [
+            helper.make_tensor_value_info("still", kind.BOOL, []),
+            helper.make_tensor_value_info("after", kind.FLOAT, ["B", 3]),
+        ],
+    )
+    return [helper.make_node("Loop", ["", "true", "mean"], ["logits"], body=body)]
+
+
+def test_a_network_without_end_is_given_up(tmp_path: Path) -> None:
+    path = save_onnx(tmp_path / "endless.onnx", endless_loop())
+    with pytest.raises(MltrError, match="no answer within 1 s"):
+        load_onnx(path, limit_s=1)
+
+
+def test_an_onnx_file_of_nan_is_told(tmp_path: Path, capsys: Any) -> None:
+    node = onnx.helper.make_node
+    whole = save_onnx(tmp_path / "whole.onnx", [node("Identity", ["mean"], ["logits"])])
+    black, white = (np.full((8, 8, 3), value, np.uint8) for value in (0, 255))
+    assert mltr.load(whole)(white).probs == pytest.approx([1, 1, 1])
+
+    always = save_onnx(tmp_path / "nan.onnx", [node("Div", ["mean", "mean"], ["logits"])])
+    Image.fromarray(white).save(tmp_path / "white.png")
+    assert main(["predict", str(always), str(tmp_path)]) == 1  # 0 / 0 of a black image
+    assert f"{always} predicts NaN for a black image" in capsys.readouterr().err
+
+    sometimes = [node("Neg", ["mean"], ["below"]), node("Sqrt", ["below"], ["logits"])]
+    predictor = mltr.load(save_onnx(tmp_path / "sometimes.onnx", sometimes))
+    assert predictor(black).probs == pytest.approx([0.5] * 3)
+    with pytest.raises(MltrError, match="predicts NaN"):
+        predictor(white)
+
+
+def test_logits_of_other_classes_are_told(tmp_path: Path) -> None:
+    double = [onnx.helper.make_node("Concat", ["mean", "mean"], ["logits"], axis=1)]
+    with pytest.raises(MltrError, match="6.* values for an image"):
+        mltr.load(save_onnx(tmp_path / "double.onnx", double))
+
+
+def test_a_run_of_nan_is_told(tmp_path: Path) -> None:
+    folder = save_random(tmp_path / "run", "mltr_nano", 32, SMALL)
+    bundle = load_bundle(folder, torch.device("cpu"))
+    with torch.no_grad():
+        for weight in bundle.model.parameters():
+            weight.fill_(3e38)  # NaN itself isn't saved
+    save_bundle(
+        folder, model=bundle.model, name="mltr_nano", overrides=SMALL, classes=CLASSES,
+        preprocess=bundle.preprocess, thresholds=[0.5] * 4,
+    )  # fmt: skip
+    with pytest.raises(MltrError, match="predicts NaN"):
+        mltr.load(folder, "cpu")(np.zeros((9, 9, 3), np.uint8))

@@ -34,7 +34,8 @@ def answer():
             words.append(question[place + 1 : place + 1 + question[place]].decode())
             place += 1 + question[place]
         asked.add(".".join(words))
-        server.sendto(question[:2] + b"\\x81\\x83" + question[4:6] + bytes(6) + question[12:], sender)
+        unknown = question[:2] + b"\\x81\\x83" + question[4:6] + bytes(6) + question[12:]
+        server.sendto(unknown, sender)
 threading.Thread(target=answer, daemon=True).start()
 running = [subprocess.Popen([sys.executable, "-c", code]) for code in json.load(sys.stdin)]
 failed = [process.args[-1] for process in running if process.wait()]
@@ -48,7 +49,12 @@ try:
 except OSError:
     pass
 """
-LOAD = "import mltr, numpy as np\np = mltr.load({model!r}, 'cpu')\np([np.zeros((9, 9, 3), np.uint8)])\n"
+LOAD = """
+import mltr, numpy as np
+mltr.load({model!r}, 'cpu')([np.zeros((9, 9, 3), np.uint8)])
+"""
+#: Ray asks which cloud it is in, whatever it is told (docs/serving.md says so).
+ASKED_BY_RAY = "metadata.google.internal"
 
 
 @pytest.fixture(scope="module")
@@ -95,4 +101,6 @@ def test_no_name_is_looked_up(model: Path, tmp_path: Path) -> None:
         [*alone, sys.executable, "-c", WATCH], input=json.dumps(code), check=True,
         stdout=subprocess.PIPE, text=True, env=clean,
     )  # fmt: skip
-    assert json.loads(watched.stdout.splitlines()[-1]) == [[], ["seen.example"]]
+    failed, asked = json.loads(watched.stdout.splitlines()[-1])
+    assert not failed
+    assert set(asked) - {ASKED_BY_RAY} == {"seen.example"}

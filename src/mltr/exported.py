@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.bundle import parse_config
+from mltr.data.preprocess import Preprocess
 from mltr.download import first_line
 from mltr.errors import MltrError, UsageError
 
@@ -129,11 +130,16 @@ def load_onnx(
     config = _read_config(text, path)
     takes_pixels = config["export"]["input"] == "uint8"
     network = OnnxNetwork(session, Path(path), takes_pixels, limit_s)
-    side = config["preprocess"]["image_size"]
+    side = Preprocess.from_dict(config["preprocess"]).image_size
     shape, kind = ((side, side, 3), np.uint8) if takes_pixels else ((3, side, side), np.float32)
     logits = network(np.zeros((1, *shape), kind))
-    if logits.shape != (1, len(config["classes"])) or not np.isfinite(logits).all():
-        raise MltrError(f"{path} gives no logits of a black image; export the run again")
+    if logits.shape != (1, len(config["classes"])):
+        raise MltrError(
+            f"{path} gives {list(logits.shape)} values for an image, not one for each of its "
+            f"{len(config['classes'])} classes; export the run again"
+        )
+    if not np.isfinite(logits).all():
+        raise MltrError(f"{path} predicts NaN for a black image; export the run again")
     return network, config
 
 

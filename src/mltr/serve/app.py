@@ -53,7 +53,6 @@ PAGE_FILES = {
 MAX_ASPECT = 100  #: of the sides of an image
 HEAT_MAP_SIDE = 1024  #: longest side of a heat map in pixels
 
-
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 KeyHeader = Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
 
@@ -254,9 +253,8 @@ class _Service:
         return found
 
     async def _explain_one(
-        self, upload: Upload, weight: Weight, label: str | None, method: str,
-        form: str,
-    ) -> Response:  # fmt: skip
+        self, upload: Upload, weight: Weight, label: str | None, method: str, form: str
+    ) -> Response:
         picture = await self._decoder.decode(self._decoder.turns(), weight, self._open, upload.data)
         labels = [label] if label else None
         found = await self._batcher.run(self._find_evidence, picture, labels, method)

@@ -24,7 +24,9 @@ from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
 
 HOST = "127.0.0.1"  #: reachable from this machine alone
 DEFAULT_PORT = 8000
-PACKAGES = ("fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn")
+PACKAGES = (
+    "fastapi", "fastapi_offline", "httptools", "prometheus_client", "python_multipart", "uvicorn",
+)  # fmt: skip
 BACKLOG = 512  #: connections that wait to be taken up
 OTHER_FILES = 64  #: that a server has open, beside its connections
 
