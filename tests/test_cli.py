@@ -233,3 +233,40 @@ def test_output_that_cannot_be_written_is_told_in_a_line(command: list[str]) -> 
     closed = run_mltr(*command, shell=">&-")
     assert (closed.returncode, closed.stderr) == (0, "mltr: standard output is closed\n")
     assert run_mltr(*command, shell="2>&-").returncode == 0
+
+
+REFUSED = {
+    "data": ["{photos}"], "evaluate": ["{run}"], "diagnose": ["{run}"], "report": ["{run}"],
+    "audit": ["{run}"], "calibrate": ["{run}", "--min-positives", "1"],
+    "explain": ["{run}", "{photos}/0.png"], "export": ["{run}"], "resize": ["{run}"],
+    "shard": ["{photos}"],
+}  # fmt: skip
+ENDINGS = {"report": "/page.html", "export": "/model.onnx"}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_a_folder_that_takes_no_files_is_told_in_a_line(
+    command: str, small_run: Path, capfd
+) -> None:
+    names = {"photos": small_run.parent / "photos", "run": small_run}
+    arguments = [argument.format(**names) for argument in REFUSED[command]]
+    size = ["--image-size", "64"] if command == "resize" else []
+    out = "/proc/self/nothing" + ENDINGS.get(command, "")
+    assert main([command, *arguments, *size, "--out", out]) == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith(("mltr: error: can't write /proc/", "mltr: error: /proc/"))
+    assert "No such file or directory" in line
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain"])
+def test_a_full_disk_is_told_with_the_file(command: str, small_run: Path, tmp_path: Path) -> None:
+    photos = [str(small_run.parent / "photos" / "0.png")] if command == "explain" else []
+    asked = ["-m", "mltr", command, str(small_run), *photos, "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 4; {shlex.join([sys.executable, *asked])}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"mltr: error: can't write {tmp_path / 'out'}/")
+    assert done.stderr.endswith(".png: File too large\n")
+    assert not list((tmp_path / "out").iterdir())

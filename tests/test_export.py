@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,11 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit, softmax
 
 import mltr
 from mltr import export as export_module
-from mltr.bundle import Calibration
+from mltr.bundle import SOFTMAX, Calibration
 from mltr.cli import main
 from mltr.data.preprocess import IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError
@@ -413,3 +415,76 @@ def test_a_run_of_nan_is_told(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(MltrError, match="predicts NaN"):
         mltr.load(folder, "cpu")(np.zeros((9, 9, 3), np.uint8))
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
+CALIBRATIONS = {
+    "plain": None,
+    "platt": Calibration("platt", (2.0, 1.0, 0.5, 1.0), (0.1, 0.0, -0.2, 0.3)),
+    "softmax": SOFTMAX,
+}
+
+
+@pytest.mark.parametrize("kind", CALIBRATIONS)
+def test_the_code_of_the_page_gives_the_runs_probabilities(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    calibration = CALIBRATIONS[kind]
+    thresholds = None if kind == "softmax" else [0.2, 0.4, 0.6, 0.8]
+    run = save_random(
+        tmp_path / "run", "mltr_nano", 32, SMALL, calibration=calibration, thresholds=thresholds
+    )
+    export(str(run), tmp_path / "model.onnx")
+    pixels = np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+        if "InferenceSession" in block
+    )
+    found: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), found)
+    told = mltr.load(run)("photo.jpg")
+    assert np.allclose(found["probs"], told.probs, atol=1e-4)
+    said = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert said.keys() == {name for name, _ in told.labels}
+
+
+@pytest.mark.parametrize("kind", CALIBRATIONS)
+def test_the_check_compares_probabilities_as_the_run_gives_them(
+    kind: str, photos: Path, tmp_path: Path
+) -> None:
+    run = save_random(tmp_path / "run", "mltr_nano", 32, SMALL, calibration=CALIBRATIONS[kind])
+    result = export(str(run), tmp_path / "m.onnx", precision="fp16", images=str(photos))
+    bundle = load_bundle(run)
+    pixels = np.stack([bundle.preprocess.read(path) for path in sorted(photos.glob("*.png"))[::2]])
+    with torch.inference_mode():
+        before = bundle.model(torch.from_numpy(bundle.preprocess.scale(pixels))).numpy()
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (after,) = session.run(["logits"], {"images": pixels})
+    if kind == "softmax":
+        probs = [softmax(logits, axis=1) for logits in (before, after)]
+    else:
+        scaling = CALIBRATIONS[kind] or Calibration("platt", (1.0,) * 4, (0.0,) * 4)
+        scale, shift = np.array(scaling.scale), np.array(scaling.shift)
+        probs = [expit(logits * scale + shift) for logits in (before, after)]
+    assert len(pixels) == result.images
+    assert result.prob_deviation == pytest.approx(np.abs(probs[0] - probs[1]).max(), rel=0.05)
+    assert result.prob_deviation > 0
+
+
+def test_a_network_that_gives_nan_is_told(tmp_path: Path, photos: Path, capsys: Any) -> None:
+    run = save_random(tmp_path / "run", "mltr_nano", 32, SMALL)
+    bundle = load_bundle(run)
+    for weight in bundle.model.parameters():
+        weight.data *= 1e30  # finite, but what they give isn't
+    save_bundle(
+        run, model=bundle.model, name="mltr_nano", overrides=SMALL, classes=CLASSES,
+        preprocess=bundle.preprocess,
+    )  # fmt: skip
+    assert main(["predict", str(run), str(photos), "--json", "-"]) == 1
+    out, err = capsys.readouterr()
+    assert "the network gives NaN in place of probabilities" in err
+    assert "NaN" not in out

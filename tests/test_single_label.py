@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def test_predictions_are_shares_of_one(run: Path, imagenet: Path, tmp_path: Path
         assert main(["calibrate", str(run), *options]) == 2
         assert "chooses one class" in capsys.readouterr().err
     assert mltr.load(run)(image).probs.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_an_audit_judges_by_shares_of_one(run: Path, imagenet: Path, tmp_path: Path) -> None:
+    asked = ["--split", "test", "--top", "36", "--no-duplicates", "--out", str(tmp_path)]
+    assert main(["audit", str(run), *asked]) == 0
+    with (tmp_path / "issues.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 36
+    tagger = mltr.load(run)
+    for row in rows:
+        prediction = tagger(imagenet / "val" / row["image"])
+        prob = prediction.probs[prediction.classes.index(row["class"])]
+        assert float(row["probability"]) == pytest.approx(prob, abs=2e-3)
 
 
 def test_a_multi_label_training_starts_from_it(run: Path, tmp_path: Path, capsys) -> None:

@@ -302,10 +302,10 @@ def check(exported: Network, bundle: Bundle, photos: Photos, precision: str) -> 
     original = TorchNetwork(bundle.model, torch.device("cpu"))
     expected = run_network(original, photos.pixels, bundle.preprocess)
     found = run_network(exported, photos.pixels, bundle.preprocess)
-    moved = np.abs(to_probs(found) - to_probs(expected))
+    probs = [to_probs(logits, bundle.calibration) for logits in (expected, found)]
+    moved = np.abs(probs[1] - probs[0])
     before, after = (
-        None if photos.targets is None else evaluate(to_probs(logits), photos.targets)["map"]
-        for logits in (expected, found)
+        None if photos.targets is None else evaluate(each, photos.targets)["map"] for each in probs
     )
     result = Check(
         images=len(photos.pixels),

@@ -48,16 +48,16 @@ def predict_split(
     device: str | torch.device = "cpu",
     autocast: torch.dtype | None = None,
     cache: Cache | None = None,
-    single_label: bool = False,
+    calibration: Calibration | None = None,
     on_batch: Callable[[], object] = lambda: None,
     processes: Processes | None = None,
 ) -> Predictions:
     """Score every image of a split once, in order; the model is left in eval mode.
 
     `autocast` computes in bfloat16 or float16 where that is safe; `cache` is as for
-    `ImageDataset`; a network that is to choose a `single_label` gets a softmax; `on_batch` is
-    called after each batch, for a progress bar. Several `processes` share the images, each
-    `batch_size` of them, and all get all scores.
+    `ImageDataset`; `calibration` turns the logits into probabilities; `on_batch` is called after
+    each batch, for a progress bar. Several `processes` share the images, each `batch_size` of
+    them, and all get all scores. Raises `MltrError` if the network gives NaN.
     """
     processes = processes or Processes()
     model.eval()
@@ -75,8 +75,7 @@ def predict_split(
         with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
             logits = model(batch.images)
         rows = batch.indices.numpy()
-        logits = logits.float()
-        probs[rows] = (logits.softmax(1) if single_label else logits.sigmoid()).cpu().numpy()
+        probs[rows] = to_probs(logits.float().cpu().numpy(), calibration)
         targets[rows] = batch.targets.numpy()
         seen[rows] = 1
         errors += batch.errors

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mltr.bundle import SOFTMAX, read_calibration
 from mltr.config import Config
@@ -22,6 +23,9 @@ from mltr.predictions import (
 )
 from mltr.recipe import load_recipe
 from mltr.weights import CONFIG_FILE, Bundle, load_bundle, read_config
+
+if TYPE_CHECKING:
+    import torch
 
 SPLITS = ("test", "val", "train")
 DIVIDING = ("data.split_seed", "data.val_fraction", "data.test_fraction")
@@ -46,16 +50,24 @@ class OpenRun:
 
         The probabilities are calibrated if the bundle is.
         """
-        return calibrated(self.score_uncalibrated(name), self.bundle.calibration)
+        return self.predict(self.split(name))
 
     def score_uncalibrated(self, name: str) -> Predictions:
         """Like `score`, with the plain sigmoid or softmax of the logits, as saved predictions."""
+        return self._predict(self.split(name))
+
+    def predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
+        """Run the network over any images; the probabilities are calibrated as in `score`."""
+        return calibrated(self._predict(split, device), self.bundle.calibration)
+
+    def _predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
         return predict_split(
             self.bundle.model,
-            self.split(name),
+            split,
             self.bundle.preprocess,
             workers=self.config.data.workers,
-            single_label=self.bundle.calibration == SOFTMAX,
+            device=device,
+            calibration=SOFTMAX if self.bundle.calibration == SOFTMAX else None,
         )
 
 

@@ -405,7 +405,7 @@ class Trainer:
             self._plain_model(), split, self.preprocess, batch_size=self.config.train.batch_size,
             workers=0 if cache else self.config.data.workers, device=self.device,
             autocast=AUTOCAST[self.precision], cache=cache, processes=self.processes,
-            single_label=self.single_label,
+            calibration=SOFTMAX if self.single_label else None,
         )  # fmt: skip
 
     def _plain_model(self) -> Any:

@@ -25,7 +25,7 @@ from mltr.data.records import Labels, Record, Split, Splits
 from mltr.data.stratify import stratified_split
 from mltr.errors import UsageError
 from mltr.model import MlTr
-from mltr.predictions import Predictions, calibrated, load_predictions, predict_split
+from mltr.predictions import Predictions, load_predictions
 from mltr.runs import RunFolder
 from mltr.scoring import OpenRun
 
@@ -118,7 +118,7 @@ def audit(
             continue
         part = Split(classes, [images[row][1] for row in rows], "audit")
         if not learnt[rows[0]]:
-            found, method = _own_probs(run, part), OWN
+            found, method = run.predict(part, _to_device(run.bundle.model)), OWN
         elif folds:
             assert folder is not None
             found, method = _network_probs(run, part, folds, folder), NETWORKS.format(folds)
@@ -184,14 +184,6 @@ def _judge(probs: Floats, targets: Labels) -> tuple[Any, Any]:
 
 
 # -- probabilities -----------------------------------------------------------------------------
-
-
-def _own_probs(run: OpenRun, part: Split) -> Predictions:
-    found = predict_split(
-        run.bundle.model, part, run.bundle.preprocess, batch_size=BATCH,
-        workers=run.config.data.workers, device=_to_device(run.bundle.model),
-    )  # fmt: skip
-    return calibrated(found, run.bundle.calibration)
 
 
 def _probe_probs(run: OpenRun, part: Split) -> Predictions:
