@@ -22,6 +22,7 @@ class FakeHub(ThreadingHTTPServer):
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.requests: list[str] = []
         self.refuse_uploads = False
+        self.gated: set[str] = set()  #: repositories that not everybody may read
 
     @property
     def endpoint(self) -> str:
@@ -95,7 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.match(r"/api/datasets/([^/]+/[^/?]+)(/tree/[^/]+/?)?", self.path):
             return self._describe(match[1], match[2])
         if match := re.match(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path):
-            content = self.server.repositories.get(match[1], {}).get(match[2])
+            if match[1] in self.server.gated:
+                return self._json({"error": "ask first"}, status=403, error="GatedRepo")
+            if match[1] not in self.server.repositories:
+                return self._json({"error": "none"}, status=404, error="RepoNotFound")
+            content = self.server.repositories[match[1]].get(match[2])
             if content is not None:
                 return self._send(content, {
                     "ETag": f'"{hashlib.sha1(content).hexdigest()}"',

@@ -12,7 +12,7 @@ from mltr.config import Config, ModelConfig
 from mltr.convert import initialise
 from mltr.data.preprocess import Preprocess
 from mltr.model import create_model, default_image_size
-from mltr.pretrained import blaming, known_preprocessing, resolve_name
+from mltr.pretrained import blaming, find_weights, known_preprocessing, resolve_name
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +25,14 @@ def settle(config: Config) -> tuple[Config, Preprocess]:
     """
     network = resolve_name(config.model)
     with blaming(network.init):
-        known = known_preprocessing(network.name, network.init)
+        weights = find_weights(network.name, network.init)
+        known = known_preprocessing(network.name, network.init, weights)
     side = network.image_size or known.get("image_size") or default_image_size(network.name)
     preprocess = Preprocess.from_config(config.augment, side, config.data.base_size, known)
     if known:
         log.info("images as the weights are used to: %s", preprocess)
-    return replace(config, model=replace(network, image_size=side)), preprocess
+    overrides = weights.overrides | network.overrides if weights else network.overrides
+    return replace(config, model=replace(network, image_size=side, overrides=overrides)), preprocess
 
 
 def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:

@@ -170,7 +170,10 @@ def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
     report.taken = {name: name for name in fitting}
     report.fresh = [name for name in own if name not in fitting]
     report.unused = [name for name in tensors if name not in fitting]
-    report.parts = {"new": first_few(report.fresh)} if report.fresh else {}
+    for name in reversed(report.fresh):  # so that a part is told of by its first entry
+        shapes = [list(t[name].shape) for t in (tensors, own) if name in t]
+        why = f": {name} is {shapes[0]} where {shapes[1]} belongs" if len(shapes) > 1 else ""
+        report.parts[_part_of(name)] = f"new{why}"
     return report
 
 

@@ -24,14 +24,14 @@ from mltr.config import ModelConfig
 from mltr.data.preprocess import IMAGENET
 from mltr.download import HUB_PREFIX, fetch, reason_of
 from mltr.errors import MltrError, UsageError, did_you_mean
-from mltr.weights import CONFIG_FILE, WEIGHTS_FILE, read_config
+from mltr.weights import CONFIG_FILE, WEIGHT_SOURCES, WEIGHTS_FILE, read_config
 
 TIMM = "timm/"  #: of the name of a network
 PRETRAINED = "pretrained"  #: as `model.init`: timm's own weights
 #: What a folder's weights may be called, in the order in which they are looked for.
 WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-#: What timm says of a network for images of a size, which is chosen anew here.
-SIZES = ("img_size", "num_classes", "in_chans")
+#: What a network's arguments may not say: the data decide on some, `model.init` on the others.
+CHOSEN_HERE = {"img_size", "num_classes", "in_chans", *WEIGHT_SOURCES}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class TimmWeights:
     config: Mapping[str, Any]  #: timm's `pretrained_cfg`
     arguments: Mapping[str, Any] = field(default_factory=dict)  #: that timm built it by
     place: str = ""  #: a file, a folder, or a hf-hub: name; empty for timm's own source
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The arguments that a network for other images and classes has in common with it."""
+        return {key: value for key, value in self.arguments.items() if key not in CHOSEN_HERE}
 
     def read(self) -> tuple[dict[str, Tensor], bool]:
         """Return the entries by timm's names, and whether these had to be told by their order.
@@ -190,7 +195,8 @@ def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
             f"{source}: its {CONFIG_FILE} names no network of timm (architecture: "
             f"{architecture!r}); only timm networks and bundles by mltr can be loaded"
         )
-    arguments = dict(config.get("model_args") or {})
+    given = dict(config.get("model_args") or {})
+    arguments = {key: value for key, value in given.items() if key not in WEIGHT_SOURCES}
     known = dict(config.get("pretrained_cfg") or config)  # once all stood at the top
     size = arguments.get("img_size")
     if size is not None:
@@ -215,12 +221,11 @@ def blaming(init: str) -> Iterator[None]:
 
 def resolve_name(model: ModelConfig) -> ModelConfig:
     """Return the same with the network's own name where it was named by its place on the Hub."""
-    for key in ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"):
-        if key in model.overrides:
-            raise UsageError(
-                f"model.overrides.{key}: say where weights come from by --model.init pretrained, "
-                "FILE or FOLDER"
-            )
+    for key in sorted(WEIGHT_SOURCES & model.overrides.keys()):
+        raise UsageError(
+            f"model.overrides.{key}: say where weights come from by --model.init pretrained, "
+            "--model.init FILE or --model.init FOLDER"
+        )
     if not model.name.startswith(HUB_PREFIX):
         return model
     config = _read_folder_config(model.name)
@@ -230,22 +235,21 @@ def resolve_name(model: ModelConfig) -> ModelConfig:
             f"--model.init {model.name}"
         )
     found = _from_config(model.name, config)
-    arguments = {key: value for key, value in found.arguments.items() if key not in SIZES}
     return replace(
         model, name=TIMM + found.architecture, init=model.init or model.name,
-        overrides=arguments | model.overrides,
+        overrides=found.overrides | model.overrides,
     )  # fmt: skip
 
 
-def known_preprocessing(name: str, init: str) -> dict[str, Any]:
+def known_preprocessing(name: str, init: str, weights: TimmWeights | None) -> dict[str, Any]:
     """Return what the images of a network's first weights went through; empty without any.
 
-    Besides what `Preprocess.from_config` takes there may be `image_size`, the weights' own.
+    `weights` is what `find_weights` says of them. Besides what `Preprocess.from_config` takes there
+    may be `image_size`, the weights' own.
     """
-    found = find_weights(name, init)
-    if found is not None:
-        known = dict(found.config)
-        if "input_size" in known:
+    if weights is not None:
+        known = dict(weights.config)
+        if known.get("input_size"):
             known["image_size"] = int(known["input_size"][-1])
         return known
     if init.startswith(("cat:", "swin:")):

@@ -23,6 +23,7 @@ NORMALIZATIONS = {
     "none": ((0.0,) * 3, (1.0,) * 3), "imagenet": IMAGENET, "inception": ((0.5,) * 3, (0.5,) * 3)
 }  # fmt: skip
 CROP_PCT = 0.875  #: of weights that don't say; timm's default
+LONGEST = 32  #: how many times longer than wide a picture may be to be resized whole
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Pixels = NDArray[np.uint8]
@@ -122,7 +123,7 @@ class Preprocess:
             image = Image.fromarray(image)
         side, resample = self.image_size, FILTERS[self.interpolation]
         if self.crop_pct:
-            return np.asarray(image.resize((side, side), resample, box=self.view(image.size)))
+            return np.asarray(self._crop(image, resample))
         if self.base_size:
             image, place = squash(image, self.base_size, place), None
         return np.asarray(squash(image, side, place, resample))
@@ -130,18 +131,32 @@ class Preprocess:
     def view(self, size: tuple[int, int], side: int = 0) -> Region:
         """Return which part of a picture of (width, height) the network sees, in pixels.
 
-        `side` stands in for `image_size`. The rounding is that of timm and torchvision, which
-        resize the whole picture first.
+        `side` stands in for `image_size`.
         """
-        width, height = size
         if not self.crop_pct:
-            return 0, 0, width, height
+            return 0, 0, *size
         side = side or self.image_size
+        (wide, high), left, top = self._enlarged(size, side)
+        x, y = size[0] / wide, size[1] / high
+        right, bottom = min((left + side) * x, size[0]), min((top + side) * y, size[1])
+        return left * x, top * y, right, bottom
+
+    def _enlarged(self, size: tuple[int, int], side: int) -> tuple[tuple[int, int], int, int]:
+        """Return the size to which a picture is resized, and left and top of what is cut out.
+
+        The rounding is that of timm and torchvision.
+        """
         shorter = math.floor(side / self.crop_pct)
         wide, high = (int(shorter * length / min(size)) for length in size)
-        left, top = round((wide - side) / 2), round((high - side) / 2)
-        x, y = width / wide, height / high
-        return left * x, top * y, min((left + side) * x, width), min((top + side) * y, height)
+        return (wide, high), round((wide - side) / 2), round((high - side) / 2)
+
+    def _crop(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+        """Resize the shorter side, and cut out the middle."""
+        side = self.image_size
+        if max(image.size) > LONGEST * min(image.size):  # a line of pixels would become gigabytes
+            return image.resize((side, side), resample, box=self.view(image.size))
+        size, left, top = self._enlarged(image.size, side)
+        return image.resize(size, resample).crop((left, top, left + side, top + side))
 
     def scale(self, pixels: Pixels) -> Floats:
         """Return uint8 [..., S, S, 3] as float32 [..., 3, S, S], in 0..1 and then normalised."""
