@@ -486,5 +486,5 @@ def test_a_network_that_gives_nan_is_told(tmp_path: Path, photos: Path, capsys: 
     )  # fmt: skip
     assert main(["predict", str(run), str(photos), "--json", "-"]) == 1
     out, err = capsys.readouterr()
-    assert "the network gives NaN in place of probabilities" in err
+    assert "the network predicts NaN or infinite values" in err
     assert "NaN" not in out

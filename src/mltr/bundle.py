@@ -47,15 +47,15 @@ SOFTMAX = Calibration("softmax", (), ())
 def to_probs(logits: Floats, calibration: Calibration | None = None) -> Floats:
     """Return probabilities float32 [..., K] of logits [..., K]: sigmoid, if not calibrated.
 
-    The only way from a run's logits to its probabilities. Raises `MltrError` for NaN.
+    The only way from a run's logits to its probabilities. Raises `MltrError` if they aren't finite.
     """
     from scipy.special import expit, softmax
 
     logits = np.asarray(logits, np.float32)
-    if np.isnan(logits).any():
+    if not np.isfinite(logits).all():
         raise MltrError(
-            "the network gives NaN in place of probabilities: its weights are damaged, or the "
-            "precision is too low for them"
+            "the network predicts NaN or infinite values: its weights or the preprocessing in its "
+            "bundle are damaged, or the precision is too low for them"
         )
     if calibration == SOFTMAX:
         shares: Floats = softmax(logits, axis=-1)

@@ -141,18 +141,9 @@ class Predictor:
         return [self.to_prediction(row) for row in probs]
 
     def logits(self, pixels: Pixels) -> Floats:
-        """Return what the network says of images uint8 [B, S, S, 3]: float32 [B, K].
-
-        Raises `MltrError` if these are no numbers.
-        """
+        """Return what the network says of images uint8 [B, S, S, 3]: float32 [B, K]."""
         takes_pixels = getattr(self.network, "takes_pixels", False)
-        logits = self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
-        if not np.isfinite(logits).all():
-            raise MltrError(
-                "the network predicts NaN or infinite values: its weights or the preprocessing in "
-                "its bundle are damaged; take another epoch or file"
-            )
-        return logits
+        return self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
 
     def to_prediction(self, probs: Floats) -> Prediction:
         """Return what probabilities [K] of one image say."""
