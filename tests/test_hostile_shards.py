@@ -108,7 +108,15 @@ def test_names_stay_in_the_folder(
 
 
 @pytest.mark.parametrize(
-    "fields", [{"sha256": "../../../../x"}, {"size": -1}, {"size": "9"}, {"samples": 10**12}]
+    "fields",
+    [
+        {"sha256": "../../../../x"},
+        {"size": -1},
+        {"size": "9"},
+        {"samples": 10**12},
+        {"size": 1e4},
+        {"other": 1},
+    ],
 )
 def test_other_fields_are_checked_too(packed: Path, tmp_path: Path, fields: dict) -> None:
     rewrite(packed, lambda index: index["splits"]["train"]["shards"][0].update(fields))

@@ -104,10 +104,10 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("label", r"other labels of 1 images: 7\.png\. Restore"),
+        ("label", r"other labels of 1 image: 7\.png\. Restore"),
         ("class name", "other classes or another order of them: sea, sky"),
         ("class order", "other classes or another order of them: sea, sky"),
-        ("file", r"other files of 1 images: 7\.png"),
+        ("file", r"other files of 1 image: 7\.png"),
     ],
 )
 def test_what_was_learnt_must_not_change_before_resuming(
@@ -141,7 +141,7 @@ def test_shards_know_their_labels_too(home: Path, capsys: pytest.CaptureFixture[
     edit(home / "photos" / "labels.csv", "\n7.png,1,1\n", "\n7.png,1,\n")
     assert main(["shard", *options, "--overwrite"]) == 0
     assert main([*start, "--resume"]) == 1
-    assert "other labels of 1 images" in capsys.readouterr().err
+    assert "other labels of 1 image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from mltr.errors import UsageError
 from mltr.files import write_json
+from mltr.locks import exclusive
 
 RECORD = "made.json"  #: in a cache's folder: the names of its files, and their sizes in bytes
 PART = ".part"  #: ends the name of a file that isn't whole yet
@@ -177,15 +178,9 @@ def _look(path: Path) -> Kept:
     return Kept(path, 0, time.time())
 
 
-@contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[None]:
+def _locked(path: Path, wait: bool = True) -> AbstractContextManager[None]:
     """Hold a file of the cache; raises `Timeout` where somebody else does and `wait` is false."""
-    lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock, blocking=wait):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone
+    return exclusive(path.with_name(f".{path.name}.lock"), wait)
 
 
 # -- the command -------------------------------------------------------------------------------

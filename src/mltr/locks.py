@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 from mltr.errors import MltrError, UsageError
 
@@ -30,6 +31,7 @@ LOCK_FILE = ".lock"  #: within a folder that is written
 RENEWED_S = 15.0  #: between two renewals of a lock
 ABANDONED_S = 120.0  #: without renewal, until a lock of another machine no longer counts
 WRITTEN_S = 5.0  #: in which whoever makes a lock has written who that is
+SAME_START_S = 60.0  #: by which a clock that is set moves the beginning of a process
 SHOWN_LENGTH = 80  #: characters of a command that a message shows
 
 
@@ -76,6 +78,19 @@ def locked_output(path: Path) -> Iterator[None]:
     """Hold a file that a command writes; raises `MltrError` like `locked_folder`."""
     with _held(path.with_name(f".{path.name}{LOCK_FILE}"), path):
         yield
+
+
+@contextmanager
+def exclusive(lock: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a lock of the system for a moment, by a file that goes with it.
+
+    Raises `filelock.Timeout` where somebody else holds it and `wait` is false.
+    """
+    with FileLock(lock, blocking=wait):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone
 
 
 @contextmanager
@@ -157,25 +172,18 @@ def _read(lock: Path) -> Holder | None:
 
 def _remove_if_abandoned(lock: Path, target: Path) -> None:
     """Remove a lock that its holder has left behind; raises `MltrError` if it still counts."""
-    holder = _read(lock)
-    try:
-        age = time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return
-    if holder is None and age < WRITTEN_S:
-        raise MltrError(f"{target} is being written by another command, which has just begun")
-    if holder is not None:
-        _check_gone(holder, age, target)
-    # Moved out of the way first: whoever else finds it abandoned may have taken it meanwhile.
-    aside = lock.with_name(f"{lock.name}-{secrets.token_hex(8)}")
-    try:
-        lock.rename(aside)
-    except FileNotFoundError:
-        return
-    if _read(aside) != holder:
-        aside.rename(lock)
-        return
-    aside.unlink()
+    # One at a time looks and removes: whoever was faster may have made a new lock by now.
+    with exclusive(lock.with_name(f"{lock.name}-taken")):
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:
+            return
+        holder = _read(lock)
+        if holder is not None:
+            _check_gone(holder, age, target)
+        elif age < WRITTEN_S:
+            raise MltrError(f"{target} is being written by another command, which has just begun")
+        lock.unlink(missing_ok=True)
 
 
 def _check_gone(holder: Holder, age: float, target: Path) -> None:
@@ -197,7 +205,7 @@ def _check_gone(holder: Holder, age: float, target: Path) -> None:
 def _runs(holder: Holder) -> bool:
     try:
         process = psutil.Process(holder.process)
-        same = abs(process.create_time() - holder.started) < 1.0
+        same = abs(process.create_time() - holder.started) < SAME_START_S
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

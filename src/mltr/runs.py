@@ -138,7 +138,8 @@ class RunFolder:
         for what, key, now in (("labels", "label_sums", sums), ("files", "file_sizes", sizes)):
             changed = _changed(before, before.get(key, {}), splits, now)
             if changed:
-                self._refuse(f"with other {what} of {len(changed)} images: {_told(changed)}")
+                images = "1 image" if len(changed) == 1 else f"{len(changed)} images"
+                self._refuse(f"with other {what} of {images}: {_told(changed)}")
         for split in splits:
             then, names = before.get(split.name, []), _names(split)
             if then != names:

@@ -6,6 +6,7 @@ What a sample looks like depends on (seed, epoch, index, copy) alone, and the or
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,7 +16,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +73,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A batch on its way from a worker: images in shared memory, or where that is full in a pipe.
+    """A `Batch` on its way from a worker: images in shared memory, or where that is full in a pipe.
 
     The rest is small, and always in the pipe.
     """
@@ -291,7 +291,7 @@ def make_loader(
     return BatchLoader(dataset, batches, workers, device)
 
 
-@cache
+@functools.cache
 def _tell_full(instead: str) -> None:
     """Say once that shared memory is full, and what is done instead."""
     log.warning(

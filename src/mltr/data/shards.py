@@ -406,12 +406,14 @@ def _check_index(index: dict[str, Any]) -> None:
         raise ValueError("classes")
     for name in SPLITS:
         entry = index["splits"][name]
-        for file in (*entry["shards"], entry["table"]):
+        for fields in (*entry["shards"], entry["table"]):
+            file = StoredFile(**fields)
             # A name with a folder in it would reach out of the one that it belongs to.
-            if not FILE_NAME.fullmatch(file["name"]) or not SHA256.fullmatch(file["sha256"]):
-                raise ValueError(file["name"])
-            if not int(file["size"]) >= 0 or not 0 <= int(file.get("samples", 0)) <= file["size"]:
-                raise ValueError(file["size"])
+            if not (FILE_NAME.fullmatch(file.name) and SHA256.fullmatch(file.sha256)):
+                raise ValueError(file.name)
+            counts = (file.size, file.samples)
+            if not all(type(count) is int for count in counts) or not 0 <= counts[1] <= counts[0]:
+                raise ValueError(counts)
         len(entry["broken"])
 
 
