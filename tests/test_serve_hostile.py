@@ -405,7 +405,7 @@ def test_the_command_lives_among_hostile_clients_and_ends_in_silence(tmp_path: P
     benchmark = Path(__file__).parent.parent / "benchmarks" / "hostile.py"
     out = tmp_path / "hostile.json"
     ended = subprocess.run(
-        [sys.executable, benchmark, bundle, "--requests", "46", "--connections", "300",
+        [sys.executable, benchmark, bundle, "--requests", "23", "--connections", "300",
          "--hold", "1", "--files", "256", "--out", out],
         capture_output=True, text=True, timeout=120,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -66,7 +65,7 @@ class Decoder:
         cores = os.cpu_count() or 1
         self._threads = ThreadPoolExecutor(cores, "decoder")
         self._half = max(1, cores // 2)
-        self._large = asyncio.Semaphore(self._half)
+        self._large = 0  #: images that are being decoded
 
     def stop(self) -> None:
         """End after what is being decoded."""
@@ -98,21 +97,24 @@ class Decoder:
         data: bytes,
     ) -> Result:  # fmt: skip
         """Return what the function makes of an image that was weighed, once there is memory."""
-        async with turns, self._large if weight.working > LARGE else nullcontext():
-            while weight.working > self._free:
+        large = weight.working > LARGE
+        async with turns:
+            while weight.working > self._free or (large and self._large >= self._half):
                 self._has_room.clear()
                 await self._has_room.wait()
             self._free -= weight.working
+            self._large += large
             loop = asyncio.get_running_loop()
             future = self._threads.submit(function, data)
-            # A request that gives up doesn't stop a thread, which goes on to hold its memory.
+            # A request that gives up doesn't stop a thread, which keeps its place and memory.
             future.add_done_callback(
-                lambda _: loop.call_soon_threadsafe(self._give_back, weight.working)
+                lambda _: loop.call_soon_threadsafe(self._give_back, weight.working, large)
             )
             return await asyncio.wrap_future(future)
 
-    def _give_back(self, size: int) -> None:
+    def _give_back(self, size: int, large: bool) -> None:
         self._free += size
+        self._large -= large
         self._has_room.set()
 
     async def run(self, function: Callable[..., Result], *args: object) -> Result:
