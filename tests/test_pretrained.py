@@ -52,8 +52,9 @@ def shaken(network: nn.Module) -> nn.Module:
     with torch.no_grad():
         for tensor in network.state_dict().values():
             if tensor.is_floating_point():
-                noise = torch.rand(tensor.shape, generator=generator)
-                tensor.copy_(0.5 + noise if tensor.ndim == 1 else tensor + 0.3 * (noise - 0.5))
+                noise = torch.rand(tensor.shape, generator=generator) - 0.5
+                size = {1: 1.0, 2: 0.3}.get(tensor.ndim, 0.1)
+                tensor.copy_((tensor.ndim == 1) + size * noise + tensor * (tensor.ndim > 1))
     return network
 
 
@@ -483,13 +484,26 @@ def test_timm_networks_come_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     assert len(lines) == len(starts)
     # Without a network the cache serves, and what isn't in it is told.
     starts = [("hf-hub:me/vit", ""), ("hf-hub:me/new", ""), ("timm/test_resnet", "pretrained")]
-    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        lines = try_from(hub.endpoint, tmp_path / "home", starts, **environment)
-        assert lines[0].split()[:2] == ["timm/test_vit", "64"]
-        assert "isn't in the cache" in lines[1]
-        assert lines[2].startswith("model.init pretrained: ")
-        assert "isn't in the cache" in lines[2]
-        assert len(lines) == 3
+    lines = try_from(hub.endpoint, tmp_path / "home", starts, HF_HUB_OFFLINE="1")
+    assert lines[0].split()[:2] == ["timm/test_vit", "64"]
+    assert "isn't in the cache, and HF_HUB_OFFLINE is set" in lines[1]
+    assert lines[2].startswith("model.init pretrained: it isn't in the cache")
+    assert len(lines) == 3
+
+
+@pytest.mark.slow  # the Hub's client tries again for 23 seconds
+def test_a_hub_that_cannot_be_reached_is_told_and_asked_but_once(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "up", "test_vit")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "up").iterdir()}
+    hub.repositories["me/vit"] = files
+    (line,) = try_from(hub.endpoint, tmp_path / "home", [("hf-hub:me/vit", "")])
+    assert len([r for r in hub.requests if "HEAD" in r and "config.json" in r]) == 1
+    starts = [("hf-hub:me/vit", ""), ("hf-hub:me/new", "")]
+    cached, told = try_from("http://127.0.0.1:9", tmp_path / "home", starts)
+    assert cached.split()[:2] == line.split()[:2]
+    assert "isn't in the cache, and http://127.0.0.1:9 can't be reached" in told
 
 
 def test_timms_own_weights(hub: FakeHub, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ PASSING_STATUS = (408, 425, 429)
 # What no repetition mends: a full disk, a quota, a folder that may not be written.
 OWN_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
+_commits: dict[str, str] = {}  #: of each name, so that a process asks but once and sees one version
+
 
 def fetch(name: str, files: list[str]) -> Path:
     """Return a local folder with the named files of ``hf-hub:OWNER/NAME`` or ``...@REVISION``.
@@ -45,6 +47,7 @@ def fetch(name: str, files: list[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
+    revision = _commits.get(name, revision)
     try:
         for file in files:
             path = Path(hf_hub_download(repo_id, file, revision=revision or None))
@@ -53,6 +56,7 @@ def fetch(name: str, files: list[str]) -> Path:
         raise UsageError(f"{name}: expected {HUB_PREFIX}OWNER/NAME ({error})") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise MltrError(f"{name} can't be fetched: {reason_of(error)}") from error
+    _commits[name] = revision
     return path.parent
 
 
