@@ -104,7 +104,7 @@ class Processes:
     def part(self) -> None:
         """Leave the others at the end; nothing can be said to them afterwards."""
         if dist.is_available() and dist.is_initialized():
-            PartialState().destroy_process_group()
+            dist.destroy_process_group()
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -131,8 +131,7 @@ class Trainer:
         if smallest < self.processes.count:
             raise UsageError(
                 f"{counted(smallest, 'image')} a batch can't be shared by {self.processes.count} "
-                "processes: "
-                "raise train.batch_size, which counts them all"
+                "processes: raise train.batch_size, which counts them all"
             )
 
     @property
@@ -251,8 +250,8 @@ class Trainer:
 
         Their gradients are averaged afterwards; what is returned makes that the gradient of the
         whole batch, whatever the shares. A mean is taken over what the first batch of a step
-        counts: `_update` knows what all of them do. In passing the processes tell each other what
-        else concerns all.
+        counts; `_update` turns it into that over what all of them count. In passing the processes
+        tell each other what else concerns all.
         """
         progress, settings = self.progress, self.config.train
         due = time.monotonic() - self.saved_at >= 60 * settings.save_minutes
@@ -284,7 +283,6 @@ class Trainer:
         set_lr(self.optimizer, settings.lr * factor)
         if not self.is_spoiled:
             self.scaler.unscale_(self.optimizer)
-            # Each batch's gradient was over what the first one counts.
             share = max(self.cells[0], 1) / max(sum(self.cells), 1) if self.is_mean else 1.0
             norm = scale_and_clip(self.model.parameters(), share, settings.clip_grad)
             # In fp16 the gradient overflows now and then; the scaler leaves these steps out.
@@ -303,10 +301,9 @@ class Trainer:
     def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return for each image the sum of its losses [B] and over how many cells it is [B]."""
         images, targets = self._mix(images, targets)
-        device = self.device
-        with autocast(self.precision, device):
-            logits = self.forward(images.to(device))
-        return self.loss.per_image(logits, targets.to(device))
+        with autocast(self.precision, self.device):
+            logits = self.forward(images.to(self.device))
+        return self.loss.per_image(logits, targets.to(self.device))
 
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix, where the recipe wants it, by random numbers of this step alone."""
@@ -479,6 +476,7 @@ class Trainer:
             )  # fmt: skip
         with self._spared():
             self._leave_usable()
+        self.processes.wait()  # torchrun ends the others soon after the first
         self._leave(self.asked_to_stop)
 
     def _leave_usable(self) -> None:
@@ -532,9 +530,8 @@ class Trainer:
         model.load_state_dict(placed_like(shared["model"], templates))
         load_optimizer(self.optimizer, shared["optimizer"])
         if self.average is not None:
-            device = self.device
             average = placed_like(shared["average"], templates)
-            self.average.weights = {name: value.to(device) for name, value in average.items()}
+            self.average.weights = {name: v.to(self.device) for name, v in average.items()}
         if self.scaler.is_enabled() and shared["scaler"]:
             self.scaler.load_state_dict(shared["scaler"])
         if own:  # nothing, where there are more processes now than then
