@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from mltr.errors import MltrError
 
 # Mean and standard deviation of ImageNet's training images, as everywhere in the field.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+LARGEST_SIDE = 16384  #: pixels, of what a network sees
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -43,12 +46,23 @@ class Preprocess:
         try:
             triples = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
             preprocess = cls(**{**values, **triples})
-            fits = all(len(triple) == 3 for triple in triples.values())
-            if not fits or preprocess.image_size < 1:
-                raise ValueError(values)
+            preprocess._check()
         except (KeyError, TypeError, ValueError) as error:
             raise MltrError(f"preprocessing can't be understood: {error}") from error
         return preprocess
+
+    def _check(self) -> None:
+        """Raise `ValueError` for what no image could go through."""
+        for name, least in (("image_size", 1), ("base_size", 0)):
+            side = getattr(self, name)
+            if type(side) is not int or not least <= side <= LARGEST_SIDE:
+                raise ValueError(f"{name} {side!r} must be a number of pixels up to {LARGEST_SIDE}")
+        for name in ("mean", "std"):
+            triple = getattr(self, name)
+            if len(triple) != 3 or not all(map(math.isfinite, triple)):
+                raise ValueError(f"{name} {triple} must be three numbers")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be above 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
