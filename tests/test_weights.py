@@ -6,10 +6,12 @@ import errno
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -433,3 +435,37 @@ def test_json_is_strict(tmp_path: Path) -> None:
     write_json(tmp_path / "m.json", {"map": float("nan"), "of1": 0.5, "deep": [float("inf"), (1,)]})
     text = (tmp_path / "m.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"map": None, "of1": 0.5, "deep": [None, [1]]}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("preprocess", "image_size", 10**9, "image_size 1000000000 must be a number of pixels"),
+        ("preprocess", "base_size", 10**9, "base_size 1000000000 must be a number of pixels"),
+        ("preprocess", "image_size", 32.5, "image_size 32.5 must be"),
+        ("preprocess", "std", [0, 1, 1], "std (0.0, 1.0, 1.0) must be above 0"),
+        ("preprocess", "std", [math.nan, 1, 1], "must be three numbers"),
+        ("preprocess", "mean", [math.inf, 0, 0], "must be three numbers"),
+        ("overrides", "embed_dim", 32 * 10**6, "model.overrides holds 3.2e+07, more than 65536"),
+        ("overrides", "embed_dim", 65536, "doesn't fit the model"),
+        ("overrides", "depths", [0, 0, 60000], "doesn't fit"),
+        ("overrides", "image_size", 10**9, "model.overrides holds 1e+09"),
+        ("", "classes", ["sea", "sun\x1b[31m"], r"the class sun\x1b[31m has control characters"),
+        ("", "classes", [f"class {i}" for i in range(10**6 + 1)], "are more than 1,000,000"),
+        ("", "classes", [f"class {i}" for i in range(10**5)], "doesn't fit the model"),
+    ],
+)
+def test_a_bundle_of_absurd_size_is_refused_before_anything_is_allocated(
+    small_run: Path, section: str, key: str, value: object, words: str
+) -> None:
+    path = small_run / "config.json"
+    config = json.loads(path.read_text())
+    config["thresholds"] = None
+    where = {"": config, "preprocess": config["preprocess"]}
+    where.get(section, config["model"]["overrides"])[key] = value
+    path.write_text(json.dumps(config))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    with pytest.raises(MltrError, match=re.escape(words)):
+        load_bundle(small_run)
+    assert time.perf_counter() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB

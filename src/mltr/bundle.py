@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 
 from mltr import __version__
 from mltr.errors import MltrError, did_you_mean
+from mltr.terminal import UNPRINTABLE, printable
 
 FORMAT_VERSION = 1
+LARGEST_OPTION = 65536  #: of a network: a width, a side, a number of blocks
 SCALINGS = ("temperature", "platt")  #: one scale for all classes; a scale and a shift for each
+MOST_CLASSES = 1_000_000
 REQUIRED_KEYS = ("format_version", "model", "classes", "preprocess", "thresholds")
 
 Floats = NDArray[np.float32]
@@ -112,12 +116,30 @@ def _config_problem(config: Mapping[str, Any]) -> str:
         return 'model must be {"name": text, "overrides": {...}}'
     if not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
         return "classes must be a list of names"
+    if len(classes) > MOST_CLASSES:
+        return f"{len(classes):,} classes are more than {MOST_CLASSES:,}"
+    for name in classes:
+        if UNPRINTABLE.search(name):
+            return f"the class {printable(name)} has control characters in its name"
     if len(set(classes)) < len(classes):
-        repeated = next(name for name in classes if classes.count(name) > 1)
+        repeated = Counter(classes).most_common(1)[0][0]
         return f"classes must differ, and {repeated!r} stands there twice"
-    return _thresholds_problem(config["thresholds"], len(classes)) or _calibration_problem(
-        config.get("calibration"), len(classes)
+    return (
+        _size_problem(model["overrides"])
+        or _thresholds_problem(config["thresholds"], len(classes))
+        or _calibration_problem(config.get("calibration"), len(classes))
     )
+
+
+def _size_problem(overrides: object) -> str:
+    """Say which number in the options of a network is none that a network could have."""
+    if isinstance(overrides, dict):
+        overrides = list(overrides.values())
+    if isinstance(overrides, list | tuple):
+        return next(filter(None, map(_size_problem, overrides)), "")
+    if isinstance(overrides, int | float) and not abs(overrides) <= LARGEST_OPTION:  # NaN too
+        return f"model.overrides holds {overrides:.4g}, more than {LARGEST_OPTION}"
+    return ""
 
 
 def _thresholds_problem(thresholds: object, num_classes: int) -> str:

@@ -199,10 +199,10 @@ def text_writer(text: str) -> Writer:
     return lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def to_json(content: object) -> str:
+def to_json(content: object, indent: int | None = 2) -> str:
     """Return strict JSON text; what is not a finite number becomes null."""
     finite = _finite_or_null(content)
-    return json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite_or_null(value: object) -> object:

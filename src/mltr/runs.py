@@ -18,7 +18,7 @@ from mltr.data.records import Split, Splits
 from mltr.data.shards import is_address
 from mltr.download import HUB_PREFIX
 from mltr.errors import MltrError, UsageError
-from mltr.files import text_writer, write_atomically, write_json
+from mltr.files import text_writer, to_json, write_atomically, write_json
 from mltr.predictions import PREDICTIONS_FILE
 from mltr.recipe import load_recipe, to_yaml
 from mltr.states import delete_states, has_state
@@ -157,14 +157,14 @@ class RunFolder:
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Write the lines of all epochs so far."""
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(self.log, lambda temporary: temporary.write_text(text))
+        text = "".join(to_json(row, indent=None) for row in rows)
+        write_atomically(self.log, text_writer(text))
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return the lines of all epochs so far."""
         if not self.log.is_file():
             return []
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
 
 
 def default_folder(recipe: str) -> Path:
@@ -288,7 +288,7 @@ def _names(split: Split) -> list[str]:
 def write_figures(target: str, figures: dict[str, Any]) -> None:
     """Write figures as JSON into a file, or to standard output for ``-``."""
     if target == "-":
-        print(json.dumps(figures, indent=2))
+        print(to_json(figures), end="")
     else:
         write_json(target, figures)
 

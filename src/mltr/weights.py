@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mltr.model import create_model
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+LARGEST_CONFIG = 2**27  #: bytes; a million names need less
 # Arguments by which a timm backbone would fetch weights; a bundle brings its own.
 WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
@@ -184,15 +186,20 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     """
     folder = _locate(path)
     _check_folder(folder)
-    tensors, own_text = _read_tensors(folder / WEIGHTS_FILE)
+    shapes, own_text = _read_header(folder / WEIGHTS_FILE)
     config = _pick_config(folder / CONFIG_FILE, own_text)
     classes = tuple(config["classes"])
     try:
         preprocess = Preprocess.from_dict(config["preprocess"])
     except MltrError as error:
         raise MltrError(f"{folder / CONFIG_FILE}: {error}") from error
+    # What doesn't fit is told before anything of its size is allocated.
+    _check_depth(config["model"]["overrides"], len(shapes), folder / CONFIG_FILE)
+    with torch.device("meta"):
+        planned = _build_model(config, len(classes), folder / CONFIG_FILE)
+    _check_fit({name: t.shape for name, t in planned.state_dict().items()}, shapes, folder)
     model = _build_model(config, len(classes), folder / CONFIG_FILE)
-    _check_fit(model.state_dict(), tensors, folder)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
     if config.get("weights_crc32", (actual := _crc32(tensors))) != actual:
         raise MltrError(
             f"{folder / WEIGHTS_FILE} is damaged: its content doesn't match the checksum in "
@@ -218,13 +225,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     if not (Path(folder) / CONFIG_FILE).is_file():
         _check_folder(Path(folder))
-    weights, own_text = Path(folder) / WEIGHTS_FILE, None
-    if weights.is_file():
-        try:
-            with safetensors.safe_open(weights, framework="pt") as file:
-                own_text = (file.metadata() or {}).get("mltr")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise MltrError(f"{weights} is damaged and can't be read ({error})") from error
+    weights = Path(folder) / WEIGHTS_FILE
+    own_text = _read_header(weights)[1] if weights.is_file() else None
     return _pick_config(Path(folder) / CONFIG_FILE, own_text)
 
 
@@ -256,16 +258,36 @@ def _check_folder(folder: Path) -> None:
         raise MltrError(f"{folder} holds no {' and no '.join(missing)}; expected {expected}{hint}")
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Return the tensors and the text of the config that was saved with them, if any."""
+@contextmanager
+def _open_weights(path: Path) -> Iterator[Any]:
+    """Open a file of weights, whose header is checked against its size."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            own_text = (file.metadata() or {}).get("mltr")
-            return {key: file.get_tensor(key) for key in file.keys()}, own_text  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise MltrError(
             f"{path} is damaged or cut short and can't be read ({error}); copy or train it again"
         ) from error
+
+
+def _read_header(path: Path) -> tuple[dict[str, torch.Size], str | None]:
+    """Return the shapes of the tensors, and the text of the config saved with them, if any."""
+    with _open_weights(path) as file:
+        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        return shapes, (file.metadata() or {}).get("mltr")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with _open_weights(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _check_depth(overrides: Mapping[str, Any], num_tensors: int, path: Path) -> None:
+    """Raise `MltrError` for more blocks than there are tensors, which would take long to build."""
+    for key, value in overrides.items():
+        blocks = sum(value) if isinstance(value, list | tuple) else value
+        if "depth" in key and blocks > num_tensors:
+            raise MltrError(f"{path}: {key} {value} doesn't fit {num_tensors} tensors of weights")
 
 
 def _pick_config(path: Path, own_text: str | None) -> dict[str, Any]:
@@ -275,6 +297,8 @@ def _pick_config(path: Path, own_text: str | None) -> dict[str, Any]:
     bring the right config with them.
     """
     try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise MltrError(f"{path} is larger than any config: {path.stat().st_size:,} bytes")
         config = parse_config(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise MltrError(f"{path} can't be read: {error}") from error
@@ -293,14 +317,16 @@ def _build_model(config: Mapping[str, Any], num_classes: int, path: Path) -> nn.
         raise MltrError(f"{path}: the model can't be built: {error}") from error
 
 
-def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+def _check_fit(
+    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], folder: Path
+) -> None:
     """Raise `MltrError` naming the first few tensors that are missing, unknown or misshapen."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     misshapen = [
-        f"{name} {list(found[name].shape)} where {list(expected[name].shape)} belongs"
+        f"{name} {list(found[name])} where {list(expected[name])} belongs"
         for name in expected
-        if name in found and found[name].shape != expected[name].shape
+        if name in found and found[name] != expected[name]
     ]
     complaints = [
         f"{what} {_first_few(names)}"

@@ -26,6 +26,8 @@ CROP_PCT = 0.875  #: of weights that don't say; timm's default
 LONGEST = 32  #: how many times longer than wide a picture may be to be resized whole
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+LARGEST_SIDE = 16384  #: pixels, of what a network sees
+
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -76,13 +78,27 @@ class Preprocess:
         try:
             triples = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
             preprocess = cls(**{**values, **triples})
-            fits = all(len(triple) == 3 for triple in triples.values())
-            fits = fits and preprocess.interpolation in FILTERS and 0 <= preprocess.crop_pct <= 1
-            if not fits or preprocess.image_size < 1:
-                raise ValueError(values)
+            preprocess._check()
         except (KeyError, TypeError, ValueError) as error:
             raise MltrError(f"preprocessing can't be understood: {error}") from error
         return preprocess
+
+    def _check(self) -> None:
+        """Raise `ValueError` for what no image could go through."""
+        for name, least in (("image_size", 1), ("base_size", 0)):
+            side = getattr(self, name)
+            if type(side) is not int or not least <= side <= LARGEST_SIDE:
+                raise ValueError(f"{name} {side!r} must be a number of pixels up to {LARGEST_SIDE}")
+        for name in ("mean", "std"):
+            triple = getattr(self, name)
+            if len(triple) != 3 or not all(map(math.isfinite, triple)):
+                raise ValueError(f"{name} {triple} must be three numbers")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be above 0")
+        if self.interpolation not in FILTERS:
+            raise ValueError(f"interpolation {self.interpolation!r}: one of {', '.join(FILTERS)}")
+        if not 0 <= self.crop_pct <= 1:
+            raise ValueError(f"crop_pct {self.crop_pct} must lie in 0..1")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
