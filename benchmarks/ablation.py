@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
+from mltr.files import write_figures
 from mltr.model import create_model
 from mltr.recipe import find_recipe, load_recipe
-from mltr.runs import open_run, write_figures
+from mltr.runs import open_run
 from mltr.train import train
 
 KINDS = ("both", "pixel", "cross")

@@ -27,9 +27,9 @@ from mltr.data.images import open_image
 from mltr.data.preprocess import Preprocess
 from mltr.export import as_input, export, run_network, seconds_per_image
 from mltr.exported import OnnxNetwork, load_onnx
+from mltr.files import write_figures
 from mltr.metrics import evaluate
 from mltr.model import create_model, default_image_size
-from mltr.runs import write_figures
 from mltr.scoring import OpenRun, open_scored
 from mltr.variants import VARIANTS
 from mltr.weights import TorchNetwork, load_bundle, save_bundle

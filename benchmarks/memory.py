@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from timing import TrainingMemory, about, alternate, training_memory, training_step
 
+from mltr.files import write_figures
 from mltr.model import create_model
-from mltr.runs import write_figures
 
 MODELS = (
     "mltr_s",

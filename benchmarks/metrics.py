@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from mltr.files import write_figures
 from mltr.metrics import evaluate
-from mltr.runs import write_figures
 
 
 def main() -> None:

@@ -32,9 +32,9 @@ from timing import (
     training_step,
 )
 
+from mltr.files import write_figures
 from mltr.memory import keep_freed_memory
 from mltr.model import create_model
-from mltr.runs import write_figures
 
 PEERS = (
     "mltr_s",

@@ -38,9 +38,9 @@ from mltr.data.images import open_image, open_reduced
 from mltr.data.loading import _pack
 from mltr.data.preprocess import squash
 from mltr.data.transforms import cut_out, resize, to_floats
+from mltr.files import write_figures
 from mltr.memory import keep_freed_memory
 from mltr.recipe import find_recipe, load_recipe
-from mltr.runs import write_figures
 
 
 def main() -> None:

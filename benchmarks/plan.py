@@ -23,10 +23,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from mltr.files import write_figures
 from mltr.model import create_model
 from mltr.planning.devices import DEVICES, TRAFFIC
 from mltr.planning.workload import measure_step
-from mltr.runs import write_figures
 
 CASES = {
     "mltr_nano, 64 px": [

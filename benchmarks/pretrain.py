@@ -23,9 +23,10 @@ import torch
 
 from mltr.config import DataConfig
 from mltr.data.sources import open_splits
+from mltr.files import write_figures
 from mltr.pretrain import pretrain
 from mltr.recipe import find_recipe, load_recipe
-from mltr.runs import open_run, write_figures
+from mltr.runs import open_run
 from mltr.train import train
 
 #: Epochs of masked modelling, then of training; a pretraining epoch on all photos costs about as

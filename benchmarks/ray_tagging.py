@@ -23,9 +23,9 @@ import torch
 from tagging import copy_photos, timed
 from timing import about, spread
 
+from mltr.files import write_figures
 from mltr.inputs import Inputs, Survey
 from mltr.predictor import load
-from mltr.runs import write_figures
 from mltr.tagging import predict
 from mltr.tagging.on_ray import Cluster, on_cluster
 

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 
+from mltr.files import write_figures
 from mltr.metrics import evaluate
 from mltr.predictions import predict_split
 from mltr.recipe import find_recipe, load_recipe
 from mltr.resize import resize_bundle
-from mltr.runs import open_run, write_figures
+from mltr.runs import open_run
 from mltr.scoring import open_scored
 from mltr.train import train
 from mltr.weights import save_bundle

@@ -31,10 +31,10 @@ import torch
 
 from mltr.data.preprocess import Preprocess
 from mltr.data.walk import find_images
+from mltr.files import write_figures
 from mltr.inputs import Inputs, Survey
 from mltr.model import create_model
 from mltr.predictor import Predictor
-from mltr.runs import write_figures
 from mltr.tagging import predict
 from mltr.weights import TorchNetwork, save_bundle
 

@@ -22,8 +22,9 @@ from typing import Any
 
 from timing import about, multiply_adds
 
+from mltr.files import write_figures
 from mltr.recipe import find_recipe, load_recipe
-from mltr.runs import RunFolder, open_run, write_figures
+from mltr.runs import RunFolder, open_run
 from mltr.train import train
 
 SIDES = {"miml": 96, "scenes": 64}

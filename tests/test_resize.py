@@ -17,7 +17,7 @@ import mltr
 from mltr.cli import main
 from mltr.data.preprocess import Preprocess
 from mltr.model import CrossWindowAttention
-from mltr.resize import adapt, resize_cross_window
+from mltr.resampling import adapt, resize_cross_window
 from mltr.weights import load_bundle, save_bundle
 
 SMALL: dict[str, Any] = {"depths": (1, 1), "embed_dim": 32, "image_size": 56, "window_size": 7}

@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Calibrate a run; overrides such as ``--data.root DIR`` say where its images are now."""
     from mltr.diagnosis.reliability import save_reliability
-    from mltr.runs import RunFolder, write_figures
+    from mltr.files import write_figures
+    from mltr.runs import RunFolder
     from mltr.scoring import open_scored
 
     aim = parse_aim(args.aim)
@@ -151,7 +152,8 @@ def _check_held_out(opened: OpenRun) -> None:
 
 def _test_predictions(opened: OpenRun, overrides: Sequence[str]) -> Predictions:
     """Return the test scores before any calibration: those saved, if they are of these images."""
-    from mltr.predictions import PREDICTIONS_FILE, load_predictions
+    from mltr.predictions import load_predictions
+    from mltr.runs import PREDICTIONS_FILE
 
     saved = opened.path / PREDICTIONS_FILE
     if saved.is_file() and not overrides:

@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from mltr.download import HUB_PREFIX
 from mltr.evaluate import PROTOCOLS, report
-from mltr.predictions import PREDICTIONS_FILE
 from mltr.recipe import load_recipe, to_yaml
+from mltr.runs import PREDICTIONS_FILE
 from mltr.scoring import scores_of
 from mltr.weights import Bundle
 

@@ -41,7 +41,7 @@ from mltr.model import (
     default_image_size,
 )
 from mltr.pretrained import TimmWeights, blaming, find_weights, read_fitting
-from mltr.resize import adapt
+from mltr.resampling import adapt
 from mltr.variants import VARIANTS, get_variant
 from mltr.weights import load_bundle, refuse_overwriting, save_bundle
 

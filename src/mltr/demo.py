@@ -35,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Train the demo's recipe and write its page; serve it if asked."""
+    from mltr.files import write_figures
     from mltr.recipe import find_recipe, load_recipe
-    from mltr.runs import open_run, write_figures
+    from mltr.runs import open_run
     from mltr.train import train
 
     if overrides and args.quick:
@@ -84,8 +85,9 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     """Write RUN/index.html and RUN/scenes.png: test scenes, tags beside the truth, and curves."""
     from mltr.data.sources import open_splits
     from mltr.gallery import contact_sheet, write_page, write_picture
-    from mltr.predictions import PREDICTIONS_FILE, Predictions, load_predictions, make_tiles
+    from mltr.predictions import Predictions, load_predictions, make_tiles
     from mltr.recipe import load_recipe
+    from mltr.runs import PREDICTIONS_FILE
 
     test = open_splits(load_recipe(run / "config.yaml").data).test
     saved = load_predictions(run / PREDICTIONS_FILE)

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mltr.data.sources import open_splits
-    from mltr.runs import write_figures
+    from mltr.files import write_figures
 
     console = Console(quiet=args.json == "-")
     reports = {}

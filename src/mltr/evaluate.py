@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Evaluate; overrides such as ``--data.root DIR`` choose another source, as in a recipe."""
-    from mltr.runs import write_figures
+    from mltr.files import write_figures
     from mltr.scoring import scores_of, thresholds_of
 
     if not 0 <= args.threshold <= 1:

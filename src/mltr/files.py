@@ -11,7 +11,7 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mltr.errors import MltrError
 
@@ -213,3 +213,11 @@ def _finite_or_null(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite_or_null(entry) for entry in value]
     return value
+
+
+def write_figures(target: str, figures: dict[str, Any]) -> None:
+    """Write figures as JSON into a file, or to standard output for ``-``."""
+    if target == "-":
+        print(to_json(figures), end="")
+    else:
+        write_json(target, figures)

@@ -17,8 +17,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from mltr.files import write_figures
     from mltr.model import create_model, list_models
-    from mltr.runs import write_figures
     from mltr.variants import VARIANTS
 
     table = Table(caption="or timm/NAME for any timm backbone", caption_justify="left")

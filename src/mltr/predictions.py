@@ -23,8 +23,6 @@ from mltr.files import write_atomically
 from mltr.gallery import Tile
 from mltr.processes import Processes
 
-PREDICTIONS_FILE = "predictions.npz"
-
 
 @dataclass(frozen=True)
 class Predictions:

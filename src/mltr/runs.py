@@ -19,7 +19,6 @@ from mltr.data.shards import is_address
 from mltr.download import HUB_PREFIX
 from mltr.errors import MltrError, UsageError
 from mltr.files import text_writer, to_json, write_atomically, write_json
-from mltr.predictions import PREDICTIONS_FILE
 from mltr.recipe import load_recipe, to_yaml
 from mltr.states import delete_states, has_state
 from mltr.weights import CONFIG_FILE, WEIGHTS_FILE
@@ -31,6 +30,7 @@ FREE_FIELDS = frozenset(
         "data.shard_cache", "data.shard_cache_gb",
     }
 )  # fmt: skip
+PREDICTIONS_FILE = "predictions.npz"
 FREE_KEYS = ("overrides", "head_options")  #: of a recipe: options with names of their own
 TOLD = 3  #: names of images in a message
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
@@ -283,14 +283,6 @@ def _told(names: Sequence[str]) -> str:
 def _names(split: Split) -> list[str]:
     """Return the names of the images as a JSON file gives them back."""
     return [name.encode("utf-8", "replace").decode("utf-8") for name in split.names]
-
-
-def write_figures(target: str, figures: dict[str, Any]) -> None:
-    """Write figures as JSON into a file, or to standard output for ``-``."""
-    if target == "-":
-        print(to_json(figures), end="")
-    else:
-        write_json(target, figures)
 
 
 def draw_curves(folder: RunFolder) -> bytes:

@@ -14,14 +14,9 @@ from mltr.config import Config
 from mltr.data.records import Split, Splits
 from mltr.data.sources import open_splits
 from mltr.errors import MltrError
-from mltr.predictions import (
-    PREDICTIONS_FILE,
-    Predictions,
-    calibrated,
-    load_predictions,
-    predict_split,
-)
+from mltr.predictions import Predictions, calibrated, load_predictions, predict_split
 from mltr.recipe import load_recipe
+from mltr.runs import PREDICTIONS_FILE
 from mltr.weights import CONFIG_FILE, Bundle, load_bundle, read_config
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from mltr.errors import UsageError
 from mltr.model import Block, MlTr, PatchEmbedding, Stage
-from mltr.resize import adapt
+from mltr.resampling import adapt
 from mltr.variants import VARIANTS, Variant, get_variant
 
 NUM_CLASSES = 80  #: of a model whose caller names no number, as in `mltr.create_model`

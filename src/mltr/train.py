@@ -56,8 +56,9 @@ def run_recipe(
     args: argparse.Namespace, overrides: Sequence[str], job: Callable[..., dict[str, Any]]
 ) -> int:
     """Do what a recipe says in the folder that the arguments name, by `train` or its like."""
+    from mltr.files import write_figures
     from mltr.recipe import find_recipe, load_recipe, with_photos
-    from mltr.runs import RunFolder, check_recipe, default_folder, open_run, write_figures
+    from mltr.runs import RunFolder, check_recipe, default_folder, open_run
 
     config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))
     if args.auto_resume and (args.resume or args.overwrite):

@@ -137,7 +137,7 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
     from mltr.diagnosis.label_issues import audit
-    from mltr.runs import write_figures
+    from mltr.files import write_figures
     from mltr.scoring import open_scored
 
     opened = open_scored(args.run, _fields(args, overrides))
@@ -173,7 +173,7 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from mltr.data.sources import open_splits
     from mltr.diagnosis.corrections import read_review, write_corrected
-    from mltr.runs import write_figures
+    from mltr.files import write_figures
 
     path = Path(args.review)
     splits = open_splits(_recipe(args.run, _fields(args, overrides)).data)

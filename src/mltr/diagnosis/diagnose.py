@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Diagnose one run, or compare two."""
     from rich.console import Console
 
-    from mltr.runs import write_figures
+    from mltr.files import write_figures
 
     if len(args.runs) > 2:
         raise UsageError(f"one run or two, not {len(args.runs)}")

@@ -325,8 +325,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Explain pictures, or score the maps."""
     from rich.console import Console
 
+    from mltr.files import write_figures
     from mltr.predictor import load
-    from mltr.runs import write_figures
 
     if bool(args.images) == args.pointing:
         raise UsageError("give images to explain, or --pointing to score the maps; one of them")

@@ -20,7 +20,8 @@ from mltr.diagnosis.bottlenecks import BUCKETS
 from mltr.errors import BrokenImage, UsageError
 from mltr.evaluate import PROTOCOLS, draw_average_precision, draw_precision_recall, report
 from mltr.gallery import STYLE, Tile, tile_html
-from mltr.predictions import PREDICTIONS_FILE, Predictions, load_predictions
+from mltr.predictions import Predictions, load_predictions
+from mltr.runs import PREDICTIONS_FILE
 from mltr.scoring import OpenRun, open_scored, scores_of
 
 if TYPE_CHECKING:

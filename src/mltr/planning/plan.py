@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Plan a recipe and print it."""
+    from mltr.files import write_figures
     from mltr.planning.devices import parse_gpus
     from mltr.pretrained import resolve_name
     from mltr.recipe import find_recipe, load_recipe, with_photos
-    from mltr.runs import write_figures
 
     config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))
     config.model = resolve_name(config.model)

@@ -45,9 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Set the runs beside the published rows."""
-    from mltr.files import text_writer, write_atomically
+    from mltr.files import text_writer, write_atomically, write_figures
     from mltr.planning.devices import parse_gpus
-    from mltr.runs import write_figures
 
     devices = [parse_gpus(text) for text in args.gpus]
     standing = stand(args.runs)
