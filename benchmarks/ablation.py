@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
-from mltr.files import write_figures
-from mltr.model import create_model
-from mltr.recipe import find_recipe, load_recipe
-from mltr.runs import open_run
-from mltr.train import train
+from mltr.files.writing import write_figures
+from mltr.network.model import create_model
+from mltr.config.recipe import find_recipe, load_recipe
+from mltr.runs.folder import open_run
+from mltr.training.train import train
 
 KINDS = ("both", "pixel", "cross")
 #: Shorter than the recipes' own runs, so that three seeds of three networks take minutes.

@@ -27,11 +27,11 @@ from mltr.data.records import Splits
 from mltr.data.sources import open_splits
 from mltr.diagnosis.corrections import Corrections, as_corrections, write_corrected
 from mltr.diagnosis.label_issues import Audit, audit
-from mltr.files import write_figures
-from mltr.recipe import find_recipe, load_recipe
-from mltr.runs import open_run
-from mltr.scoring import open_scored
-from mltr.train import train
+from mltr.files.writing import write_figures
+from mltr.config.recipe import find_recipe, load_recipe
+from mltr.runs.folder import open_run
+from mltr.evaluation.open_run import open_scored
+from mltr.training.train import train
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ import torch
 from timing import about, alternate, multiply_adds
 from torch import Tensor, nn
 
-from mltr.files import write_figures
-from mltr.model import create_model, default_image_size
+from mltr.files.writing import write_figures
+from mltr.network.model import create_model, default_image_size
 
 PAIRS = {
     "mltr_s": "timm/swin_tiny_patch4_window7_224",

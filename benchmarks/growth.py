@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from timing import REFERENCE, about, alternate, inference, training_memory
 
-from mltr.files import write_figures
-from mltr.heads import HEADS, make_head
-from mltr.model import create_model
+from mltr.files.writing import write_figures
+from mltr.network.heads import HEADS, make_head
+from mltr.network.model import create_model
 
 SIDES = (224, 320, 448, 640, 896, 1024)
 CLASSES = (20, 80, 300, 1000, 3000, 10_000)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mltr.files import write_json
+from mltr.files.writing import write_json
 
 AT_A_TIME = 8
 WARM_UP = 0.2  #: of the requests

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from timing import TrainingMemory, about, alternate, training_memory, training_step
 
-from mltr.files import write_figures
-from mltr.model import create_model
+from mltr.files.writing import write_figures
+from mltr.network.model import create_model
 
 MODELS = (
     "mltr_s",
@@ -39,7 +39,7 @@ BATCHES = (4, 8)
 # Big blocks go back to the system when freed, so that the greatest size is that of live tensors.
 STEP = """
 import resource, sys, torch
-from mltr.model import create_model
+from mltr.network.model import create_model
 name, batch_size, checkpointing = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

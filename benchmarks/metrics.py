@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mltr.files import write_figures
+from mltr.files.writing import write_figures
 from mltr.metrics import evaluate
 
 

@@ -32,9 +32,9 @@ from timing import (
     training_step,
 )
 
-from mltr.files import write_figures
-from mltr.memory import keep_freed_memory
-from mltr.model import create_model
+from mltr.files.writing import write_figures
+from mltr.machine.memory import keep_freed_memory
+from mltr.network.model import create_model
 
 PEERS = (
     "mltr_s",

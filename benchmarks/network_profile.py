@@ -19,8 +19,8 @@ from timing import REFERENCE, about
 from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile
 
-from mltr.files import write_figures
-from mltr.memory import keep_freed_memory
+from mltr.files.writing import write_figures
+from mltr.machine.memory import keep_freed_memory
 
 #: Which operations are of which kind, by a part of their name; the first that fits counts.
 KINDS = {

@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from mltr.files import write_figures
-from mltr.model import create_model
+from mltr.files.writing import write_figures
+from mltr.network.model import create_model
 from mltr.planning.devices import DEVICES, TRAFFIC
 from mltr.planning.workload import measure_step
 

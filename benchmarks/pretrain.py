@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from mltr.config import DataConfig
+from mltr.config.schema import DataConfig
 from mltr.data.sources import open_splits
-from mltr.files import write_figures
-from mltr.pretrain import pretrain
-from mltr.recipe import find_recipe, load_recipe
-from mltr.runs import open_run
-from mltr.train import train
+from mltr.files.writing import write_figures
+from mltr.training.pretrain import pretrain
+from mltr.config.recipe import find_recipe, load_recipe
+from mltr.runs.folder import open_run
+from mltr.training.train import train
 
 #: Epochs of masked modelling, then of training; a pretraining epoch on all photos costs about as
 #: much as a training epoch on all of them, and ten times as much as one on every tenth photo.

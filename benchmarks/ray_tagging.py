@@ -23,11 +23,11 @@ import torch
 from tagging import copy_photos, timed
 from timing import about, spread
 
-from mltr.files import write_figures
-from mltr.inputs import Inputs, Survey
-from mltr.predictor import load
-from mltr.tagging import predict
-from mltr.tagging.on_ray import Cluster, on_cluster
+from mltr.files.writing import write_figures
+from mltr.predict.inputs import Inputs, Survey
+from mltr.predict.predictor import load
+from mltr.predict import command as predict
+from mltr.predict.on_ray import Cluster, on_cluster
 
 
 def main() -> None:

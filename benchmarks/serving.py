@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from mltr.data.walk import find_images
-from mltr.files import write_json
+from mltr.files.writing import write_json
 
 MOST_CONNECTIONS = 600  #: of the overload at a time; a request that finds none free is counted
 

@@ -20,7 +20,7 @@ from datetime import date
 from statistics import median
 from typing import Any
 
-from mltr.files import write_figures
+from mltr.files.writing import write_figures
 
 
 def main() -> None:

@@ -31,12 +31,12 @@ import torch
 
 from mltr.data.preprocess import Preprocess
 from mltr.data.walk import find_images
-from mltr.files import write_figures
-from mltr.inputs import Inputs, Survey
-from mltr.model import create_model
-from mltr.predictor import Predictor
-from mltr.tagging import predict
-from mltr.weights import TorchNetwork, save_bundle
+from mltr.files.writing import write_figures
+from mltr.predict.inputs import Inputs, Survey
+from mltr.network.model import create_model
+from mltr.predict.predictor import Predictor
+from mltr.predict import command as predict
+from mltr.weights.bundle import TorchNetwork, save_bundle
 
 SIDE = 224
 NUM_CLASSES = 80

@@ -22,10 +22,10 @@ from typing import Any
 
 from timing import about, multiply_adds
 
-from mltr.files import write_figures
-from mltr.recipe import find_recipe, load_recipe
-from mltr.runs import RunFolder, open_run
-from mltr.train import train
+from mltr.files.writing import write_figures
+from mltr.config.recipe import find_recipe, load_recipe
+from mltr.runs.folder import RunFolder, open_run
+from mltr.training.train import train
 
 SIDES = {"miml": 96, "scenes": 64}
 WARMUP = 0.07  #: share of the epochs, as in the recipe for MIML

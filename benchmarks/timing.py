@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mltr.model import create_model
+from mltr.network.model import create_model
 from mltr.planning.workload import measure_step, state_bytes
 
 REFERENCE = "timm/swin_tiny_patch4_window7_224"

@@ -91,7 +91,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What `predicting.command` predicts with."""
     from predicting import MeanColour, as_predictor
 
-    from mltr.tagging import predict
+    from mltr.predict import command as predict
 
     network = MeanColour()
     monkeypatch.setattr(predict, "load", lambda *_: as_predictor(network))

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mltr.data.preprocess import Preprocess
-from mltr.predictor import Predictor
+from mltr.predict.predictor import Predictor
 
 COLOURS = ("red", "green", "blue")
 TINY: dict[str, Any] = {"image_size": 32, "depths": [0, 1], "conv_depths": [1, 0]}
@@ -36,8 +36,8 @@ def save_tiny_bundle(folder: Path) -> Path:
     """Save an untrained network for the three colours, which has heat maps."""
     import torch
 
-    from mltr.model import create_model
-    from mltr.weights import save_bundle
+    from mltr.network.model import create_model
+    from mltr.weights.bundle import save_bundle
 
     torch.manual_seed(0)
     save_bundle(

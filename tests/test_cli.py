@@ -16,7 +16,7 @@ from making import TINY, write_photos
 import mltr
 from mltr import cli
 from mltr.cli import COMMANDS, main
-from mltr.recipe import fields, load_recipe
+from mltr.config.recipe import fields, load_recipe
 
 
 def run_python(code: str) -> str:

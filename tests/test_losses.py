@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from mltr.config import LossConfig
+from mltr.config.schema import LossConfig
 from mltr.losses import asymmetric_loss, bce_loss, build_loss, ce_loss, focal_loss
 
 SETTINGS = [(4, 0, 0.05), (4, 1, 0.05), (2, 0, 0.0), (0, 0, 0.0), (4, 0, 0.2), (2, 2, 0.0)]

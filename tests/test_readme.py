@@ -10,8 +10,8 @@ import pytest
 from making import write_image
 
 from mltr.cli import COMMANDS, main
-from mltr.get import DATA_SETS
-from mltr.recipe import find_recipe, load_recipe
+from mltr.data.get import DATA_SETS
+from mltr.config.recipe import find_recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -68,7 +68,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_onnxruntime_keeps_nothing_to_be_sent(model: Path, tmp_path: Path) -> None:
     """It would make a database in the user's folder for caches as soon as it is imported."""
-    for number, code in enumerate((LOAD.format(model=str(model)), "import mltr.quantize")):
+    for number, code in enumerate((LOAD.format(model=str(model)), "import mltr.export.int8")):
         home = tmp_path / f"home{number}"
         home.mkdir()
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))}
@@ -93,7 +93,7 @@ def test_no_name_is_looked_up(model: Path, tmp_path: Path) -> None:
         LOAD.format(model=str(model)) + wait,
         command.format(["export", str(run), "--precision", "int8", "--images", photos]) + wait,
         LOAD.format(model=str(run)) + "import timm, datasets, huggingface_hub\n" + wait,
-        "from mltr.cluster import connected\nwith connected(): " + wait,
+        "from mltr.predict.cluster import connected\nwith connected(): " + wait,
         "import mltr.serve.app, mltr.serve.command, mltr.serve.connections\n" + wait,
     ]
     clean = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}

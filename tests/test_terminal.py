@@ -46,13 +46,13 @@ def test_errors_of_a_command_are_one_harmless_line() -> None:
 
 def test_what_a_command_logs_is_harmless(tmp_path: Path) -> None:
     code = (
-        "import logging, mltr.cli as c, mltr.listing\n"
+        "import logging, mltr.cli as c, mltr.network.listing\n"
         f"def run(args):\n    logging.getLogger('mltr.x').warning('%s: left out', {HOSTILE!r})\n"
         f"    try: raise OSError({HOSTILE!r})\n"
         "    except OSError: logging.getLogger('mltr.x').exception('failed')\n"
         "    logging.getLogger('a_library').warning('two\\nlines\\x1b[2J')\n"
         "    return 0\n"
-        "mltr.listing.run = run\n"
+        "mltr.network.listing.run = run\n"
         "raise SystemExit(c.main(['list']))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path)

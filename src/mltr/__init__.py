@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mltr import data, losses, metrics
-    from mltr.hub import push_to_hub
-    from mltr.model import create_model, list_models
-    from mltr.predictor import load
+    from mltr.export.hub import push_to_hub
+    from mltr.network.model import create_model, list_models
+    from mltr.predict.predictor import load
 
 __version__ = "0.1.0"
 __all__ = ["create_model", "data", "list_models", "load", "losses", "metrics", "push_to_hub"]
 
 _HOMES = {
-    "create_model": "mltr.model",
-    "list_models": "mltr.model",
-    "load": "mltr.predictor",
-    "push_to_hub": "mltr.hub",
+    "create_model": "mltr.network.model",
+    "list_models": "mltr.network.model",
+    "load": "mltr.predict.predictor",
+    "push_to_hub": "mltr.export.hub",
 }
 
 # Some libraries tell their makers of their use unless told not to before they are imported.

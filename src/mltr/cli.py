@@ -21,7 +21,7 @@ from typing import Any
 
 from mltr import __version__
 from mltr.errors import MltrError, UsageError, did_you_mean
-from mltr.launch import launched_rank
+from mltr.machine.launch import launched_rank
 from mltr.terminal import PrintableFormatter, printable
 
 
@@ -38,30 +38,30 @@ COMMANDS = {
     "demo": Command(
         "mltr.demo", "train on composed scenes and show the result: needs no data", True
     ),
-    "data": Command("mltr.describe", "describe a source of labelled photos before training"),
-    "data get": Command("mltr.get", "fetch VOC or COCO from the official address"),
-    "shard": Command("mltr.shard", "pack a source into a few large files, to read from anywhere"),
-    "train": Command("mltr.train", "train by a recipe", takes_recipe_fields=True),
-    "pretrain": Command("mltr.pretrain", "learn from photos without labels first", True),
+    "data": Command("mltr.data.describe", "describe a source of labelled photos before training"),
+    "data get": Command("mltr.data.get", "fetch VOC or COCO from the official address"),
+    "shard": Command("mltr.data.shard", "pack a source into a few large files, to read from anywhere"),
+    "train": Command("mltr.training.train", "train by a recipe", takes_recipe_fields=True),
+    "pretrain": Command("mltr.training.pretrain", "learn from photos without labels first", True),
     "plan": Command("mltr.planning.plan", "what a recipe takes: memory, hours, disk", True),
-    "evaluate": Command("mltr.evaluate", "all metrics of a run, by name and by class", True),
+    "evaluate": Command("mltr.evaluation.evaluate", "all metrics of a run, by name and by class", True),
     "diagnose": Command(
         "mltr.diagnosis.diagnose",
         "small, similar and usual-company objects: where a run fails",
         True,
     ),
     "calibrate": Command(
-        "mltr.calibrate", "thresholds and probabilities from held-out images", True
+        "mltr.evaluation.calibrate", "thresholds and probabilities from held-out images", True
     ),
     "audit": Command(
         "mltr.diagnosis.audit",
         "find labels that are likely missing or wrong, and repeated pictures",
         True,
     ),
-    "predict": Command("mltr.tagging.predict", "name what is in photos"),
+    "predict": Command("mltr.predict.command", "name what is in photos"),
     "serve": Command("mltr.serve.command", "an HTTP API and a page that name what is in photos"),
     "export": Command(
-        "mltr.export", "one file that runs elsewhere: ONNX, without torch, or a torch program", True
+        "mltr.export.command", "one file that runs elsewhere: ONNX, without torch, or a torch program", True
     ),
     "report": Command(
         "mltr.diagnosis.report", "one HTML file: how good a run is and where it fails", True
@@ -69,12 +69,12 @@ COMMANDS = {
     "explain": Command(
         "mltr.diagnosis.explain", "where in a picture the evidence for a label lies", True
     ),
-    "convert": Command("mltr.convert", "turn weights of CAT or Swin into a bundle"),
-    "resize": Command("mltr.resize", "fit a bundle to another image or window size"),
-    "push": Command("mltr.hub", "upload a run with its card to the Hugging Face Hub"),
-    "results": Command("mltr.planning.reproduction", "published figures beside those of our runs"),
-    "cache": Command("mltr.cache", "list or delete what is kept to be faster next time"),
-    "list": Command("mltr.listing", "list the networks"),
+    "convert": Command("mltr.weights.convert", "turn weights of CAT or Swin into a bundle"),
+    "resize": Command("mltr.weights.resize", "fit a bundle to another image or window size"),
+    "push": Command("mltr.export.hub", "upload a run with its card to the Hugging Face Hub"),
+    "results": Command("mltr.planning.results", "published figures beside those of our runs"),
+    "cache": Command("mltr.files.cache", "list or delete what is kept to be faster next time"),
+    "list": Command("mltr.network.listing", "list the networks"),
 }
 
 
@@ -157,7 +157,7 @@ def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     Each field has a dot, such as --train.lr, and takes a value; a switch such as --data.cache may
     do without, and is then true.
     """
-    from mltr.recipe import switches
+    from mltr.config.recipe import switches
 
     own: list[str] = []
     fields: list[str] = []
@@ -212,8 +212,8 @@ class _Parser(argparse.ArgumentParser):
 
     def list_fields(self, arguments: Sequence[str] = ()) -> None:
         """Add the fields of a recipe to what `--help` shows, with the values of the one named."""
-        from mltr.config import Config
-        from mltr.recipe import fields, find_recipe, load_recipe, value_of
+        from mltr.config.schema import Config
+        from mltr.config.recipe import fields, find_recipe, load_recipe, value_of
 
         takes_recipe = any(action.dest == "recipe" for action in self._actions)
         named = [argument for argument in arguments if not _is_option(argument)]
@@ -268,7 +268,7 @@ class _Parser(argparse.ArgumentParser):
         """Return the command's options, and the fields of a recipe where it takes them."""
         options = [text for action in self._actions for text in action.option_strings]
         if COMMANDS[self.prog.removeprefix("mltr ")].takes_recipe_fields:
-            from mltr.recipe import known_keys  # loads YAML, which only a mistake needs here
+            from mltr.config.recipe import known_keys  # loads YAML, which only a mistake needs here
 
             options += [f"--{key}" for key in known_keys()]
         return options

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mltr.errors import UsageError
-from mltr.locks import locked_folder
+from mltr.files.locks import locked_folder
 from mltr.serve.command import DEFAULT_PORT, HOST, check_address, serve
 from mltr.serve.settings import Settings
 
@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Train the demo's recipe and write its page; serve it if asked."""
-    from mltr.files import write_figures
-    from mltr.recipe import find_recipe, load_recipe
-    from mltr.runs import open_run
-    from mltr.train import train
+    from mltr.files.writing import write_figures
+    from mltr.config.recipe import find_recipe, load_recipe
+    from mltr.runs.folder import open_run
+    from mltr.training.train import train
 
     if overrides and args.quick:
         raise UsageError("--quick chooses its own settings: leave it out to choose yours")
@@ -71,8 +71,8 @@ def save_scenes(run: Path) -> Path:
     """Write the first test scenes as pictures into RUN/scenes; return that folder."""
     from mltr.data.sources import open_splits
     from mltr.gallery import write_picture
-    from mltr.predictor import to_image
-    from mltr.recipe import load_recipe
+    from mltr.predict.predictor import to_image
+    from mltr.config.recipe import load_recipe
 
     test = open_splits(load_recipe(run / "config.yaml").data).test
     folder = run / "scenes"
@@ -85,9 +85,9 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     """Write RUN/index.html and RUN/scenes.png: test scenes, tags beside the truth, and curves."""
     from mltr.data.sources import open_splits
     from mltr.gallery import contact_sheet, write_page, write_picture
-    from mltr.predictions import Predictions, load_predictions, make_tiles
-    from mltr.recipe import load_recipe
-    from mltr.runs import PREDICTIONS_FILE
+    from mltr.evaluation.predictions import Predictions, load_predictions, make_tiles
+    from mltr.config.recipe import load_recipe
+    from mltr.runs.folder import PREDICTIONS_FILE
 
     test = open_splits(load_recipe(run / "config.yaml").data).test
     saved = load_predictions(run / PREDICTIONS_FILE)

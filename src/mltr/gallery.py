@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mltr.files import text_writer, write_atomically
+from mltr.files.writing import text_writer, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mltr.config import LossConfig
+from mltr.config.schema import LossConfig
 
 Reduction = Literal["sum", "mean", "none"]
 

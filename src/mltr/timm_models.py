@@ -29,9 +29,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from mltr.errors import UsageError
-from mltr.model import Block, MlTr, PatchEmbedding, Stage
-from mltr.resampling import adapt
-from mltr.variants import VARIANTS, Variant, get_variant
+from mltr.network.model import Block, MlTr, PatchEmbedding, Stage
+from mltr.network.resampling import adapt
+from mltr.network.variants import VARIANTS, Variant, get_variant
 
 NUM_CLASSES = 80  #: of a model whose caller names no number, as in `mltr.create_model`
 
@@ -314,7 +314,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         return model
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"Return {name}, described in `mltr.variants`; arguments as in `TimmMlTr`."
+    create.__doc__ = f"Return {name}, described in `mltr.network.variants`; arguments as in `TimmMlTr`."
     return create
 
 

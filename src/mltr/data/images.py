@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mltr.data.records import ImageSource, LazyFile, LazyImage
 from mltr.errors import BrokenImage
-from mltr.files import open_regular
+from mltr.files.writing import open_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 #: Formats that are decoded, whatever a file is called; no vector formats, no document formats.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mltr.config import DataConfig
+from mltr.config.schema import DataConfig
 from mltr.data.images import IMAGE_SUFFIXES, open_image
 from mltr.data.records import PackedImage
 from mltr.data.shards import is_address, is_shards, read_shards

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mltr.config import AugmentConfig
+from mltr.config.schema import AugmentConfig
 from mltr.data.images import MAX_PIXELS, Region, open_image, open_reduced
 from mltr.data.records import ImageSource
 from mltr.errors import MltrError

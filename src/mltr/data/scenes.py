@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mltr.config import ScenesConfig
+from mltr.config.schema import ScenesConfig
 from mltr.data.records import Box, Labels, Record, Split, Splits
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

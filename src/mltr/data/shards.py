@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mltr.cache import FAILED, Cache, cache_folder
-from mltr.config import DataConfig
+from mltr.files.cache import FAILED, Cache, cache_folder
+from mltr.config.schema import DataConfig
 from mltr.data.images import open_image
 from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows
-from mltr.download import DAMAGED_ATTEMPTS, download_file
+from mltr.files.download import DAMAGED_ATTEMPTS, download_file
 from mltr.errors import BrokenImage, MltrError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.config import DataConfig
+from mltr.config.schema import DataConfig
 from mltr.data.coco import read_coco
 from mltr.data.folders import read_class_folders, read_folder
 from mltr.data.huggingface import PREFIX, is_saved_dataset, read_dataset

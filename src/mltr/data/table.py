@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mltr.cells import from_cells
+from mltr.data.cells import from_cells
 from mltr.data.folders import split_tags
 from mltr.data.records import Labels, Record, Split, indices_of
 from mltr.errors import MltrError

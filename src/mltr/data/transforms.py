@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from mltr.config import AugmentConfig
+from mltr.config.schema import AugmentConfig
 from mltr.data import colours
 from mltr.data.colours import Planes
 from mltr.data.images import WHOLE, Region

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mltr.config import Config
+    from mltr.config.schema import Config
     from mltr.data.records import Record, Splits
     from mltr.diagnosis.label_issues import Audit, Issue
-    from mltr.duplicates import Seen
+    from mltr.data.duplicates import Seen
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _source_fields(args: argparse.Namespace) -> list[str]:
 
 
 def _recipe(folder: str, overrides: Sequence[str] = ()) -> Config:
-    from mltr.recipe import load_recipe
+    from mltr.config.recipe import load_recipe
 
     path = Path(folder) / "config.yaml"
     if not path.is_file():
@@ -137,8 +137,8 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
     from mltr.diagnosis.label_issues import audit
-    from mltr.files import write_figures
-    from mltr.scoring import open_scored
+    from mltr.files.writing import write_figures
+    from mltr.evaluation.open_run import open_scored
 
     opened = open_scored(args.run, _fields(args, overrides))
     folder = _folder(args)
@@ -173,7 +173,7 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from mltr.data.sources import open_splits
     from mltr.diagnosis.corrections import read_review, write_corrected
-    from mltr.files import write_figures
+    from mltr.files.writing import write_figures
 
     path = Path(args.review)
     splits = open_splits(_recipe(args.run, _fields(args, overrides)).data)
@@ -238,7 +238,7 @@ def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]
 
 def _learnt_own_images(folder: Path) -> Callable[[str, Record], bool]:
     """Return the same for the run's own source, whose splits may have changed with its labels."""
-    from mltr.runs import RunFolder
+    from mltr.runs.folder import RunFolder
 
     path = RunFolder(folder).splits
     if not path.is_file():
@@ -259,7 +259,7 @@ def _identity(record: Record) -> object:
 
 def _repeated(splits: Splits) -> list[list[Seen]]:
     """Return the groups of images that show the same picture, what matters most first."""
-    from mltr.duplicates import conflicting_classes, look_at, reaches_over_splits, similar_groups
+    from mltr.data.duplicates import conflicting_classes, look_at, reaches_over_splits, similar_groups
 
     groups = similar_groups(look_at(splits))
     return sorted(
@@ -277,7 +277,7 @@ def _figures(
     found: Audit, groups: Sequence[Sequence[Seen]], searched: Splits | None
 ) -> dict[str, Any]:
     """Return what was found as plain values."""
-    from mltr.duplicates import conflicting_classes, reaches_over_splits
+    from mltr.data.duplicates import conflicting_classes, reaches_over_splits
 
     figures: dict[str, Any] = {
         "images": len(found.records),

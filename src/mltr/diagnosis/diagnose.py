@@ -17,14 +17,14 @@ import numpy as np
 from mltr.diagnosis import bottlenecks as measures
 from mltr.diagnosis.bottlenecks import BUCKETS, COCO_EDGES, MIN_IMAGES, Company, Estimate, Scored
 from mltr.errors import MltrError, UsageError
-from mltr.scoring import SPLITS, OpenRun, open_scored, scores_of
+from mltr.evaluation.open_run import SPLITS, OpenRun, open_scored, scores_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
     from mltr.data.records import Split
-    from mltr.predictions import Predictions
+    from mltr.evaluation.predictions import Predictions
 
 SHOWN = 12  #: pairs and classes on the screen
 SHEET_PICTURES = 20  #: on each contact sheet
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Diagnose one run, or compare two."""
     from rich.console import Console
 
-    from mltr.files import write_figures
+    from mltr.files.writing import write_figures
 
     if len(args.runs) > 2:
         raise UsageError(f"one run or two, not {len(args.runs)}")
@@ -485,7 +485,7 @@ def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, lis
 
 def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
     from mltr.gallery import contact_sheet, write_picture
-    from mltr.predictions import Predictions, make_tiles
+    from mltr.evaluation.predictions import Predictions, make_tiles
 
     whole = subject.predictions
     part = Predictions(

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mltr.backbones import TimmBackbone, to_maps
+from mltr.network.backbones import TimmBackbone, to_maps
 from mltr.data.images import Region
 from mltr.errors import MltrError, UsageError
-from mltr.model import (
+from mltr.network.model import (
     Block,
     CrossWindowAttention,
     MlTr,
@@ -36,7 +36,7 @@ from mltr.model import (
 )
 
 if TYPE_CHECKING:
-    from mltr.predictor import Predictor
+    from mltr.predict.predictor import Predictor
 
 METHODS = ("evidence", "rollout")
 EXACT = 1e-3  #: by which the terms of a timm network may miss its logit, relative to the largest
@@ -178,8 +178,8 @@ def explain(
     along a side. Raises `BrokenImage`, or `UsageError` for an unknown label or a
     network that can't be explained so.
     """
-    from mltr.bundle import to_probs
-    from mltr.predictor import to_image
+    from mltr.weights.metadata import to_probs
+    from mltr.predict.predictor import to_image
 
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not one of {', '.join(METHODS)}")
@@ -245,7 +245,7 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
     For each image and class with boxes (difficult ones and crowds left out), beside the middle of
     the picture and a random place. Raises `MltrError` where there are no boxes.
     """
-    from mltr.predictor import to_image
+    from mltr.predict.predictor import to_image
 
     cases: list[tuple[int, float, float, float]] = []
     for record in records:
@@ -325,8 +325,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Explain pictures, or score the maps."""
     from rich.console import Console
 
-    from mltr.files import write_figures
-    from mltr.predictor import load
+    from mltr.files.writing import write_figures
+    from mltr.predict.predictor import load
 
     if bool(args.images) == args.pointing:
         raise UsageError("give images to explain, or --pointing to score the maps; one of them")
@@ -349,8 +349,8 @@ def _explain_all(
     """Explain every picture; those that can't be read are told and passed over."""
     from mltr.diagnosis.overlay import save_overlays
     from mltr.errors import BrokenImage
-    from mltr.inputs import Inputs, name_of
-    from mltr.predictor import to_image
+    from mltr.predict.inputs import Inputs, name_of
+    from mltr.predict.predictor import to_image
 
     out = Path(args.out)
     figures, broken = {}, 0
@@ -377,7 +377,7 @@ def _point(
 ) -> dict[str, Any]:
     from rich.table import Table
 
-    from mltr.scoring import open_scored
+    from mltr.evaluation.open_run import open_scored
 
     split = open_scored(args.run, overrides).split(args.split)
     found: dict[str, Any] = pointing_game(predictor, split.records[: args.limit], split.classes)

@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from mltr.backbones import TimmBackbone
+from mltr.network.backbones import TimmBackbone
 from mltr.data.loading import ImageDataset, make_loader
 from mltr.data.records import Labels, Record, Split, Splits
 from mltr.data.stratify import stratified_split
 from mltr.errors import UsageError
-from mltr.model import MlTr
-from mltr.predictions import Predictions, load_predictions
-from mltr.runs import RunFolder
-from mltr.scoring import OpenRun
+from mltr.network.model import MlTr
+from mltr.evaluation.predictions import Predictions, load_predictions
+from mltr.runs.folder import RunFolder
+from mltr.evaluation.open_run import OpenRun
 
 Floats = NDArray[np.float32]
 
@@ -264,8 +264,8 @@ def _to_device(model: nn.Module) -> torch.device:
 
 def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predictions:
     """Return what networks say that were trained on the other folds, each in its own folder."""
-    from mltr.train import run_trainer
-    from mltr.trainer import Trainer
+    from mltr.training.train import run_trainer
+    from mltr.training.trainer import Trainer
 
     if folds > len(part):
         raise UsageError(f"--folds {folds}: there are only {len(part)} images to divide")

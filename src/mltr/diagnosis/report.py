@@ -18,11 +18,11 @@ from mltr import __version__
 from mltr.diagnosis import diagnose
 from mltr.diagnosis.bottlenecks import BUCKETS
 from mltr.errors import BrokenImage, UsageError
-from mltr.evaluate import PROTOCOLS, draw_average_precision, draw_precision_recall, report
+from mltr.evaluation.evaluate import PROTOCOLS, draw_average_precision, draw_precision_recall, report
 from mltr.gallery import STYLE, Tile, tile_html
-from mltr.predictions import Predictions, load_predictions
-from mltr.runs import PREDICTIONS_FILE
-from mltr.scoring import OpenRun, open_scored, scores_of
+from mltr.evaluation.predictions import Predictions, load_predictions
+from mltr.runs.folder import PREDICTIONS_FILE
+from mltr.evaluation.open_run import OpenRun, open_scored, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] 
     """
     import matplotlib as mpl
 
-    from mltr.files import text_writer, write_atomically
+    from mltr.files.writing import text_writer, write_atomically
 
     mpl.use("Agg")
     opened = open_scored(run, overrides)
@@ -89,7 +89,7 @@ def _content(
     """Return all that the template names."""
     from markupsafe import Markup
 
-    from mltr.recipe import to_yaml
+    from mltr.config.recipe import to_yaml
 
     figures = report(predictions, thresholds=opened.bundle.thresholds)
     problems = diagnose.diagnose(subject)
@@ -194,7 +194,7 @@ def _curves(
 ) -> list[dict[str, Any]]:
     import matplotlib.pyplot as plt
 
-    from mltr.diagnosis.reliability import draw_reliability
+    from mltr.evaluation.reliability import draw_reliability
 
     drawn = []
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
@@ -265,7 +265,7 @@ def _example(opened: OpenRun, record: Any, predictions: Predictions, row: int) -
     from mltr.data.images import open_image
     from mltr.diagnosis.explain import explain
     from mltr.diagnosis.overlay import overlay
-    from mltr.predictor import as_predictor
+    from mltr.predict.predictor import as_predictor
 
     picture = open_image(record.image)
     predictor = as_predictor(opened.bundle)

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from mltr.build import model_overrides
-from mltr.config import Config
-from mltr.model import create_model, default_image_size
-from mltr.optim import growing_sizes
+from mltr.training.build import model_overrides
+from mltr.config.schema import Config
+from mltr.network.model import create_model, default_image_size
+from mltr.training.optim import growing_sizes
 from mltr.planning.devices import (
     BEST_SHARE,
     CONTEXT_GIB,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mltr.errors import UsageError
 
 if TYPE_CHECKING:
-    from mltr.config import Config
+    from mltr.config.schema import Config
     from mltr.data.records import Splits
     from mltr.planning.estimate import Images, Place
 
@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Plan a recipe and print it."""
-    from mltr.files import write_figures
+    from mltr.files.writing import write_figures
     from mltr.planning.devices import parse_gpus
-    from mltr.pretrained import resolve_name
-    from mltr.recipe import find_recipe, load_recipe, with_photos
+    from mltr.weights.pretrained import resolve_name
+    from mltr.config.recipe import find_recipe, load_recipe, with_photos
 
     config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))
     config.model = resolve_name(config.model)
@@ -87,7 +87,7 @@ def make_plan(
         figures["advice"] = advice(config, counted, place)
     if device not in HERE:
         from mltr.data.loading import MOST_WORKERS
-        from mltr.planning.probe import measure_loading
+        from mltr.planning.speed import measure_loading
 
         figures["loading_images_per_s"] = measure_loading(config)
         workers = config.data.workers
@@ -134,8 +134,8 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
 
     from mltr.planning.devices import CONTEXT_GIB
     from mltr.planning.estimate import GIB, Place
-    from mltr.planning.probe import measure_speed
-    from mltr.precision import choose_precision
+    from mltr.planning.speed import measure_speed
+    from mltr.machine.precision import choose_precision
 
     if device != _own_device():
         raise UsageError(
@@ -163,7 +163,7 @@ def _program_gib() -> float:
     """Return how much memory this process has, with all that training loads, and no network."""
     import psutil  # comes with accelerate
 
-    import mltr.trainer  # noqa: F401
+    import mltr.training.trainer  # noqa: F401
 
     return float(psutil.Process().memory_info().rss) / 2**30
 

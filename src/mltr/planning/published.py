@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mltr.config import Config, DataConfig
+from mltr.config.schema import Config, DataConfig
 
 Origin = Literal["scratch", "pretrained", "coco"]  #: what weights a run starts from
 

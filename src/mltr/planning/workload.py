@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from mltr.errors import UsageError
-from mltr.precision import AUTOCAST
+from mltr.machine.precision import AUTOCAST
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from mltr import __version__
 from mltr.data.images import open_image
 from mltr.data.preprocess import Pixels
 from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
-from mltr.predictor import Prediction, Predictor
+from mltr.predict.predictor import Prediction, Predictor
 from mltr.serve import schema
 from mltr.serve.batching import Batcher, Busy
 from mltr.serve.decoding import Decoder, Weight

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mltr.data.preprocess import Pixels
-from mltr.predictor import Prediction, Predictor
+from mltr.predict.predictor import Prediction, Predictor
 from mltr.serve.settings import Settings
 
 Result = TypeVar("Result")

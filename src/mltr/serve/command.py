@@ -19,7 +19,7 @@ from typing import TextIO
 import numpy as np
 
 from mltr.errors import MltrError, UsageError
-from mltr.files import to_json, write_json
+from mltr.files.writing import to_json, write_json
 from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
 
 HOST = "127.0.0.1"  #: reachable from this machine alone
@@ -107,7 +107,7 @@ def serve(
     check_address(host, port)
     import uvicorn
 
-    from mltr.predictor import load
+    from mltr.predict.predictor import load
     from mltr.serve.app import create_app
     from mltr.serve.connections import KEEP_ALIVE_S, protocol
     from mltr.serve.replicas import running

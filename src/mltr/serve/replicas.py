@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.cluster import ADDRESS_VARIABLE, connected, divide, load_same, locate, reason
+from mltr.predict.cluster import ADDRESS_VARIABLE, connected, divide, load_same, locate, reason
 from mltr.data.preprocess import Pixels
 from mltr.errors import MltrError
-from mltr.predictor import Predictor, load
+from mltr.predict.predictor import Predictor, load
 from mltr.serve.settings import Settings
 
 if TYPE_CHECKING:

@@ -1,0 +1,227 @@
+"""A recipe: YAML plus command-line overrides, checked, as a `Config`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from mltr.config.schema import Config, TrainConfig
+from mltr.errors import MltrError, UsageError, did_you_mean
+
+# Where recipes lie: beside the user, in an installed package, in a checkout of the project.
+RECIPE_FOLDERS = (
+    Path("recipes"),
+    Path(__file__).parent / "recipes",
+    Path(__file__).parents[2] / "recipes",
+)
+
+MAX_VALUES = 10_000  #: of a recipe: a few aliases of aliases would stand for billions
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe given by its path or its name; raises `UsageError` if none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in RECIPE_FOLDERS:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({file.stem for folder in RECIPE_FOLDERS for file in folder.glob("*.yaml")})
+    raise UsageError(
+        f"no recipe {name!r}{did_you_mean(name, known)}; give a YAML file, or one of: "
+        f"{', '.join(known)}"
+    )
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the recipe in a YAML file, changed by overrides such as ``--train.epochs 3``.
+
+    Raises `UsageError` for a file that isn't YAML, a key that doesn't exist (with the nearest
+    one), a value of the wrong type, or one that a section refuses.
+    """
+    path = Path(path)
+    content = _read_yaml(path)
+    _translate(content)
+    known = known_keys()
+    for key in _keys_of(content):
+        if key not in known:
+            raise UsageError(f"{path}: no key {key!r}{did_you_mean(key, known)}")
+    for argument in overrides:
+        key = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and key not in known and not _is_inside_dict(key):
+            options = [f"--{name}" for name in known]
+            raise UsageError(f"no option '--{key}'{did_you_mean(f'--{key}', options)}")
+    return _parse(path, content, overrides)
+
+
+def with_photos(photos: str | None, overrides: Sequence[str]) -> list[str]:
+    """Return overrides by which a recipe reads the PHOTOS of a command line, where some are named.
+
+    Raises `UsageError` where ``--data.root`` names some too.
+    """
+    if photos is None:
+        return list(overrides)
+    for override in overrides:
+        if override.startswith("--data.root="):
+            raise UsageError(f"{photos} and {override} both say where the photos are: keep one")
+    return [f"--data.root={photos}", *overrides]
+
+
+def to_yaml(config: Config) -> str:
+    """Return a resolved recipe as YAML that `load_recipe` reads back."""
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loader = yaml.SafeLoader(path.read_text("utf-8"))
+        root = loader.get_single_node()
+        if _count_values(root, {}) > MAX_VALUES:
+            raise UsageError(
+                f"{path}: more than {MAX_VALUES:,} values, with its aliases written out"
+            )
+        content: Any = loader.construct_document(root) if root else None
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply, or within itself") from error
+    except (yaml.YAMLError, ValueError) as error:  # such as a thirteenth month
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise MltrError(f"{path}: can't be read: {error.strerror}") from error
+    if content is None:
+        return {}
+    sections = content.values() if isinstance(content, dict) else [content]
+    if not all(isinstance(section, dict) for section in sections):
+        raise UsageError(f"{path}: a recipe has sections with keys, such as train: {{epochs: 3}}")
+    return dict(content)
+
+
+def _translate(content: dict[str, Any]) -> None:
+    """Replace what recipes of earlier versions say: a warm-up in epochs by its share of them."""
+    section = content.get("train") or {}
+    epochs = section.get("epochs", TrainConfig().epochs)
+    if isinstance(section.get("warmup_epochs"), int | float) and isinstance(epochs, int) and epochs:
+        section["warmup"] = round(min(section.pop("warmup_epochs") / epochs, 1.0), 4)
+
+
+def _count_values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Return how many values a document has once each alias is replaced by what it stands for."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        parts = [
+            part
+            for entry in node.value
+            for part in (entry if isinstance(entry, tuple) else [entry])
+        ]
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a recipe, or a section of them."""
+
+    key: str  #: dotted
+    kind: Any  #: its type; of a section, its dataclass
+    words: str  #: what it is, in a line
+
+
+@cache
+def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
+    """Return everything that a recipe may hold, sections included, in the order of `config.py`."""
+    found: list[Field] = []
+    hints, comments = get_type_hints(section), _comments(section)
+    for field in dataclasses.fields(section):
+        key, kind = prefix + field.name, hints[field.name]
+        found.append(Field(key, kind, comments.get(field.name, "")))
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            found += fields(kind, f"{key}.")
+    return tuple(found)
+
+
+def _comments(section: type) -> dict[str, str]:
+    """Return the comment that documents each field of a dataclass, in its source."""
+    lines = inspect.getsource(section).splitlines()
+    (definition,) = ast.parse("\n".join(lines)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        node.target.id: lines[(node.end_lineno or 1) - 1].partition("#:")[2].strip()
+        for node in definition.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def value_of(config: Config, key: str) -> Any:
+    """Return what a recipe says of a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key that a recipe may have, sections included."""
+    return [field.key for field in fields()]
+
+
+@cache
+def switches() -> frozenset[str]:
+    """Return the dotted keys that are true or false."""
+    return frozenset(field.key for field in fields() if field.kind is bool)
+
+
+def _keys_of(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict) and not _is_inside_dict(f"{prefix}{key}.any"):
+            yield from _keys_of(value, f"{prefix}{key}.")
+
+
+def _is_inside_dict(key: str) -> bool:
+    """Whether a key belongs to options whose names the network or its head knows, not we."""
+    return key.startswith(("model.overrides.", "model.head_options."))
+
+
+def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """Check the file, then the overrides, so that an error blames the one that is wrong."""
+    import jsonargparse  # a tenth of a second that `mltr --help` needn't pay
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mltr train")
+    parser.add_class_arguments(Config, nested_key="recipe")
+    prefixed = [
+        argument.replace("--", "--recipe.", 1) if argument.startswith("--") else argument
+        for argument in overrides
+    ]
+    blamed = f"{path}: "
+    try:
+        values = parser.parse_object({"recipe": content})
+        blamed = ""
+        values = parser.parse_args(prefixed, namespace=values)
+        config = parser.instantiate(values).recipe
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(f"{blamed}{_plain(str(error))}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _plain(message: str) -> str:
+    """Say the key, the value and what was expected, in fewer words than jsonargparse does."""
+    message = " ".join(message.replace("recipe.", "").split())
+    wrong = re.search(r'key "(.+?)": Expected a (.+?)\. Got value: (.*)', message)
+    if not wrong:
+        return message
+    key, kind, value = wrong.groups()
+    kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
+    kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
+    return f"{key}: expected {kind}, got {value}"

@@ -1,0 +1,293 @@
+"""`mltr data`: what a source holds and what is wrong with it, before anyone trains on it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mltr.config.schema import DataConfig
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from mltr.data.records import Split, Splits
+    from mltr.data.duplicates import Seen
+
+#: Fields of a recipe's `data` section that are options here too.
+OPTIONS = (
+    "labels", "images", "classes", "missing", "year", "unlabelled", "difficult", "protocol",
+    "val_fraction", "test_fraction", "split_seed",
+)  # fmt: skip
+SHOWN = 12  #: rows of each list on the screen
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "sources", metavar="SOURCE", nargs="+",
+        help="a folder or table, FORMAT:PATH where it can't be told, or `scenes`",
+    )  # fmt: skip
+    add_source_options(parser)
+    parser.add_argument("--quick", action="store_true", help="don't open the images")
+    parser.add_argument("--out", metavar="FOLDER", help="write labels.png there, per source")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the fields of a recipe's `data` section that say how a SOURCE is to be read."""
+    for name in OPTIONS:
+        kind = {field.name: field.type for field in fields(DataConfig)}[name]
+        convert = {"int": int, "float": float}.get(str(kind), str)
+        parser.add_argument(f"--{name}", type=convert, help=f"as data.{name} in a recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Describe each source; what is wrong is told, and is no failure of the command."""
+    from rich.console import Console
+
+    from mltr.data.sources import open_splits
+    from mltr.files.writing import write_figures
+
+    console = Console(quiet=args.json == "-")
+    reports = {}
+    for source in args.sources:
+        config = source_config(source, args)
+        splits = open_splits(config)
+        report = reports[source] = describe(splits, open_images=not args.quick)
+        _print(console, source, report)
+        if args.out:
+            folder = Path(args.out)
+            folder = folder / Path(source).name if len(args.sources) > 1 else folder
+            console.print(f"picture: {draw(folder, splits)}")
+    if args.json:
+        write_figures(args.json, reports)
+    return 0
+
+
+def source_config(source: str, args: argparse.Namespace) -> DataConfig:
+    """Return what a recipe would say of a SOURCE; missing files are counted, not refused."""
+    from mltr.data.sources import parse_source
+
+    chosen = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    form, root = parse_source(source)
+    return DataConfig(root=root, format=form, max_broken=1.0, **chosen)  # type: ignore[arg-type]
+
+
+# -- the figures -------------------------------------------------------------------------------
+
+
+def describe(splits: Splits, open_images: bool = True) -> dict[str, Any]:
+    """Return counts, label statistics and defects of a source as plain values.
+
+    With `open_images` every image is decoded once: broken ones are listed, and images that are
+    the same file or look the same, within a split and between splits.
+    """
+    classes = splits.train.classes
+    report: dict[str, Any] = {
+        "classes": list(classes),
+        "splits": {split.name: _describe_split(split) for split in splits},
+        "labels": _label_table(splits),
+        "co_occurrence": _co_occurrence(splits.train),
+        "notes": {split.name: split.notes for split in splits if split.notes},
+    }
+    report["empty_classes"] = [
+        name for name in classes if report["labels"][name][splits.train.name] == 0
+    ]
+    _, negatives = splits.train.count_labels()
+    report["classes_without_negatives"] = [
+        name for name, count in zip(classes, negatives, strict=True) if not count
+    ]
+    if open_images:
+        report |= _inspect(splits)
+    return report
+
+
+def _describe_split(split: Split) -> dict[str, Any]:
+    targets = split.targets
+    positive = (targets == 1).sum(1)
+    return {
+        "images": len(split),
+        "labels": int(positive.sum()),
+        "cardinality": float(positive.mean()),  #: labels an image
+        "density": float(positive.mean() / max(targets.shape[1], 1)),
+        "without_label": int((positive == 0).sum()),
+        "unknown_cells": int((targets < 0).sum()),
+        "with_boxes": sum(record.boxes is not None for record in split),
+    }
+
+
+def _label_table(splits: Splits) -> dict[str, dict[str, int]]:
+    counts = {split.name: (split.targets == 1).sum(0) for split in splits}
+    return {
+        name: {split: int(support[index]) for split, support in counts.items()}
+        for index, name in enumerate(splits.train.classes)
+    }
+
+
+def _co_occurrence(split: Split) -> list[dict[str, Any]]:
+    """Return the pairs with the highest P(b | a), with the images behind each."""
+    together = _pair_counts(split)
+    support = together.diagonal()
+    share = together / np.maximum(support[:, None], 1)
+    np.fill_diagonal(share, -1)
+    share[support == 0] = -1
+    best = np.argsort(-share, axis=None)[:50]
+    pairs = zip(*np.unravel_index(best, share.shape), strict=True)
+    return [
+        {
+            "a": split.classes[a],
+            "b": split.classes[b],
+            "p_b_given_a": float(share[a, b]),
+            "p_b": float(support[b] / max(len(split), 1)),
+            "images": int(together[a, b]),
+        }
+        for a, b in pairs
+        if share[a, b] > 0
+    ]
+
+
+def _pair_counts(split: Split) -> NDArray[np.float64]:
+    positive = (split.targets == 1).astype(np.float32)
+    counts: NDArray[np.float64] = (positive.T @ positive).astype(np.float64)
+    return counts
+
+
+# -- the images --------------------------------------------------------------------------------
+
+
+def _inspect(splits: Splits) -> dict[str, Any]:
+    from mltr.data.duplicates import identical_groups, look_at, similar_groups
+
+    seen = look_at(splits)
+    same, alike = identical_groups(seen), similar_groups(seen)
+    identical = {frozenset(image.content for image in group) for group in same}
+    alike = [g for g in alike if frozenset(image.content for image in g) not in identical]
+    return {
+        "broken": [image.error for image in seen if image.error],
+        "duplicates": [_name_group(group) for group in same],
+        "near_duplicates": [_name_group(group) for group in alike],
+        "leaks": [
+            _name_group(group)
+            for group in [*same, *alike]
+            if len({image.split for image in group}) > 1
+        ],
+    }
+
+
+def _name_group(group: list[Seen]) -> list[str]:
+    return [f"{image.split}: {image.name}" for image in group]
+
+
+# -- on screen ---------------------------------------------------------------------------------
+
+
+def _print(console: Console, source: str, report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=source, title_justify="left")
+    table.add_column("")
+    for name in report["splits"]:
+        table.add_column(name, justify="right")
+    for key, words in (
+        ("images", "images"), ("labels", "labels"), ("cardinality", "labels an image"),
+        ("density", "share of all labels"), ("without_label", "images without a label"),
+        ("unknown_cells", "unknown answers"), ("with_boxes", "images with boxes"),
+    ):  # fmt: skip
+        row = [split[key] for split in report["splits"].values()]
+        table.add_row(words, *(f"{v:.3g}" if isinstance(v, float) else f"{v:,}" for v in row))
+    console.print(table)
+    _print_labels(console, report)
+    pairs = Table(title="usually together (training images)", title_justify="left")
+    for heading in ("where there is", "there is also", "in % of them", "in % of all", "images"):
+        pairs.add_column(heading, justify="right" if "%" in heading else "left")
+    for pair in report["co_occurrence"][:SHOWN]:
+        shares = (f"{100 * pair[key]:.0f}" for key in ("p_b_given_a", "p_b"))
+        pairs.add_row(pair["a"], pair["b"], *shares, str(pair["images"]))
+    console.print(pairs)
+    _print_findings(console, report)
+
+
+def _print_labels(console: Console, report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("label")
+    for name in report["splits"]:
+        table.add_column(name, justify="right")
+    table.add_column("")
+    rows = sorted(report["labels"].items(), key=lambda row: -sum(row[1].values()))
+    most = max((sum(row[1].values()) for row in rows), default=1)
+    for name, counts in rows:
+        bar = "█" * round(24 * sum(counts.values()) / max(most, 1))
+        table.add_row(name, *(f"{count:,}" for count in counts.values()), bar)
+    console.print(table)
+
+
+def _print_findings(console: Console, report: dict[str, Any]) -> None:
+    """Tell what is wrong, or that nothing is."""
+    for split, notes in report["notes"].items():
+        for key, count in notes.items():
+            if count:
+                console.print(f"{split}: {key.replace('_', ' ')}: {count:,}", markup=False)
+    if report["empty_classes"]:
+        console.print(f"no training image has: {', '.join(report['empty_classes'])}", markup=False)
+    if report["classes_without_negatives"]:
+        names = ", ".join(report["classes_without_negatives"])
+        console.print(
+            f"NO TRAINING IMAGE IS KNOWN TO BE WITHOUT: {names}\n"
+            "mltr train refuses that: a network would learn to say yes to every picture. If an "
+            "empty cell means no, say so: --missing negative here, --data.missing negative there.",
+            markup=False, style="bold red",
+        )  # fmt: skip
+    if "broken" not in report:
+        console.print("images were not opened (--quick)")
+        return
+    for key, words in (
+        ("broken", "broken images"),
+        ("duplicates", "groups of identical images"),
+        ("near_duplicates", "groups of images that look the same"),
+        ("leaks", "of these groups reach over two splits (leakage)"),
+    ):
+        found = report[key]
+        console.print(f"{len(found):,} {words}" + (":" if found else ""))
+        for entry in found[:SHOWN]:
+            console.print(
+                "   ", entry if isinstance(entry, str) else " = ".join(entry), markup=False
+            )
+
+
+def draw(folder: Path, splits: Splits) -> Path:
+    """Draw how often each label comes, and which come together, into labels.png."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from mltr.gallery import write_figure
+
+    split = splits.train
+    together = _pair_counts(split)
+    support = together.diagonal()
+    order = np.argsort(-support)[:80]
+    share = (together / np.maximum(support[:, None], 1))[np.ix_(order, order)]
+    np.fill_diagonal(share, np.nan)
+    names = [split.classes[index] for index in order]
+    side = min(16.0, max(3.6, 0.24 * len(names) + 1.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * side, side), layout="constrained")
+    left.barh(names, support[order], color="#3b7dd8", height=0.7)
+    left.invert_yaxis()
+    left.set_title("training images with each label", loc="left")
+    left.spines[["top", "right"]].set_visible(False)
+    image = right.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    right.set_xticks(range(len(names)), names, rotation=90)
+    right.set_yticks(range(len(names)), names)
+    right.set_title("P(column | row)", loc="left")
+    figure.colorbar(image, shrink=0.8)
+    path = folder / "labels.png"
+    write_figure(path, figure)
+    return path

@@ -1,0 +1,345 @@
+"""`mltr calibrate`: thresholds for an aim and honest probabilities, fitted on held-out images.
+
+They are fitted on the run's validation images, never on its test images, which only tell what was
+gained. Everything starts from the network's own scores, so repeating it changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mltr import metrics
+from mltr.weights.metadata import SOFTMAX, read_calibration
+from mltr.errors import MltrError, UsageError
+from mltr.evaluation.thresholds import AIMS, SCALING_CHOICES, Fitted, fit, parse_aim
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mltr.evaluation.predictions import Predictions
+    from mltr.evaluation.open_run import OpenRun
+
+log = logging.getLogger(__name__)
+
+#: What is shown of the test images, in words.
+METRICS = {
+    "cost_per_image": "false alarms and misses, each at its cost",
+    "cf1": "harmonic mean of cp and cr",
+    "of1": "overall F1",
+    "cf1_mean": "mean of per-class F1",
+    "cp": "per-class precision",
+    "cr": "per-class recall",
+    "op": "overall precision",
+    "or": "overall recall",
+    "ece": "expected calibration error, all decisions together",
+    "ece_mean": "the same, mean over classes",
+    "brier": "mean squared error of the probabilities",
+}
+SOURCE_FIELDS = ("format", "root", "labels", "images", "scenes")  #: where the images come from
+SHARED, OUT_OF_REACH = "*", "!"  #: marks beside a threshold
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "--aim", default="f1", metavar="AIM", help=f"of the thresholds (default: f1): {AIMS}"
+    )
+    parser.add_argument(
+        "--scaling", choices=SCALING_CHOICES, default="temperature",
+        help="of the probabilities (default: temperature); platt also undoes a bias of each class",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-positives", type=int, default=10, metavar="N",
+        help="classes with fewer validation images get the shared threshold (default: 10)",
+    )  # fmt: skip
+    parser.add_argument("--reset", action="store_true", help="remove what was stored before")
+    parser.add_argument("--out", metavar="FOLDER", help="of reliability.png (default: RUN)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Calibrate a run; overrides such as ``--data.root DIR`` say where its images are now."""
+    from mltr.evaluation.reliability import save_reliability
+    from mltr.files.writing import write_figures
+    from mltr.runs.folder import RunFolder
+    from mltr.evaluation.open_run import open_scored
+
+    aim = parse_aim(args.aim)
+    if args.min_positives < 1:
+        raise UsageError(f"--min-positives {args.min_positives} must be at least 1")
+    if args.reset:
+        return reset(args.run)
+    opened = open_scored(args.run, overrides)
+    _without_calibration(opened.path)  # refuses a network that can't have one, before any work
+    _check_held_out(opened)
+    if not RunFolder(opened.path).metrics.is_file():
+        log.warning("%s isn't finished: a better epoch will drop the calibration", opened.path)
+    log.info("scoring %d validation images", len(opened.splits.val))
+    val = opened.score_uncalibrated("val")
+    fitted = fit(val, aim, args.scaling, args.min_positives)
+    test = _test_predictions(opened, overrides)
+    figures = report(fitted, val, test, args.min_positives)
+    figures["best_epoch"] = _best_epoch(opened)
+    store(args.run, fitted, figures)
+    picture = save_reliability(Path(args.out or args.run), fitted, test)
+    if args.json != "-":
+        print_report(figures, Path(args.run))
+        print(f"reliability curves: {picture}")
+    if args.json:
+        write_figures(args.json, figures)
+    return 0
+
+
+def reset(folder: str | Path) -> int:
+    """Remove thresholds and calibration from a bundle."""
+    from mltr.weights.bundle import read_config, update_config
+
+    removed = _without_calibration(folder)
+    if all(read_config(folder).get(key) is None for key in ("thresholds", "calibration")):
+        print(f"{folder} has no thresholds and no calibration: nothing to remove")
+        return 0
+    update_config(folder, removed)
+    print(f"{folder}: plain probabilities and a threshold of 0.5 for every class again")
+    return 0
+
+
+def _without_calibration(folder: str | Path) -> dict[str, Any]:
+    from mltr.weights.bundle import read_config
+
+    config = read_config(folder)
+    if read_calibration(config) == SOFTMAX:
+        raise UsageError(f"{folder} chooses one class an image: it has no thresholds to calibrate")
+    extra = dict(config.get("extra") or {})
+    extra.pop("calibrated", None)
+    return {"thresholds": None, "calibration": None, "extra": extra}
+
+
+def _check_held_out(opened: OpenRun) -> None:
+    """Refuse images that the run learnt from: its source, or how it is divided, has changed.
+
+    Only a warning if the images come from elsewhere, where others may be called alike.
+    """
+    from mltr.config.recipe import load_recipe
+    from mltr.runs.folder import RunFolder, with_absolute_paths
+
+    folder = RunFolder(opened.path)
+    try:
+        trained = set(json.loads(folder.splits.read_text("utf-8")).get("train", ()))
+    except (OSError, ValueError):  # of an older or a foreign run: there is nothing to compare with
+        return
+    for split in (opened.splits.val, opened.splits.test):
+        seen = [record.name for record in split if record.name in trained]
+        if not seen:
+            continue
+        message = (
+            f"{len(seen)} of {len(split)} {split.name} images have the names of training images of "
+            f"this run ({', '.join(seen[:3])}), and figures on images that were learnt flatter"
+        )
+        recipes = load_recipe(folder.recipe), opened.config
+        before, now = (with_absolute_paths(recipe).data for recipe in recipes)
+        if all(getattr(before, field) == getattr(now, field) for field in SOURCE_FIELDS):
+            raise MltrError(f"{message}; restore the source and its division, or name another one")
+        log.warning("%s: make sure that they are others", message)
+
+
+def _test_predictions(opened: OpenRun, overrides: Sequence[str]) -> Predictions:
+    """Return the test scores before any calibration: those saved, if they are of these images."""
+    from mltr.evaluation.predictions import load_predictions
+    from mltr.runs.folder import PREDICTIONS_FILE
+
+    saved = opened.path / PREDICTIONS_FILE
+    if saved.is_file() and not overrides:
+        return load_predictions(saved)
+    log.info("scoring %d test images", len(opened.splits.test))
+    return opened.score_uncalibrated("test")
+
+
+def store(folder: str | Path, fitted: Fitted, figures: Mapping[str, Any]) -> None:
+    """Put thresholds and calibration into the bundle, in place of what was there; all or nothing.
+
+    ``extra.calibrated`` keeps how they came about.
+    """
+    from mltr.weights.bundle import update_config
+
+    changes = _without_calibration(folder)
+    changes["thresholds"] = [float(value) for value in fitted.thresholds]
+    if fitted.calibration is not None:
+        changes["calibration"] = fitted.calibration.to_dict()
+    changes["extra"]["calibrated"] = {k: v for k, v in figures.items() if k != "per_class"}
+    update_config(folder, changes)
+
+
+def report(
+    fitted: Fitted, val: Predictions, test: Predictions, min_positives: int
+) -> dict[str, Any]:
+    """Return all figures as plain values: what was fitted, and the test before and after."""
+    from mltr.evaluation.reliability import bootstrap_gains, measure
+    from mltr.evaluation.predictions import calibrated
+
+    after = calibrated(test, fitted.calibration)
+    sides = {
+        "before": measure(test.probs, test.targets, 0.5, fitted.aim),
+        "after": measure(after.probs, after.targets, fitted.thresholds, fitted.aim),
+    }
+    rows = {
+        "before": metrics.per_class(test.probs, test.targets, 0.5),
+        "after": metrics.per_class(after.probs, after.targets, fitted.thresholds),
+    }
+    positives = (val.targets == 1).sum(0)
+    return {
+        "aim": str(fitted.aim),
+        "scaling": fitted.scaling,
+        "temperature": _temperature(fitted),
+        "min_positives": min_positives,
+        "shared_threshold": fitted.shared_threshold,
+        "val_images": len(val.images),
+        "test_images": len(test.images),
+        "test": sides,
+        "gain_95": bootstrap_gains(test, after, fitted.thresholds),
+        "per_class": {
+            name: {
+                "threshold": float(fitted.thresholds[k]),
+                "own_threshold": fitted.own[k],
+                "aim_reached_on_val": fitted.reached[k],
+                "val_positives": int(positives[k]),
+                "test_positives": int(rows["before"]["support"][k]),
+            }
+            | {
+                side: {key: float(row[key][k]) for key in ("precision", "recall", "f1")}
+                for side, row in rows.items()
+            }
+            for k, name in enumerate(val.classes)
+        },
+    }
+
+
+def _temperature(fitted: Fitted) -> float | None:
+    calibration = fitted.calibration
+    if calibration is None or calibration.method != "temperature":
+        return None
+    return 1 / calibration.scale[0]
+
+
+def _best_epoch(opened: OpenRun) -> int | None:
+    """Return the epoch that the validation images chose, if they had a choice."""
+    from mltr.runs.folder import RunFolder
+
+    try:
+        figures = json.loads(RunFolder(opened.path).metrics.read_text("utf-8"))
+        return int(figures["best_epoch"]) if figures["epochs"] > 1 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# -- on screen ---------------------------------------------------------------------------------
+
+
+def print_report(figures: dict[str, Any], folder: Path) -> None:
+    """Print what was gained on the test images, then a line for each class."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(_gain_table(figures, folder.name))
+    console.print(_class_table(figures))
+    for line in _remarks(figures, folder):
+        console.print(line, markup=False, highlight=False)
+
+
+def _gain_table(figures: dict[str, Any], title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{title}, {figures['test_images']} test images; fitted on "
+        f"{figures['val_images']} validation images",
+        title_justify="left",
+    )
+    table.add_column("metric")
+    for heading in ("before", "after", "gain"):
+        table.add_column(heading, justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("what it is")
+    before, after = figures["test"]["before"], figures["test"]["after"]
+    for name, words in METRICS.items():
+        if name not in before:
+            continue
+        unit = 1 if name == "cost_per_image" else 100
+        old, new = unit * before[name], unit * after[name]
+        if np.isnan(old):  # of no known label at all
+            table.add_row(name, "-", "-", "-", "-", words)
+            continue
+        low, high = (unit * q for q in figures["gain_95"].get(name, (np.nan, np.nan)))
+        interval = "" if np.isnan(low) else f"{low:+.2f} .. {high:+.2f}"
+        table.add_row(name, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}", interval, words)
+    table.caption = (
+        "in %, but for a cost. Before: sigmoid, threshold 0.5 for every class. After: "
+        f"{_describe_scaling(figures)}, thresholds for {figures['aim']}. "
+        "Interval: of resampled images."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _describe_scaling(figures: dict[str, Any]) -> str:
+    if figures["temperature"] is not None:
+        return f"temperature {figures['temperature']:.3f}"
+    return "Platt scaling" if figures["scaling"] == "platt" else "sigmoid"
+
+
+def _class_table(figures: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(caption="val, test: images that have the class", caption_justify="left")
+    table.add_column("class")
+    for heading in ("threshold", "val", "test", "precision %", "recall %", "F1 %"):
+        table.add_column(heading, justify="right", no_wrap=heading == "F1 %")
+    for name, row in figures["per_class"].items():
+        after = row["after"]
+        table.add_row(
+            name, f"{row['threshold']:.3f}{_marks(row):2}", str(row["val_positives"]),
+            str(row["test_positives"]), _percent(after["precision"]), _percent(after["recall"]),
+            f"{_percent(row['before']['f1'])} → {_percent(after['f1'])}",
+        )  # fmt: skip
+    return table
+
+
+def _marks(row: Mapping[str, Any]) -> str:
+    shared = "" if row["own_threshold"] else SHARED
+    return shared + ("" if row["aim_reached_on_val"] else OUT_OF_REACH)
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.1f}"
+
+
+def _remarks(figures: dict[str, Any], folder: Path) -> list[str]:
+    """Say what the table can't: why a threshold is shared, and what the figures don't prove."""
+    rows = figures["per_class"]
+    lines = []
+    if not all(row["own_threshold"] for row in rows.values()):
+        lines.append(
+            f"{SHARED} shared by the classes that fewer than {figures['min_positives']} validation "
+            "images have, or all: the best threshold for all classes together"
+        )
+    if not all(row["aim_reached_on_val"] for row in rows.values()):
+        lines.append(
+            f"{OUT_OF_REACH} no threshold has {figures['aim']} on the validation images: this one "
+            "comes nearest"
+        )
+    if figures["best_epoch"] is not None:
+        lines.append(
+            f"The validation images also chose the epoch ({figures['best_epoch']}), so the network "
+            "may look a little too sure of them; the test images chose nothing."
+        )
+    lines.append(
+        f"stored in {folder / 'config.json'}; every prediction uses it from now on "
+        f"(mltr calibrate {folder} --reset takes it out)"
+    )
+    return lines

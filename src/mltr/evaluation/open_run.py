@@ -1,0 +1,151 @@
+"""A run and the images that it was made from, opened together, and its scores of a split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mltr.weights.metadata import SOFTMAX, read_calibration
+from mltr.config.schema import Config
+from mltr.data.records import Split, Splits
+from mltr.data.sources import open_splits
+from mltr.errors import MltrError
+from mltr.evaluation.predictions import Predictions, calibrated, load_predictions, predict_split
+from mltr.config.recipe import load_recipe
+from mltr.runs.folder import PREDICTIONS_FILE
+from mltr.weights.bundle import CONFIG_FILE, Bundle, load_bundle, read_config
+
+if TYPE_CHECKING:
+    import torch
+
+SPLITS = ("test", "val", "train")
+DIVIDING = ("data.split_seed", "data.val_fraction", "data.test_fraction")
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A finished run: its network, its recipe, its images."""
+
+    path: Path
+    bundle: Bundle
+    config: Config
+    splits: Splits
+
+    def split(self, name: str) -> Split:
+        """Return the split called `train`, `val` or `test`."""
+        chosen: Split = getattr(self.splits, name)
+        return chosen
+
+    def score(self, name: str) -> Predictions:
+        """Run the network over a split; the same images get the same scores each time.
+
+        The probabilities are calibrated if the bundle is.
+        """
+        return self.predict(self.split(name))
+
+    def score_uncalibrated(self, name: str) -> Predictions:
+        """Like `score`, with the plain sigmoid or softmax of the logits, as saved predictions."""
+        return self._predict(self.split(name))
+
+    def predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
+        """Run the network over any images; the probabilities are calibrated as in `score`."""
+        return calibrated(self._predict(split, device), self.bundle.calibration)
+
+    def _predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
+        return predict_split(
+            self.bundle.model,
+            split,
+            self.bundle.preprocess,
+            workers=self.config.data.workers,
+            device=device,
+            calibration=SOFTMAX if self.bundle.calibration == SOFTMAX else None,
+        )
+
+
+def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
+    """Open a run with its source, or with another one, by overrides such as ``--data.root DIR``.
+
+    Raises `MltrError` if the folder holds no finished run, or the data has other classes.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise MltrError(f"{path}: no such run folder")
+    bundle = load_bundle(path)
+    recipe = path / "config.yaml"
+    if not recipe.is_file():
+        raise MltrError(f"{path} has no config.yaml, so what should it be scored on? Use a run")
+    config = load_recipe(recipe, overrides)
+    splits = open_splits(config.data)
+    if not any(option.removeprefix("--").startswith(DIVIDING) for option in overrides):
+        splits = as_trained(path, splits)
+    if splits.train.classes != bundle.classes:
+        found = splits.train.classes
+        raise MltrError(
+            f"the model knows {len(bundle.classes)} classes ({', '.join(bundle.classes[:3])}, ...)"
+            f" and the data has {len(found)} ({', '.join(found[:3])}, ...)"
+        )
+    return OpenRun(path, bundle, config, splits)
+
+
+def as_trained(folder: Path, splits: Splits) -> Splits:
+    """Return a run's images in the parts that it has them in, if they are the same images.
+
+    How a source is divided may change from version to version: a run keeps its own test images.
+    Raises `MltrError` where the run's list of them can't be read.
+    """
+    path = folder / "splits.json"
+    if not path.is_file():
+        return splits
+    try:
+        lists = json.loads(path.read_text("utf-8"))
+        then = {split.name: list(lists.get(split.name, ())) for split in splits}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise MltrError(f"{path} can't be read: {error}") from error
+    now = {split.name: [_as_json(name) for name in split.names] for split in splits}
+    names = [name for own in now.values() for name in own]
+    known = len(names) == len(set(names)) and sorted(names) == sorted(chain(*then.values()))
+    if now == then or not known:
+        return splits
+    records = dict(zip(names, chain(*splits), strict=True))
+    parts = (
+        Split(split.classes, [records[name] for name in then[split.name]], split.name, split.notes)
+        for split in splits
+    )
+    return Splits(*parts)
+
+
+def _as_json(name: str) -> str:
+    """Return a name as a JSON file gives it back."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def thresholds_of(folder: str | Path) -> tuple[float, ...] | None:
+    """Return the thresholds of a run's classes, if it has its own; raises as `load_bundle`."""
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        return None
+    thresholds = read_config(folder)["thresholds"]
+    return None if thresholds is None else tuple(thresholds)
+
+
+def scores_of(
+    folder: str | Path, split: str = "test", overrides: Sequence[str] = (), rerun: bool = False
+) -> Predictions:
+    """Return a run's scores of a split: of the test images those it saved, unless told otherwise.
+
+    The file keeps what the network says; a calibration of the bundle is applied here. Raises
+    `MltrError` as `open_scored` and `load_predictions` do.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise MltrError(f"{path}: no such run folder")
+    saved = path / PREDICTIONS_FILE
+    if overrides or rerun or split != "test" or not saved.is_file():
+        return open_scored(path, overrides).score(split)
+    predictions = load_predictions(saved)
+    if not (path / CONFIG_FILE).is_file():  # predictions alone, without a network
+        return predictions
+    return calibrated(predictions, read_calibration(read_config(path)))

@@ -1,0 +1,155 @@
+"""Scores of a whole split beside its labels: made once, kept in a file, read by every measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
+from mltr.files.cache import Cache
+from mltr.data.images import open_image
+from mltr.data.loading import ImageDataset, make_loader
+from mltr.data.preprocess import Preprocess
+from mltr.data.records import Split
+from mltr.errors import BrokenImage, MltrError
+from mltr.files.writing import write_atomically
+from mltr.gallery import Tile
+from mltr.machine.processes import Processes
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of N images, and what is true."""
+
+    probs: NDArray[np.float32]  #: [N, K], before any scaling unless `calibrated` made them
+    targets: NDArray[np.int8]  #: [N, K] of 1, 0, -1; a broken image has -1 everywhere
+    images: tuple[str, ...]  #: N names
+    classes: tuple[str, ...]  #: K names
+    errors: tuple[str, ...] = ()  #: a message for each broken image
+
+
+@torch.inference_mode()
+def predict_split(
+    model: nn.Module,
+    split: Split,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    autocast: torch.dtype | None = None,
+    cache: Cache | None = None,
+    calibration: Calibration | None = None,
+    on_batch: Callable[[], object] = lambda: None,
+    processes: Processes | None = None,
+) -> Predictions:
+    """Score every image of a split once, in order; the model is left in eval mode.
+
+    `autocast` computes in bfloat16 or float16 where that is safe; `cache` is as for
+    `ImageDataset`; `calibration` turns the logits into probabilities; `on_batch` is called after
+    each batch, for a progress bar. Several `processes` share the images, each `batch_size` of
+    them, and all get all scores. Raises `MltrError` if the network gives NaN.
+    """
+    processes = processes or Processes()
+    model.eval()
+    dataset = ImageDataset(split, preprocess, cache=cache)
+    probs = np.zeros((len(split), len(split.classes)), np.float32)
+    targets = np.full(probs.shape, -1, np.int8)
+    seen = np.zeros((len(split), 1), np.float32)
+    errors: list[str] = []
+    kind = torch.device(device).type
+    loader = make_loader(
+        dataset, batch_size, workers=workers, device=device,
+        rank=processes.rank, processes=processes.count,
+    )  # fmt: skip
+    for batch in loader:
+        with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
+            logits = model(batch.images)
+        rows = batch.indices.numpy()
+        probs[rows] = to_probs(logits.float().cpu().numpy(), calibration)
+        targets[rows] = batch.targets.numpy()
+        seen[rows] = 1
+        errors += batch.errors
+        on_batch()
+    names = tuple(record.name for record in split)
+    own = Predictions(probs, targets, names, split.classes, tuple(errors))
+    return own if processes.count == 1 else _gathered(own, seen, processes)
+
+
+def _gathered(own: Predictions, seen: NDArray[np.float32], processes: Processes) -> Predictions:
+    """Return what all processes say together; an image that two of them saw counts once."""
+    times = processes.add_up(torch.from_numpy(seen.copy()))
+    probs = processes.add_up(torch.from_numpy(own.probs * seen)) / times
+    targets = processes.add_up(torch.from_numpy(own.targets * seen)) / times
+    errors = dict.fromkeys(processes.gather_lists(list(own.errors)))
+    return replace(
+        own, probs=probs.numpy(), targets=targets.to(torch.int8).numpy(), errors=tuple(errors)
+    )
+
+
+def save_predictions(path: Path, predictions: Predictions) -> None:
+    """Write a .npz with the arrays probs, targets, images, classes, errors; nothing is pickled."""
+    arrays: dict[str, Any] = {"probs": predictions.probs, "targets": predictions.targets}
+    for name in ("images", "classes", "errors"):
+        arrays[name] = np.array(getattr(predictions, name), dtype=np.str_)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_atomically(path, write)
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Read what `save_predictions` wrote; raises `MltrError` if it isn't there or is damaged."""
+    if not path.is_file():
+        raise MltrError(f"{path}: no saved predictions; a finished run has them")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [tuple(map(str, arrays[key])) for key in ("images", "classes", "errors")]
+            found = Predictions(arrays["probs"], arrays["targets"], *names)
+            shape = len(found.images), len(found.classes)
+            if not found.probs.shape == found.targets.shape == shape:
+                raise ValueError(f"arrays of {found.probs.shape} and {found.targets.shape}")
+            return found
+    except Exception as error:  # its readers trip over damage in ways that no list can name
+        raise MltrError(f"{path}: damaged ({error}); make it anew by --rerun") from error
+
+
+def logits_of(probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the finite logits that gave `probs` by a sigmoid.
+
+    float32 has no number between 1 and its predecessor, so logits above 16.6 all become 16.6.
+    """
+    numbers = np.finfo(np.float32)
+    clipped = np.clip(probs, numbers.tiny, np.nextafter(np.float32(1), np.float32(0)))
+    return torch.from_numpy(clipped).logit().numpy()
+
+
+def calibrated(predictions: Predictions, calibration: Calibration | None) -> Predictions:
+    """Return predictions with the probabilities that a bundle's calibration makes of them."""
+    if calibration in (None, SOFTMAX):  # the latter is applied from the start
+        return predictions
+    return replace(predictions, probs=to_probs(logits_of(predictions.probs), calibration))
+
+
+def make_tiles(split: Split, predictions: Predictions, threshold: float = 0.5) -> list[Tile]:
+    """Return the pictures of a split with what is said of them and what is true, for a gallery."""
+    tiles = []
+    for record, probs, targets in zip(split, predictions.probs, predictions.targets, strict=True):
+        try:
+            image = open_image(record.image)
+        except BrokenImage:
+            continue
+        order = np.argsort(-probs)
+        said = [(split.classes[k], float(probs[k])) for k in order if probs[k] >= threshold]
+        truth = [split.classes[k] for k in np.flatnonzero(targets == 1)]
+        tiles.append(Tile(image, said, truth, record.name))
+    return tiles

@@ -1,0 +1,230 @@
+"""Thresholds for an aim, and the scaling of probabilities, fitted to scores of held-out images.
+
+* A class's threshold is the best for the aim on these images, halfway between two scores. For F1
+  and costs it is the mean of the best ones of 50 resamples (bagging, Breiman 1996), because the
+  best of one small sample is half luck; a precision or recall holds on these images themselves.
+* A class with few positives, or without a negative, gets the shared threshold, which is the best
+  for the decisions of all classes together.
+* Temperature scaling (Guo et al. 2017, arXiv 1706.04599) divides all logits by one number; Platt
+  scaling (1999) fits a factor and a shift for each class, with his smoothed targets, and leaves
+  classes with few positives to the temperature. Neither changes the order of the images.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.errors import MltrError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from mltr.weights.metadata import Calibration
+    from mltr.evaluation.predictions import Predictions
+
+log = logging.getLogger(__name__)
+
+Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.int8]
+
+AIMS = "f1, precision=P, recall=R (0 < P, R <= 1) or cost=FP:FN (of a false alarm and of a miss)"
+SCALING_CHOICES = ("temperature", "platt", "none")
+RESAMPLES = 50
+LOWEST = 1e-6  #: of a threshold in a mean of logits
+MIN_SCALE = 0.01  #: a smaller factor says that the logits tell nothing
+
+
+# -- aims --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a threshold is to achieve."""
+
+    kind: str  #: f1, precision, recall or cost
+    level: float = 0.0  #: the precision or recall to reach
+    false_alarm: float = 1.0  #: its cost, in any unit
+    miss: float = 1.0  #: its cost, in the same unit
+
+    def __str__(self) -> str:
+        """The aim as it is written on the command line."""
+        if self.kind == "cost":
+            return f"cost={self.false_alarm:g}:{self.miss:g}"
+        return self.kind if self.kind == "f1" else f"{self.kind}={self.level:g}"
+
+    def values(self, hits: Floats, false_alarms: Floats, positives: int) -> tuple[Floats, bool]:
+        """Return how good each step is, the more the better, and whether the aim can be reached.
+
+        `hits` and `false_alarms` count the decisions of each step; the first of equally good steps,
+        the highest threshold, is the one to take.
+        """
+        precision = hits / np.maximum(hits + false_alarms, 1)
+        recall = hits / positives
+        if self.kind == "f1":
+            return 2 * hits / (hits + false_alarms + positives), True
+        if self.kind == "cost":
+            return -(self.false_alarm * false_alarms + self.miss * (positives - hits)), True
+        wanted, other = (precision, recall) if self.kind == "precision" else (recall, precision)
+        enough = wanted >= self.level - 1e-9
+        return (np.where(enough, other, -1.0), True) if enough.any() else (wanted, False)
+
+
+def parse_aim(text: str) -> Aim:
+    """Return the aim that `text` names, such as ``precision=0.9``; raises `UsageError`."""
+    kind, equals, value = text.partition("=")
+    if kind not in ("f1", "precision", "recall", "cost"):
+        hint = did_you_mean(kind, ("f1", "precision", "recall", "cost"))
+        raise UsageError(f"--aim {text}: no such aim{hint}; use {AIMS}")
+    wrong = UsageError(f"--aim {text}: use {AIMS}")
+    if kind == "f1":
+        if equals:
+            raise wrong
+        return Aim("f1")
+    try:
+        numbers = [float(part) for part in value.split(":")]
+    except ValueError:
+        raise wrong from None
+    if kind == "cost":
+        if len(numbers) != 2 or not all(0 < number < np.inf for number in numbers):
+            raise wrong
+        return Aim("cost", false_alarm=numbers[0], miss=numbers[1])
+    if len(numbers) != 1 or not 0 < numbers[0] <= 1:
+        raise wrong
+    return Aim(kind, numbers[0])
+
+
+# -- fitting -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is stored in a bundle, and how it came about."""
+
+    aim: Aim
+    scaling: str  #: one of `SCALING_CHOICES`: none if none could be fitted
+    calibration: Calibration | None
+    thresholds: Floats  #: float32 [K]
+    shared_threshold: float
+    own: tuple[bool, ...]  #: [K]: whether a class has its own threshold
+    reached: tuple[bool, ...]  #: [K]: whether its threshold reaches the aim on these images
+
+
+def fit(val: Predictions, aim: Aim, scaling: str, min_positives: int) -> Fitted:
+    """Fit a calibration and then thresholds to uncalibrated predictions of held-out images.
+
+    Raises `MltrError` if there are fewer than `min_positives` positive labels in all, or no
+    negative one: nothing can be learnt from those.
+    """
+    from mltr.evaluation.predictions import calibrated, logits_of
+
+    positives, negatives = (val.targets == 1).sum(0), (val.targets == 0).sum(0)
+    if positives.sum() < min_positives or negatives.sum() == 0:
+        raise MltrError(
+            f"{len(val.images)} validation images with {positives.sum()} positive and "
+            f"{negatives.sum()} negative labels are too few to calibrate on: it takes at least "
+            f"{min_positives} (--min-positives) and 1. Hold out more by data.val_fraction"
+        )
+    enough = (positives >= min_positives) & (negatives > 0)
+    calibration = None
+    if scaling != "none":
+        calibration = fit_scaling(scaling, logits_of(val.probs), val.targets, enough)
+    probs = calibrated(val, calibration).probs
+    known = val.targets >= 0
+    shared, shared_reached = choose_threshold(aim, probs[known], val.targets[known])
+    chosen = [
+        bagged_threshold(aim, probs[known[:, k], k], val.targets[known[:, k], k])
+        if enough[k]
+        else (shared, shared_reached)
+        for k in range(len(val.classes))
+    ]
+    thresholds = np.array([threshold for threshold, _ in chosen], np.float32)
+    reached = tuple(reached for _, reached in chosen)
+    own = tuple(map(bool, enough))
+    scaling = "none" if calibration is None else calibration.method
+    return Fitted(aim, scaling, calibration, thresholds, shared, own, reached)
+
+
+def choose_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bool]:
+    """Return the best threshold for scores [n] with truths [n] of 1 and 0, some of each.
+
+    Also whether the aim is reached; if it can't be, the threshold is the one that comes nearest.
+    """
+    from sklearn.metrics import roc_curve
+
+    false_rate, hit_rate, steps = roc_curve(truths, probs, drop_intermediate=False)
+    positives = int((truths == 1).sum())
+    hits = np.rint(hit_rate * positives)
+    false_alarms = np.rint(false_rate * (len(truths) - positives))
+    values, reached = aim.values(hits, false_alarms, positives)
+    # The first step, above all scores, stands for no prediction at all.
+    first = 0 if steps[1] < 1 else 1
+    best = first + int(np.argmax(values[first:]))
+    upper = np.float32(min(steps[best], 1))
+    lower = np.float32(steps[best + 1]) if best + 1 < len(steps) else np.float32(0)
+    middle = np.float32((np.float64(upper) + np.float64(lower)) / 2)
+    return float(middle if lower < middle else upper), reached
+
+
+def bagged_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bool]:
+    """Like `choose_threshold`, but steadier where the aim asks for the most of something.
+
+    The mean, in logits, of the best thresholds of resampled images; always the same ones.
+    """
+    if aim.kind in ("precision", "recall"):
+        return choose_threshold(aim, probs, truths)
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(RESAMPLES):
+        rows = generator.integers(len(truths), size=len(truths))
+        if 0 < truths[rows].sum() < len(truths):
+            found.append(choose_threshold(aim, probs[rows], truths[rows])[0])
+    if not found:  # hardly a resample has both
+        return choose_threshold(aim, probs, truths)
+    chosen = np.clip(found, LOWEST, 1 - LOWEST)
+    mean = np.log(chosen / (1 - chosen)).mean()
+    return float(np.float32(1 / (1 + np.exp(-mean)))), True
+
+
+def fit_scaling(
+    method: str, logits: Floats, targets: Labels, enough: NDArray[np.bool_]
+) -> Calibration | None:
+    """Return the calibration of logits [N, K]; classes that haven't `enough` [K] share the scale.
+
+    None, with a warning, if nothing that keeps the order of the images makes them likelier.
+    """
+    from mltr.weights.metadata import Calibration
+
+    known = targets >= 0
+    shared, _ = _fit_sigmoid(logits[known], targets[known], shift=False)
+    unchanged = (1.0, 0.0)
+    lines = [(shared, 0.0) if shared >= MIN_SCALE else unchanged] * logits.shape[1]
+    if method == "platt":
+        for k in np.flatnonzero(enough):
+            rows = known[:, k]
+            scale, shift = _fit_sigmoid(logits[rows, k], targets[rows, k], shift=True)
+            if scale >= MIN_SCALE:
+                lines[k] = (scale, shift)
+    if all(line == unchanged for line in lines):
+        log.warning("no %s scaling fits; the probabilities stay as they are", method)
+        return None
+    return Calibration(method, tuple(s for s, _ in lines), tuple(s for _, s in lines))
+
+
+def _fit_sigmoid(logits: Floats, truths: Labels, shift: bool) -> tuple[float, float]:
+    """Fit ``sigmoid(scale * logit + shift)`` to truths of 1 and 0 by maximum likelihood.
+
+    Platt's targets, a little inside of 1 and 0, keep it finite where all images are told apart.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    positive = truths == 1
+    count = positive.sum()
+    target = np.where(positive, (count + 1) / (count + 2), 1 / (len(truths) - count + 2))
+    model = LogisticRegression(C=np.inf, fit_intercept=shift, solver="newton-cholesky", tol=1e-8)
+    inputs = np.concatenate([logits, logits]).astype(np.float64)[:, None]
+    labels = np.repeat([1, 0], len(truths))
+    model.fit(inputs, labels, sample_weight=np.concatenate([target, 1 - target]))
+    return float(model.coef_[0, 0]), float(model.intercept_[0]) if shift else 0.0

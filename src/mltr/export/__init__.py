@@ -1,0 +1,1 @@
+"""A run, taken elsewhere: ONNX (also int8) and torch programs, and the Hugging Face Hub."""

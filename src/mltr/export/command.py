@@ -1,0 +1,533 @@
+"""`mltr export`: one file that runs elsewhere, checked against the network that it came from."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
+
+from mltr import __version__
+from mltr.weights.metadata import to_probs
+from mltr.data.preprocess import Pixels, Preprocess
+from mltr.data.records import ImageSource, Labels
+from mltr.files.download import HUB_PREFIX, first_line
+from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.predict.exported import (
+    CONFIG_ENTRY,
+    CONFIG_KEY,
+    INPUT,
+    OUTPUT,
+    load_onnx,
+    load_program,
+    require,
+)
+from mltr.files.writing import to_json, write_atomically
+from mltr.predict.inputs import Inputs
+from mltr.metrics import evaluate
+from mltr.evaluation.open_run import open_scored
+from mltr.weights.bundle import Bundle, TorchNetwork, load_bundle
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mltr.predict.predictor import Network
+
+Floats = NDArray[np.float32]
+
+SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "fp16", "bf16")}
+LARGEST_ONNX = 2**31 - 1  #: bytes; protobuf has no larger message
+
+MOST_IMAGES = 256  #: to check with, and as many to calibrate on
+BATCH = 32  #: images that are checked, and timed, at once
+LOGIT_TOLERANCE = 1e-4  #: of fp32, times the largest logit where that is above 1
+#: Of the others: how far probabilities may move, at most and on average.
+PROB_TOLERANCE = {"fp16": (0.02, 0.002), "bf16": (0.1, 0.01), "int8": (0.5, 0.03)}
+
+
+class Deployed(nn.Module):
+    """A network as it is exported: uint8 pixels or float32 images in, float32 logits out."""
+
+    def __init__(self, bundle: Bundle, takes_pixels: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(bundle.model).to(dtype)
+        self.takes_pixels = takes_pixels
+        self.dtype = dtype
+        side = bundle.preprocess.image_size
+        # Of a row of pixels, whose three colours take turns: products along it are the fastest.
+        mean = torch.tensor(bundle.preprocess.mean).repeat(side)
+        std = torch.tensor(bundle.preprocess.std).repeat(side)
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std if any(bundle.preprocess.mean) else None)
+        self.scale: Tensor
+        self.shift: Tensor | None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits float32 [B, K]."""
+        if self.takes_pixels:
+            rows = images.flatten(2).float() * self.scale
+            rows = rows if self.shift is None else rows + self.shift
+            images = rows.view(images.shape).permute(0, 3, 1, 2)
+        logits: Tensor = self.model(images.to(self.dtype))
+        return logits.float()
+
+
+class PlainGraph(TorchFunctionMode):
+    """Trace a few functions in the form that onnxruntime is fast at."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace a function that has such a form."""
+        return PLAIN_FORMS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Return what `F.scaled_dot_product_attention` does, where nothing is causal or dropped.
+
+    What the fused one is decomposed to has other strides, on which the export fails.
+    """
+    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(dim=-1) @ value
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return what `F.linear` does, as one product of matrices that has the bias in it."""
+    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    found = torch.addmm(bias, inputs.flatten(0, -2), weight.mT)
+    return found.view(*inputs.shape[:-1], -1)
+
+
+PLAIN_FORMS = {F.scaled_dot_product_attention: _attend, F.linear: _linear}
+
+
+def trace(bundle: Bundle, takes_pixels: bool, dtype: torch.dtype, to: str) -> ExportedProgram:
+    """Return the network as a graph for any batch size.
+
+    Raises `MltrError` for one that torch can't trace.
+    """
+    side = bundle.preprocess.image_size
+    example = torch.zeros(2, 3, side, side)
+    if takes_pixels:
+        example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    module = Deployed(bundle, takes_pixels, dtype).eval()
+    failures = (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError)
+    try:
+        with PlainGraph() if to == "onnx" else nullcontext():
+            batch = Dim("batch", min=1)
+            return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    except failures as error:
+        name = bundle.config["model"]["name"]
+        raise MltrError(f"torch can't export {name}: {first_line(error)}") from error
+
+
+def write_program(program: ExportedProgram, path: Path, config: Mapping[str, Any]) -> None:
+    """Write a .pt2 file."""
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={CONFIG_ENTRY: to_json(config)})
+
+
+def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
+    """Return the program as an ONNX graph; raises `MltrError` for what ONNX has no word for."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    try:
+        with _quiet():
+            found = torch.onnx.export(
+                program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise MltrError(f"can't be exported to ONNX: {first_line(error)}") from error
+    assert found is not None
+    ClearMetadataAndDocStringPass()(found.model)  # where each node came from, with local paths
+    return found.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the exporter and the quantiser say to those who work on them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def write_onnx(model: onnx.ModelProto, path: Path, config: Mapping[str, Any]) -> None:
+    """Write an ONNX file that has the config in it."""
+    import onnx
+
+    if model.ByteSize() > LARGEST_ONNX:
+        raise MltrError(
+            f"{model.ByteSize() / 1e9:.1f} GB don't fit into one ONNX file (2 GB at most): "
+            "take --precision fp16, or --to torch"
+        )
+    onnx.helper.set_model_props(model, {CONFIG_KEY: to_json(config)})
+    path.write_bytes(model.SerializeToString())
+
+
+# Images to check with.
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """Images to check a file with, and others to calibrate it on."""
+
+    pixels: Pixels  #: [N, S, S, 3]
+    calibration: Pixels  #: [M, S, S, 3]; empty if there are no real images
+    source: str  #: what `pixels` are, in words
+    targets: Labels | None = None  #: [N, K], where the labels are known
+
+
+def find_photos(
+    run: str, bundle: Bundle, images: str | None, overrides: Sequence[str] = ()
+) -> Photos:
+    """Return the images of a folder, or of the run's own source, or made-up ones where it is gone.
+
+    Raises `MltrError` for a folder without images, and for a source asked for by `overrides`.
+    """
+    if images is not None:
+        paths = list(Inputs([images]))
+        pixels, kept = _read(_spread(paths, 2 * MOST_IMAGES), bundle.preprocess)
+        if not kept:
+            raise MltrError(f"{images}: none of {len(paths)} images can be read")
+        # One image alone serves for both.
+        return Photos(pixels[::2], pixels[1::2] if len(kept) > 1 else pixels, f"of {images}")
+    try:
+        splits = open_scored(run, overrides).splits
+        records = _spread(splits.val.records or splits.test.records, MOST_IMAGES)
+        pixels, kept = _read([record.image for record in records], bundle.preprocess)
+        if not kept:
+            raise MltrError("none of the run's validation images can be read")
+    except MltrError as error:
+        if overrides:
+            raise
+        side = bundle.preprocess.image_size
+        made_up = _make_up(16, side)
+        reason = f"made up of noise, as the run's own can't be had ({error}); give --images FOLDER"
+        return Photos(made_up, np.zeros((0, side, side, 3), np.uint8), reason)
+    learnt_from = _spread(splits.train.records, MOST_IMAGES)
+    calibration, _ = _read([record.image for record in learnt_from], bundle.preprocess)
+    targets = np.stack([records[index].labels for index in kept])
+    return Photos(pixels, calibration, "that the run was validated on", targets)
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most so many of the items, evenly over all of them."""
+    indices = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[index] for index in indices]
+
+
+def _read(sources: Sequence[ImageSource], preprocess: Preprocess) -> tuple[Pixels, list[int]]:
+    """Return the pixels of what can be read, and which these are."""
+
+    def read(source: ImageSource) -> Pixels | None:
+        try:
+            return preprocess.read(source)
+        except BrokenImage:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(read, sources))
+    kept = [index for index, pixels in enumerate(found) if pixels is not None]
+    side = preprocess.image_size
+    shape = (len(kept), side, side, 3)
+    return np.array([found[index] for index in kept], np.uint8).reshape(shape), kept
+
+
+def _make_up(count: int, side: int) -> Pixels:
+    """Return smooth noise, which has edges and colours as photos have."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
+    return np.stack([np.asarray(Image.fromarray(each).resize((side, side))) for each in coarse])
+
+
+# The check.
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far an exported file is from the network that it came from."""
+
+    images: int
+    source: str  #: what the images were
+    largest_logit: float
+    logit_deviation: float  #: greatest
+    prob_deviation: float  #: greatest
+    mean_prob_deviation: float
+    map_before: float | None  #: `map` of the network on these images, where labels are known
+    map_after: float | None
+    seconds: tuple[float, ...] | None = None  #: an image takes: fp32 and int8, by onnxruntime
+
+
+def check(exported: Network, bundle: Bundle, photos: Photos, precision: str) -> Check:
+    """Compare a file's network with the one that it came from, from pixels on.
+
+    The first image goes in alone, then so many at once that batches of several sizes are seen.
+    Raises `MltrError` if logits or probabilities differ by more than the precision explains.
+    """
+    original = TorchNetwork(bundle.model, torch.device("cpu"))
+    expected = run_network(original, photos.pixels, bundle.preprocess)
+    found = run_network(exported, photos.pixels, bundle.preprocess)
+    probs = [to_probs(logits, bundle.calibration) for logits in (expected, found)]
+    moved = np.abs(probs[1] - probs[0])
+    before, after = (
+        None if photos.targets is None else evaluate(each, photos.targets)["map"] for each in probs
+    )
+    result = Check(
+        images=len(photos.pixels),
+        source=photos.source,
+        largest_logit=float(np.abs(expected).max()),
+        logit_deviation=float(np.abs(found - expected).max()),
+        prob_deviation=float(moved.max()),
+        mean_prob_deviation=float(moved.mean()),
+        map_before=before,
+        map_after=after,
+    )
+    _refuse_deviation(result, precision)
+    return result
+
+
+def run_network(network: Network, pixels: Pixels, preprocess: Preprocess) -> Floats:
+    """Return logits [N, K] of pixels [N, S, S, 3]: of the first image alone, then in batches."""
+    takes_pixels = getattr(network, "takes_pixels", False)
+    cuts = sorted({0, *range(1, len(pixels), BATCH), len(pixels)})
+    parts = [pixels[start:end] for start, end in pairwise(cuts)]
+    return np.concatenate([network(as_input(part, preprocess, takes_pixels)) for part in parts])
+
+
+def as_input(pixels: Pixels, preprocess: Preprocess, takes_pixels: bool) -> NDArray[Any]:
+    """Return pixels [B, S, S, 3] as a network takes them."""
+    return pixels if takes_pixels else preprocess.scale(pixels)
+
+
+def seconds_per_image(
+    networks: Sequence[Network], batches: Sequence[NDArray[Any]], seconds: float = 3.0
+) -> tuple[float, ...]:
+    """Return how long each network takes for an image of its batch: the median of many rounds.
+
+    They take turns, for about `seconds` in all, so that a busy moment hits all of them.
+    """
+    pairs = list(zip(networks, batches, strict=True))
+    for network, batch in pairs:
+        network(batch)
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < 5 or time.perf_counter() < end:
+        rounds.append([_seconds(network, batch) for network, batch in pairs])
+    return tuple(float(median) for median in np.median(rounds, axis=0))
+
+
+def _seconds(network: Network, batch: NDArray[Any]) -> float:
+    start = time.perf_counter()
+    network(batch)
+    return (time.perf_counter() - start) / len(batch)
+
+
+def _refuse_deviation(result: Check, precision: str) -> None:
+    if precision == "fp32":
+        allowed = LOGIT_TOLERANCE * max(1, result.largest_logit)
+        fits = result.logit_deviation <= allowed  # False for nan
+        told = f"logits differ by up to {result.logit_deviation:.2g} ({allowed:.2g} allowed)"
+    else:
+        most, mean = PROB_TOLERANCE[precision]
+        fits = result.prob_deviation <= most and result.mean_prob_deviation <= mean
+        told = (
+            f"probabilities differ by up to {result.prob_deviation:.2g} and by "
+            f"{result.mean_prob_deviation:.2g} on average ({most:g} and {mean:g} allowed)"
+        )
+    if not fits:
+        raise MltrError(
+            f"not written: on {result.images} images {result.source}, {told} from the run's own"
+        )
+
+
+# The command.
+
+
+def export(
+    run: str,
+    out: str | Path,
+    *,
+    to: str = "onnx",
+    precision: str = "fp32",
+    takes_pixels: bool = True,
+    images: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Check:
+    """Write a run's network, labels and preprocessing into one file, once it has been checked.
+
+    `images` is a folder of photos to check with; without it, the run's validation images are.
+    Raises `MltrError` if the file's network deviates from the run's; nothing is written then.
+    """
+    if to == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            require(package, "export", "exporting to ONNX")
+    bundle = load_bundle(run)
+    if not bundle.classes:
+        raise MltrError(f"{run} has no labels yet: train it before it is exported")
+    photos = find_photos(run, bundle, images, overrides)
+    if precision == "int8" and not len(photos.calibration):
+        raise UsageError(f"int8 is calibrated on real images; the images here are {photos.source}")
+    program = trace(bundle, takes_pixels, DTYPES.get(precision, torch.float32), to)
+    entry = {
+        "input": "uint8" if takes_pixels else "float32",
+        "precision": precision,
+        "mltr_version": __version__,
+        "torch_version": torch.__version__,
+    }
+    config = bundle.config | {"export": entry}
+    found: list[Check] = []
+
+    def write(temporary: Path) -> None:
+        if to == "torch":
+            write_program(program, temporary, config)
+            loaded = load_program(temporary, torch.device("cpu"))[0]
+            found.append(check(loaded, bundle, photos, precision))
+            return
+        model, speeds = to_onnx(program), None
+        if precision == "int8":
+            write_onnx(model, temporary, config)
+            plain = load_onnx(temporary, "cpu")[0]
+            model = _quantize(model, bundle, photos.calibration, takes_pixels)
+        write_onnx(model, temporary, config)
+        network = load_onnx(temporary, "cpu")[0]
+        result = check(network, bundle, photos, precision)
+        if precision == "int8":
+            batch = as_input(photos.pixels[:BATCH], bundle.preprocess, takes_pixels)
+            speeds = seconds_per_image([plain, network], [batch, batch])
+        found.append(replace(result, seconds=speeds))
+
+    write_atomically(out, write)
+    return found[0]
+
+
+def _quantize(
+    model: onnx.ModelProto, bundle: Bundle, pixels: Pixels, takes_pixels: bool
+) -> onnx.ModelProto:
+    from mltr.export.int8 import quantize
+
+    with _quiet():
+        return quantize(model, as_input(pixels, bundle.preprocess, takes_pixels))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr export``."""
+    add = parser.add_argument
+    add("bundle", metavar="RUN", help="a training run, or a folder with weights")
+    add(
+        "--to",
+        choices=["onnx", "torch"],
+        default="onnx",
+        help="ONNX, for onnxruntime and most other engines (default), or a torch.export program",
+    )
+    add(
+        "--out", metavar="FILE", help="default: in RUN, model.onnx, model.int8.onnx, model.pt2, ..."
+    )
+    add(
+        "--precision",
+        choices=["fp32", "fp16", "bf16", "int8"],
+        default="fp32",
+        help="of the computation; int8 (ONNX) is calibrated on real images, bf16 is for torch",
+    )
+    add(
+        "--input",
+        choices=["uint8", "float32"],
+        default="uint8",
+        help="what goes in: pixels [B, S, S, 3], which the file scales itself (default), or scaled "
+        "and normalised images [B, 3, S, S]",
+    )
+    add(
+        "--images",
+        metavar="FOLDER",
+        help="photos to check the file with (default: the run's validation images)",
+    )
+    add("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Export a run into a file that has been checked, and tell what it is."""
+    if args.precision not in PRECISIONS[args.to]:
+        raise UsageError(
+            f"--to {args.to} has {', '.join(PRECISIONS[args.to])}, not {args.precision}"
+        )
+    out = _choose_out(args)
+    result = export(
+        args.bundle,
+        out,
+        to=args.to,
+        precision=args.precision,
+        takes_pixels=args.input == "uint8",
+        images=args.images,
+        overrides=overrides,
+    )
+    print(f"{out}: {args.precision}, {out.stat().st_size / 1e6:.1f} MB, takes {args.input}")
+    print("\n".join(f"  {line}" for line in tell(result)))
+    print(f"Use it: mltr predict {out} PHOTOS")
+    return 0
+
+
+def _choose_out(args: argparse.Namespace) -> Path:
+    suffix = SUFFIX[args.to]
+    if args.out is None and args.bundle.startswith(HUB_PREFIX):
+        raise UsageError("--out FILE is needed for a bundle from the Hub")
+    infix = "" if args.precision == "fp32" else f".{args.precision}"
+    out = Path(args.out or Path(args.bundle) / f"model{infix}{suffix}")
+    if out.suffix != suffix:
+        raise UsageError(f"--out {out}: a file for --to {args.to} ends in {suffix}")
+    if out.exists() and not args.overwrite:
+        raise UsageError(f"{out} is there already: choose another --out, or --overwrite")
+    return out
+
+
+def tell(result: Check) -> list[str]:
+    """Return what the check found, for people."""
+    lines = [
+        f"checked on {result.images} images {result.source}: logits differ by at most "
+        f"{result.logit_deviation:.2g}, probabilities by {result.prob_deviation:.2g} "
+        f"({result.mean_prob_deviation:.2g} on average)"
+    ]
+    if result.map_before is not None and result.map_after is not None:
+        lines.append(
+            f"map on them: {100 * result.map_after:.2f} (run: {100 * result.map_before:.2f})"
+        )
+    if result.seconds is not None:
+        plain, own = (1000 * each for each in result.seconds)
+        lines.append(
+            f"{plain / own:.2f} times as fast as fp32 in onnxruntime here: {own:.2f} ms an image, "
+            f"not {plain:.2f}, in batches of {min(BATCH, result.images)}"
+        )
+    return lines

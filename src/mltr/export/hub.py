@@ -1,0 +1,134 @@
+"""`mltr push`: a run on the Hugging Face Hub, with its card and its test figures."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from mltr.export.card import write_card
+from mltr.files.download import HUB_PREFIX, first_line
+from mltr.errors import MltrError, UsageError
+from mltr.files.writing import write_json
+from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, load_bundle
+
+CARD_FILE = "README.md"
+METRICS_FILE = "metrics.json"
+
+
+def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | None = None) -> None:
+    """Write into `folder` what goes to the Hub: weights, config, card, and the test figures.
+
+    Raises `MltrError` if `run` holds no whole bundle.
+    """
+    run, folder = Path(run), Path(folder)
+    bundle = load_bundle(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)
+    write_json(folder / CONFIG_FILE, bundle.config | timm_config(bundle))
+    (folder / CARD_FILE).write_text(write_card(run, bundle, repo_id, licence), encoding="utf-8")
+
+
+def timm_config(bundle: Bundle) -> dict[str, Any]:
+    """Return what timm reads of a config.json, so that it loads the network from the Hub, too.
+
+    Empty where timm couldn't build it: with a head that isn't its own.
+    """
+    import timm
+
+    import mltr.timm_models  # noqa: F401  makes the variants known to timm
+
+    model = bundle.config["model"]
+    if "head" in model["overrides"]:
+        return {}
+    names = {"image_size": "img_size", "drop_path": "drop_path_rate"}
+    arguments = {names.get(key, key): value for key, value in model["overrides"].items()}
+    architecture = model["name"].removeprefix("timm/")
+    known = timm.get_pretrained_cfg(architecture)
+    if known is None or (not known.fixed_input_size and model["name"].startswith("timm/")):
+        arguments.pop("img_size", None)
+    preprocess, count = bundle.preprocess, len(bundle.classes)
+    side = preprocess.image_size
+    own = {
+        "input_size": [3, side, side], "mean": preprocess.mean, "std": preprocess.std,
+        "interpolation": preprocess.interpolation, "crop_pct": preprocess.crop_pct or 1.0,
+        "crop_mode": "center" if preprocess.crop_pct else "squash", "num_classes": count,
+    }  # fmt: skip
+    layers = {} if known is None else known.to_dict()  # type: ignore[no-untyped-call]
+    layers = {
+        key: layers[key] for key in ("first_conv", "classifier", "pool_size") if key in layers
+    }
+    return {
+        "architecture": architecture, "num_classes": count, "label_names": list(bundle.classes),
+        "model_args": arguments, "pretrained_cfg": layers | own,
+    }  # fmt: skip
+
+
+def push_to_hub(
+    run: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    licence: str | None = None,
+    message: str = "Upload by mltr",
+    token: str | None = None,
+) -> str:
+    """Upload a run or bundle, with its card, to the Hub's ``OWNER/NAME``; return its address.
+
+    The repository is made if there is none. `licence` is an identifier such as ``apache-2.0``;
+    without one the card says that none was given. Raises `MltrError` if the run holds no whole
+    bundle, or the Hub refuses or can't be reached.
+    """
+    api = HfApi(token=token, library_name="mltr")
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(run, folder, repo_id, licence)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        except HFValidationError as error:
+            raise UsageError(f"{repo_id!r} is no OWNER/NAME ({error})") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise MltrError(
+                f"{repo_id} can't be uploaded: {first_line(error)}; is the name right, and are "
+                "you logged in (hf auth login)?"
+            ) from error
+    return str(commit.commit_url).partition("/commit/")[0]
+
+
+# The command.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr push``."""
+    parser.add_argument("run", metavar="RUN", help="a training run, or a folder with weights")
+    parser.add_argument("repo_id", metavar="OWNER/NAME", help="of the repository on the Hub")
+    parser.add_argument("--licence", metavar="ID", help="such as apache-2.0 or cc-by-nc-4.0")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--message", default="Upload by mltr", help="of the commit")
+    parser.add_argument(
+        "--dry-run", metavar="FOLDER", help="write what would be uploaded there, upload nothing"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Upload, or write a folder to look at first."""
+    if args.dry_run:
+        prepare(args.run, args.dry_run, args.repo_id, args.licence)
+        print(f"would be uploaded to {args.repo_id}: {args.dry_run}; look at its {CARD_FILE}")
+        return 0
+    address = push_to_hub(
+        args.run,
+        args.repo_id,
+        private=args.private,
+        licence=args.licence,
+        message=args.message,
+    )
+    print(f"{address}\nanybody with access loads it by mltr.load('{HUB_PREFIX}{args.repo_id}')")
+    return 0

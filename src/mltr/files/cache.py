@@ -1,0 +1,226 @@
+"""`mltr cache`: copies that can be made again, what they take, and how they are deleted.
+
+A cache lies in a folder with a record of the files that it made, and deletes no others. Those
+unused for the longest time make room for new ones. Any number of processes may share one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+
+from filelock import Timeout
+
+from mltr.errors import UsageError
+from mltr.files.writing import write_json
+from mltr.files.locks import exclusive
+
+RECORD = "made.json"  #: in a cache's folder: the names of its files, and their sizes in bytes
+PART = ".part"  #: ends the name of a file that isn't whole yet
+FAILED = ".failed"  #: ends the name of a note why a file can't be had
+
+
+def cache_folder() -> Path:
+    """Return where copies are kept that can be made again: a folder of the user's, for all runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltr"
+
+
+def part_of(path: Path) -> Path:
+    """Return where a file of a cache is made before it gets its name."""
+    return path.with_name(path.name + PART)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file of a cache."""
+
+    path: Path
+    size: int  #: bytes on the disk
+    used: float  #: s since 1970
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Files in a folder, up to a limit in bytes; what is being made may exceed it."""
+
+    folder: Path
+    limit: int = sys.maxsize
+
+    def get(self, name: str, size: int, make: Callable[[Path], object]) -> Path:
+        """Return the file `name`, of `size` bytes or more, which `make` makes unless it is there.
+
+        `make` gets the path, and makes the file whole or not at all, beside it as `part_of` says.
+        Of several processes one does so; the others wait for it. Raises OSError where the folder
+        can't be written, and what `make` raises.
+        """
+        path = self.folder / name
+        if _is_here(path, size):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if not _is_here(path, size):
+                self._make_room(name, size)
+                try:
+                    make(path)
+                except BaseException:
+                    self._forget(name)
+                    raise
+        return path
+
+    def kept(self) -> list[Kept]:
+        """Return the files that the record names, those unused for the longest time first."""
+        found = [_look(self.folder / name) for name in self._read()]
+        return sorted((kept for kept in found if kept.size), key=lambda kept: kept.used)
+
+    def clear(self) -> int:
+        """Delete every file that the record names and nobody is making; return their bytes."""
+        if not (self.folder / RECORD).is_file():
+            return 0
+        freed = 0
+        with self._record() as record:
+            for name in list(record):
+                freed += self._delete(record, name)
+        return freed
+
+    def _make_room(self, name: str, size: int) -> None:
+        """Note a file that is to be made, and delete others until it fits below the limit."""
+        with self._record() as record:
+            record[name] = size
+            others = {other: _look(self.folder / other) for other in record if other != name}
+            # Of what is just being made, the size that it will have counts.
+            used = size + sum(max(kept.size, record[other]) for other, kept in others.items())
+            for other, _ in sorted(others.items(), key=lambda item: item[1].used):
+                if used <= self.limit:
+                    break
+                counted = max(others[other].size, record[other])
+                self._delete(record, other)
+                used -= counted if other not in record else 0
+
+    def _forget(self, name: str) -> None:
+        """Take from the record what left no trace."""
+        with self._record() as record:
+            if not any(path.exists() for path in _traces(self.folder / name)):
+                record.pop(name, None)
+
+    def _delete(self, record: dict[str, int], name: str) -> int:
+        """Delete a file unless somebody is making it; return how many bytes that freed."""
+        path, freed = self.folder / name, 0
+        try:
+            with _locked(path, wait=False):
+                freed = _look(path).size
+                for gone in _traces(path):
+                    gone.unlink(missing_ok=True)  # who has it open can read on
+        except Timeout:
+            return 0
+        except FileNotFoundError:  # not even its folder is there
+            pass
+        del record[name]
+        if path.parent != self.folder:
+            with contextlib.suppress(OSError):  # others are there
+                path.parent.rmdir()
+        return freed
+
+    @contextmanager
+    def _record(self) -> Iterator[dict[str, int]]:
+        """Give the record to one at a time, and write it if it has changed."""
+        with _locked(self.folder / RECORD):
+            record = self._read()
+            before = dict(record)
+            yield record
+            if not record:
+                (self.folder / RECORD).unlink(missing_ok=True)
+            elif record != before:
+                write_json(self.folder / RECORD, record)
+
+    def _read(self) -> dict[str, int]:
+        try:
+            record = json.loads((self.folder / RECORD).read_text("utf-8"))
+            return {
+                name: int(size)
+                for name, size in record.items()
+                if not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+            }
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+
+def _traces(path: Path) -> tuple[Path, ...]:
+    """Return all files that belong to one of a cache."""
+    return path, part_of(path), path.with_name(path.name + FAILED)
+
+
+def _is_here(path: Path, size: int) -> bool:
+    try:
+        if path.stat().st_size < size:
+            return False
+    except FileNotFoundError:
+        return False
+    with contextlib.suppress(OSError):  # a cache that may only be read
+        os.utime(path)
+    return True
+
+
+def _look(path: Path) -> Kept:
+    """Return what is on the disk of a file, whole or not."""
+    for candidate in (path, part_of(path)):
+        with contextlib.suppress(OSError):
+            about = candidate.stat()
+            return Kept(path, about.st_size, about.st_mtime)
+    return Kept(path, 0, time.time())
+
+
+def _locked(path: Path, wait: bool = True) -> AbstractContextManager[None]:
+    """Hold a file of the cache; raises `Timeout` where somebody else does and `wait` is false."""
+    return exclusive(path.with_name(f".{path.name}.lock"), wait)
+
+
+# -- the command -------------------------------------------------------------------------------
+
+KINDS = {
+    "photos": "photos squashed once (data.cache, data.cache_gb)",
+    "shards": "shards from elsewhere (data.shard_cache_gb)",
+}  #: folders of the caches below `cache_folder`
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--clear", action="store_true", help="delete them")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="the cache in this folder (what data.shard_cache names)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """List what the caches hold, or delete it."""
+    folders = {cache_folder() / kind: words for kind, words in KINDS.items()}
+    if args.folder:
+        folders = {Path(args.folder): "shards from elsewhere"}
+        if not (Path(args.folder) / RECORD).is_file():
+            raise UsageError(f"{args.folder} holds no cache: there is no {RECORD}")
+    total = 0
+    for folder, words in folders.items():
+        cache = Cache(folder)
+        kept = cache.kept()
+        if args.clear:
+            total += cache.clear()
+            continue
+        print(f"{folder}: {words}")
+        for file in kept:
+            used = datetime.fromtimestamp(file.used)
+            name = file.path.relative_to(folder)
+            print(f"  {file.size / 1e6:>10,.1f} MB  last used {used:%Y-%m-%d %H:%M}  {name}")
+        total += sum(file.size for file in kept)
+    if args.clear:
+        print(f"deleted {total / 1e6:,.1f} MB")
+    else:
+        print(f"{total / 1e6:,.1f} MB in all" + ("; delete them by --clear" if total else ""))
+    return 0

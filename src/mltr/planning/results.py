@@ -1,0 +1,408 @@
+"""`mltr results`: published figures, ours beside them, and what has not been run and why.
+
+A run counts for a published row only if it is that row's recipe: same data, protocol, network,
+size and training, on all the images. One that deviates is listed with what differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from mltr.config.schema import Config
+from mltr.errors import MltrError
+from mltr.planning.published import (
+    FREE_FIELDS,
+    PAPER,
+    PEERS,
+    PRETRAINING,
+    ROWS,
+    SIBLING,
+    Origin,
+    PublicSet,
+    Row,
+    effective_batch,
+    public_set,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, none or more")
+    parser.add_argument(
+        "--gpus", nargs="+", default=[], metavar="N x DEVICE",
+        help="plan each row for these, such as 1xH200 8xH200 (takes a minute or two)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="write Markdown there in place of stdout")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there (- for stdout)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Set the runs beside the published rows."""
+    from mltr.files.writing import text_writer, write_atomically, write_figures
+    from mltr.planning.devices import parse_gpus
+
+    devices = [parse_gpus(text) for text in args.gpus]
+    standing = stand(args.runs)
+    plans = [[_plan(row, name, count) for count, name in devices] for row in ROWS]
+    text = to_markdown(standing, plans, args.gpus)
+    if args.json:
+        write_figures(args.json, to_figures(standing, plans))
+    if args.out:
+        write_atomically(args.out, text_writer(text))
+        print(f"{args.out}: {sum(map(bool, standing.matching))} of {len(ROWS)} rows have been run")
+    elif args.json != "-":
+        print(text, end="")
+    return 0
+
+
+# -- which run is which row's -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its recipe, where its weights came from, and its test figures, if finished."""
+
+    path: Path
+    config: Config
+    origin: Origin
+    metrics: dict[str, Any] | None
+
+
+@dataclass
+class Standing:
+    """All runs, by the row of the table that they are for."""
+
+    matching: list[list[Run]] = field(default_factory=lambda: [[] for _ in ROWS])
+    unfinished: list[list[Run]] = field(default_factory=lambda: [[] for _ in ROWS])
+    deviating: list[tuple[Run, Row, list[str]]] = field(default_factory=list)
+    others: list[Run] = field(default_factory=list)  #: of data or networks that no row has
+
+
+def stand(folders: Sequence[str | Path]) -> Standing:
+    """Read run folders and find the row of each. Raises `MltrError` for one that is no run."""
+    standing = Standing()
+    seen = set()
+    for folder in map(Path, folders):
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        found = read_run(folder)
+        number = _row_of(found)
+        if number is None:
+            standing.others.append(found)
+            continue
+        differences = deviations(found, ROWS[number])
+        if differences:
+            standing.deviating.append((found, ROWS[number], differences))
+        elif found.metrics is None:
+            standing.unfinished[number].append(found)
+        else:
+            standing.matching[number].append(found)
+    return standing
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder. Raises `MltrError` if there is no recipe, or its figures are damaged."""
+    from mltr.config.recipe import load_recipe
+    from mltr.runs.folder import RunFolder
+
+    folder = RunFolder(path)
+    if not folder.recipe.is_file():
+        raise MltrError(f"{path} is no run: it has no {folder.recipe.name}")
+    config = load_recipe(folder.recipe)
+    metrics = None
+    if folder.metrics.is_file():
+        metrics = _read_json(folder.metrics)
+        counts = metrics.get("images_in_splits")
+        figure = metrics.get("map", metrics.get("top1"))
+        if not isinstance(figure, int | float) or not isinstance(counts, dict):
+            raise MltrError(f"{folder.metrics}: no test map or top1, or no images_in_splits")
+    return Run(path, config, _origin(config.model.init), metrics)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MltrError(f"{path} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise MltrError(f"{path} must hold a JSON object")
+    return content
+
+
+def _origin(init: str) -> Origin:
+    """Return what a run started from; of a folder that is gone, pretrained is all we know."""
+    if not init:
+        return "scratch"
+    bundle = Path(init) / "config.json"
+    if bundle.is_file() and _read_json(bundle).get("extra", {}).get("data") == "coco":
+        return "coco"
+    return "pretrained"
+
+
+def set_of(found: Run) -> PublicSet | None:
+    """Return the public data set of a run; ImageNet is told by how many images there are."""
+    config = found.config
+    if config.loss.name != "ce" or found.metrics is None:
+        return public_set(config.data)
+    train, test = _counts(found)
+    share = config.data.max_broken
+    return next((s for s in PRETRAINING.values() if s.matches(train, test, share)), None)
+
+
+def _counts(found: Run) -> tuple[int, int]:
+    """Return how many images a finished run learnt from or chose on, and was tested on."""
+    counts = (found.metrics or {}).get("images_in_splits", {})
+    return counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)
+
+
+def set_of_row(row: Row) -> PublicSet:
+    """Return the public data set of a row."""
+    known = public_set(recipe_of(row).data, row.recipe)
+    assert known is not None
+    return known
+
+
+def _row_of(found: Run) -> int | None:
+    """Return the number of the row with the run's data, network and start, if there is one."""
+    known = set_of(found)
+    candidates = [
+        number
+        for number, row in enumerate(ROWS)
+        if known is not None
+        and row.network == found.config.model.name
+        and set_of_row(row).name == known.name
+    ]
+    if found.origin != "scratch":
+        same = [number for number in candidates if ROWS[number].origin == found.origin]
+        candidates = same or candidates
+    return candidates[0] if candidates else None
+
+
+@cache
+def recipe_of(row: Row) -> Config:
+    """Return the recipe of a row, resolved; not to be changed."""
+    from mltr.config.recipe import find_recipe, load_recipe
+
+    return load_recipe(find_recipe(row.recipe), row.options)
+
+
+def deviations(found: Run, row: Row) -> list[str]:
+    """Return in which points a run is not the row's recipe; none if it is."""
+    from mltr.planning.estimate import image_side
+    from mltr.runs.folder import differences
+
+    wanted, config = recipe_of(row), found.config
+    points = [
+        f"{key} {new!r} in place of {old!r}"
+        for key, old, new in differences(asdict(wanted), asdict(config))
+        if key not in FREE_FIELDS and key != "model.image_size"
+    ]
+    for what, old, new in (
+        ("px", image_side(wanted), image_side(config)),
+        ("images a step", effective_batch(wanted), effective_batch(config)),
+    ):
+        if old != new:
+            points.append(f"{new} {what} in place of {old}")
+    if found.origin != row.origin:
+        words = {"scratch": "from scratch", "pretrained": "from other weights", "coco": "from COCO"}
+        points.append(f"{words[found.origin]} in place of {_start(row)}")
+    return points + _missing_images(found)
+
+
+def _missing_images(found: Run) -> list[str]:
+    """Say so if a run saw another number of images than the data set has."""
+    known = set_of(found)
+    if known is None or found.metrics is None:
+        return []
+    train, test = _counts(found)
+    if known.matches(train, test, found.config.data.max_broken):
+        return []
+    return [f"{train:,} + {test:,} images in place of {known.train:,} + {known.test:,}"]
+
+
+def _start(row: Row) -> str:
+    words = {"coco": "weights of our COCO run", "scratch": "random weights"}
+    return words.get(row.origin, "ImageNet weights")
+
+
+def _plan(row: Row, name: str, count: int) -> dict[str, Any]:
+    from mltr.planning.estimate import Images, estimate, place_of
+
+    config = recipe_of(row)
+    known = set_of_row(row)
+    if config.train.precision == "auto":
+        config = replace(config, train=replace(config.train, precision="bf16"))
+    val = round(known.train * config.data.val_fraction)
+    images = Images(known.train - val, val, known.test, known.classes, known.disk_gb)
+    return estimate(config, images, place_of(name, count))
+
+
+# -- the page ----------------------------------------------------------------------------------
+
+
+def to_markdown(
+    standing: Standing, plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]
+) -> str:
+    """Return the page: published, ours, not yet run; what each row takes; peers; other runs."""
+    options = f" --gpus {' '.join(gpus)}" if gpus else ""
+    lines = [
+        "# Published figures, ours, and what has not been run", "",
+        f"Made by `mltr results RUNS{options} --out docs/results.md` from the folders of our runs; "
+        "don't edit it. Test mAP in percent (ImageNet: top-1 accuracy), by the protocols of "
+        "[protocols](protocols.md). A run stands in the column *ours* only if it is the row's "
+        "recipe on all of the row's images; "
+        "several seeds give their mean and range.", "",
+        "| data | network | published | ours, measured | not yet run, and why |",
+        "| --- | --- | --- | --- | --- |",
+        *(_row_line(number, standing, plans[number], gpus) for number in range(len(ROWS))), "",
+        f"Published by {PAPER}, whose code and weights were never released; CAT's top-1 by "
+        f"{SIBLING}, by the same authors.", "",
+        "## The command of each row", "",
+        "`--data.root` names the folder of the data. ImageNet weights come by `--model.init`: "
+        "[where weights come from](weights.md). COCO_RUN is the folder of our own COCO run: its "
+        "head, of other classes, starts anew.", "",
+        "```text", *dict.fromkeys(row.command for row in ROWS), "```", "",
+    ]  # fmt: skip
+    if gpus:
+        lines += _plan_lines(plans, gpus)
+    return "\n".join([*lines, *_peer_lines(), *_other_lines(standing)]).rstrip() + "\n"
+
+
+def _row_line(
+    number: int, standing: Standing, plans: Sequence[dict[str, Any]], gpus: Sequence[str]
+) -> str:
+    from mltr.planning.estimate import image_side
+
+    row = ROWS[number]
+    published = "not published" if row.figure is None else f"{row.figure:.1f}"
+    network = f"{row.network}, {image_side(recipe_of(row))} px"
+    noted = f" ({row.note})" if row.note else ""
+    ours = _ours(standing.matching[number], row.metric)
+    reason = "" if ours else _reason(row, standing.unfinished[number], plans, gpus)
+    return f"| {row.data} | {network} | {published}{noted} | {ours} | {reason} |"
+
+
+def _ours(runs: Sequence[Run], metric: str) -> str:
+    figures = [100 * found.metrics[metric] for found in runs if found.metrics is not None]
+    if not figures:
+        return ""
+    if len(figures) == 1:
+        return f"{figures[0]:.1f} (one seed)"
+    return f"{mean(figures):.1f} ({min(figures):.1f} to {max(figures):.1f}, {len(figures)} runs)"
+
+
+def _reason(
+    row: Row, unfinished: Sequence[Run], plans: Sequence[dict[str, Any]], gpus: Sequence[str]
+) -> str:
+    if unfinished:
+        return f"under way: {', '.join(found.path.name for found in unfinished)}"
+    known = set_of_row(row)
+    weights = "" if row.origin == "scratch" else f", {_start(row)}"
+    hours = [
+        f"{plan['hours']:.1f} h on {text}" for plan, text in zip(plans, gpus, strict=True)
+    ]  # fmt: skip
+    time = f", by plan {' or '.join(hours)}" if hours else ""
+    return f"needs the {known.train + known.test:,} images{weights} and a GPU{time}"
+
+
+def _plan_lines(plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]) -> list[str]:
+    from mltr.planning.devices import BEST_SHARE, OPERATION_S, SCALING, TRAFFIC
+
+    lines = [
+        "## What each row takes, by plan", "",
+        "Not measured: `mltr plan RECIPE --gpus ...` for each. No such GPU was at hand, so the "
+        f"speed is assumed: a training step moves {TRAFFIC:g} times the bytes that it keeps for "
+        "the backward pass at the bandwidth of the device's memory, but takes no less than its "
+        f"products at {100 * BEST_SHARE:.0f} % of the peak, nor than {1e6 * OPERATION_S:g} µs for "
+        f"each operation; several devices reach {100 * SCALING:.0f} % of their sum. The first "
+        "number is fitted to published speeds of training Swin on an RTX 3090, the others are "
+        "rough; see [planning](planning.md). Loading isn't counted.", "",
+        "| data | network | images | batch x steps | device | memory, GiB | images/s "
+        "| share of peak | hours | device-hours |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row, own in zip(ROWS, plans, strict=True):
+        for plan, text in zip(own, gpus, strict=True):
+            batch, memory, speed = plan["batch"], plan["memory_gib"], plan["speed"]
+            fits = "" if memory["fits"] else ", doesn't fit"
+            lines.append(
+                f"| {row.data} | {row.network} | {plan['images']['train']:,} | {batch['all']} x "
+                f"{batch['steps']:,} | {text} | {memory['total']:.1f} of {memory['available']:g}"
+                f"{fits} | {speed['images_per_s']:,.0f} | {100 * speed['share_of_peak']:.1f} % | "
+                f"{plan['hours']:.2f} | {plan['device_hours']:.1f} |"
+            )
+    return [*lines, ""]
+
+
+def _peer_lines() -> list[str]:
+    return [
+        "## What others have published", "",
+        "Protocols differ, and most choose the epoch on the test images: see "
+        "[protocols](protocols.md).", "",
+        "| data | method | mAP | source |", "| --- | --- | --- | --- |",
+        *(f"| {p.data} | {p.method} | {p.figure:.1f} | {p.source} |" for p in PEERS), "",
+    ]  # fmt: skip
+
+
+def _other_lines(standing: Standing) -> list[str]:
+    lines = []
+    if standing.deviating:
+        lines += [
+            "## Runs that deviate from a row's recipe", "",
+            "Their figures are not the row's.", "",
+            "| run | of the row | map | what differs |", "| --- | --- | --- | --- |",
+        ]  # fmt: skip
+        for found, row, points in standing.deviating:
+            what = "; ".join(points)
+            lines.append(
+                f"| {found.path.name} | {row.data}, {row.network} | {_map(found)} | {what} |"
+            )
+        lines.append("")
+    if standing.others:
+        lines += ["## Runs that no published row is about", ""]
+        lines += ["| run | data | network | map |", "| --- | --- | --- | --- |"]
+        for found in standing.others:
+            config = found.config
+            lines.append(
+                f"| {found.path.name} | {config.data.format} | {config.model.name} | "
+                f"{_map(found)} |"
+            )
+        lines.append("")
+    return lines
+
+
+def _map(found: Run) -> str:
+    if found.metrics is None:
+        return "not finished"
+    figure = found.metrics["top1" if "top1" in found.metrics else "map"]
+    return f"{100 * figure:.1f}"
+
+
+def to_figures(
+    standing: Standing, plans: Sequence[Sequence[dict[str, Any]]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what the page holds as plain values."""
+    rows = []
+    for number, row in enumerate(ROWS):
+        runs = standing.matching[number]
+        rows.append(
+            asdict(row)
+            | {"command": row.command, "plans": list(plans[number])}
+            | {"ours": {str(r.path): 100 * r.metrics[row.metric] for r in runs if r.metrics}}
+        )
+    deviating = [
+        {"run": str(found.path), "data": row.data, "network": row.network, "deviations": points}
+        for found, row, points in standing.deviating
+    ]
+    return {
+        "rows": rows, "deviating": deviating,
+        "others": [{"run": str(found.path)} for found in standing.others],
+    }  # fmt: skip

@@ -1,0 +1,6 @@
+"""The one path from photos to labels, and `mltr predict`, which takes it for millions.
+
+`predictor` goes from images to labels on a bundle or an `exported` network. `command` finds the
+photos (`inputs`), remembers what is done (`journal`) and writes it (`results`, `sidecars`, `xmp`);
+`cluster` and `on_ray` move the network elsewhere.
+"""

@@ -1,0 +1,536 @@
+"""`mltr predict`: name what is in photos, be they seven or seven million."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from mltr.errors import BrokenImage, UsageError, did_you_mean
+from mltr.files.writing import check_target, make_folder
+from mltr.predict.inputs import Inputs, Survey, exists
+from mltr.files.locks import locked_folder, locked_output
+from mltr.predict.predictor import (
+    DEFAULT_THRESHOLD,
+    Found,
+    Opened,
+    Prediction,
+    Predictor,
+    load,
+    predict_paths,
+)
+from mltr.predict.journal import SUFFIX, Journal, Stamp
+from mltr.predict.progress import tell, with_progress
+from mltr.predict.results import (
+    SHEET_PICTURES,
+    Row,
+    Selection,
+    errors_path,
+    with_errors,
+    with_tiles,
+    write_rows,
+    write_sheet,
+)
+from mltr.predict.sidecars import (
+    NAMINGS,
+    Outcome,
+    Sidecars,
+    TextSidecars,
+    XmpSidecars,
+    check_classes,
+    with_sidecars,
+)
+
+if TYPE_CHECKING:
+    from mltr.data.records import PackedImage
+    from mltr.gallery import Tile
+    from mltr.predict.on_ray import Answer, Cluster
+
+SHEET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PATH_WIDTH = 48  #: longest path that a table aligns
+#: Formats of the output by the ending of its name.
+FORMATS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet",
+}  # fmt: skip
+TOLD_ERRORS = 20  #: images that can't be read are named up to so many
+SURVEY_WAIT_S = 2.0  #: for the number of images, before the first is read
+
+
+@dataclass
+class _Tally:
+    """What the summary at the end tells."""
+
+    images: int = 0
+    known: int = 0  #: from the journal
+    tagged: int = 0  #: whose sidecars were there, and which were therefore not opened
+    broken: int = 0
+    errors: list[str] = field(default_factory=list)  #: the first few
+    sidecars: Outcome = field(default_factory=Outcome)
+    tiles: list[Tile] = field(default_factory=list)
+    keeps_out: bool = False  #: whether an interrupted run leaves the output as it was
+    is_written: bool = False
+    interruption: BaseException | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr predict``."""
+    add = parser.add_argument
+    add("bundle", metavar="RUN", help="a run, a folder with weights, or a file by `mltr export`")
+    add(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="an image, a folder (with those below), a quoted pattern, a Parquet table of images "
+        "or paths, shards by `mltr shard`, or - for a list on stdin",
+    )
+    add("--out", metavar="FILE", help="write the results here, over what is there (- for stdout)")
+    add(
+        "--format",
+        choices=["table", *dict.fromkeys(FORMATS.values())],
+        help=f"of the results; by default by the ending of --out ({', '.join(FORMATS)}), else a "
+        "table on a terminal and JSON lines in a pipe",
+    )
+    add("--json", metavar="FILE", help="short for --format jsonl --out FILE")
+    add(
+        "--sidecars",
+        action="store_true",
+        help="write the labels of photo.jpg to photo.txt beside it, separated by commas; a file "
+        "that is already there is kept",
+    )
+    add(
+        "--xmp",
+        action="store_true",
+        help="add the labels to the keywords in photo.jpg.xmp beside photo.jpg; what else is "
+        "there is kept",
+    )
+    add(
+        "--xmp-naming",
+        choices=NAMINGS,
+        default=NAMINGS[0],
+        help=f"how the file of --xmp is called: {NAMINGS[0]} as digiKam, darktable and most others "
+        f"expect (the default), or {NAMINGS[1]} as Lightroom does",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start anew: predict again for what is done, and let --sidecars replace files",
+    )
+    add(
+        "--follow-links",
+        action="store_true",
+        help="where a file to write is a link, write where it leads (by default it is refused)",
+    )
+    add("--sheet", metavar="FILE", help=f"draw the first {SHEET_PICTURES} images with their labels")
+    add(
+        "--threshold",
+        type=float,
+        help=f"least probability of a label (default: the run's own, or {DEFAULT_THRESHOLD})",
+    )
+    add(
+        "--top",
+        type=int,
+        metavar="K",
+        help="the K best labels, whatever their probability unless --threshold is given",
+    )
+    for name, what in (("--only", "no classes but these"), ("--exclude", "all classes but these")):
+        add(name, action="append", default=[], metavar="CLASS,...", help=what)
+    add("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    add("--workers", type=int, metavar="N", help="threads that open images")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator if there is one)")
+    add(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="ray: the network in several processes, one of which may die; on the cluster that "
+        "RAY_ADDRESS names, else on this machine (default: local)",
+    )
+    add(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="processes with --engine ray (default: one for each GPU, or for each two cores)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict for all images; 1 if some can't be read, or their sidecars written, else 0."""
+    _check_arguments(args)
+    out, _ = _choose_output(args)
+    kinds = _choose_sidecars(args)
+    targets = [target for target in (out, args.sheet) if target]
+    inputs = Inputs(args.paths, targets, [kind.path_for for kind in kinds])
+    with contextlib.ExitStack() as stack:
+        if out is not None:
+            make_folder(out.parent)
+            stack.enter_context(locked_output(out))
+        for folder in _libraries(args.paths) if kinds else []:
+            stack.enter_context(locked_folder(folder))
+        survey = Survey(inputs)
+        survey.check(SURVEY_WAIT_S)
+        predictor = load(args.bundle, args.device, args.batch_size)
+        survey.check(0)
+        if args.engine == "local":
+            return tag(predictor, inputs, survey, args)
+        from mltr.predict.on_ray import on_cluster
+
+        cluster = stack.enter_context(
+            on_cluster(
+                args.bundle, predictor, args.device, args.replicas, args.workers, out is not None
+            )
+        )
+        return tag(predictor, inputs, survey, args, cluster)
+
+
+def _libraries(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders in which sidecars can be written, as far as the arguments name them."""
+    named = [Path(argument) for argument in arguments if exists(argument)]
+    folders = {(path if path.is_dir() else path.parent).resolve() for path in named}
+    # Where it can't be made, a lock is not needed either.
+    return sorted(folder for folder in folders if os.access(folder, os.W_OK))
+
+
+def tag(
+    predictor: Predictor,
+    inputs: Inputs,
+    survey: Survey,
+    args: argparse.Namespace,
+    cluster: Cluster | None = None,
+) -> int:
+    """Predict for all inputs with a network that is loaded, here or on a cluster; see `run`."""
+    out, form = _choose_output(args)
+    kinds = _choose_sidecars(args)
+    chosen = choose_classes(predictor.classes, args.only, args.exclude)
+    classes = [predictor.classes[index] for index in chosen]
+    if args.sidecars:
+        check_classes(classes)
+    if args.threshold is not None:
+        predictor.thresholds[:] = args.threshold
+    selection = Selection(tuple(chosen), args.top, fills_top=args.threshold is None)
+    tally = _Tally(keeps_out=out is not None and out.exists())
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if out is not None:
+            journal = stack.enter_context(_open_journal(out, predictor, survey, args.overwrite))
+        interruptions = _Interruptions(writes_files=out is not None or bool(kinds))
+        stack.enter_context(interruptions.taken())
+        source = _Source(
+            predictor, selection, journal, kinds, args.workers, tally, cluster, interruptions
+        )
+        own_rows = stack.enter_context(contextlib.closing(source.rows(inputs)))
+        rows = with_sidecars(own_rows, kinds, tally.sidecars) if kinds else own_rows
+        if out is not None:
+            rows = with_errors(rows, errors_path(out))
+        if args.sheet:
+            rows = with_tiles(rows, tally.tiles)
+        if out is not None or form != "table":
+            rows = with_progress(rows, lambda: survey.total)
+        width = min(PATH_WIDTH, survey.longest_name) if survey.total else PATH_WIDTH
+        try:
+            write_rows(rows, classes, out, form, width)
+            tally.is_written = True
+        except (KeyboardInterrupt, SystemExit) as error:
+            tally.interruption = error
+    if journal is not None and journal.damaged:
+        tell(
+            f"{journal.path} is damaged; what it said of {journal.damaged:,} images was not "
+            "believed, and they were predicted anew"
+        )
+    if tally.tiles:
+        write_sheet(args.sheet, tally.tiles)
+    _tell_summary(tally, out)
+    if tally.interruption is not None:
+        raise tally.interruption
+    return 1 if tally.broken or tally.sidecars.failed else 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise UsageError(f"--threshold {args.threshold} must lie in 0..1")
+    for name in ("top", "batch_size", "workers", "replicas"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if args.replicas is not None and args.engine != "ray":
+        raise UsageError("--replicas goes with --engine ray")
+    if args.sheet:
+        if Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
+            raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
+        args.sheet = check_target(args.sheet, args.follow_links)
+
+
+def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
+    """Return where the results go (None: stdout) and their format.
+
+    Raises `UsageError` for options that don't fit, `MltrError` if there is no place for a file.
+    """
+    if args.json and (args.out or args.format):
+        raise UsageError("--json FILE stands for --format jsonl --out FILE: give one or the other")
+    target = args.json or args.out
+    out = check_target(target, args.follow_links) if target and target != "-" else None
+    form = "jsonl" if args.json else args.format
+    if form is None and out is not None:
+        form = FORMATS.get(out.suffix.lower())
+        if form is None:
+            raise UsageError(
+                f"--out {out}: end the name with {', '.join(FORMATS)}, or give --format"
+            )
+    if form is None:
+        form = "table" if sys.stdout is not None and sys.stdout.isatty() else "jsonl"
+    if form == "parquet" and out is None:
+        raise UsageError("--format parquet needs --out FILE")
+    return out, form
+
+
+def _choose_sidecars(args: argparse.Namespace) -> list[Sidecars]:
+    kinds: list[Sidecars] = []
+    if args.sidecars:
+        kinds.append(TextSidecars(args.overwrite, args.follow_links))
+    if args.xmp:
+        if importlib.util.find_spec("lxml") is None:
+            raise UsageError("--xmp needs `pip install 'mltr[xmp]'`")
+        kinds.append(XmpSidecars(args.xmp_naming, args.overwrite, args.follow_links))
+    return kinds
+
+
+def choose_classes(classes: Sequence[str], only: list[str], exclude: list[str]) -> list[int]:
+    """Return the indices of the classes wanted; an entry is a name, or several with commas.
+
+    Raises `UsageError` for an unknown name, and if nothing is left.
+    """
+    wanted = _known_names(only, classes) or set(classes)
+    unwanted = _known_names(exclude, classes)
+    chosen = [k for k, name in enumerate(classes) if name in wanted and name not in unwanted]
+    if not chosen:
+        raise UsageError("--only and --exclude leave no class")
+    return chosen
+
+
+def _known_names(entries: list[str], classes: Sequence[str]) -> set[str]:
+    names = set()
+    for entry in entries:
+        # A class may have a comma in its own name, as many of ImageNet's have.
+        for name in [entry] if entry in classes else map(str.strip, entry.split(",")):
+            if name not in classes:
+                hint = did_you_mean(name, classes)
+                raise UsageError(f"no class {name!r} among the {len(classes)} of this run{hint}")
+            names.add(name)
+    return names
+
+
+def _open_journal(out: Path, predictor: Predictor, survey: Survey, anew: bool) -> Journal:
+    """Open the journal beside the output, and say what is done already."""
+    journal = Journal(out.with_name(out.name + SUFFIX), predictor.fingerprint, anew)
+    count = journal.count()
+    if journal.is_of_other_model:
+        tell(f"{out} is of another model: starting anew")
+    elif count:
+        done = (
+            f"{count:,}"
+            if survey.total is None
+            else f"{min(count, survey.total):,} of {survey.total:,}"
+        )
+        tell(f"continuing: {done} images are done")
+    return journal
+
+
+class _Interruptions:
+    """Ctrl-C and SIGTERM, which end a run only where it waits for images: files are written whole.
+
+    A second one ends it anywhere, and so does the first one if no file is written.
+    """
+
+    def __init__(self, writes_files: bool = True) -> None:
+        self._writes_files = writes_files
+        self._first: BaseException | None = None
+        self._may_raise = False
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Take the signals, if this is the main thread, which alone gets them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        # A job in the background ignores the Ctrl-C of the one before it.
+        taken = [n for n, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
+        for number in taken:
+            signal.signal(number, self._note)
+        try:
+            yield
+        finally:
+            for number in taken:
+                signal.signal(number, previous[number])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        is_second = self._first is not None
+        is_ctrl_c = number == signal.SIGINT
+        self._first = KeyboardInterrupt() if is_ctrl_c else SystemExit(128 + number)
+        if is_second or self._may_raise or not self._writes_files:
+            raise self._first
+
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise here what came, or comes."""
+        self._may_raise = True
+        try:
+            if self._first is not None:
+                raise self._first
+            yield
+        finally:
+            self._may_raise = False
+
+
+@dataclass(eq=False)
+class _Image:
+    source: Path | PackedImage
+    stamp: Stamp | None = None  #: for the journal
+    is_known: bool = False  #: from it
+
+
+@dataclass
+class _Source:
+    """Where rows come from: the journal, or the network."""
+
+    predictor: Predictor
+    selection: Selection
+    journal: Journal | None
+    kinds: Sequence[Sidecars]
+    workers: int | None
+    tally: _Tally
+    cluster: Cluster | None
+    interruptions: _Interruptions
+
+    def rows(self, sources: Iterable[Path | PackedImage]) -> Generator[Row]:
+        """Yield a row for each image; ends early, with what is done, when interrupted."""
+        try:
+            with contextlib.closing(self._predict(map(_Image, sources))) as predictions:
+                yield from self._rows(predictions)
+        except (KeyboardInterrupt, SystemExit) as error:
+            self.tally.interruption = error
+            if self.tally.keeps_out:
+                raise
+
+    def _rows(self, predictions: Iterator[tuple[_Image, Found]]) -> Iterator[Row]:
+        tally = self.tally
+        while True:
+            with self.interruptions.raised():
+                pair = next(predictions, None)
+            if pair is None:
+                return
+            image, found = pair
+            if found is None:
+                tally.tagged += 1
+                continue
+            if self.journal is not None and image.stamp and isinstance(found, Prediction):
+                self.journal.add(image.stamp, found.probs)
+            row = self.selection.row(image.source, found)
+            tally.images += 1
+            tally.known += image.is_known
+            if row.error:
+                tally.broken += 1
+                tally.errors += [row.error] if tally.broken <= TOLD_ERRORS else []
+            yield row
+
+    def _predict(self, images: Iterator[_Image]) -> Generator[tuple[_Image, Found]]:
+        """Yield what is known or predicted of each image; None if there was nothing to do."""
+        if self.cluster is None:
+            yield from predict_paths(self.predictor, images, self.workers, read=self._read)
+            return
+        for part, answers in self.cluster.predict(self._parts(images, self.cluster.part_size)):
+            new = iter(answers)
+            for image, is_known, found in part:
+                if not is_known:
+                    found, image.stamp = self._unpack(next(new))
+                yield image, found
+
+    def _parts(
+        self, images: Iterator[_Image], size: int
+    ) -> Iterator[tuple[list[tuple[_Image, bool, Found]], list[Path | PackedImage]]]:
+        """Yield some images with what is known of them, and those of which nothing is."""
+        while part := [(image, *self._look_up(image)) for image in islice(images, size)]:
+            yield part, [image.source for image, is_known, _ in part if not is_known]
+
+    def _unpack(self, answer: Answer) -> tuple[Found, Stamp | None]:
+        if answer.probs is None:
+            return BrokenImage(answer.error), None
+        return self.predictor.to_prediction(answer.probs), answer.stamp
+
+    def _read(self, image: _Image) -> Opened:
+        """Open an image, or return what is known of it; None if there is nothing to do."""
+        is_known, found = self._look_up(image)
+        return found if is_known else self.predictor.read(image.source)
+
+    def _look_up(self, image: _Image) -> tuple[bool, Found]:
+        """Tell whether an image needs no network, and what is known of it, if anything."""
+        source = image.source
+        if self.journal is None:
+            beside = [isinstance(source, Path) and kind.is_done(source) for kind in self.kinds]
+            return bool(beside) and all(beside), None
+        if self.cluster is None:
+            image.stamp, probs = self.journal.find(source)
+        else:  # whoever opens the file looks at its content
+            probs = self.journal.find_unchanged(source)
+        if probs is None:
+            return False, None
+        image.is_known = True
+        return True, self.predictor.to_prediction(probs)
+
+
+def _tell_summary(tally: _Tally, out: Path | None) -> None:
+    """Say on stderr what was done where, and name the images that can't be read."""
+    lines = []
+    images = _count(tally.images, "image")
+    if tally.known:
+        images += f" ({tally.known:,} of them done before)"
+    if tally.interruption is not None:
+        kept = "the results so far are written"
+        if out is not None and not tally.is_written:
+            kept = f"{out} is as it was" if tally.keeps_out else f"{out} is not written"
+        again = "; the same command goes on from here" if out else ""
+        lines.append(f"interrupted after {images}; {kept}{again}")
+    elif out is not None:
+        lines.append(f"{images} -> {out}")
+    if tally.tagged:
+        lines.append(
+            f"passed over, with their sidecars there already: {_count(tally.tagged, 'image')}; "
+            "--overwrite writes them again"
+        )
+    sidecars = tally.sidecars
+    if sidecars.kept:
+        lines.append(
+            f"kept as they were: {_count(sidecars.kept, 'sidecar')} ({sidecars.first_kept}); "
+            "--overwrite replaces them"
+        )
+    if tally.broken:
+        of = _count(tally.images, "image")
+        lines.append(f"{tally.broken:,} of {of} can't be read:")
+        lines += _first(tally.errors, tally.broken, out)
+    if sidecars.failed:
+        lines.append(f"not written: {_count(sidecars.failed, 'sidecar')}:")
+        lines += _first(sidecars.failures, sidecars.failed, out)
+    for line in lines:
+        tell(line)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _first(reasons: Sequence[str], count: int, out: Path | None) -> list[str]:
+    """Return lines with the first of so many reasons, and where the others are."""
+    lines = [f"  {reason}" for reason in reasons]
+    if count > len(reasons):
+        where = f": see {errors_path(out)}" if out else ""
+        lines.append(f"  and {count - len(reasons):,} more{where}")
+    return lines

@@ -1,0 +1,201 @@
+"""Networks in a file of their own: ONNX runs on onnxruntime alone, a .pt2 program on torch.
+
+Either file brings the JSON of a bundle's ``config.json`` with it, and an entry `export` that says
+how it was made and what goes in: uint8 pixels [B, S, S, 3], or preprocessed float32
+[B, 3, S, S]. Out come logits float32 [B, K]. `mltr export` writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.weights.metadata import parse_config
+from mltr.data.preprocess import Preprocess
+from mltr.files.download import first_line
+from mltr.errors import MltrError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime
+    import torch
+
+Floats = NDArray[np.float32]
+
+CONFIG_KEY = "mltr"  #: of the metadata in an ONNX file
+CONFIG_ENTRY = "mltr.json"  #: of the archive that a .pt2 file is
+INPUT, OUTPUT = "images", "logits"  #: names in the graph
+LIMIT_S = 60.0  #: for one image through an ONNX file, on whatever machine
+SILENT = 4  #: of onnxruntime's levels: what it would write to stderr, its exceptions say too
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxNetwork:
+    """An ONNX file for a `Predictor`; may be called from several threads at once."""
+
+    session: onnxruntime.InferenceSession
+    path: Path
+    takes_pixels: bool  #: whether uint8 [B, S, S, 3] go in, which the network scales itself
+    limit_s: float  #: for one image: a file may hold a loop without end
+
+    def __call__(self, images: NDArray[Any]) -> Floats:
+        """Return logits float32 [B, K] of the images; raises `MltrError` if that can't be."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = SILENT
+        limit_s = self.limit_s * max(1, len(images))
+        watch = threading.Timer(limit_s, setattr, (options, "terminate", True))
+        watch.daemon = True
+        watch.start()
+        inputs = {INPUT: np.ascontiguousarray(images)}
+        try:
+            logits: Floats = self.session.run([OUTPUT], inputs, options)[0]
+        except Exception as error:  # its errors have no base of their own
+            if options.terminate:
+                raise MltrError(f"{self.path} gives no answer within {limit_s:g} s") from error
+            raise MltrError(f"{self.path} fails in onnxruntime: {first_line(error)}") from error
+        finally:
+            watch.cancel()
+        return logits
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the file."""
+        return _checksum(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class ProgramNetwork:
+    """A program by `torch.export` for a `Predictor`."""
+
+    program: torch.nn.Module
+    path: Path
+    device: torch.device
+    takes_pixels: bool  #: as in `OnnxNetwork`
+
+    def __call__(self, images: NDArray[Any]) -> Floats:
+        """Return logits float32 [B, K] of the images."""
+        import torch
+
+        with torch.inference_mode():
+            logits: Floats = self.program(torch.from_numpy(images).to(self.device)).cpu().numpy()
+        return logits
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the file."""
+        return _checksum(self.path)
+
+
+def require(package: str, extra: str, why: str) -> Any:
+    """Import a package of an extra; raises `UsageError` that says how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(f"{why} needs {package}: pip install 'mltr[{extra}]'") from error
+
+
+def load_onnx(
+    path: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    limit_s: float = LIMIT_S,
+) -> tuple[OnnxNetwork, dict[str, Any]]:
+    """Return the network of an ONNX file and its checked config. Torch isn't imported.
+
+    `device` is cpu, cuda or cuda:N, by default a GPU if this onnxruntime can use one; `threads`
+    is how many one call may use, by default OMP_NUM_THREADS, as for torch, or all cores. Raises
+    `MltrError` for a file that is missing, damaged or not by `mltr export`, and for one that gives
+    no logits of a black image within `limit_s`.
+    """
+    _check_file(path)
+    ort = require("onnxruntime", "onnx", str(path))
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+    providers = _choose_providers(ort, device)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its errors have no base of their own
+        raise MltrError(f"{path} can't be run by onnxruntime: {first_line(error)}") from error
+    text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
+    config = _read_config(text, path)
+    takes_pixels = config["export"]["input"] == "uint8"
+    network = OnnxNetwork(session, Path(path), takes_pixels, limit_s)
+    side = Preprocess.from_dict(config["preprocess"]).image_size
+    shape, kind = ((side, side, 3), np.uint8) if takes_pixels else ((3, side, side), np.float32)
+    logits = network(np.zeros((1, *shape), kind))
+    if logits.shape != (1, len(config["classes"])):
+        raise MltrError(
+            f"{path} gives {list(logits.shape)} values for an image, not one for each of its "
+            f"{len(config['classes'])} classes; export the run again"
+        )
+    if not np.isfinite(logits).all():
+        raise MltrError(f"{path} predicts NaN for a black image; export the run again")
+    return network, config
+
+
+def _choose_providers(ort: Any, device: str | None) -> list[Any]:
+    kind, _, number = (device or "").partition(":")
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if kind == "cuda" and not has_cuda:
+        raise UsageError(
+            f"device {device!r} can't be used: this onnxruntime has no CUDA; "
+            "pip install onnxruntime-gpu, or take cpu"
+        )
+    if kind not in ("", "cpu", "cuda") or (number and not number.isdecimal()):
+        raise UsageError(f"device {device!r} is none of onnxruntime's; cpu, cuda or cuda:N")
+    if has_cuda and kind != "cpu":
+        cuda = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
+        return [cuda, "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]
+
+
+def load_program(path: str | Path, device: torch.device) -> tuple[ProgramNetwork, dict[str, Any]]:
+    """Return the network of a .pt2 file and its checked config; raises as `load_onnx` does.
+
+    `torch.export` may unpickle parts of such a file: load only those whose origin you trust.
+    """
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    _check_file(path)
+    texts = {CONFIG_ENTRY: ""}
+    try:
+        with Path(path).open("rb") as file:
+            program = torch.export.load(file, extra_files=texts)
+    except Exception as error:  # anything, from the archive's format to the operators in it
+        raise MltrError(f"{path} can't be run by torch: {first_line(error)}") from error
+    config = _read_config(texts[CONFIG_ENTRY], path)
+    if device.type != "cpu":
+        program = move_to_device_pass(program, device)
+    takes_pixels = config["export"]["input"] == "uint8"
+    return ProgramNetwork(program.module(), Path(path), device, takes_pixels), config
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise MltrError(f"no such file: {path}; `mltr export RUN` writes such files")
+
+
+def _read_config(text: str | None, path: str | Path) -> dict[str, Any]:
+    if not text:
+        raise MltrError(f"{path} has no labels in it: it isn't by `mltr export`; export the run")
+    config = parse_config(text, Path(path))
+    export = config.get("export")
+    if not isinstance(export, dict) or export.get("input") not in ("uint8", "float32"):
+        raise MltrError(f"{path}: export.input must be uint8 or float32")
+    return config

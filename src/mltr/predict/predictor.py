@@ -1,0 +1,355 @@
+"""From images to labels: the one inference path. No torch here: exported networks need none."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.weights.metadata import Calibration, read_calibration, to_probs
+from mltr.data.preprocess import Pixels, Preprocess
+from mltr.errors import BrokenImage, MltrError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import nn
+
+    from mltr.weights.bundle import Bundle, TorchNetwork
+
+Floats = NDArray[np.float32]
+Source = TypeVar("Source")
+
+DEFAULT_THRESHOLD = 0.5
+PASSED_BATCHES = 64  #: a batch of images waits for no more than so many batches of what is known
+EXPORTED = (".onnx", ".pt2")  #: endings of the files that `mltr export` writes
+
+
+class Network(Protocol):
+    """Whatever computes logits float32 [B, K] of preprocessed images float32 [B, 3, S, S].
+
+    One whose `takes_pixels` is True gets uint8 [B, S, S, 3] and scales them itself.
+    """
+
+    def __call__(self, images: NDArray[Any]) -> Floats:
+        """Return the logits."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these weights from others: results of earlier runs hold for the same alone."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the network says about one image."""
+
+    probs: Floats  #: [K]
+    classes: tuple[str, ...]  #: K names
+    thresholds: Floats  #: [K]
+
+    @cached_property
+    def labels(self) -> list[tuple[str, float]]:
+        """The classes at or above their threshold with their probabilities, best first."""
+        chosen = self.probs >= self.thresholds
+        return [(self.classes[k], float(self.probs[k])) for k in self._order if chosen[k]]
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """Return the `k` most probable classes, whatever their thresholds, best first."""
+        return [(self.classes[index], float(self.probs[index])) for index in self._order[:k]]
+
+    def only(self, indices: Sequence[int]) -> Prediction:
+        """Return the same prediction with some of the classes left."""
+        classes = tuple(self.classes[index] for index in indices)
+        return Prediction(self.probs[list(indices)], classes, self.thresholds[list(indices)])
+
+    @cached_property
+    def _order(self) -> list[int]:
+        order: list[int] = np.argsort(-self.probs, kind="stable").tolist()
+        return order
+
+
+@dataclass(eq=False)
+class Predictor:
+    """A network ready for use: call it with images.
+
+    An image is a path, the bytes of an image file, a PIL image, or a uint8 array [H, W, 3] or
+    [H, W]. One image gives a `Prediction`, a list of them a list, in the same order.
+    """
+
+    network: Network
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    thresholds: Floats  #: [K], on probabilities; may be changed
+    batch_size: int = 32
+    calibration: Calibration | None = None  #: how logits become probabilities; None: sigmoid
+
+    @overload
+    def __call__(self, images: list[Any]) -> list[Prediction]: ...
+
+    @overload
+    def __call__(self, images: Any) -> Prediction: ...
+
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """Predict for one image or a list; raises `BrokenImage` for one that can't be read."""
+        if not isinstance(images, list | tuple):
+            return self.predict_batch(self.read(images)[None])[0]
+        predictions = []
+        for number, (_, found) in enumerate(predict_paths(self, images), start=1):
+            if isinstance(found, BrokenImage):
+                raise BrokenImage(f"image {number} of {len(images)}: {found}") from found
+            if found is not None:
+                predictions.append(found)
+        return predictions
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the probabilities of this predictor from others'; thresholds don't matter."""
+        parts = (self.network.fingerprint, self.classes, self.preprocess, self.calibration)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    @property
+    def model(self) -> nn.Module:
+        """The PyTorch network, in eval mode; raises `UsageError` for an exported one."""
+        return self._torch_network.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the PyTorch network is; raises as `model` does."""
+        return self._torch_network.device
+
+    @property
+    def _torch_network(self) -> TorchNetwork:
+        if not hasattr(self.network, "model"):
+            raise UsageError("an exported network only predicts: use the run that it came from")
+        return cast("TorchNetwork", self.network)
+
+    def predict_batch(self, pixels: Pixels) -> list[Prediction]:
+        """Return a prediction for each of the images uint8 [B, S, S, 3]."""
+        probs = to_probs(self.logits(pixels), self.calibration)
+        return [self.to_prediction(row) for row in probs]
+
+    def logits(self, pixels: Pixels) -> Floats:
+        """Return what the network says of images uint8 [B, S, S, 3]: float32 [B, K]."""
+        takes_pixels = getattr(self.network, "takes_pixels", False)
+        return self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
+
+    def to_prediction(self, probs: Floats) -> Prediction:
+        """Return what probabilities [K] of one image say."""
+        return Prediction(probs, self.classes, self.thresholds.copy())
+
+    def read(self, source: Any) -> Pixels:
+        """Open and resize one image to uint8 [S, S, 3]; raises `BrokenImage`."""
+        if _is_file(source):
+            return self.preprocess.read(source)
+        return self.preprocess.resize(to_image(source))
+
+
+def _is_file(source: Any) -> bool:
+    """Whether this is an image yet to be opened: a path, a file's bytes, an image of a split."""
+    from PIL import Image
+
+    from mltr.data.records import LazyImage
+
+    kinds = (str, bytes, Path, LazyImage)
+    return isinstance(source, kinds) and not isinstance(source, Image.Image)
+
+
+def to_image(source: Any) -> Image.Image:
+    """Return any kind of image in RGB; raises `BrokenImage`, or `UsageError` for another kind."""
+    from PIL import Image
+
+    from mltr.data.images import open_image, to_rgb, told
+
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not (
+            source.size and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4)))
+        ):
+            raise BrokenImage(
+                f"array of {source.dtype} {list(source.shape)}: expected uint8 of [height, width, "
+                "3] or [height, width]"
+            )
+        source = Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        with told(getattr(source, "filename", "") or "image from memory"):
+            return to_rgb(source)
+    if _is_file(source):
+        return open_image(source)
+    raise UsageError(
+        f"can't predict for a {type(source).__name__}; give a path, bytes, a PIL image, a uint8 "
+        "array, or a list of them"
+    )
+
+
+def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> Predictor:
+    """Load a bundle, a training run or an exported file for prediction.
+
+    On an accelerator where there is one. An ONNX file runs without torch. Raises `MltrError` if
+    there is nothing whole at `path` or the device can't be used.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size} must be at least 1")
+    if str(path).endswith(EXPORTED):
+        return _load_exported(path, device, batch_size)
+    from mltr.weights.bundle import load_bundle
+
+    chosen = _choose_device(device)
+    bundle = load_bundle(path, chosen)
+    if not bundle.classes:
+        raise MltrError(
+            f"{path} has no labels yet; train from it: mltr train RECIPE --model.init {path}"
+        )
+    return as_predictor(bundle, chosen, batch_size)
+
+
+def _load_exported(path: str | Path, device: str | None, batch_size: int) -> Predictor:
+    from mltr.predict.exported import load_onnx, load_program
+
+    network: Network
+    if str(path).endswith(".onnx"):
+        network, config = load_onnx(path, device)
+    else:
+        network, config = load_program(path, _choose_device(device))
+    return Predictor(
+        network,
+        tuple(config["classes"]),
+        Preprocess.from_dict(config["preprocess"]),
+        _fill_thresholds(config["thresholds"], len(config["classes"])),
+        batch_size,
+        read_calibration(config),
+    )
+
+
+def as_predictor(
+    bundle: Bundle, device: torch.device | None = None, batch_size: int = 32
+) -> Predictor:
+    """Return a loaded bundle ready for use."""
+    import torch
+
+    from mltr.weights.bundle import TorchNetwork
+
+    network = TorchNetwork(bundle.model, device or torch.device("cpu"))
+    thresholds = _fill_thresholds(bundle.thresholds, len(bundle.classes))
+    return Predictor(
+        network, bundle.classes, bundle.preprocess, thresholds, batch_size, bundle.calibration
+    )
+
+
+def _fill_thresholds(own: Sequence[float] | None, num_classes: int) -> Floats:
+    thresholds = np.full(num_classes, DEFAULT_THRESHOLD, np.float32)
+    if own is not None:
+        thresholds[:] = own
+    return thresholds
+
+
+def _choose_device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} can't be used here ({reason}); try cpu") from error
+    return device
+
+
+Found: TypeAlias = Prediction | BrokenImage | None  #: what comes of an image
+Opened: TypeAlias = Pixels | Found
+
+
+def predict_paths(
+    predictor: Predictor,
+    paths: Iterable[Source],
+    workers: int | None = None,
+    batch_size: int | None = None,
+    read: Callable[[Source], Opened] | None = None,
+) -> Iterator[tuple[Source, Found]]:
+    """Yield each image with its prediction, or with why it can't be read, in the order given.
+
+    Threads open images while the network works on those before them, and the caller on those
+    before these; no more than three batches are held at a time, however many images there are.
+    `read` opens an image in place of `predictor.read`, in a thread of its own; if it returns what
+    is known of the image already, or None, that is passed on.
+    """
+    size = batch_size or predictor.batch_size
+    readers = ThreadPoolExecutor(workers or min(8, _usable_cores()))
+    runner = ThreadPoolExecutor(1)
+    opened = _read_ahead(readers, read or predictor.read, iter(paths), size)
+    running = None
+    try:
+        for batch in _batches(opened, size):
+            following = runner.submit(_predict_readable, predictor, batch)
+            if running is not None:
+                yield from running.result()
+            running = following
+        if running is not None:
+            yield from running.result()
+    finally:
+        for pool in (readers, runner):
+            pool.shutdown(cancel_futures=True)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _read_ahead(
+    pool: Executor, read: Callable[[Source], Opened], paths: Iterator[Source], count: int
+) -> Iterator[tuple[Source, Opened]]:
+    """Open images in order, `count` at a time."""
+
+    def submit(path: Source) -> tuple[Source, Future[Opened]]:
+        return path, pool.submit(read, path)
+
+    waiting = deque(map(submit, islice(paths, count)))
+    while waiting:
+        path, future = waiting.popleft()
+        waiting.extend(map(submit, islice(paths, 1)))
+        try:
+            yield path, future.result()
+        except BrokenImage as error:
+            yield path, error
+
+
+def _batches(
+    opened: Iterable[tuple[Source, Opened]], size: int
+) -> Iterator[list[tuple[Source, Opened]]]:
+    """Gather as many images as the network takes at once, and what comes between them."""
+    batch: list[tuple[Source, Opened]] = []
+    num_images = 0
+    for pair in opened:
+        batch.append(pair)
+        num_images += isinstance(pair[1], np.ndarray)
+        if num_images == size or len(batch) == PASSED_BATCHES * size:
+            yield batch
+            batch, num_images = [], 0
+    if batch:
+        yield batch
+
+
+def _predict_readable(
+    predictor: Predictor, batch: list[tuple[Source, Opened]]
+) -> list[tuple[Source, Found]]:
+    """Predict for the images of one batch that are pixels, keeping the order."""
+    images = [image for _, image in batch if isinstance(image, np.ndarray)]
+    predictions = iter(predictor.predict_batch(np.stack(images)) if images else [])
+    return [
+        (path, next(predictions) if isinstance(image, np.ndarray) else image)
+        for path, image in batch
+    ]

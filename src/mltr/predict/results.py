@@ -1,0 +1,311 @@
+"""What ``mltr predict`` writes: a row for each image, as a table, JSON, CSV, TSV or Parquet.
+
+Rows are written as they come. CSV, TSV and Parquet have the columns `path`, `labels`, `probs` (of
+the labels), `error`, and then one for each class with its probability; JSON has the first three,
+and `error` where something is wrong: alone with `path` for an image that can't be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.data.cells import to_cells
+from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.files.writing import check_target, open_regular, write_atomically
+from mltr.predict.inputs import name_of
+from mltr.terminal import UNPRINTABLE, printable
+
+if TYPE_CHECKING:
+    from mltr.data.records import PackedImage
+    from mltr.gallery import Tile
+    from mltr.predict.predictor import Prediction
+
+log = logging.getLogger(__name__)
+
+OWN_COLUMNS = ("path", "labels", "probs", "error")
+SHEET_PICTURES = 60  #: a contact sheet shows the first so many images
+SHEET_LABELS = 12  #: and at most so many labels of each
+ROW_GROUP = 1024  #: rows that go to Parquet at once
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+ERRORS_HEADER = ("path", "error")  #: by which a list of errors is known as ours
+
+
+class Row(NamedTuple):
+    """One image of the output."""
+
+    image: Path | PackedImage
+    labels: list[tuple[str, float]]  #: best first
+    probs: NDArray[np.float32] | None  #: of all classes wanted; None: the image can't be read
+    error: str = ""  #: why it can't be read, or its sidecar can't be written
+
+    @property
+    def name(self) -> str:
+        """The path as text."""
+        return to_text(name_of(self.image))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which labels of a prediction a row tells."""
+
+    indices: tuple[int, ...]  #: of the classes wanted, among the network's
+    top: int | None = None  #: at most so many labels
+    fills_top: bool = False  #: with labels below their thresholds, too
+
+    def row(self, image: Path | PackedImage, found: Prediction | BrokenImage) -> Row:
+        """Return the row of an image."""
+        if isinstance(found, BrokenImage):
+            return Row(image, [], None, to_text(str(found)))
+        prediction = found.only(self.indices)
+        if self.top is None:
+            labels = prediction.labels
+        elif self.fills_top:
+            labels = prediction.top(self.top)
+        else:
+            labels = prediction.labels[: self.top]
+        return Row(image, labels, prediction.probs)
+
+
+def to_text(name: str) -> str:
+    r"""Return a name as UTF-8, which that of a file on Linux need not be; no two become one.
+
+    A byte that isn't UTF-8 is written as ``\xff``. In such names, and in those that have ``\x``
+    themselves, a backslash is doubled.
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    with contextlib.suppress(UnicodeDecodeError):
+        if b"\\x" not in raw:
+            return raw.decode()
+    return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def write_rows(
+    rows: Iterable[Row], classes: Sequence[str], out: Path | None, form: str, width: int
+) -> None:
+    """Write all rows in the format `form` to stdout, or to a file that appears once it is whole.
+
+    A table aligns paths at `width` characters. Raises `MltrError` if that can't be written.
+    """
+
+    def write_text(file: TextIO) -> None:
+        if form == "jsonl":
+            write_jsonl(rows, file)
+        elif form == "json":
+            write_json(rows, file)
+        elif form in DELIMITERS:
+            write_csv(rows, classes, file, DELIMITERS[form])
+        else:
+            write_table(rows, width, file)
+
+    def write_file(temporary: Path) -> None:
+        if form == "parquet":
+            write_parquet(rows, classes, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                write_text(file)
+
+    if out is not None:
+        write_atomically(out, write_file)
+        return
+    with _stdout(is_data=form != "table") as stdout:
+        write_text(stdout)
+
+
+@contextlib.contextmanager
+def _stdout(is_data: bool) -> Iterator[TextIO]:
+    """Give stdout, for data in UTF-8; raises `MltrError` if it can't be written to."""
+    stdout = sys.stdout
+    if stdout is None:
+        raise UsageError("stdout is closed: give --out FILE")
+    if isinstance(stdout, io.TextIOWrapper):
+        encoding = "utf-8" if is_data else stdout.encoding
+        stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    try:
+        yield stdout
+        stdout.flush()
+    except BrokenPipeError:  # the reader has had enough
+        raise
+    except OSError as error:
+        if error.filename is not None:  # of a file that was read meanwhile
+            raise
+        with contextlib.suppress(OSError):  # what is left in its buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        raise MltrError(f"can't write to stdout: {error.strerror or error}") from error
+
+
+def write_jsonl(rows: Iterable[Row], file: TextIO) -> None:
+    """Write one JSON object a line, and each line at once."""
+    for row in rows:
+        print(_to_json(row), file=file, flush=True)
+
+
+def write_json(rows: Iterable[Row], file: TextIO) -> None:
+    """Write a JSON array of the same objects, one a line."""
+    separator = "[\n"
+    for row in rows:
+        file.write(separator + _to_json(row))
+        separator = ",\n"
+    file.write("\n]\n" if separator.startswith(",") else "[]\n")
+
+
+def _to_json(row: Row) -> str:
+    content: dict[str, Any] = {"path": row.name}
+    if row.error:
+        content["error"] = row.error
+    if row.probs is not None:
+        content["labels"] = [name for name, _ in row.labels]
+        content["probs"] = [round(prob, 6) for _, prob in row.labels]
+    text = json.dumps(content, ensure_ascii=False)
+    return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def write_csv(
+    rows: Iterable[Row], classes: Sequence[str], file: TextIO, delimiter: str = ","
+) -> None:
+    """Write a header and a line an image; several labels in a cell are separated by `; `."""
+    clean = printable if file.isatty() else str
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(map(clean, to_cells(_columns(classes))))
+    for row in rows:
+        labels = "; ".join(name for name, _ in row.labels)
+        own_probs = "; ".join(f"{prob:.6g}" for _, prob in row.labels)
+        scores = [""] * len(classes) if row.probs is None else [f"{p:.6g}" for p in row.probs]
+        texts = map(clean, to_cells([row.name, labels, own_probs, row.error]))
+        writer.writerow([*texts, *scores])
+
+
+def write_parquet(rows: Iterable[Row], classes: Sequence[str], path: Path) -> None:
+    """Write lists for `labels` and `probs`, float32 for each class; `error` is null or a text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = [pa.string(), pa.list_(pa.string()), pa.list_(pa.float32()), pa.string()]
+    kinds += [pa.float32()] * len(classes)
+    schema = pa.schema(list(zip(_columns(classes), kinds, strict=True)))
+    remaining = iter(rows)
+    with pq.ParquetWriter(path, schema) as writer:
+        while group := list(islice(remaining, ROW_GROUP)):
+            missing = np.array([row.probs is None for row in group])
+            scores = np.zeros((len(group), len(classes)), np.float32)
+            scores[~missing] = [row.probs for row in group if row.probs is not None]
+            columns: list[Any] = [
+                [row.name for row in group],
+                [[name for name, _ in row.labels] for row in group],
+                [[prob for _, prob in row.labels] for row in group],
+                [row.error or None for row in group],
+            ]
+            arrays = [pa.array(*pair) for pair in zip(columns, kinds[:4], strict=True)]
+            arrays += [pa.array(column, mask=missing) for column in scores.T]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def _columns(classes: Sequence[str]) -> list[str]:
+    """Names of the columns; a class that is called like one of ours gets a prefix."""
+    return [*OWN_COLUMNS, *(f"class:{c}" if c in OWN_COLUMNS else c for c in classes)]
+
+
+def write_table(rows: Iterable[Row], width: int, file: TextIO) -> None:
+    """Write a line an image for people: the path, cut to `width` characters, then the labels."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file, soft_wrap=True, highlight=False)
+    for row in rows:
+        name = printable(row.name)
+        name = name if len(name) <= width else f"…{name[1 - width :]}"
+        line = Text(f"{name:<{width}}", style="dim")
+        if row.probs is None:
+            line.append("  can't be read", style="red")
+        elif not row.labels:
+            line.append("  no label", style="dim")
+        for label, prob in row.labels:
+            line.append(f"  {printable(label)}", style="bold").append(f" {prob:.0%}")
+        if row.error and row.probs is not None:
+            line.append("  sidecar not written", style="red")
+        console.print(line)
+
+
+def errors_path(out: Path) -> Path:
+    """Return the list of images with errors: `tags.parquet.errors.csv` for `tags.parquet`."""
+    return out.with_name(f"{out.name}.errors.csv")
+
+
+def with_errors(rows: Iterable[Row], path: Path) -> Iterator[Row]:
+    """List the images with errors in a CSV file, once all rows have passed by.
+
+    There is no file if there are none; one of an earlier run is removed. What someone else has
+    put there stays.
+    """
+    count = 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as listing:
+        writer = csv.writer(listing, lineterminator="\n")
+        writer.writerow(ERRORS_HEADER)
+        for row in rows:
+            if row.error:
+                writer.writerow(to_cells((row.name, row.error)))
+                count += 1
+            yield row
+        if not _is_ours(path):
+            if count:
+                log.warning("%s is no list of errors of ours: it stays as it is", path)
+            return
+        if not count:
+            path.unlink(missing_ok=True)
+            return
+        listing.seek(0)
+
+        def copy(temporary: Path) -> None:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                shutil.copyfileobj(listing, file)
+
+        write_atomically(path, copy)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a list of errors may be replaced: by us alone, or if there is none."""
+    try:
+        with open_regular(check_target(path)) as file:
+            return file.readline(100) == f"{','.join(ERRORS_HEADER)}\n".encode()
+    except FileNotFoundError:
+        return True
+    except (OSError, MltrError):
+        return False
+
+
+def with_tiles(rows: Iterable[Row], tiles: list[Tile]) -> Iterator[Row]:
+    """Keep small copies of the first images, for a contact sheet, as their rows pass by."""
+    from mltr.data.images import open_image
+    from mltr.gallery import Tile
+
+    for row in rows:
+        if row.probs is not None and len(tiles) < SHEET_PICTURES:
+            with contextlib.suppress(BrokenImage):  # it was there a moment ago
+                image = open_image(row.image)
+                image.thumbnail((480, 480))
+                caption = printable(Path(row.name).name)
+                tiles.append(Tile(image, row.labels[:SHEET_LABELS], caption=caption))
+        yield row
+
+
+def write_sheet(path: str | Path, tiles: Sequence[Tile]) -> None:
+    """Write a contact sheet; raises `MltrError` if the file can't be written."""
+    from mltr.gallery import contact_sheet
+
+    sheet = contact_sheet(tiles)
+    write_atomically(path, lambda temporary: sheet.save(temporary, quality=90))

@@ -1,0 +1,1 @@
+"""The folder of a run: which file is which (`folder`), and checkpoints (`checkpoints`)."""

@@ -1,0 +1,187 @@
+"""States of a run on disk: whole or absent, checked by sums, the last few kept.
+
+A state is a folder with a file of each process, `part-RANK.pt`, and `sums.json`, which is written
+last. It gets its name once all that is safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mltr.errors import MltrError
+from mltr.files.writing import write_atomically, write_json
+from mltr.machine.processes import Processes
+from mltr.machine.sharding import put_together, to_pieces
+from mltr.weights.bundle import checkpoint_writer
+
+log = logging.getLogger(__name__)
+
+SUMS = "sums.json"
+STATES = "epoch-*"  #: glob of what a run can go on from
+BEST = "best-*"  #: glob of the weights that did best
+UNFINISHED = ".tmp-"  #: prefix of what is being written
+
+
+@dataclass(frozen=True)
+class States:
+    """The folder of a run's states, as one of its processes sees it."""
+
+    folder: Path
+    processes: Processes
+
+    def write(
+        self, name: str, shared: Mapping[str, Any], own: Mapping[str, Any] | None = None,
+        needs: str = "",
+    ) -> None:  # fmt: skip
+        """Write a state under `name`, over one of that name; all processes call this together.
+
+        `shared` is the same in each process, or divided over them; `own` is of each process
+        alone; `needs` names another state without which this one is worthless. Raises
+        `MltrError` in all processes where one can't write; nothing else is touched then.
+        """
+        is_main, staged = self.processes.is_main, self.folder / f"{UNFINISHED}{name}"
+        if is_main:
+            shutil.rmtree(staged, ignore_errors=True)
+        self.processes.wait()
+        part = {"shared": to_pieces(shared, keep_rest=is_main), "own": dict(own or {})}
+        path = staged / _part(self.processes.rank)
+        reports = self.processes.gather_lists([_write_part(path, part)])
+        failure = next((text for text, _ in reports if text), "")
+        if is_main and not failure:
+            sums = {_part(rank): checksum for rank, (_, checksum) in enumerate(reports)}
+            try:
+                write_json(staged / SUMS, {"needs": needs, "sha256": sums})
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                staged.replace(self.folder / name)
+            except (MltrError, OSError) as error:
+                failure = str(error)
+        failure = self.processes.from_main(failure)
+        if failure:
+            if is_main:
+                shutil.rmtree(staged, ignore_errors=True)
+            raise MltrError(failure)
+
+    def read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what `write` got: what is shared, put together, and this process's own.
+
+        A process more than there were then has nothing of its own. Raises `MltrError` where the
+        state is missing or damaged.
+        """
+        names = list(_read_sums(self.folder / name)["sha256"])
+        parts = [_load(self.folder / name / part) for part in names]
+        shared = put_together([part["shared"] for part in parts])
+        rank = self.processes.rank
+        return shared, parts[rank]["own"] if rank < len(parts) else {}
+
+    def latest(self) -> str:
+        """Return the name of the latest sound state; damaged ones are told of and deleted.
+
+        Raises `MltrError` where there is none.
+        """
+        found: str = ""
+        if self.processes.is_main:
+            for path in sorted(self.folder.glob(STATES), reverse=True):
+                damage = self._damage(path)
+                if not damage:
+                    found = path.name
+                    break
+                log.warning("%s; deleted, going back to the one before", damage)
+                shutil.rmtree(path, ignore_errors=True)
+        found = self.processes.from_main(found)
+        if not found:
+            self.processes.fail(f"{self.folder} holds no sound checkpoint: start by --overwrite")
+        return found
+
+    def _damage(self, path: Path) -> str:
+        """Return what is wrong with a state, or with what it needs; nothing for a sound one."""
+        try:
+            sums = _read_sums(path)
+            for name, expected in sums["sha256"].items():
+                if _checksum(path / name) != expected:
+                    return f"{path / name} is damaged"
+        except (OSError, MltrError) as error:
+            return f"{path} is damaged: {error}"
+        return self._damage(self.folder / sums["needs"]) if sums["needs"] else ""
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the last `keep` states and what these need."""
+        kept = sorted(self.folder.glob(STATES))[-keep:]
+        needed = set()
+        for path in kept:
+            with contextlib.suppress(MltrError):  # a damaged one needs nothing any more
+                needed.add(self.folder / _read_sums(path)["needs"])
+        for pattern in (STATES, BEST, f"{UNFINISHED}*"):
+            for path in self.folder.glob(pattern):
+                if path not in kept and path not in needed:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a state to go on from, sound or not."""
+    return any(folder.glob(STATES))
+
+
+def delete_states(folder: Path) -> None:
+    """Delete all states, and nothing else that may lie there."""
+    for pattern in (STATES, BEST, f"{UNFINISHED}*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
+def _part(rank: int) -> str:
+    return f"part-{rank}.pt"
+
+
+def _write_part(path: Path, part: Mapping[str, Any]) -> tuple[str, str]:
+    """Return why a part couldn't be written, or nothing, and its checksum."""
+    try:
+        write_atomically(path, checkpoint_writer(part))
+        return "", _checksum(path)
+    except (MltrError, OSError) as error:
+        return str(error), ""
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_sums(path: Path) -> dict[str, Any]:
+    try:
+        sums: dict[str, Any] = json.loads((path / SUMS).read_text())
+        return {"needs": sums["needs"], "sha256": dict(sums["sha256"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MltrError(f"{path / SUMS} can't be read: {error}") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Load a file of tensors and plain values; nothing in it is run."""
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise MltrError(f"{path} is damaged: {error}") from error
+    return content
+
+
+def random_states() -> dict[str, Any]:
+    """Return where this process's random numbers stand, for `set_random_states`."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Go on with the random numbers from where `random_states` was called."""
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,320 @@
+"""The folder of a run: all that is needed to repeat it, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mltr import __version__
+from mltr.config.schema import Config
+from mltr.data.huggingface import PREFIX as DATASETS_PREFIX
+from mltr.data.records import Split, Splits
+from mltr.data.shards import is_address
+from mltr.files.download import HUB_PREFIX
+from mltr.errors import MltrError, UsageError
+from mltr.files.writing import text_writer, to_json, write_atomically, write_json
+from mltr.config.recipe import load_recipe, to_yaml
+from mltr.runs.checkpoints import delete_states, has_state
+from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE
+
+#: Of a recipe: where a run finds its images and how fast; what comes of it stays the same.
+FREE_FIELDS = frozenset(
+    {
+        "data.root", "data.workers", "data.cache", "data.cache_gb",
+        "data.shard_cache", "data.shard_cache_gb",
+    }
+)  # fmt: skip
+PREDICTIONS_FILE = "predictions.npz"
+FREE_KEYS = ("overrides", "head_options")  #: of a recipe: options with names of their own
+TOLD = 3  #: names of images in a message
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files of a run, and how they are written."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, which `mltr train` takes again."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Everything needed to go on, and the weights that did best; see `States`."""
+        return self.path / "checkpoint"
+
+    @property
+    def splits(self) -> Path:
+        """Which images the run learns from, chooses its epoch on, and reports on."""
+        return self.path / "splits.json"
+
+    @property
+    def log(self) -> Path:
+        """One line of JSON for each epoch."""
+        return self.path / "log.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """The test figures; written last, so a run that has them is finished."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Scores of the test images."""
+        return self.path / PREDICTIONS_FILE
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    def holds_a_run(self) -> bool:
+        """Whether anything here would be lost by writing another run."""
+        own = (self.recipe, self.path / WEIGHTS_FILE, self.path / CONFIG_FILE)
+        return any(path.exists() for path in own) or self.holds_a_state()
+
+    def holds_a_state(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return has_state(self.checkpoints)
+
+    def has_only_begun(self) -> bool:
+        """Whether a run was started here and ended before anything was worth keeping."""
+        return (
+            self.recipe.exists()
+            and not self.holds_a_state()
+            and not (self.path / WEIGHTS_FILE).exists()
+        )
+
+    def clear(self) -> None:
+        """Delete a previous run's files, and nothing else."""
+        names = [
+            self.recipe, self.log, self.metrics, self.predictions,
+            self.path / WEIGHTS_FILE, self.path / CONFIG_FILE,
+            *self.tensorboard.glob("events.out.tfevents.*"),
+        ]  # fmt: skip
+        for name in names:
+            name.unlink(missing_ok=True)
+        delete_states(self.checkpoints)
+
+    def begin(self, config: Config, splits: Splits) -> None:
+        """Delete a previous run and write what this one starts from: recipe, versions, images."""
+        self.clear()
+        self.write_recipe(config)
+        write_json(self.path / "versions.json", _versions())
+        content: dict[str, Any] = {"classes": splits.train.classes}
+        content |= {split.name: _names(split) for split in splits}
+        content["label_sums"] = {split.name: split.label_sums() for split in splits}
+        content["file_sizes"] = {split.name: split.file_sizes() for split in splits}
+        write_json(self.splits, content)
+
+    def write_recipe(self, config: Config) -> None:
+        """Write the recipe, with paths that mean the same from any folder."""
+        write_atomically(self.recipe, text_writer(to_yaml(with_absolute_paths(config))))
+
+    def check_images(self, splits: Splits) -> None:
+        """Raise `MltrError` unless the run was started on these very images and labels.
+
+        Runs of earlier versions hold no more than the names.
+        """
+        try:
+            before = json.loads(self.splits.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise MltrError(f"{self.splits} can't be read: {error}") from error
+        classes = list(splits.train.classes)
+        if before.get("classes", classes) != classes:
+            self._refuse(f"with other classes or another order of them: {_told(before['classes'])}")
+        # First, as other labels may divide the same images otherwise.
+        sums = {split.name: split.label_sums() for split in splits}
+        sizes = {split.name: split.file_sizes() for split in splits}
+        for what, key, now in (("labels", "label_sums", sums), ("files", "file_sizes", sizes)):
+            changed = _changed(before, before.get(key, {}), splits, now)
+            if changed:
+                images = "1 image" if len(changed) == 1 else f"{len(changed)} images"
+                self._refuse(f"with other {what} of {images}: {_told(changed)}")
+        for split in splits:
+            then, names = before.get(split.name, []), _names(split)
+            if then != names:
+                differing = sorted(set(then) ^ set(names)) or ["the same in another order"]
+                self._refuse(
+                    f"on other {split.name} images ({len(then)} then, {len(names)} now): "
+                    f"{_told(differing)}"
+                )
+
+    def _refuse(self, difference: str) -> NoReturn:
+        raise MltrError(
+            f"{self.path} was started {difference}. Restore what it was, or start anew by "
+            "--overwrite"
+        )
+
+    def write_log(self, rows: list[dict[str, Any]]) -> None:
+        """Write the lines of all epochs so far."""
+        text = "".join(to_json(row, indent=None) for row in rows)
+        write_atomically(self.log, text_writer(text))
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Return the lines of all epochs so far."""
+        if not self.log.is_file():
+            return []
+        return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
+
+
+def default_folder(recipe: str) -> Path:
+    """Return runs/NAME-DATE-TIME for a recipe given by name or path."""
+    return Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Return the folder of a run, new or to be resumed; no file in it is touched yet.
+
+    The caller holds the folder by `locked_folder`. Raises `UsageError` where a run would be
+    overwritten without `overwrite`, and `MltrError` where there is nothing to resume or it was
+    started with another recipe.
+    """
+    folder = RunFolder(path)
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite deletes it: choose one")
+    if resume:
+        if folder.metrics.is_file():
+            raise UsageError(f"{folder.path} is finished; see {folder.metrics}")
+        if not folder.holds_a_state():
+            raise MltrError(
+                f"{folder.path} has no checkpoint to resume from; start it without --resume"
+            )
+        check_recipe(folder, config)
+        return folder
+    if folder.holds_a_run() and not overwrite:
+        raise UsageError(
+            f"{path} holds a run already: go on with it by --resume, replace it by "
+            "--overwrite, or choose another --out"
+        )
+    return folder
+
+
+def check_recipe(folder: RunFolder, config: Config) -> None:
+    """Raise `UsageError` unless a run was started with this recipe, but for `FREE_FIELDS`."""
+    before, now = (
+        asdict(with_absolute_paths(recipe)) for recipe in (load_recipe(folder.recipe), config)
+    )
+    changed = [
+        f"{key} was {old!r} and is {new!r}"
+        for key, old, new in differences(before, now)
+        if key not in FREE_FIELDS
+    ]
+    if changed:
+        raise UsageError(
+            f"{folder.path} was started with another recipe: {'; '.join(changed)}. "
+            f"Resume by: mltr train {folder.recipe} --out {folder.path} --resume"
+        )
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return a recipe whose paths mean the same from any folder; names and addresses stay."""
+    data, model = replace(config.data), replace(config.model)
+    is_named = data.root.startswith(DATASETS_PREFIX)
+    if data.root and not is_named and not is_address(data.root):
+        data.root = str(Path(data.root).absolute())
+    if data.classes and (is_named or data.format == "huggingface"):  # elsewhere: below the root
+        data.classes = str(Path(data.classes).absolute())
+    if data.shard_cache:
+        data.shard_cache = str(Path(data.shard_cache).absolute())
+    kind, colon, path = model.init.rpartition(":")
+    if model.init and Path(model.init).exists():
+        model.init = str(Path(model.init).absolute())
+    elif colon and f"{kind}{colon}" != HUB_PREFIX and Path(path).exists():
+        model.init = f"{kind}:{Path(path).absolute()}"
+    return replace(config, data=data, model=model)
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted fields in which two resolved recipes differ, with both values."""
+    for key in old:
+        if isinstance(old[key], dict) and isinstance(new[key], dict) and key not in FREE_KEYS:
+            yield from differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            yield f"{prefix}{key}", old[key], new[key]
+
+
+def _versions() -> dict[str, str]:
+    versions = {
+        "mltr": __version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+    }
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _changed(
+    names: Mapping[str, list[str]], then: Mapping[str, list[int]], splits: Splits,
+    now: Mapping[str, list[int]],
+) -> list[str]:  # fmt: skip
+    """Return the images of which a number has changed; both are lists for each split."""
+    if then == now:
+        return []
+    old = {name: value for key in then for name, value in zip(names[key], then[key], strict=True)}
+    return [
+        name
+        for split in splits
+        for name, value in zip(_names(split), now[split.name], strict=True)
+        if old.get(name, value) != value
+    ]
+
+
+def _told(names: Sequence[str]) -> str:
+    """Return the first few of some names."""
+    return ", ".join(map(str, names[:TOLD])) + (", ..." if len(names) > TOLD else "")
+
+
+def _names(split: Split) -> list[str]:
+    """Return the names of the images as a JSON file gives them back."""
+    return [name.encode("utf-8", "replace").decode("utf-8") for name in split.names]
+
+
+def draw_curves(folder: RunFolder) -> bytes:
+    """Draw loss and validation map of every epoch into curves.png; return its content."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from mltr.gallery import write_figure
+
+    rows = folder.read_log()
+    judged_by, words = "val_map", "validation mAP, %"
+    if any("val_top1" in row for row in rows):
+        judged_by, words = "val_top1", "validation top-1 accuracy, %"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    left.plot([r["epoch"] for r in rows], [r["train_loss"] for r in rows], color="#3b7dd8")
+    left.set(xlabel="epoch", yscale="log")
+    left.set_title("training loss, each image", loc="left")
+    for key, label, colour in (
+        (judged_by, "weights", "#3b7dd8"),
+        (f"{judged_by}_ema", "averaged weights", "#e07b39"),
+    ):
+        scored = [row for row in rows if row.get(key) is not None]
+        if scored:
+            values = [100 * row[key] for row in scored]
+            right.plot([row["epoch"] for row in scored], values, color=colour, label=label)
+            right.legend(frameon=False, loc="lower right")
+    right.set(xlabel="epoch")
+    right.set_title(words, loc="left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    path = folder.path / "curves.png"
+    write_figure(path, figure)
+    return path.read_bytes()

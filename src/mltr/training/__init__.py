@@ -1,0 +1,1 @@
+"""From a recipe to trained weights: `train` is the command, `trainer` the loop."""

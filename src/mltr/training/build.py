@@ -1,0 +1,52 @@
+"""The network that a recipe asks for, and what its images go through."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from mltr.config.schema import Config, ModelConfig
+from mltr.weights.convert import initialise
+from mltr.data.preprocess import Preprocess
+from mltr.network.model import create_model, default_image_size
+from mltr.weights.pretrained import blaming, find_weights, known_preprocessing, resolve_name
+
+log = logging.getLogger(__name__)
+
+
+def settle(config: Config) -> tuple[Config, Preprocess]:
+    """Return a recipe with the network's own name and size, and what its images go through.
+
+    Both follow the weights of `model.init` where the recipe leaves them open. Raises `MltrError`
+    if there are no such weights.
+    """
+    network = resolve_name(config.model)
+    with blaming(network.init):
+        weights = find_weights(network.name, network.init)
+        known = known_preprocessing(network.name, network.init, weights)
+    side = network.image_size or known.get("image_size") or default_image_size(network.name)
+    preprocess = Preprocess.from_config(config.augment, side, config.data.base_size, known)
+    if known:
+        log.info("images as the weights are used to: %s", preprocess)
+    overrides = weights.overrides | network.overrides if weights else network.overrides
+    return replace(config, model=replace(network, image_size=side, overrides=overrides)), preprocess
+
+
+def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+    """Return the network of a recipe, with the weights of `model.init` where they fit."""
+    model = create_model(config.name, num_classes, **model_overrides(config, image_size))
+    if config.init:
+        report = initialise(model, config.init, config.name)
+        log.info("model.init: %s", report)
+    return model
+
+
+def model_overrides(config: ModelConfig, image_size: int) -> dict[str, Any]:
+    """Return all that `create_model` needs to build the network of a recipe again."""
+    overrides = config.overrides | {"image_size": image_size}
+    if config.head != "average":
+        overrides |= {"head": config.head, "head_options": config.head_options}
+    return overrides if config.drop_path is None else overrides | {"drop_path": config.drop_path}

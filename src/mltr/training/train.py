@@ -1,0 +1,126 @@
+"""`mltr train`: from a recipe to a run folder with a bundle and test figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mltr.config.schema import Config
+from mltr.errors import UsageError
+from mltr.machine.launch import launched_processes, launched_rank
+from mltr.files.locks import locked_folder
+
+if TYPE_CHECKING:
+    from mltr.data.records import Splits
+    from mltr.runs.folder import RunFolder
+    from mltr.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; any field of a recipe is one more."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a name such as scenes_nano, or a YAML file"
+    )
+    parser.add_argument(
+        "photos", metavar="PHOTOS", nargs="?", help="where they are: short for --data.root PHOTOS"
+    )
+    parser.add_argument("--out", metavar="RUN", help="the run's folder (default: runs/NAME-TIME)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument(
+        "--auto-resume", action="store_true",
+        help="resume if there is something to, else start: for jobs that are started again",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the test figures there (- for stdout)"
+    )
+    parser.epilog = (
+        "Any field of the recipe can be changed: --data.root DIR --model.name timm/resnet18 "
+        "--train.epochs 10 --train.seed 1 ..."
+    )
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Train by a recipe."""
+    return run_recipe(args, overrides, train)
+
+
+def run_recipe(
+    args: argparse.Namespace, overrides: Sequence[str], job: Callable[..., dict[str, Any]]
+) -> int:
+    """Do what a recipe says in the folder that the arguments name, by `train` or its like."""
+    from mltr.files.writing import write_figures
+    from mltr.config.recipe import find_recipe, load_recipe, with_photos
+    from mltr.runs.folder import RunFolder, check_recipe, default_folder, open_run
+
+    config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))
+    if args.auto_resume and (args.resume or args.overwrite):
+        raise UsageError("--auto-resume decides itself: leave out --resume and --overwrite")
+    if not args.out and (args.auto_resume or launched_processes() > 1):
+        raise UsageError("name the run's folder by --out: all processes and restarts need the same")
+    out = Path(args.out) if args.out else default_folder(args.recipe)
+    folder = RunFolder(out)
+    if args.auto_resume and folder.metrics.is_file():
+        check_recipe(folder, config)
+        log.info("%s is finished already", out)
+        figures = json.loads(folder.metrics.read_text())
+    else:
+        # One lock for all processes of a training.
+        with locked_folder(out) if launched_rank() == 0 else nullcontext():
+            resume, overwrite = args.resume, args.overwrite
+            if args.auto_resume:
+                resume, overwrite = folder.holds_a_state(), folder.has_only_begun()
+            folder = open_run(out, config, resume=resume, overwrite=overwrite)
+            figures = job(config, folder, resume=resume, quiet=args.json == "-")
+    if args.json and launched_rank() == 0:
+        write_figures(args.json, figures)
+    return 0
+
+
+def train(
+    config: Config, folder: RunFolder, *, resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Train, choose the best epoch on the validation images, score the test images once.
+
+    Returns the test figures, which are also in the folder's metrics.json. Raises `MltrError` for
+    unusable data, classes that all training images have or none, a loss that stays bad, or too
+    many broken images; after saving, where Ctrl-C was pressed, `KeyboardInterrupt`, and on SIGTERM
+    `SystemExit` with code 75.
+    """
+    from mltr.data.sources import check_classes, open_splits
+    from mltr.training.trainer import Trainer
+
+    splits = open_splits(config.data)
+    check_classes(config.data, splits.train)
+    return run_trainer(Trainer, config, splits, folder, resume=resume, quiet=quiet)
+
+
+def run_trainer(
+    kind: type[Trainer], config: Config, splits: Splits, folder: RunFolder, *, resume: bool,
+    quiet: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Begin or resume a run, and bring it to its end."""
+    from mltr.evaluation.open_run import as_trained
+
+    if resume:
+        splits = as_trained(folder.path, splits)
+        folder.check_images(splits)
+    trainer = kind(config, splits, folder)
+    with trainer.guarded():
+        if resume:
+            trainer.restore()
+            if launched_rank() == 0:  # the images may have moved
+                folder.write_recipe(config)
+        elif launched_rank() == 0:  # data and network are sound: a previous run may go
+            folder.begin(config, splits)
+        trainer.fit()
+        figures = trainer.finish(quiet)
+    trainer.processes.part()
+    return figures

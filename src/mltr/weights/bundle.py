@@ -1,0 +1,340 @@
+"""A bundle on disk: weights, network, classes, preprocessing and thresholds, always together.
+
+A bundle is a folder with ``model.safetensors`` and ``config.json``; the folder of a training run
+is one. Nothing in it is pickled, so loading one runs nobody's code.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from mltr import __version__
+from mltr.weights.metadata import FORMAT_VERSION, Calibration, Floats, parse_config, read_calibration
+from mltr.data.preprocess import Preprocess
+from mltr.files.download import HUB_PREFIX, fetch
+from mltr.errors import MltrError, UsageError
+from mltr.files.writing import Writer, text_writer, to_json, write_atomically, write_together
+from mltr.network.model import create_model
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+LARGEST_CONFIG = 2**27  #: bytes; a million names need less
+# Arguments by which a timm backbone would fetch weights; a bundle brings its own.
+WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained network, in eval mode, and all that its use needs."""
+
+    model: nn.Module  #: images [B, 3, H, W] to logits [B, K]
+    classes: tuple[str, ...]  #: K names, in the order of the logits
+    preprocess: Preprocess  #: PIL image to float32 [3, S, S]
+    thresholds: tuple[float, ...] | None  #: per class, on probabilities; None: 0.5 for all
+    config: dict[str, Any]  #: all of ``config.json``
+    calibration: Calibration | None = None  #: of the probabilities; None: plain sigmoid
+
+
+@dataclass(frozen=True, eq=False)
+class TorchNetwork:
+    """A network on its device, for a `Predictor`: numpy in, numpy out."""
+
+    model: nn.Module  #: in eval mode
+    device: torch.device
+
+    def __call__(self, images: Floats) -> Floats:
+        """Return logits float32 [B, K] of preprocessed images float32 [B, 3, S, S]."""
+        with torch.inference_mode():
+            logits: Tensor = self.model(torch.from_numpy(images).to(self.device))
+            found: Floats = logits.float().cpu().numpy()
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the weights."""
+        return f"{_crc32({name: t.cpu() for name, t in self.model.state_dict().items()}):08x}"
+
+
+def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
+    """Return a writer, for `write_atomically`, of a training state by `torch.save`.
+
+    It turns what torch raises on a full disk, a `RuntimeError` about file positions, back into
+    the operating system's own error.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
+
+    return write
+
+
+def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
+    """Raise `UsageError` if weights lie in `folder` and may not be overwritten."""
+    if (Path(folder) / WEIGHTS_FILE).exists() and not overwrite:
+        raise UsageError(f"{folder} holds weights already: choose another --out, or --overwrite")
+
+
+def save_bundle(
+    folder: str | Path,
+    *,
+    model: nn.Module,
+    name: str,
+    overrides: Mapping[str, Any],
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    thresholds: Sequence[float] | None = None,
+    calibration: Calibration | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a bundle into `folder`, over a previous one there, all or nothing.
+
+    `name` and `overrides` are what `create_model` built `model` from; `extra` is any JSON-able
+    matter worth keeping, stored under that key. Raises `MltrError` if the disk is full or the
+    weights hold NaN or infinity; the previous bundle then stays as it was.
+    """
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in model.state_dict().items()
+    }
+    _check_finite(tensors, f"{folder}: not saved, because the weights")
+    config = {
+        "format_version": FORMAT_VERSION,
+        "mltr_version": __version__,
+        "model": {"name": name, "overrides": _without_weight_sources(overrides)},
+        "classes": list(classes),
+        "preprocess": preprocess.to_dict(),
+        "thresholds": None if thresholds is None else [float(value) for value in thresholds],
+        "calibration": None if calibration is None else calibration.to_dict(),
+        "weights_crc32": _crc32(tensors),
+        "extra": dict(extra or {}),
+    }
+    text = to_json(config)
+    parse_config(text, Path(folder) / CONFIG_FILE)  # what can't be loaded isn't saved
+
+    def write_tensors(temporary: Path) -> None:
+        try:
+            # The copy of the config tells which one belongs to these weights: see `_pick_config`.
+            safetensors.torch.save_file(tensors, temporary, metadata={"mltr": text})
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+
+    write_together(
+        {
+            Path(folder) / WEIGHTS_FILE: write_tensors,
+            Path(folder) / CONFIG_FILE: text_writer(text),
+        }
+    )
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """Give back the operating system's error that safetensors reports as text."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES):
+        if f"os error {number})" in str(error):
+            return OSError(number, os.strerror(number))
+    return OSError(str(error))
+
+
+def _without_weight_sources(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in overrides.items() if key not in WEIGHT_SOURCES}
+
+
+def _crc32(tensors: Mapping[str, Tensor]) -> int:
+    """Checksum of all tensors in the order of their names."""
+    checksum = 0
+    for name in sorted(tensors):
+        flat = tensors[name].contiguous().reshape(-1)
+        checksum = zlib.crc32(flat.view(torch.uint8).numpy().data, checksum)
+    return checksum
+
+
+def _check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise MltrError(f"{subject} hold NaN or infinity in {_first_few(bad)}")
+
+
+def _first_few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Load the bundle, or the training run, in the folder `path`; the model comes in eval mode.
+
+    ``hf-hub:OWNER/NAME`` is fetched from the Hugging Face Hub. Raises `MltrError` that names the
+    file and says what to do if anything is missing, damaged, from a newer version, or doesn't fit
+    together.
+    """
+    folder = _locate(path)
+    _check_folder(folder)
+    shapes, own_text = _read_header(folder / WEIGHTS_FILE)
+    config = _pick_config(folder / CONFIG_FILE, own_text)
+    classes = tuple(config["classes"])
+    try:
+        preprocess = Preprocess.from_dict(config["preprocess"])
+    except MltrError as error:
+        raise MltrError(f"{folder / CONFIG_FILE}: {error}") from error
+    # What doesn't fit is told before anything of its size is allocated.
+    _check_depth(config["model"]["overrides"], len(shapes), folder / CONFIG_FILE)
+    with torch.device("meta"):
+        planned = _build_model(config, len(classes), folder / CONFIG_FILE)
+    _check_fit({name: t.shape for name, t in planned.state_dict().items()}, shapes, folder)
+    model = _build_model(config, len(classes), folder / CONFIG_FILE)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    if config.get("weights_crc32", (actual := _crc32(tensors))) != actual:
+        raise MltrError(
+            f"{folder / WEIGHTS_FILE} is damaged: its content doesn't match the checksum in "
+            f"{CONFIG_FILE}; copy or train it again"
+        )
+    _check_finite(tensors, f"{folder / WEIGHTS_FILE}: the weights")
+    model.load_state_dict(tensors)
+    thresholds = None if config["thresholds"] is None else tuple(config["thresholds"])
+    calibration = read_calibration(config)
+    return Bundle(model.eval().to(device), classes, preprocess, thresholds, config, calibration)
+
+
+def _locate(path: str | Path) -> Path:
+    if str(path).startswith(HUB_PREFIX):
+        return fetch(str(path), [WEIGHTS_FILE, CONFIG_FILE])
+    return Path(path)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return the checked config of a bundle; its weights aren't read, and needn't be there.
+
+    Raises `MltrError` as `load_bundle` does.
+    """
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        _check_folder(Path(folder))
+    weights = Path(folder) / WEIGHTS_FILE
+    own_text = _read_header(weights)[1] if weights.is_file() else None
+    return _pick_config(Path(folder) / CONFIG_FILE, own_text)
+
+
+def update_config(folder: str | Path, changes: Mapping[str, Any]) -> None:
+    """Replace some keys of a bundle's ``config.json``, all or nothing; the weights aren't touched.
+
+    The copy of the config within the weights yields to this file, as `_pick_config` says. Raises
+    `MltrError` as `load_bundle` does, and for values that it would refuse.
+    """
+    _check_folder(Path(folder))
+    path = Path(folder) / CONFIG_FILE
+    text = to_json(read_config(folder) | dict(changes))
+    parse_config(text, path)  # what can't be loaded isn't saved
+    write_atomically(path, text_writer(text))
+
+
+def _check_folder(folder: Path) -> None:
+    expected = f"a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, such as `mltr train` writes"
+    if not folder.exists():
+        raise MltrError(f"no such folder: {folder}; expected {expected}")
+    if not folder.is_dir():
+        hint = f"; give the folder {folder.parent}" if folder.name == WEIGHTS_FILE else ""
+        raise MltrError(f"{folder} is a file; expected {expected}{hint}")
+    missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / name).is_file()]
+    if missing:
+        hint = ""
+        if (folder / "config.yaml").is_file():
+            hint = "; a run has them once it has ended, or Ctrl-C stopped it after a validation"
+        raise MltrError(f"{folder} holds no {' and no '.join(missing)}; expected {expected}{hint}")
+
+
+@contextmanager
+def _open_weights(path: Path) -> Iterator[Any]:
+    """Open a file of weights, whose header is checked against its size."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MltrError(
+            f"{path} is damaged or cut short and can't be read ({error}); copy or train it again"
+        ) from error
+
+
+def _read_header(path: Path) -> tuple[dict[str, torch.Size], str | None]:
+    """Return the shapes of the tensors, and the text of the config saved with them, if any."""
+    with _open_weights(path) as file:
+        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        return shapes, (file.metadata() or {}).get("mltr")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with _open_weights(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _check_depth(overrides: Mapping[str, Any], num_tensors: int, path: Path) -> None:
+    """Raise `MltrError` for more blocks than there are tensors, which would take long to build."""
+    for key, value in overrides.items():
+        blocks = sum(value) if isinstance(value, list | tuple) else value
+        if "depth" in key and blocks > num_tensors:
+            raise MltrError(f"{path}: {key} {value} doesn't fit {num_tensors} tensors of weights")
+
+
+def _pick_config(path: Path, own_text: str | None) -> dict[str, Any]:
+    """Read ``config.json``, unless it belongs to other weights.
+
+    That happens only if the machine stopped between the two renames of a save; the weights then
+    bring the right config with them.
+    """
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise MltrError(f"{path} is larger than any config: {path.stat().st_size:,} bytes")
+        config = parse_config(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise MltrError(f"{path} can't be read: {error}") from error
+    if own_text is not None:
+        own = parse_config(own_text, path.with_name(WEIGHTS_FILE))
+        if own.get("weights_crc32") != config.get("weights_crc32"):
+            return own
+    return config
+
+
+def _build_model(config: Mapping[str, Any], num_classes: int, path: Path) -> nn.Module:
+    overrides = _without_weight_sources(config["model"]["overrides"])
+    try:
+        return create_model(config["model"]["name"], num_classes=num_classes, **overrides)
+    except (MltrError, TypeError, ValueError) as error:
+        raise MltrError(f"{path}: the model can't be built: {error}") from error
+
+
+def _check_fit(
+    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], folder: Path
+) -> None:
+    """Raise `MltrError` naming the first few tensors that are missing, unknown or misshapen."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} {list(found[name])} where {list(expected[name])} belongs"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    complaints = [
+        f"{what} {_first_few(names)}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("wrong shape", misshapen))
+        if names
+    ]
+    if complaints:
+        raise MltrError(
+            f"{folder / WEIGHTS_FILE} doesn't fit the model in {CONFIG_FILE}: "
+            f"{'; '.join(complaints)}; both files must come from the same save"
+        )

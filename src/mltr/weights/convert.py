@@ -1,0 +1,462 @@
+"""`mltr convert`: other people's weights in this network, and a report of what came from where.
+
+Two public families fit its blocks: CAT (arXiv 2106.05786), the sibling of MlTr, whose blocks are
+the same; and Swin (arXiv 2103.14030), whose blocks without their shift are pixel blocks. Where the
+network has more blocks than the file, the file's are spread evenly, from the first to the last,
+and those between start as identity, their output projections zero; where it has fewer, as many
+are taken, spread evenly over the file's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+from torch import Tensor, nn
+
+from mltr.weights.foreign import (
+    CAT_BLOCKS,
+    Layout,
+    Tensors,
+    first_few,
+    read_checkpoint,
+    read_layout,
+    tidy,
+)
+from mltr.data.preprocess import IMAGENET, Preprocess
+from mltr.files.download import reason_of
+from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.network.model import (
+    Block,
+    ConvPosition,
+    CrossWindowAttention,
+    MlTr,
+    PixelAttention,
+    create_model,
+    default_image_size,
+)
+from mltr.weights.pretrained import TimmWeights, blaming, find_weights, read_fitting
+from mltr.network.resampling import adapt
+from mltr.network.variants import VARIANTS, get_variant
+from mltr.weights.bundle import load_bundle, refuse_overwriting, save_bundle
+
+Place = TypeVar("Place")
+
+
+@dataclass
+class Report:
+    """What each part of a network was filled with."""
+
+    source: str  #: what the file holds, in words
+    parts: dict[str, str] = field(default_factory=dict)  #: own part to the file's part, or why not
+    taken: dict[str, str] = field(default_factory=dict)  #: own entry to the file's entry
+    resampled: list[str] = field(default_factory=list)  #: own entries taken at another size
+    fresh: list[str] = field(default_factory=list)  #: own entries initialised anew
+    identity: list[str] = field(default_factory=list)  #: own blocks that change nothing at first
+    unused: list[str] = field(default_factory=list)  #: the file's entries that found no place
+
+    def __str__(self) -> str:
+        width = max(map(len, self.parts), default=0)
+        total = len(self.taken) + len(self.fresh)
+        lines = [self.source, *(f"  {part:<{width}}  {what}" for part, what in self.parts.items())]
+        lines.append(f"{len(self.taken)} of {total} tensors taken, {len(self.resampled)} resampled")
+        if self.unused:
+            parts = list(dict.fromkeys(map(_part_of, self.unused)))
+            lines.append(f"not used of the file: {first_few(parts)}")
+        return "\n".join(lines)
+
+
+def _part_of(entry: str) -> str:
+    """Return the block, or the layer, that an entry of a checkpoint belongs to."""
+    block = re.match(r"layers\.\d+\.\w+\.\d+", entry)
+    return block[0] if block else entry.rpartition(".")[0] or entry
+
+
+# -- filling a network -------------------------------------------------------------------------
+
+
+def load_cat(model: nn.Module, state_dict: Tensors) -> Report:
+    """Fill a network with a CAT checkpoint, stage by stage where the widths match.
+
+    Raises `MltrError` if the entries are not those of a CAT network, naming them, or if no stage
+    fits, naming the variants that would.
+    """
+    tensors = tidy(state_dict)
+    layout = read_layout(tensors, "CAT")
+    own = _require_mltr(model)
+    filler = _Filler(own, tensors, layout)
+    filler.fill_ends()
+    for index, stage in enumerate(own.stages):
+        filler.fill_merge(index)
+        depth = layout.depths[index] if index < len(layout.depths) else 0
+        triples = _in_threes(_blocks_of(stage, f"stages.{index}"))
+        for triple, source in _spread(triples, depth):
+            for block, kind in zip(triple, CAT_BLOCKS, strict=True):
+                name = None if source is None else f"layers.{index}.{kind}.{source}"
+                filler.fill_block(block, name)
+    return filler.finish()
+
+
+def load_swin(model: nn.Module, state_dict: Tensors) -> Report:
+    """Fill the pixel blocks of a network with a Swin checkpoint, timm's or the original.
+
+    Cross-window blocks start as identity and absolute positions as zero, so that the network
+    begins as Swin without its shifts. Raises `MltrError` as `load_cat` does.
+    """
+    tensors = tidy(state_dict)
+    layout = read_layout(tensors, "Swin")
+    own = _require_mltr(model)
+    filler = _Filler(own, tensors, layout)
+    filler.fill_ends()
+    if own.embed.position is not None and "patch_embed.proj" in filler.report.parts.values():
+        own.embed.position.data.zero_()
+    for index, stage in enumerate(own.stages):
+        filler.fill_merge(index)
+        blocks = _blocks_of(stage, f"stages.{index}")
+        depth = layout.depths[index] if index < len(layout.depths) else 0
+        pixel = [name for name in blocks if isinstance(_attention(own, name), PixelAttention)]
+        chosen = dict(_spread(pixel, depth))
+        for block in blocks:
+            source = chosen.get(block)
+            filler.fill_block(block, None if source is None else f"layers.{index}.blocks.{source}")
+    return filler.finish()
+
+
+def load_mltr(model: nn.Module, state_dict: Tensors, source: str = "bundle") -> Report:
+    """Fill a network with the weights of another one of the same names, resampled if need be.
+
+    Entries of other widths, and the head for another number of classes, stay as they are. Raises
+    `MltrError` if nothing fits.
+    """
+    report = Report(source)
+    state = model.state_dict()
+    filled = {}
+    for name in state:
+        found = adapt(model, name, state_dict[name]) if name in state_dict else None
+        if found is None:
+            report.fresh.append(name)
+            continue
+        filled[name] = found
+        report.taken[name] = name
+        if found.shape != state_dict[name].shape:
+            report.resampled.append(name)
+    if not filled:
+        raise MltrError(f"{source}: none of its weights fit this network")
+    model.load_state_dict(filled, strict=False)
+    report.unused = [name for name in state_dict if name not in filled]
+    report.parts = {"new": first_few(report.fresh)} if report.fresh else {}
+    return report
+
+
+def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
+    """Fill a timm network, under whichever head, with weights of its architecture.
+
+    A classifier for other classes stays as it is. Raises `MltrError` if the weights can't be had,
+    or belong to another network.
+    """
+    backbone: nn.Module = getattr(model, "backbone", model)
+    tensors, by_order = read_fitting(backbone, weights)
+    report = Report(f"{weights.source}, {weights.architecture}")
+    if by_order:
+        report.source += ", entries told by their order and shapes, as no name is timm's"
+    own = backbone.state_dict()
+    fitting = {n: t for n, t in tensors.items() if n in own and t.shape == own[n].shape}
+    backbone.load_state_dict(fitting, strict=False)
+    report.taken = {name: name for name in fitting}
+    report.fresh = [name for name in own if name not in fitting]
+    report.unused = [name for name in tensors if name not in fitting]
+    for name in reversed(report.fresh):  # so that a part is told of by its first entry
+        shapes = [list(t[name].shape) for t in (tensors, own) if name in t]
+        why = f": {name} is {shapes[0]} where {shapes[1]} belongs" if len(shapes) > 1 else ""
+        report.parts[_part_of(name)] = f"new{why}"
+    return report
+
+
+def _require_mltr(model: nn.Module) -> MlTr:
+    if not isinstance(model, MlTr):
+        raise UsageError(f"weights of CAT and Swin fit MlTr's variants, not {type(model).__name__}")
+    return model
+
+
+def _blocks_of(stage: nn.Module, name: str) -> list[str]:
+    """Return the names of a stage's attention blocks, in order."""
+    modules = enumerate(stage.blocks)  # type: ignore[arg-type]
+    return [f"{name}.blocks.{number}" for number, block in modules if isinstance(block, Block)]
+
+
+def _attention(model: nn.Module, block: str) -> nn.Module:
+    return model.get_submodule(f"{block}.attn")
+
+
+def _in_threes(names: list[str]) -> list[tuple[str, ...]]:
+    return [tuple(names[start : start + 3]) for start in range(0, len(names), 3)]
+
+
+def _spread(own: Sequence[Place], count: int) -> Iterator[tuple[Place, int | None]]:
+    """Pair each of the own places with one of `count` source blocks, or with none.
+
+    The fewer are spread evenly over the more, from the first to the last.
+    """
+    more, fewer = max(len(own), count), min(len(own), count)
+    steps = max(fewer - 1, 1)
+    chosen = [round(number * (more - 1) / steps) for number in range(fewer)]
+    if len(own) <= count:
+        yield from zip(own, chosen, strict=True)
+        return
+    sources = {place: number for number, place in enumerate(chosen)}
+    for place, name in enumerate(own):
+        yield name, sources.get(place)
+
+
+class _Filler:
+    """A network being filled part by part; a part is taken as a whole or not at all."""
+
+    def __init__(self, model: MlTr, tensors: Tensors, layout: Layout) -> None:
+        self.model, self.tensors, self.layout = model, tensors, layout
+        self.report = Report(str(layout))
+        self.used: set[str] = set()
+        self.filled_stages: set[str] = set()
+        self.waiting: list[str] = []  #: blocks that no block of the file was meant for
+
+    def fill_ends(self) -> None:
+        """Fill what comes before and after the stages."""
+        for name, source in (
+            ("embed.proj", "patch_embed.proj"),
+            ("embed.norm", "patch_embed.norm"),
+        ):
+            self._fill(name, source)
+        if self.model.embed.position is not None:
+            self._fill_position()
+        if len(self.model.stages) == len(self.layout.depths):
+            self._fill("norm", "norm")
+            self._fill("head", "head")
+
+    def _fill_position(self) -> None:
+        ape = self.tensors.get("ape")
+        position = self.model.embed.position
+        assert position is not None
+        side = self.layout.position_side
+        if ape is None or ape.shape[2] != position.shape[3]:
+            return
+        resized = adapt(self.model, "embed.position", ape.view(1, side, side, -1))
+        assert resized is not None
+        self._put("embed.position", "ape", resized, resized.numel() != ape.numel())
+        self.report.parts["embed.position"] = "ape"
+
+    def fill_merge(self, index: int) -> None:
+        """Fill the patch merging at the start of a stage."""
+        if index > 0:
+            self._fill(f"stages.{index}.merge", f"layers.{index - 1}.downsample")
+
+    def fill_block(self, name: str, source: str | None) -> None:
+        """Fill a block; without a source it waits to be made an identity."""
+        if source is None:
+            self.waiting.append(name)
+        elif self._fill(name, source):
+            self.filled_stages.add(name.partition(".blocks")[0])
+
+    def _fill(self, name: str, source: str) -> bool:
+        """Fill all entries of a part, or say why not; return whether it was filled."""
+        entries = [key for key in self.model.state_dict() if key.startswith(f"{name}.")]
+        found = {}
+        for key in entries:
+            tensor = self.tensors.get(source + key.removeprefix(name))
+            adapted = None if tensor is None else adapt(self.model, key, tensor)
+            if adapted is None:
+                self.report.parts[name] = self._why_not(key, source + key.removeprefix(name))
+                return False
+            found[key] = adapted
+        for key, tensor in found.items():
+            theirs = source + key.removeprefix(name)
+            self._put(key, theirs, tensor, tensor.shape != self.tensors[theirs].shape)
+        if entries:
+            self.report.parts[name] = source
+        return bool(entries)
+
+    def _why_not(self, own: str, theirs: str) -> str:
+        if theirs not in self.tensors:
+            return f"new: the file has no {theirs}"
+        shapes = list(self.tensors[theirs].shape), list(self.model.state_dict()[own].shape)
+        return f"new: {theirs} is {shapes[0]} where {shapes[1]} belongs"
+
+    def _put(self, name: str, source: str, tensor: Tensor, resampled: bool) -> None:
+        self.model.load_state_dict({name: tensor}, strict=False)
+        self.report.taken[name] = source
+        self.used.add(source)
+        if resampled:
+            self.report.resampled.append(name)
+
+    def finish(self) -> Report:
+        """Make idle blocks identities and complete the report; raises if no stage was filled."""
+        if not self.filled_stages:
+            raise MltrError(
+                f"no stage of this network, with {self.model.variant.embed_dim} channels, fits "
+                f"{self.layout}; {self.layout.fitting()}"
+            )
+        for name in self.waiting:
+            if name.partition(".blocks")[0] in self.filled_stages:
+                self._make_identity(name)
+            else:
+                self.report.parts[name] = "new"
+        for module in self.model.modules():
+            if isinstance(module, ConvPosition):
+                _zero(module.conv)
+        order = [*self.model.state_dict()]
+        self.report.parts = dict(
+            sorted(self.report.parts.items(), key=lambda part: _place_of(part[0], order))
+        )
+        taken = self.report.taken
+        self.report.fresh = [name for name in self.model.state_dict() if name not in taken]
+        self.report.unused = [name for name in self.tensors if name not in self.used]
+        return self.report
+
+    def _make_identity(self, name: str) -> None:
+        block = self.model.get_submodule(name)
+        assert isinstance(block, Block)
+        _zero(block.attn.proj)
+        _zero(block.mlp.fc2)
+        kind = "cross-window" if isinstance(block.attn, CrossWindowAttention) else "pixel"
+        self.report.identity.append(name)
+        self.report.parts[name] = f"new: {kind} block, starts as identity"
+
+
+def _place_of(part: str, entries: Sequence[str]) -> int:
+    return next(i for i, name in enumerate(entries) if name == part or name.startswith(f"{part}."))
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+# -- from a recipe or the command line ---------------------------------------------------------
+
+LOADERS = {"cat": load_cat, "swin": load_swin}
+
+
+def initialise(model: nn.Module, init: str, name: str) -> Report:
+    """Fill a network as `model.init` of a recipe says.
+
+    `name` is the network's, as in `create_model`. `init` is `pretrained`, a file or folder of a
+    timm network, a bundle's folder, ``hf-hub:OWNER/NAME``, ``cat:FILE``, ``swin:FILE``, or
+    ``swin:NAME`` of a network whose weights timm downloads. Raises `MltrError` if they can't be
+    had or nothing fits.
+    """
+    family, _, source = init.partition(":")
+    with blaming(init):
+        if family in LOADERS and source:
+            return LOADERS[family](model, read_source(family, source))
+        weights = find_weights(name, init)
+        if weights is not None:
+            return load_timm(model, weights)
+        return load_mltr(model, load_bundle(init).model.state_dict(), init)
+
+
+def read_source(family: str, source: str) -> Tensors:
+    """Return the weights of a file, or those that timm has for a Swin of that name."""
+    if Path(source).exists() or family != "swin" or Path(source).suffix in (".pth", ".safetensors"):
+        return read_checkpoint(source)
+    known = timm.list_models("swin_*", exclude_filters="*_mask*")
+    if not timm.is_model(source) or timm.models.split_model_name_tag(source)[0] not in known:
+        raise UsageError(
+            f"{source!r} is neither a file nor a Swin that timm has{did_you_mean(source, known)}"
+        )
+    try:
+        pretrained: nn.Module = timm.create_model(source, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MltrError(
+            f"the weights of {source} can't be downloaded: {reason_of(error)}"
+        ) from error
+    return pretrained.state_dict()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr convert``."""
+    parser.add_argument("family", choices=sorted(LOADERS), help="whose weights they are")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a .pth or .safetensors file, or timm's name of a Swin"
+    )
+    parser.add_argument(
+        "--variant", metavar="NAME",
+        help="see `mltr list` (default for CAT: the network that the file is of)",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the bundle goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle in that folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, tell what came from where, and write a bundle."""
+    if args.variant is not None:
+        get_variant(args.variant)  # a misspelt name is told before anything is read
+    refuse_overwriting(args.out, args.overwrite)
+    tensors = read_source(args.family, args.source)
+    try:
+        name, overrides, model, report = convert(args.family, tensors, args.variant)
+    except MltrError as error:
+        raise type(error)(f"{args.source}: {error}") from error
+    image_size = overrides.get("image_size", default_image_size(name))
+    save_bundle(
+        args.out, model=model, name=name, overrides=overrides,
+        classes=imagenet_classes(model.num_classes), preprocess=Preprocess(image_size, *IMAGENET),
+        extra={"converted_from": f"{args.family}: {args.source}", "taken": report.taken},
+    )  # fmt: skip
+    print(report)
+    print(f"{args.out}: {name}; train from it: mltr train RECIPE --model.init {args.out}")
+    return 0
+
+
+def convert(
+    family: str, tensors: Tensors, variant: str | None = None
+) -> tuple[str, dict[str, Any], MlTr, Report]:
+    """Return a network filled with a checkpoint, with its classifier if it fits.
+
+    What is returned: the name and the overrides by which `create_model` builds it, the network,
+    the report. The variants of CAT must fit exactly; MlTr's are filled where they fit. Raises
+    `MltrError`.
+    """
+    layout = read_layout(tidy(tensors), "CAT" if family == "cat" else "Swin")
+    name, overrides = (variant, {}) if variant is not None else _own_network(layout)
+    network = get_variant(name, **overrides)
+    same = (layout.embed_dim, layout.depths) == (network.embed_dim, network.depths)
+    if family == "cat" and name.startswith("cat_") and not same:
+        raise MltrError(f"{layout}, doesn't fit {name}; {layout.fitting()}")
+    fits_head = layout.embed_dim == network.embed_dim
+    model = create_model(name, layout.num_classes if fits_head else 0, **overrides)
+    assert isinstance(model, MlTr)
+    return name, overrides, model, LOADERS[family](model, tensors)
+
+
+def _own_network(layout: Layout) -> tuple[str, dict[str, Any]]:
+    """Return name and overrides of the very network that a CAT checkpoint is of."""
+    if layout.family != "CAT":
+        raise UsageError(f"{layout}: say which network it shall fill by --variant")
+    overrides = {
+        "embed_dim": layout.embed_dim, "depths": list(layout.depths),
+        "window_size": max(layout.windows), "image_size": layout.image_size,
+        "absolute_position": layout.position_side > 0,
+    }  # fmt: skip
+    for name, variant in VARIANTS.items():
+        if name.startswith("cat_") and get_variant(name, **overrides) == variant:
+            return name, {}
+    return "cat_t", overrides
+
+
+def imagenet_classes(count: int) -> tuple[str, ...]:
+    """Return the names of ImageNet's classes where a classifier has as many, else numbers."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset is None:
+        return tuple(f"class {number}" for number in range(count))
+    info = ImageNetInfo(subset)
+    names = [info.index_to_description(index).split(",")[0] for index in range(count)]
+    doubles = {name for name in names if names.count(name) > 1}  # such as two kinds of crane
+    return tuple(
+        f"{name} ({info.index_to_label_name(index)})" if name in doubles else name
+        for index, name in enumerate(names)
+    )

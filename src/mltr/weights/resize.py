@@ -1,0 +1,129 @@
+"""`mltr resize`: a bundle for another image or window size."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from mltr.errors import UsageError
+from mltr.network.model import create_model
+from mltr.network.resampling import adapt
+
+if TYPE_CHECKING:
+    from mltr.weights.bundle import Bundle
+
+RECIPE_FILE = "config.yaml"
+
+
+def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = None) -> Bundle:
+    """Return the bundle for images of `image_size` pixels a side, and windows of `window_size`.
+
+    For a timm backbone only the images change; a transformer's own tables are resampled by timm.
+    Raises `UsageError` for sizes that are not positive, and for windows of a timm backbone.
+    """
+    if image_size < 1:
+        raise UsageError(f"image size {image_size} must be positive")
+    name, overrides = bundle.config["model"]["name"], dict(bundle.config["model"]["overrides"])
+    overrides["image_size"] = image_size
+    if window_size is not None:
+        if name.startswith("timm/"):
+            raise UsageError(f"{name}: only MlTr's windows can be resized")
+        overrides["window_size"] = window_size
+    model = create_model(name, num_classes=len(bundle.classes), **overrides)
+    own: Mapping[str, Tensor] = bundle.model.state_dict()
+    if name.startswith("timm/"):
+        own = _resized_by_timm(bundle.model, own, model, name, image_size)
+    model.load_state_dict({key: _adapted(model, key, own[key]) for key in model.state_dict()})
+    # A first squash to fewer pixels than the network sees would only blur.
+    base_size = bundle.preprocess.base_size if bundle.preprocess.base_size >= image_size else 0
+    return replace(
+        bundle,
+        model=model.eval(),
+        preprocess=replace(bundle.preprocess, image_size=image_size, base_size=base_size),
+        config=bundle.config | {"model": {"name": name, "overrides": overrides}},
+    )
+
+
+def _adapted(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    adapted = adapt(model, name, tensor)
+    if adapted is None:
+        raise UsageError(f"{name} {list(tensor.shape)} can't be resized")
+    return adapted
+
+
+def _resized_by_timm(
+    source: Any, tensors: Mapping[str, Tensor], model: nn.Module, name: str, image_size: int
+) -> Mapping[str, Tensor]:
+    """Return the weights of a timm backbone for another image size."""
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    if all(tensors[key].shape == shape for key, shape in shapes.items()):
+        return tensors
+    backbone = getattr(source, "backbone", source)
+    if not hasattr(backbone, "set_input_size"):
+        raise UsageError(f"{name} is built for one image size, and timm can't change it")
+    backbone.set_input_size((image_size, image_size))
+    resized: Mapping[str, Tensor] = source.state_dict()
+    return resized
+
+
+# The command.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr resize``."""
+    parser.add_argument("bundle", metavar="RUN", help="a training run, or a folder with weights")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images")
+    parser.add_argument("--window-size", type=int, metavar="W", help="side of the windows")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the new bundle goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle in that folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Resize a bundle and write it to another folder."""
+    from mltr.weights.bundle import load_bundle, refuse_overwriting, save_bundle
+
+    if args.image_size is None and args.window_size is None:
+        raise UsageError("nothing to do: give --image-size, --window-size, or both")
+    if Path(args.out).resolve() == Path(args.bundle).resolve():
+        raise UsageError("--out must be another folder: the run's own weights stay as they are")
+    refuse_overwriting(args.out, args.overwrite)
+    bundle = load_bundle(args.bundle)
+    before = bundle.preprocess.image_size
+    image_size = before if args.image_size is None else args.image_size
+    resized = resize_bundle(bundle, image_size, args.window_size)
+    save_bundle(
+        args.out, model=resized.model, name=resized.config["model"]["name"],
+        overrides=resized.config["model"]["overrides"], classes=resized.classes,
+        preprocess=resized.preprocess, thresholds=resized.thresholds,
+        calibration=resized.calibration,
+        extra={"resized_from": Path(args.bundle).name, "image_size_before": before},
+    )  # fmt: skip
+    _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
+    print(
+        f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
+        f"(before: {before} px). Its figures are no longer those of {args.bundle}: check it by "
+        f"mltr evaluate {args.out}, or train on: mltr train RECIPE --model.init {args.out}"
+    )
+    return 0
+
+
+def _write_recipe(source: Path, target: Path, resized: Bundle) -> None:
+    """Give the new bundle the recipe of its run, so that it can be evaluated on the same images."""
+    from mltr.files.writing import text_writer, write_atomically
+    from mltr.config.recipe import load_recipe, to_yaml
+
+    if not source.is_file():
+        return
+    config = load_recipe(source)
+    config.model.image_size = resized.preprocess.image_size
+    config.data.base_size = resized.preprocess.base_size
+    config.data.cache = config.data.cache and config.data.base_size > 0
+    overrides = resized.config["model"]["overrides"]
+    if "window_size" in overrides:
+        config.model.overrides["window_size"] = overrides["window_size"]
+    write_atomically(target, text_writer(to_yaml(config)))

@@ -1,0 +1,427 @@
+"""`mltr audit`: planted errors come first, and what is corrected feeds back into training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from making import write_image
+from PIL import Image
+
+import mltr
+from mltr.cli import COMMANDS, Command, main
+from mltr.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, ScenesConfig, TrainConfig
+from mltr.data import Preprocess, open_splits, read_csv
+from mltr.data.records import Splits
+from mltr.diagnosis.label_issues import OWN, PROBES
+from mltr.config.recipe import load_recipe, to_yaml
+from mltr.weights.bundle import save_bundle
+
+CLASSES = ("red", "green", "blue")
+PARTS = ("train", "train", "train", "val", "test")
+NETWORK = {"image_size": 32, "depths": [1], "conv_depths": [0]}
+
+
+@pytest.fixture(autouse=True)
+def command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "audit", Command("mltr.diagnosis.audit", "", True))
+
+
+def write_photos(folder: Path, count: int = 100, first: int = 0) -> dict[str, list[int]]:
+    """Write photos that are tinted by their labels; return these."""
+    truth = {}
+    for number in range(first, first + count):
+        generator = np.random.default_rng(number)
+        labels = (generator.random(3) < 0.4).astype(int)
+        pixels = generator.integers(0, 120, (30, 40, 3)) + 120 * labels
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+        truth[f"{number}.png"] = labels.tolist()
+    return truth
+
+
+def write_table(path: Path, labels: dict[str, list[object]], classes=CLASSES) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", *classes, "split"])
+        for index, (name, row) in enumerate(labels.items()):
+            writer.writerow([name, *row, PARTS[index % len(PARTS)]])
+
+
+def write_run(folder: Path, root: Path, classes=CLASSES, **data: object) -> None:
+    """Write a run that has learnt nothing: its random features still tell the colours apart."""
+    torch.manual_seed(0)
+    save_bundle(
+        folder, model=mltr.create_model("mltr_nano", len(classes), **NETWORK), name="mltr_nano",
+        overrides=NETWORK, classes=classes, preprocess=Preprocess(32),
+    )  # fmt: skip
+    config = Config(
+        data=DataConfig(root=str(root), workers=0, **data),
+        augment=AugmentConfig(randaugment_ops=0, cutout=0),
+        model=ModelConfig(image_size=32, overrides={"depths": [1], "conv_depths": [0]}),
+        train=TrainConfig(epochs=1, warmup=0, batch_size=16),
+    )  # fmt: skip
+    (folder / "config.yaml").write_text(to_yaml(config))
+
+
+@pytest.fixture
+def flipped(tmp_path: Path) -> dict[str, int]:
+    """Write photos and a run; return, for the training photos with an error, the class of it."""
+    labels = write_photos(tmp_path / "photos")
+    training = [name for i, name in enumerate(labels) if PARTS[i % len(PARTS)] == "train"]
+    errors = {name: i % 3 for i, name in enumerate(training[::6])}
+    for name, k in errors.items():
+        labels[name][k] = 1 - labels[name][k]
+    write_table(tmp_path / "photos" / "labels.csv", labels)
+    write_run(tmp_path / "run", tmp_path / "photos")
+    return errors
+
+
+def run_audit(tmp_path: Path, *arguments: object) -> dict:
+    out = tmp_path / "figures.json"
+    command = ["audit", "--run", str(tmp_path / "run"), "--json", str(out)]
+    assert main([*command, *map(str, arguments)]) == 0
+    return json.loads(out.read_text())
+
+
+def read_issues(folder: Path) -> list[dict[str, str]]:
+    with (folder / "issues.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def labels_of(splits: Splits) -> dict[tuple[str, str], list[int]]:
+    return {(s.name, Path(r.name).name): r.labels.tolist() for s in splits for r in s}
+
+
+def original(tmp_path: Path) -> dict[tuple[str, str], list[int]]:
+    return labels_of(open_splits(DataConfig(root=str(tmp_path / "photos"))))
+
+
+def corrected(folder: Path) -> dict[tuple[str, str], list[int]]:
+    return labels_of(open_splits(DataConfig(root=str(folder / "corrected.csv"))))
+
+
+# -- finding -----------------------------------------------------------------------------------
+
+
+def test_planted_errors_come_first(flipped: dict[str, int], tmp_path: Path, capsys) -> None:
+    figures = run_audit(tmp_path, "--split", "train", "--top", "12")
+    issues = read_issues(tmp_path / "run" / "audit")
+    assert [issue["rank"] for issue in issues] == [str(n) for n in range(1, 13)]
+    planted = [flipped.get(i["image"]) == CLASSES.index(i["class"]) for i in issues]
+    assert len(flipped) == 10
+    assert sum(planted[:10]) >= 9
+    assert figures["images"] == 60
+    assert figures["labels_judged"] == 180
+    (method,) = figures["probabilities"]
+    assert method == f"train (60 images): {PROBES}"
+    scores = [float(issue["score"]) for issue in issues if issue["likely"] == "yes"]
+    assert scores == sorted(scores, reverse=True)
+    for issue in issues:
+        given, prob = int(issue["given"]), float(issue["probability"])
+        assert int(issue["suggested"]) == 1 - given
+        assert float(issue["score"]) == pytest.approx(prob if given == 0 else 1 - prob, abs=1e-3)
+        assert issue["label"] == issue["given"]
+    per_class = figures["per_class"].values()
+    total = sum(counts["missing"] + counts["wrong"] for counts in per_class)
+    assert total == figures["likely_errors"]
+    printed = capsys.readouterr().out
+    assert issues[0]["image"] in printed
+    assert "mltr train" in printed
+
+
+def test_what_the_run_has_not_learnt_it_judges_itself(
+    flipped: dict[str, int], tmp_path: Path
+) -> None:
+    figures = run_audit(tmp_path, "--split", "test", "val", "--top", "120")
+    assert figures["probabilities"] == [f"val, test (40 images): {OWN}"]
+    predictor = mltr.load(tmp_path / "run")
+    for issue in read_issues(tmp_path / "run" / "audit")[::15]:
+        probs = predictor(tmp_path / "photos" / issue["image"]).probs
+        expected = probs[CLASSES.index(issue["class"])]
+        assert float(issue["probability"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_another_source_is_new_unless_its_images_are_the_run_s_own(
+    flipped: dict[str, int], tmp_path: Path
+) -> None:
+    run_audit(tmp_path, "--apply", "3")
+    table = tmp_path / "run" / "audit" / "corrected.csv"
+    figures = run_audit(tmp_path, table, "--out", tmp_path / "again")
+    assert figures["probabilities"] == [
+        f"train (60 images): {PROBES}", f"val, test (40 images): {OWN}",
+    ]  # fmt: skip
+    write_table(tmp_path / "new" / "tags.csv", write_photos(tmp_path / "new", 40, first=500))
+    figures = run_audit(tmp_path, f"table:{tmp_path / 'new'}", "--out", tmp_path / "third")
+    assert figures["probabilities"] == [f"train, val, test (40 images): {OWN}"]
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    figures = run_audit(tmp_path, tmp_path / "new", "--out", tmp_path / "fourth")
+    assert figures["probabilities"] == [f"train, val, test (40 images): {PROBES}"]
+
+
+def test_what_the_run_learnt_from_counts_not_how_the_source_is_divided_now(
+    flipped: dict[str, int], tmp_path: Path
+) -> None:
+    then = {"val": ["3.png", "8.png"], "test": [f"{n}.png" for n in range(4, 100, 5)]}
+    then["train"] = [f"{n}.png" for n in range(100) if n % 5 < 3 or n > 8]
+    (tmp_path / "run" / "splits.json").write_text(json.dumps(then))
+    probes, own = run_audit(tmp_path)["probabilities"]
+    assert probes == f"train, val (78 images): {PROBES}"
+    assert own == f"val, test (22 images): {OWN}"
+    (tmp_path / "run" / "splits.json").write_text("{}")
+    assert main(["audit", "--run", str(tmp_path / "run")]) == 1
+
+
+@pytest.mark.parametrize("sign", ["=", " "])
+def test_fields_of_a_recipe_say_how_the_source_is_read(
+    flipped: dict[str, int], tmp_path: Path, sign: str
+) -> None:
+    photos = tmp_path / "photos"
+    write_table(photos / "other.csv", {f"{n}.png": [n % 2, 1, 0] for n in range(50)})
+    figures = run_audit(tmp_path, *f"--data.labels{sign}other.csv".split())
+    assert figures["images"] == 50
+    assert figures["not_judged"] == ["green", "blue"]
+    figures = run_audit(tmp_path, photos, *f"--data.labels{sign}labels.csv".split())
+    assert figures["images"] == 100
+
+
+def test_networks_trained_on_the_other_folds(flipped: dict[str, int], tmp_path: Path) -> None:
+    figures = run_audit(tmp_path, "--folds", "2", "--split", "train", "--no-duplicates")
+    assert "2 networks" in figures["probabilities"][0]
+    assert "duplicates" not in figures
+    assert figures["labels_judged"] == 180
+    folds = [
+        json.loads((tmp_path / f"run/audit/folds/fold{n}/splits.json").read_text()) for n in (1, 2)
+    ]
+    for own, other in (folds, folds[::-1]):
+        assert not set(own["test"]) & set(own["train"])
+        assert set(own["test"]) == set(other["train"])
+
+
+def test_repeated_pictures_are_told(flipped: dict[str, int], tmp_path: Path, capsys) -> None:
+    photos = tmp_path / "photos"
+    shutil.copy(photos / "0.png", photos / "4.png")  # train and test
+    shutil.copy(photos / "5.png", photos / "6.png")
+    figures = run_audit(tmp_path)
+    labels = original(tmp_path)
+    expected = {("train: 0.png", "test: 4.png"): True, ("train: 5.png", "train: 6.png"): False}
+    assert {tuple(g["images"]): g["over_splits"] for g in figures["duplicates"]} == expected
+    for group in figures["duplicates"]:
+        first, second = (labels[tuple(image.split(": "))] for image in group["images"])
+        differ = [name for name, a, b in zip(CLASSES, first, second, strict=True) if a != b]
+        assert group["conflict"] == differ
+    assert "2 pictures are there more than once: 1 in two splits" in capsys.readouterr().out
+    audit = tmp_path / "run" / "audit"
+    with (audit / "duplicates.csv").open() as file:
+        assert [row["group"] for row in csv.DictReader(file)] == ["1", "1", "2", "2"]
+    assert Image.open(audit / "duplicates.png").width > 500
+    for name in ("4.png", "6.png"):
+        write_image(photos / name, (40, 30))
+    run_audit(tmp_path)  # nothing of the previous audit may be taken for this one's
+    assert not (audit / "duplicates.csv").exists()
+    assert not (audit / "duplicates.png").exists()
+
+
+def test_broken_images_are_told_and_no_issues(flipped: dict[str, int], tmp_path: Path) -> None:
+    for name in ("0.png", "4.png"):
+        (tmp_path / "photos" / name).write_bytes(b"broken")
+    figures = run_audit(tmp_path, "--top", "500")
+    assert figures["labels_judged"] == 3 * 98
+    assert len(figures["broken"]) == 2
+    issues = read_issues(tmp_path / "run" / "audit")
+    assert len(issues) == 3 * 98
+    assert not {"0.png", "4.png"} & {issue["image"] for issue in issues}
+    assert corrected(tmp_path / "run" / "audit") == original(tmp_path)
+
+
+# -- correcting --------------------------------------------------------------------------------
+
+
+def test_the_corrected_table_has_the_same_images_splits_and_labels(
+    flipped: dict[str, int], tmp_path: Path
+) -> None:
+    figures = run_audit(tmp_path)
+    assert figures["accepted"] == 0
+    audit = tmp_path / "run" / "audit"
+    assert {str(audit / name) for name in ("issues.csv", "corrected.csv")} < set(figures["files"])
+    assert corrected(audit) == original(tmp_path)
+    assert read_csv(audit / "corrected.csv").classes == CLASSES
+    assert Image.open(audit / "wrong.png").height > 100
+
+
+@pytest.mark.parametrize(
+    ("option", "is_accepted"),
+    [
+        (["--apply", "8"], lambda issue: int(issue["rank"]) <= 8),
+        (["--apply-above", "0.9"], lambda issue: float(issue["score"]) >= 0.9),
+    ],
+)
+def test_accepted_suggestions_are_in_the_corrected_table(
+    flipped: dict[str, int], tmp_path: Path, option: list[str],
+    is_accepted: Callable[[dict[str, str]], bool],
+) -> None:  # fmt: skip
+    figures = run_audit(tmp_path, *option)
+    expected = original(tmp_path)
+    issues = read_issues(tmp_path / "run" / "audit")
+    accepted = [issue for issue in issues if is_accepted(issue)]
+    assert 0 < len(accepted) == figures["accepted"] < len(issues)
+    for issue in accepted:
+        k = CLASSES.index(issue["class"])
+        expected[issue["split"], issue["image"]][k] = int(issue["suggested"])
+    assert [issue["label"] == issue["suggested"] for issue in issues] == [
+        is_accepted(issue) for issue in issues
+    ]
+    assert corrected(tmp_path / "run" / "audit") == expected
+
+
+def edit(path: Path, change: Callable[[list[dict[str, str]]], None]) -> None:
+    rows = read_issues(path.parent)
+    change(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_review_changes_what_was_edited_and_nothing_else(
+    flipped: dict[str, int], tmp_path: Path
+) -> None:
+    run_audit(tmp_path, "--split", "train")
+    path = tmp_path / "run" / "audit" / "issues.csv"
+
+    def change(rows: list[dict[str, str]]) -> None:
+        rows[0]["label"] = f"{rows[0]['suggested']}.0"  # as a spreadsheet may write it
+        rows[1]["label"] = ""
+        del rows[3]
+
+    edit(path, change)
+    first, second, *_ = read_issues(path.parent)
+    figures = run_audit(tmp_path, "--review", path)
+    assert figures["accepted"] == 2
+    expected = original(tmp_path)
+    expected["train", first["image"]][CLASSES.index(first["class"])] = int(first["suggested"])
+    expected["train", second["image"]][CLASSES.index(second["class"])] = -1
+    assert corrected(path.parent) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("label", "2", "row 2: label '2' is not 1, 0, or nothing"),
+        ("image", "none.png", "row 2: this source has no image 'none.png' in its train split"),
+        ("class", "rod", "row 2: unknown class 'rod'; did you mean 'red'?"),
+        ("label", None, "no column label; is it an issues.csv?"),
+    ],
+)
+def test_mistakes_in_a_review_are_named(
+    flipped: dict[str, int], tmp_path: Path, capsys, key: str, value: str | None, words: str
+) -> None:
+    run_audit(tmp_path, "--split", "train", "--no-duplicates")
+    path = tmp_path / "run" / "audit" / "issues.csv"
+
+    def change(rows: list[dict[str, str]]) -> None:
+        rows[0][key] = str(value)
+        if value is None:
+            del rows[0][key]
+
+    edit(path, change)
+    assert main(["audit", "--run", str(tmp_path / "run"), "--review", str(path)]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_the_printed_command_trains(flipped: dict[str, int], tmp_path: Path, capsys) -> None:
+    (tmp_path / "photos" / "names.txt").write_text("\n".join(CLASSES))
+    config = load_recipe(tmp_path / "run" / "config.yaml")
+    config.data.labels, config.data.classes = "labels.csv", "names.txt"  # as may be in a recipe
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
+    run_audit(tmp_path, "--apply", "5")
+    line = next(x for x in capsys.readouterr().out.splitlines() if "mltr train" in x)
+    out = tmp_path / "second"
+    assert main([*line.split()[1:], "--out", str(out)]) == 0
+    assert load_recipe(out / "config.yaml").data.root.endswith("corrected.csv")
+    assert json.loads((out / "metrics.json").read_text())["images"] == 20
+
+
+# -- what may be odd ---------------------------------------------------------------------------
+
+
+def test_odd_classes_are_left_out_and_told(tmp_path: Path, capsys) -> None:
+    labels = write_photos(tmp_path / "photos", 60)
+    classes = (*CLASSES, "never", "unknown", "once")
+    rows = {
+        name: [*row, 0, "", int(name == "0.png")]
+        for number, (name, row) in enumerate(labels.items())
+    }
+    rows["5.png"] = [""] * 6
+    write_table(tmp_path / "photos" / "labels.csv", rows, classes)
+    write_run(tmp_path / "run", tmp_path / "photos", classes)
+    figures = run_audit(tmp_path, "--top", "1000")
+    assert figures["not_judged"] == ["never", "unknown", "once"]
+    assert "without: never, unknown, once" in capsys.readouterr().out
+    issues = read_issues(tmp_path / "run" / "audit")
+    assert len(issues) == 59 * 3
+    assert not [issue for issue in issues if issue["image"] == "5.png"]
+    table = (tmp_path / "run" / "audit" / "corrected.csv").read_text().splitlines()
+    assert next(line for line in table if "/5.png" in line).endswith("5.png,,,,,,,train")
+    assert corrected(tmp_path / "run" / "audit") == original(tmp_path)
+
+
+def test_one_class_and_one_image_a_split(tmp_path: Path, capsys) -> None:
+    labels = {name: [1] for name in write_photos(tmp_path / "photos", 5)}
+    write_table(tmp_path / "photos" / "labels.csv", labels, ("red",))
+    write_run(tmp_path / "run", tmp_path / "photos", ("red",))
+    for arguments in (["--split", "test"], ["--apply-above", "0"]):
+        figures = run_audit(tmp_path, *arguments)
+        assert figures["labels_judged"] == figures["likely_errors"] == figures["accepted"] == 0
+        assert figures["not_judged"] == ["red"]
+        assert read_issues(tmp_path / "run" / "audit") == []
+        assert corrected(tmp_path / "run" / "audit") == original(tmp_path)
+    assert "0 likely errors" in capsys.readouterr().out
+
+
+def test_composed_scenes_get_no_table(tmp_path: Path, caplog, capsys) -> None:
+    scenes = ScenesConfig(train=30, val=4, test=6, side=32)
+    names = open_splits(DataConfig(format="scenes", scenes=scenes)).train.classes
+    write_run(tmp_path / "run", Path(), names, format="scenes", scenes=scenes)
+    figures = run_audit(tmp_path)
+    assert [Path(f).suffix for f in figures["files"]].count(".csv") == 1
+    assert "no corrected.csv" in caplog.text
+    run = str(tmp_path / "run")
+    review = str(tmp_path / "run" / "audit" / "issues.csv")
+    assert main(["audit", "--run", run, "--review", review]) == 1
+    assert "are no files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--folds", "1"], "--folds 1 must be at least 2"),
+        (["--folds", "200"], "--folds 200: there are only 60 images to divide"),
+        (["--top", "0"], "--top 0 must be at least 1"),
+        (["--apply", "-1"], "--apply -1 must be at least 0"),
+        (["--apply-above", "1.5"], "must lie in 0..1"),
+        (["--apply", "3", "--apply-above", "0.5"], "not allowed with"),
+        (["--review", "none.csv"], "none.csv: no such list of issues"),
+        (["tabel:x"], "no format 'tabel'; did you mean 'table'"),
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["--split", "tset"], "invalid choice"),
+    ],
+)
+def test_mistakes_are_named(
+    flipped: dict[str, int], tmp_path: Path, capsys, arguments: list[str], words: str
+) -> None:
+    assert main(["audit", *arguments, "--run", str(tmp_path / "run")]) in (1, 2)
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, capsys) -> None:
+    assert main(["audit", "--run", str(tmp_path / "none")]) == 1
+    assert "no such run folder" in capsys.readouterr().err
+    assert main(["audit", "x", "--run", str(tmp_path)]) == 1
+    assert "no config.yaml" in capsys.readouterr().err

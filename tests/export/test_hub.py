@@ -1,0 +1,193 @@
+"""The Hub, played by a server on loopback: pushed and fetched, the same to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fake_hub import FakeHub, running_hub
+
+import mltr
+from mltr.cli import main
+from mltr.data.preprocess import Preprocess
+from mltr.export.hub import prepare
+from mltr.weights.bundle import save_bundle
+
+CLASSES = ("sea", "sun|set", "*tree*")
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with running_hub() as server:
+        yield server
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = mltr.create_model("mltr_nano", num_classes=3, depths=(0, 0, 1))
+    save_bundle(
+        tmp_path / "mine", model=model, name="mltr_nano", overrides={"depths": [0, 0, 1]},
+        classes=CLASSES, preprocess=Preprocess(96), thresholds=(0.3, 0.5, 0.75),
+    )  # fmt: skip
+    return tmp_path / "mine"
+
+
+def command(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `mltr ...` in a process of its own, whose Hub is the fake one."""
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_TOKEN": "secret"}
+    own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2"}
+    return subprocess.run(
+        [sys.executable, "-m", "mltr", *arguments],
+        env=os.environ | own, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+SCORE = """
+import sys, torch, mltr
+tagger = mltr.load(sys.argv[1], device="cpu")
+images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(5))
+logits = torch.from_numpy(tagger.network(images.numpy()))
+torch.save([logits, tagger.classes, tagger.thresholds.tolist()], sys.argv[2])
+"""
+
+
+def test_pushed_and_loaded_back_gives_the_same_bits(
+    hub: FakeHub, bundle: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    pushed = command(hub, home, "push", str(bundle), "me/beach", "--licence", "apache-2.0")
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"{hub.endpoint}/me/beach\n" in pushed.stdout
+    assert set(hub.repositories["me/beach"]) == {"README.md", "config.json", "model.safetensors"}
+
+    found = {}
+    for name in (str(bundle), "hf-hub:me/beach"):
+        result = subprocess.run(
+            [sys.executable, "-c", SCORE, name, str(tmp_path / "scores.pt")],
+            env=os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home)},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        found[name] = torch.load(tmp_path / "scores.pt", weights_only=True)
+    own, fetched = found.values()
+    assert torch.equal(own[0], fetched[0])
+    assert own[1:] == fetched[1:]
+    assert not any("README" in request for request in hub.requests if "resolve" in request)
+
+
+SCORE_BY_TIMM = """
+import sys, torch, timm, mltr.timm_models
+model = timm.create_model("hf-hub:" + sys.argv[1], pretrained=True).eval()
+data = timm.data.resolve_model_data_config(model)
+images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(5))
+with torch.no_grad():
+    torch.save([model(images), data["input_size"], list(data["mean"])], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("name", ["mltr_nano", "timm/resnet10t", "timm/vit_tiny_patch16_224"])
+def test_timm_loads_it_from_the_hub_too(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(1)
+    overrides: dict[str, Any] = {"image_size": 96, "drop_path": 0.1}
+    model = mltr.create_model(name, num_classes=3, **overrides).eval()
+    save_bundle(
+        tmp_path / "own", model=model, name=name, overrides=overrides, classes=CLASSES,
+        preprocess=Preprocess(96),
+    )  # fmt: skip
+    prepare(tmp_path / "own", tmp_path / "up", "me/x")
+    hub.repositories["me/x"] = {f.name: f.read_bytes() for f in (tmp_path / "up").iterdir()}
+    result = subprocess.run(
+        [sys.executable, "-c", SCORE_BY_TIMM, "me/x", str(tmp_path / "scores.pt")],
+        env=os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    logits, size, mean = torch.load(tmp_path / "scores.pt", weights_only=True)
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(images))
+    assert (tuple(size), mean) == ((3, 96, 96), [0, 0, 0])
+
+
+def test_what_is_not_there_is_told_in_one_line(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for arguments, words in (
+        (["predict", "hf-hub:me/none", str(bundle)], "hf-hub:me/none can't be fetched"),
+        (["predict", "hf-hub:not a name", str(bundle)], "expected hf-hub:OWNER/NAME"),
+        (["push", str(bundle), "a/b/c"], "is no OWNER/NAME"),
+        (["push", str(tmp_path / "none"), "me/x"], "no such folder"),
+    ):
+        (bundle / "photo.png").write_bytes(b"")
+        result = command(hub, home, *arguments)
+        assert result.returncode in (1, 2)
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1, result.stderr
+    hub.refuse_uploads = True
+    result = command(hub, home, "push", str(bundle), "me/beach")
+    assert result.returncode == 1
+    assert "can't be uploaded" in result.stderr
+    assert "logged in" in result.stderr
+
+
+def test_damage_on_the_way_is_found(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
+    prepare(bundle, tmp_path / "up", "me/x")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "up").iterdir()}
+    content = bytearray(files["model.safetensors"])
+    content[-100] ^= 0xFF
+    hub.repositories["me/x"] = files | {"model.safetensors": bytes(content)}
+    result = command(hub, tmp_path / "home", "predict", "hf-hub:me/x", str(tmp_path))
+    assert result.returncode != 0
+    # the file of images is missing, too, but only damaged weights may be complained of here
+    (tmp_path / "photo.png").write_bytes(b"")
+    result = command(hub, tmp_path / "home", "predict", "hf-hub:me/x", str(tmp_path / "photo.png"))
+    assert "damaged" in result.stderr
+
+
+def read_card(folder: Path) -> tuple[dict[str, Any], str]:
+    _, metadata, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(metadata), text
+
+
+def test_the_card_of_a_bare_bundle(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "card"
+    assert main(["push", str(bundle), "me/beach", "--dry-run", str(out)]) == 0
+    metadata, text = read_card(out)
+    assert metadata["library_name"] == "mltr"
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert "license" not in metadata
+    assert "model-index" not in metadata  # no figures are claimed where there are none
+    assert "not scored on any test images" in text
+    assert 'mltr.load("hf-hub:me/beach")' in text
+    assert r"| sun\|set | 0.5 | - | - |" in text
+    assert r"\*tree\*" in text
+    assert "None was given" in text
+    assert mltr.load(out).classes == CLASSES
+
+
+def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> None:
+    options = ["--data.scenes.train", "48", "--data.scenes.val", "16", "--data.scenes.test", "24"]
+    options += ["--train.epochs", "1", "--train.batch_size", "16", "--data.workers", "0"]
+    options += ["--data.scenes.side", "32", "--model.image_size", "32", "--data.cache", "false"]
+    run = tmp_path / "private" / "run"
+    assert main(["train", "scenes_nano", "--out", str(run), *options]) == 0
+    prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")
+    metadata, text = read_card(tmp_path / "card")
+    figures = json.loads((run / "metrics.json").read_text())
+    (index,) = metadata["model-index"]
+    values = {entry["type"]: entry["value"] for entry in index["results"][0]["metrics"]}
+    assert values == {name: round(figures[name], 4) for name in ("map", "cf1", "of1")}
+    assert metadata["license"] == "cc-by-4.0"
+    assert f"| `map` | {100 * figures['map']:.2f} | mAP, non-interpolated" in text
+    assert "On 24 test images" in text
+    assert "mltr_nano" in text
+    assert str(tmp_path) not in text
+    assert json.loads((tmp_path / "card" / "metrics.json").read_text()) == figures

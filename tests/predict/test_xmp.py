@@ -1,0 +1,183 @@
+"""Keywords in XMP: where photo managers look for them, and nothing else touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mltr.errors import MltrError
+from mltr.predict.sidecars import XmpSidecars
+from mltr.predict.xmp import has_labels, set_labels
+
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+SUBJECT = "{http://purl.org/dc/elements/1.1/}subject"
+TAGS_LIST = "{http://www.digikam.org/ns/1.0/}TagsList"
+HIERARCHICAL = "{http://ns.adobe.com/lightroom/1.0/}hierarchicalSubject"
+
+# Much as Lightroom writes it: settings as attributes, a packet around, line breaks in a value.
+LIGHTROOM = """\
+<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<!-- kept -->
+<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="Adobe XMP Core 7.0">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+    xmlns:crs="http://ns.adobe.com/camera-raw-settings/1.0/"
+    xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/"
+    xmlns:dc="http://purl.org/dc/elements/1.1/"
+    xmlns:lr="http://ns.adobe.com/lightroom/1.0/"
+   xmp:Rating="4" crs:Exposure2012="+0.35"
+   photoshop:Instructions="first line&#xA;second line">
+   <dc:subject>
+    <rdf:Bag>
+     <rdf:li>holiday</rdf:li>
+     <rdf:li>sea</rdf:li>
+    </rdf:Bag>
+   </dc:subject>
+   <lr:hierarchicalSubject>
+    <rdf:Bag>
+     <rdf:li>travel|holiday</rdf:li>
+     <rdf:li>sea</rdf:li>
+    </rdf:Bag>
+   </lr:hierarchicalSubject>
+   <dc:title><rdf:Alt><rdf:li xml:lang="x-default">Caf\u00e9 &amp; sea</rdf:li></rdf:Alt></dc:title>
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>
+"""
+
+# Much as digiKam writes it: a description of its own for each namespace, other prefixes.
+DIGIKAM = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<r:Description r:about="" xmlns:d="http://www.digikam.org/ns/1.0/"><d:TagsList><r:Seq>
+<r:li>People/Anna</r:li></r:Seq></d:TagsList></r:Description>
+<r:Description r:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:subject><r:Bag>
+<r:li>Anna</r:li></r:Bag></dc:subject></r:Description></r:RDF></x:xmpmeta>
+"""
+
+
+def listed(content: bytes, name: str = SUBJECT) -> list[str]:
+    """What a reader of XMP finds, by another parser."""
+    root = ElementTree.fromstring(content)
+    properties = [found for d in root.iter(f"{RDF}Description") for found in d.findall(name)]
+    assert len(properties) <= 1
+    return [item.text or "" for found in properties for item in found.iter(f"{RDF}li")]
+
+
+def test_a_new_file() -> None:
+    content = set_labels(b"", ["sea", "rock & roll", "<grün>"])
+    assert listed(content) == ["sea", "rock & roll", "<grün>"]
+    assert listed(content, TAGS_LIST) == listed(content, HIERARCHICAL) == []
+    root = ElementTree.fromstring(content)
+    assert root.tag == "{adobe:ns:meta/}xmpmeta"
+    description = root.find(f"{RDF}RDF/{RDF}Description")
+    assert description is not None
+    assert description.get(f"{RDF}about") == ""
+    assert has_labels(content)
+    assert set_labels(content, ["sea", "rock & roll", "<grün>"]) == content
+    assert listed(set_labels(b"", [])) == []
+
+
+def test_what_is_there_stays() -> None:
+    before = LIGHTROOM.encode()
+    assert not has_labels(before)
+    after = set_labels(before, ["sea", "sunset"])
+    assert listed(after) == ["holiday", "sea", "sunset"]
+    assert listed(after, HIERARCHICAL) == ["travel|holiday", "sea", "sunset"]
+    assert b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>' in after
+    assert b"<!-- kept -->" in after
+    assert b'<?xpacket end="w"?>' in after
+    assert all_but_labels(after, {"sunset"}) == all_but_labels(before, set())
+    # The label that was theirs as well stays theirs.
+    again = set_labels(after, [])
+    assert listed(again) == ["holiday", "sea"]
+    assert all_but_labels(again, set()) == all_but_labels(before, set())
+
+
+def all_but_labels(content: bytes, labels: set[str]) -> list[object]:
+    """Every element, attribute and text in order, without our bag and without some keywords."""
+    found: list[object] = []
+
+    def visit(element: ElementTree.Element) -> None:
+        if element.tag.startswith("{urn:mltr") or element.text in labels:
+            return
+        found.append((element.tag, dict(element.attrib), (element.text or "").strip()))
+        for child in element:
+            visit(child)
+
+    visit(ElementTree.fromstring(content))
+    return found
+
+
+def test_trees_and_prefixes_of_others() -> None:
+    after = set_labels(DIGIKAM.encode(), ["sea"])
+    assert listed(after) == ["Anna", "sea"]
+    assert listed(after, TAGS_LIST) == ["People/Anna", "sea"]
+    assert listed(after, HIERARCHICAL) == []
+    assert listed(set_labels(DIGIKAM.encode("utf-8").replace(b"Anna", "Ännä".encode()), ["x"])) == [
+        "Ännä",
+        "x",
+    ]
+    utf16 = DIGIKAM.replace("UTF-8", "UTF-16").encode("utf-16")
+    assert listed(set_labels(utf16, ["sea"])) == ["Anna", "sea"]
+
+
+def test_labels_that_no_longer_hold_go_and_removed_ones_stay_away() -> None:
+    first = set_labels(DIGIKAM.encode(), ["sea", "sunset"])
+    second = set_labels(first, ["sunset", "tree"])
+    assert listed(second) == ["Anna", "sunset", "tree"]
+    assert listed(second, TAGS_LIST) == ["People/Anna", "sunset", "tree"]
+    root = ElementTree.fromstring(second)
+    for name in (SUBJECT, TAGS_LIST):
+        bag = root.find(f".//{name}")[0]
+        bag.remove(next(item for item in bag if item.text == "tree"))
+    by_hand = ElementTree.tostring(root)
+    assert listed(by_hand) == ["Anna", "sunset"]
+    third = set_labels(by_hand, ["sunset", "tree", "path"])
+    assert listed(third) == ["Anna", "sunset", "path"]
+
+
+@given(st.lists(st.lists(st.text(max_size=8), max_size=5, unique=True), min_size=1, max_size=4))
+def test_any_labels_in_any_order(steps: list[list[str]]) -> None:
+    content = DIGIKAM.encode()
+    for labels in steps:
+        content = set_labels(content, labels)
+        found = listed(content)
+        assert found[0] == "Anna"
+        assert len(found) == len(set(found))
+        if all(label.isalnum() and label.isascii() for label in labels):
+            assert set(found) == {"Anna", *labels}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"not XML", "no XMP"),
+        (b"<svg/>", "no rdf:Description"),
+        (b"<?xml version='1.0'?><!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "document type"),
+        (LIGHTROOM.encode()[:-300], "no XMP"),
+        (
+            DIGIKAM.replace("<r:Bag>", "").replace("</r:Bag>", "").encode(),
+            "subject is not a list",
+        ),
+        (
+            DIGIKAM.replace("<dc:subject><r:Bag>\n<r:li>Anna</r:li></r:Bag></dc:subject>", "")
+            .replace('xmlns:dc="', 'dc:subject="sea" xmlns:dc="')
+            .encode(),
+            "subject is not a list",
+        ),
+    ],
+)
+def test_what_cannot_be_merged_is_left_alone(content: bytes, told: str, tmp_path: Path) -> None:
+    with pytest.raises(MltrError, match=told):
+        set_labels(content, ["sea"])
+    sidecar = tmp_path / "photo.jpg.xmp"
+    sidecar.write_bytes(content)
+    assert told in XmpSidecars().write(tmp_path / "photo.jpg", ["sea"])
+    assert sidecar.read_bytes() == content

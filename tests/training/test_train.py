@@ -1,0 +1,681 @@
+"""Training through the command, on tiny scenes and photos: what is kept, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from making import write_image, write_voc
+from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
+
+import mltr
+from mltr.training import trainer
+from mltr.cli import main
+from mltr.training.optim import growing_sizes
+
+TINY = [
+    "--data.scenes.train=48", "--data.scenes.val=16", "--data.scenes.test=24",
+    "--data.scenes.side=32", "--data.base_size=32", "--data.cache=false", "--data.workers=0",
+    "--model.image_size=32", "--model.overrides.depths=[0,1]",
+    "--model.overrides.conv_depths=[1,0]", "--train.batch_size=16", "--train.precision=fp32",
+    "--train.min_size=0", "--augment.mixup=0", "--augment.cutmix=0", "--train.ema_decay=0.9",
+    "--train.eval_every=1",
+]  # fmt: skip
+
+
+def train(out: Path, *arguments: str, epochs: int = 2) -> int:
+    return main(["train", "scenes_nano", "--out", str(out), *TINY, f"--train.epochs={epochs}",
+                 *arguments])  # fmt: skip
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoint").glob("epoch-*"))
+
+
+def progress(run: Path) -> dict[str, object]:
+    """Where the latest checkpoint of a run stands."""
+    state = torch.load(checkpoints(run)[-1] / "part-0.pt", weights_only=True)
+    return state["shared"]["progress"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert train(run) == 0
+    return run
+
+
+# -- what a run leaves -------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_everything_to_repeat_it(finished: Path, tmp_path: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "model.safetensors", "config.json", "config.yaml", "metrics.json", "predictions.npz",
+        "versions.json", "splits.json", "log.jsonl", "curves.png", "tensorboard", "checkpoint",
+    }  # fmt: skip
+    assert main(["train", str(finished / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    assert same_weights(finished, tmp_path / "again")
+    splits = json.loads((finished / "splits.json").read_text())
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [48, 16, 24]
+
+
+def test_the_test_figures_are_those_of_the_saved_predictions(finished: Path) -> None:
+    figures = json.loads((finished / "metrics.json").read_text())
+    with np.load(finished / "predictions.npz", allow_pickle=False) as saved:
+        probs, targets = saved["probs"], saved["targets"]
+    assert probs.shape == targets.shape == (24, 10)
+    kept = targets.sum(0) > 0
+    expected = average_precision_score(targets[:, kept], probs[:, kept], average="macro")
+    assert figures["map"] == pytest.approx(expected, abs=1e-6)
+    assert figures["of1"] == pytest.approx(mltr.metrics.evaluate(probs, targets)["of1"])
+
+
+def test_what_to_type_next_is_the_last_line(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "mltr")
+    assert train(tmp_path / "my run", "--data.scenes.val=1", epochs=1) == 0
+    assert caplog.messages[-1] == f"next: mltr evaluate '{tmp_path}/my run'"
+    assert any("1 epoch, on cpu" in message for message in caplog.messages)
+
+
+def test_the_epoch_is_chosen_on_validation_images(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    figures = json.loads((finished / "metrics.json").read_text())
+    maps = [row[key] for row in rows for key in ("val_map", "val_map_ema")]
+    assert figures["best_val_map"] == max(maps)
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+
+def test_the_bundle_gives_the_saved_predictions(finished: Path) -> None:
+    predictor = mltr.load(finished)
+    test = mltr.data.open_splits(trainer_config(finished).data).test
+    with np.load(finished / "predictions.npz") as saved:
+        for index in (0, 7):
+            probs = predictor(test[index].image.load()).probs
+            assert probs == pytest.approx(saved["probs"][index], abs=1e-5)
+
+
+def trainer_config(run: Path):
+    from mltr.config.recipe import load_recipe
+
+    return load_recipe(run / "config.yaml")
+
+
+def test_any_timm_backbone_trains_by_the_same_command(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = main(
+        ["train", "scenes_nano", "--out", str(out), *[a for a in TINY if "overrides" not in a],
+         "--model.name=timm/resnet10t", "--train.epochs=1"]
+    )  # fmt: skip
+    assert code == 0
+    assert mltr.load(out).classes[0] == "zero"
+
+
+def test_init_starts_from_a_bundle(finished: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", f"--model.init={finished}", "--train.lr=1e-12", epochs=1) == 0
+    for name, tensor in weights(tmp_path / "run").items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(tensor, weights(finished)[name], atol=1e-6, rtol=0)
+
+
+def test_init_from_a_bundle_of_other_classes_begins_a_new_head(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Ten digits, then VOC's twenty classes: all but the head is taken."""
+    write_voc(tmp_path / "VOC2007")
+    code = main(
+        ["train", "voc2007", f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", *TINY,
+         f"--model.init={finished}", "--model.name=mltr_nano", "--train.epochs=1",
+         "--train.stop_epoch=0", "--train.lr=1e-12", "--train.warmup=0",
+         "--data.difficult=negative"]
+    )  # fmt: skip
+    assert code == 0
+    before, after = weights(finished), weights(tmp_path / "run")
+    assert before["head.weight"].shape[0] == 10
+    assert after["head.weight"].shape[0] == 20
+    for name in before.keys() - {"head.weight", "head.bias"}:
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--train.precision=bf16", "--train.accumulation=2", "--augment.cutmix=1.0",
+        "--train.schedule=onecycle", "--train.grad_checkpointing=true", "--train.min_size=16",
+    ],
+)  # fmt: skip
+def test_options_of_the_loop(tmp_path: Path, option: str) -> None:
+    assert train(tmp_path / "run", option, epochs=1) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 1
+
+
+def test_no_batch_of_a_run_is_mixed_like_another(tmp_path: Path) -> None:
+    """However many batches an epoch has: a 10,008th one is not the first of the next epoch."""
+    from mltr.data import open_splits
+    from mltr.config.recipe import find_recipe, load_recipe
+    from mltr.runs.folder import RunFolder
+
+    config = load_recipe(find_recipe("scenes_nano"), [*TINY, "--augment.mixup=1"])
+    run = trainer.Trainer(config, open_splits(config.data), RunFolder(tmp_path))
+    images, targets = torch.rand(4, 3, 8, 8), torch.zeros(4, 10, dtype=torch.int8)
+    seen = set()
+    for epoch in range(4):
+        for batch in (0, 1, 10_007, 10_008, 20_014, 20_015, 30_021, 30_022):
+            run.progress.epoch, run.progress.batch = epoch, batch
+            mixed, _ = run._mix(images, targets)
+            assert torch.equal(mixed, run._mix(images, targets)[0])
+            seen.add(mixed.numpy().tobytes())
+    assert len(seen) == 4 * 8
+
+
+def test_patience_ends_a_run_early(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "--train.patience=1", "--train.lr=1e-12", epochs=9) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] < 9
+
+
+def test_image_sizes_grow_in_steps() -> None:
+    sizes = growing_sizes(64, 96, 8)
+    assert sizes[0] == 64
+    assert sizes[-1] == 96
+    assert sizes == sorted(sizes)
+    assert all(side % 16 == 0 for side in sizes)
+    assert growing_sizes(0, 96, 8) == [96]
+
+
+# -- going on ----------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the middle of an epoch; the final weights are equal to the bit."""
+    run = tmp_path / "run"
+    interrupt_at(monkeypatch, 4)  # of 3 an epoch
+    assert train(run) == 130
+    assert not (run / "metrics.json").exists()
+    monkeypatch.undo()
+    assert train(run, "--resume") == 0
+    assert same_weights(run, finished)
+    assert train(run, "--resume") == 2  # finished: nothing to resume
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Send Ctrl-C after so many steps."""
+    original, steps = trainer.Trainer._step, 0
+
+    def step_and_interrupt(self: trainer.Trainer, *batch: torch.Tensor) -> None:
+        nonlocal steps
+        original(self, *batch)
+        steps += 1
+        if steps == number:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", step_and_interrupt)
+
+
+def test_after_ctrl_c_a_run_can_be_used(tmp_path: Path, monkeypatch, caplog) -> None:
+    """In the third epoch: the weights are those of the best of two."""
+    run = tmp_path / "run"
+    caplog.set_level("INFO", "mltr")
+    interrupt_at(monkeypatch, 7)
+    assert train(run, epochs=3) == 130
+    monkeypatch.undo()
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    scores = {(row["epoch"], key): row[key] for row in rows for key in ("val_map", "val_map_ema")}
+    epoch, kind = max(scores, key=scores.__getitem__)
+    assert len(rows) == 2
+    assert f"the run can be used as it is, with its weights after epoch {epoch}" in caplog.text
+    assert f"next: mltr evaluate {run}" in caplog.text
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(run), "--split", "val", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["map"] == pytest.approx(scores[epoch, kind], abs=1e-6)
+    photo = write_image(tmp_path / "photo.png")
+    assert main(["predict", str(run), str(photo), "--out", str(tmp_path / "tags.csv")]) == 0
+    assert train(run, "--resume", epochs=3) == 0
+
+
+def test_ctrl_c_before_the_first_validation_says_that_there_is_nothing_yet(
+    tmp_path: Path, monkeypatch, caplog, capsys
+) -> None:
+    interrupt_at(monkeypatch, 2)
+    assert train(tmp_path / "run") == 130
+    assert "no epoch is validated yet" in caplog.text
+    assert main(["evaluate", str(tmp_path / "run")]) == 1
+    assert "stopped it after a validation" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mltr", "train", "scenes_nano", "--out", "run", *TINY,
+               "--train.epochs=500"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoints(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on by: mltr train run/config.yaml --out run --resume" in messages
+    assert "Traceback" not in messages
+
+
+def test_a_killed_run_resumes_exactly_when_accumulation_does_not_divide_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 batches an epoch, 2 to a step: the second step of each epoch has a single batch."""
+    option = "--train.accumulation=2"
+    assert train(tmp_path / "whole", option) == 0
+    assert progress(tmp_path / "whole")["step"] == 4
+    original = trainer.Trainer._train_epoch
+
+    def fail_in_the_second_epoch(self: trainer.Trainer, last: int) -> None:
+        if self.progress.epoch == 1:
+            raise RuntimeError("killed")
+        original(self, last)
+
+    monkeypatch.setattr(trainer.Trainer, "_train_epoch", fail_in_the_second_epoch)
+    assert train(tmp_path / "killed", option) == 1
+    monkeypatch.undo()
+    assert train(tmp_path / "killed", option, "--resume") == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_ctrl_c_during_the_last_validation_stops_too(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, original = tmp_path / "run", trainer.Trainer._validate
+
+    def interrupt(self: trainer.Trainer) -> dict[str, float]:
+        if self.progress.epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_validate", interrupt)
+    assert train(run) == 130
+    assert not (run / "metrics.json").exists()
+    monkeypatch.undo()
+    assert train(run, "--resume") == 0
+    assert same_weights(run, finished)
+
+
+def test_ctrl_c_reaches_the_workers_too_and_is_told_once(tmp_path: Path) -> None:
+    """A terminal sends it to the whole process group."""
+    command = [sys.executable, "-m", "mltr", "train", "scenes_nano", "--out", "run", *TINY,
+               "--train.epochs=500", "--data.workers=1"]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not checkpoints(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert messages.count("interrupted:") == 1
+
+
+def test_patience_that_ended_a_run_still_ends_it_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--train.patience=1", "--train.lr=1e-12")
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train(tmp_path / "run", *options, epochs=9) == 0
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+    monkeypatch.undo()
+    assert train(tmp_path / "run", *options, "--resume", epochs=9) == 0
+    assert (tmp_path / "run" / "log.jsonl").read_text() == before
+
+
+def test_other_images_do_not_resume(tmp_path: Path, capsys, monkeypatch) -> None:
+    folder = write_photos(tmp_path / "photos")
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train_photos(folder, tmp_path / "run") == 0
+    text = (folder / "labels.csv").read_text()
+    write_image(folder / "new.png", (40, 30))
+    (folder / "labels.csv").write_text(f"{text}\nnew.png,1,0")
+    assert train_photos(folder, tmp_path / "run", "--resume") == 1
+    assert "was started on other" in capsys.readouterr().err
+
+
+def test_ten_epochs_of_photos_do_not_warm_up_for_five(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos")
+    options = [a for a in TINY if "scenes" not in a and "batch_size" not in a]
+    command = ["train", "photos", "--data.root", str(folder), "--out", str(tmp_path / "run")]
+    options += ["--train.epochs=10", "--train.batch_size=4", "--train.eval_every=10"]
+    assert main([*command, *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["lr"] > 0.99e-3  # the full rate, at the end of the first epoch
+    assert rows[4]["lr"] < 0.7e-3
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, monkeypatch) -> None:
+    """It says its warm-up in epochs."""
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train(tmp_path / "run", epochs=8) == 0
+    monkeypatch.undo()
+    path = tmp_path / "run" / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("warmup: 0.125", "warmup_epochs: 1.0"))
+    assert path.read_text() != text
+    assert train(tmp_path / "run", "--resume", epochs=8) == 0
+
+
+def test_a_run_keeps_its_own_split(tmp_path: Path, capsys, monkeypatch) -> None:
+    """As if an earlier version had divided the same photos otherwise."""
+    folder = write_photos(tmp_path / "photos")
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train_photos(folder, tmp_path / "run") == 0
+    monkeypatch.undo()
+    path = tmp_path / "run" / "splits.json"
+    splits = json.loads(path.read_text())
+    splits["train"][3], splits["test"][2] = splits["test"][2], splits["train"][3]
+    splits["test"].append(splits["val"].pop())
+    path.write_text(json.dumps(splits))
+    assert train_photos(folder, tmp_path / "run", "--resume") == 0
+    with np.load(tmp_path / "run" / "predictions.npz") as saved:
+        assert saved["images"].tolist() == splits["test"]
+    (tmp_path / "run" / "predictions.npz").unlink()
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["images"] == len(splits["test"]) == 9
+
+
+def test_another_recipe_does_not_resume(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(trainer.Trainer, "finish", lambda self, quiet: {})
+    assert train(tmp_path / "run") == 0
+    assert train(tmp_path / "run", "--resume", "--train.lr=0.5") == 2
+    assert "train.lr was" in capsys.readouterr().err
+
+
+def test_nothing_to_resume(tmp_path: Path, capsys) -> None:
+    assert train(tmp_path / "nowhere", "--resume") == 1
+    assert "no checkpoint to resume" in capsys.readouterr().err
+
+
+# -- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_a_run_is_never_overwritten_unasked(finished: Path, capsys) -> None:
+    before = weights(finished)
+    assert train(finished) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(finished).items())
+
+
+@pytest.mark.parametrize(
+    "mistake", ["--model.name=mltr_none", "--data.format=coco", "--model.init=nowhere"]
+)
+def test_a_failed_start_neither_blocks_the_next_nor_harms_the_last(
+    finished: Path, tmp_path: Path, mistake: str
+) -> None:
+    run = tmp_path / "run"
+    assert train(run, mistake) in (1, 2)
+    assert not list(run.iterdir())
+    shutil.copytree(finished, run, dirs_exist_ok=True)
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert train(run, mistake, "--overwrite") in (1, 2)
+    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", epochs=1) == 0
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert train(tmp_path / "run", "--overwrite", epochs=2) == 0
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_loss_that_stays_bad_names_step_and_images(tmp_path: Path, capsys) -> None:
+    options = ("--train.lr=1e30", "--train.clip_grad=0", "--train.max_bad_steps=0")
+    assert train(tmp_path / "run", *options) == 1
+    message = capsys.readouterr().err
+    assert "the loss is nan at step" in message or "the loss is inf at step" in message
+    assert "train-000" in message
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: list[int], factor: float) -> None:
+    """Multiply the losses of the first image of the batch at these steps."""
+    original = trainer.Trainer._compute_loss
+
+    def compute(self: trainer.Trainer, *batch: torch.Tensor):
+        losses, cells = original(self, *batch)
+        if self.progress.step in steps:
+            losses = losses * torch.tensor([factor] + [1.0] * (len(losses) - 1))
+        return losses, cells
+
+    monkeypatch.setattr(trainer.Trainer, "_compute_loss", compute)
+
+
+@pytest.mark.parametrize(("factor", "words"), [(float("nan"), "is nan"), (1e6, "times the usual")])
+def test_bad_steps_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch, factor: float, words: str
+) -> None:
+    monkeypatch.setattr(trainer, "SETTLED", 2)
+    spoil(monkeypatch, [2, 3], factor)
+    assert train(tmp_path / "run", "--train.batch_size=8", epochs=1) == 0
+    left_out = [text for text in caplog.messages if "this step is left out" in text]
+    assert len(left_out) == 2
+    assert words in left_out[0]
+    assert left_out[0].count("train-000") == (1 if factor != factor else 8)
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert figures["skipped_steps"] == 2
+    assert "on the way: 2 steps left out" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    tmp_path: Path, capsys, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss may be: the square root of zero, for one."""
+    original = trainer.Trainer._compute_loss
+
+    def compute(self: trainer.Trainer, *batch: torch.Tensor):
+        losses, cells = original(self, *batch)
+        return losses + (losses * 0).sqrt(), cells
+
+    monkeypatch.setattr(trainer.Trainer, "_compute_loss", compute)
+    assert train(tmp_path / "run", "--train.max_bad_steps=2", epochs=1) == 1
+    assert "the gradient is nan at step 2 (epoch 1), after 2 steps left out" in (
+        capsys.readouterr().err
+    )
+    assert caplog.text.count("this step is left out") == 2
+
+
+def test_a_worker_that_dies_is_told_in_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+    from mltr.data.loading import ImageDataset
+
+    monkeypatch.setattr(ImageDataset, "__getitem__", lambda *_: os.kill(os.getpid(), 9))
+    assert train(tmp_path / "run", "--data.workers=1") == 1
+    message = capsys.readouterr().err
+    assert "a process that loads images died" in message
+    assert "lower data.workers" in message
+
+
+def fail_saves(monkeypatch: pytest.MonkeyPatch, first: int, kind: str = "optimizer") -> None:
+    """Let the disk be full from the save number `first` on, of states that hold a `kind`."""
+    original, saves = torch.save, 0
+
+    def save(state, file, *rest):
+        nonlocal saves
+        saves += kind in state["shared"]
+        if saves >= first and kind in state["shared"]:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        return original(state, file, *rest)
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_goes_on(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    run = tmp_path / "run"
+    fail_saves(monkeypatch, first=2)
+    assert train(run) == 0
+    assert "going on, although: can't write" in caplog.text
+    assert "No space left on device; free some space" in caplog.text
+    assert "on the way: 1 file not saved" in caplog.text
+    assert same_weights(run, finished)
+    (run / "metrics.json").unlink()
+    assert progress(run)["epoch"] == 1
+    assert not list((run / "checkpoint").glob(".tmp-*"))
+    monkeypatch.undo()
+    assert train(run, "--resume") == 0
+    assert same_weights(run, finished)
+
+
+def test_a_disk_that_is_full_from_the_beginning_stops_the_run(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = torch.save
+
+    def save(state, file, *rest):
+        if "shared" in state:
+            raise OSError(28, "No space left on device")
+        return original(state, file, *rest)
+
+    monkeypatch.setattr(torch, "save", save)
+    assert train(tmp_path / "run", epochs=5) == 1
+    message = capsys.readouterr().err
+    assert "stopped, because nothing of this run can be saved: can't write" in message
+    assert "No space left on device; free some space" in message
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_disk_that_never_has_room_ends_in_one_line(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_saves(monkeypatch, first=1, kind="weights")
+    assert train(tmp_path / "run", epochs=1) == 1
+    assert "no weights to keep: none could be saved" in capsys.readouterr().err
+
+
+def write_photos(folder: Path, count: int = 40) -> Path:
+    folder.mkdir()
+    lines = ["path,light,dark"]
+    for index in range(count):
+        write_image(folder / f"{index}.png", (40, 30))
+        lines.append(f"{index}.png,{index % 2},{1 - index % 2}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder
+
+
+def train_photos(folder: Path, out: Path, *arguments: str) -> int:
+    options = [a for a in TINY if "scenes" not in a]
+    data = ["--data.root", str(folder), "--data.labels=labels.csv", "--data.images="]
+    return main(
+        ["train", "miml_nano", *data, "--out", str(out), *options, "--train.epochs=1", *arguments]
+    )
+
+
+def test_broken_images_are_counted_and_past_a_limit_stop_the_run(tmp_path: Path, capsys) -> None:
+    folder = write_photos(tmp_path / "photos")
+    for index in (3, 4, 5, 6):
+        (folder / f"{index}.png").write_bytes(b"broken")
+    assert train_photos(folder, tmp_path / "kept", "--data.max_broken=0.2") == 0
+    figures = json.loads((tmp_path / "kept" / "metrics.json").read_text())
+    assert 1 <= len(figures["broken_training_images"]) + len(figures["broken_images"]) <= 4
+    assert all("not an image" in message for message in figures["broken_training_images"])
+    assert train_photos(folder, tmp_path / "stopped", "--data.max_broken=0.001") == 1
+    message = capsys.readouterr().err
+    assert "training images can't be read, more than data.max_broken=0.001 allows" in message
+    assert ".png: not an image" in message
+
+
+def test_a_class_that_no_training_image_has_is_refused(tmp_path: Path, capsys) -> None:
+    folder = write_photos(tmp_path / "photos")
+    table = folder / "labels.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{lines[0]},never", *(f"{line},0" for line in lines[1:])]))
+    assert train_photos(folder, tmp_path / "run") == 1
+    assert "no training image has: never; add images" in capsys.readouterr().err
+
+
+def test_a_class_of_a_public_list_may_be_missing(tmp_path: Path, caplog) -> None:
+    write_voc(tmp_path / "VOC2007")
+    arguments = ["train", "voc2007", f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}"]
+    caplog.set_level("WARNING", "mltr")
+    options = ["--model.name=mltr_nano", "--train.epochs=1", "--data.difficult=negative"]
+    assert main([*arguments, *TINY, *options]) == 0
+    assert "no training image has: aeroplane, bicycle" in caplog.text
+
+
+def write_only_ones(folder: Path) -> Path:
+    """Photos whose table has 1 for "has it" and nothing otherwise."""
+    write_photos(folder)
+    table = folder / "labels.csv"
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *(line.replace(",0", ",") for line in lines)]))
+    return folder
+
+
+def test_a_table_without_a_single_no_is_refused_with_the_way_out(tmp_path: Path, capsys) -> None:
+    folder, run = write_only_ones(tmp_path / "photos"), tmp_path / "run"
+    assert train_photos(folder, run) == 1
+    message = capsys.readouterr().err
+    assert "no training image is known to be without: light, dark" in message
+    assert "--data.missing negative" in message
+    assert train_photos(folder, run, "--data.missing=negative") == 0
+    assert train_photos(write_photos(tmp_path / "told"), tmp_path / "other") == 0
+    with (
+        np.load(run / "predictions.npz") as ours,
+        np.load(tmp_path / "other" / "predictions.npz") as theirs,
+    ):  # the same photos, with 0 in the cells
+        assert np.array_equal(ours["targets"], theirs["targets"])
+        assert np.array_equal(ours["probs"], theirs["probs"])
+
+
+def test_a_class_that_every_image_has_is_refused(tmp_path: Path, capsys) -> None:
+    for index in range(12):
+        write_image(tmp_path / "photos" / "beach" / f"{index}.png")
+    options = [a for a in TINY if "scenes" not in a]
+    for more in ((), ("--loss.name=ce",)):
+        command = ["train", "photos", "--data.root", str(tmp_path / "photos"), *options, *more]
+        assert main([*command, "--out", str(tmp_path / "run")]) == 1
+        message = capsys.readouterr().err
+        assert "no training image is known to be without: beach" in message
+        assert "add images without them" in message
+
+
+def test_errors_come_without_a_traceback_unless_asked(tmp_path: Path, capsys) -> None:
+    arguments = ["train", "miml_nano", "--data.root", str(tmp_path / "none"), "--out",
+                 str(tmp_path / "run")]  # fmt: skip
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "no such file or folder" in message
+    assert "Traceback" not in message
+    with pytest.raises(mltr.errors.MltrError):
+        main([*arguments, "--overwrite", "--debug"])
+
+
+def test_the_resolved_recipe_is_plain_yaml(finished: Path) -> None:
+    content = yaml.safe_load((finished / "config.yaml").read_text())
+    assert content["train"]["epochs"] == 2
+    assert content["data"]["scenes"]["train"] == 48
