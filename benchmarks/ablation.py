@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
+from mltr.config.recipe import find_recipe, load_recipe
 from mltr.files.writing import write_figures
 from mltr.network.model import create_model
-from mltr.config.recipe import find_recipe, load_recipe
 from mltr.runs.folder import open_run
 from mltr.training.train import train
 

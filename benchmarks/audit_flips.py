@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from mltr.config.recipe import find_recipe, load_recipe
 from mltr.data.records import Splits
 from mltr.data.sources import open_splits
 from mltr.diagnosis.corrections import Corrections, as_corrections, write_corrected
 from mltr.diagnosis.label_issues import Audit, audit
-from mltr.files.writing import write_figures
-from mltr.config.recipe import find_recipe, load_recipe
-from mltr.runs.folder import open_run
 from mltr.evaluation.open_run import open_scored
+from mltr.files.writing import write_figures
+from mltr.runs.folder import open_run
 from mltr.training.train import train
 
 

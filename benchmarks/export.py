@@ -22,17 +22,17 @@ import numpy as np
 import onnxruntime
 import torch
 
-from mltr.weights.metadata import to_probs
 from mltr.data.images import open_image
 from mltr.data.preprocess import Preprocess
+from mltr.evaluation.open_run import OpenRun, open_scored
 from mltr.export.command import as_input, export, run_network, seconds_per_image
-from mltr.predict.exported import OnnxNetwork, load_onnx
 from mltr.files.writing import write_figures
 from mltr.metrics import evaluate
 from mltr.network.model import create_model, default_image_size
-from mltr.evaluation.open_run import OpenRun, open_scored
 from mltr.network.variants import VARIANTS
+from mltr.predict.exported import OnnxNetwork, load_onnx
 from mltr.weights.bundle import TorchNetwork, load_bundle, save_bundle
+from mltr.weights.metadata import to_probs
 
 CPU = torch.device("cpu")
 

@@ -28,8 +28,8 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 from mltr.data.images import FORMATS
 from mltr.data.preprocess import Preprocess
 from mltr.errors import BrokenImage
-from mltr.predict.predictor import Predictor
 from mltr.predict.journal import stamp_of
+from mltr.predict.predictor import Predictor
 
 #: What lengths, offsets, sizes and counts are when someone means harm.
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

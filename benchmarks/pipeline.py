@@ -31,16 +31,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from mltr.files.cache import Cache
+from mltr.config.recipe import find_recipe, load_recipe
 from mltr.config.schema import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, colours, find_images, make_loader
 from mltr.data.images import open_image, open_reduced
 from mltr.data.loading import _pack
 from mltr.data.preprocess import squash
 from mltr.data.transforms import cut_out, resize, to_floats
+from mltr.files.cache import Cache
 from mltr.files.writing import write_figures
 from mltr.machine.memory import keep_freed_memory
-from mltr.config.recipe import find_recipe, load_recipe
 
 
 def main() -> None:

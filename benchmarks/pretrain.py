@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
+from mltr.config.recipe import find_recipe, load_recipe
 from mltr.config.schema import DataConfig
 from mltr.data.sources import open_splits
 from mltr.files.writing import write_figures
-from mltr.training.pretrain import pretrain
-from mltr.config.recipe import find_recipe, load_recipe
 from mltr.runs.folder import open_run
+from mltr.training.pretrain import pretrain
 from mltr.training.train import train
 
 #: Epochs of masked modelling, then of training; a pretraining epoch on all photos costs about as

@@ -24,10 +24,10 @@ from tagging import copy_photos, timed
 from timing import about, spread
 
 from mltr.files.writing import write_figures
-from mltr.predict.inputs import Inputs, Survey
-from mltr.predict.predictor import load
 from mltr.predict import command as predict
+from mltr.predict.inputs import Inputs, Survey
 from mltr.predict.on_ray import Cluster, on_cluster
+from mltr.predict.predictor import load
 
 
 def main() -> None:

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
+from mltr.config.recipe import find_recipe, load_recipe
+from mltr.evaluation.open_run import open_scored
+from mltr.evaluation.predictions import predict_split
 from mltr.files.writing import write_figures
 from mltr.metrics import evaluate
-from mltr.evaluation.predictions import predict_split
-from mltr.config.recipe import find_recipe, load_recipe
-from mltr.weights.resize import resize_bundle
 from mltr.runs.folder import open_run
-from mltr.evaluation.open_run import open_scored
 from mltr.training.train import train
 from mltr.weights.bundle import save_bundle
+from mltr.weights.resize import resize_bundle
 
 LARGE = ["--model.image_size", "128", "--model.overrides.window_size", "4"]
 LARGE += ["--data.base_size", "176"]

@@ -32,10 +32,10 @@ import torch
 from mltr.data.preprocess import Preprocess
 from mltr.data.walk import find_images
 from mltr.files.writing import write_figures
-from mltr.predict.inputs import Inputs, Survey
 from mltr.network.model import create_model
-from mltr.predict.predictor import Predictor
 from mltr.predict import command as predict
+from mltr.predict.inputs import Inputs, Survey
+from mltr.predict.predictor import Predictor
 from mltr.weights.bundle import TorchNetwork, save_bundle
 
 SIDE = 224

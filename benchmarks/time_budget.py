@@ -22,8 +22,8 @@ from typing import Any
 
 from timing import about, multiply_adds
 
-from mltr.files.writing import write_figures
 from mltr.config.recipe import find_recipe, load_recipe
+from mltr.files.writing import write_figures
 from mltr.runs.folder import RunFolder, open_run
 from mltr.training.train import train
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from mltr.cli import main
 from mltr.data.preprocess import Preprocess
-from mltr.predict.predictor import Floats, Predictor
 from mltr.predict import command as predict
+from mltr.predict.predictor import Floats, Predictor
 
 CLASSES = ("red", "green", "blue")
 

@@ -40,11 +40,11 @@ COMMANDS = {
     ),
     "data": Command("mltr.data.describe", "describe a source of labelled photos before training"),
     "data get": Command("mltr.data.get", "fetch VOC or COCO from the official address"),
-    "shard": Command("mltr.data.shard", "pack a source into a few large files, to read from anywhere"),
+    "shard": Command("mltr.data.shard", "pack a source into a few large files"),
     "train": Command("mltr.training.train", "train by a recipe", takes_recipe_fields=True),
     "pretrain": Command("mltr.training.pretrain", "learn from photos without labels first", True),
     "plan": Command("mltr.planning.plan", "what a recipe takes: memory, hours, disk", True),
-    "evaluate": Command("mltr.evaluation.evaluate", "all metrics of a run, by name and by class", True),
+    "evaluate": Command("mltr.evaluation.evaluate", "every metric of a run, for every class", True),
     "diagnose": Command(
         "mltr.diagnosis.diagnose",
         "small, similar and usual-company objects: where a run fails",
@@ -61,7 +61,9 @@ COMMANDS = {
     "predict": Command("mltr.predict.command", "name what is in photos"),
     "serve": Command("mltr.serve.command", "an HTTP API and a page that name what is in photos"),
     "export": Command(
-        "mltr.export.command", "one file that runs elsewhere: ONNX, without torch, or a torch program", True
+        "mltr.export.command",
+        "one file that runs elsewhere: ONNX or a torch program",
+        True,
     ),
     "report": Command(
         "mltr.diagnosis.report", "one HTML file: how good a run is and where it fails", True
@@ -212,8 +214,8 @@ class _Parser(argparse.ArgumentParser):
 
     def list_fields(self, arguments: Sequence[str] = ()) -> None:
         """Add the fields of a recipe to what `--help` shows, with the values of the one named."""
-        from mltr.config.schema import Config
         from mltr.config.recipe import fields, find_recipe, load_recipe, value_of
+        from mltr.config.schema import Config
 
         takes_recipe = any(action.dest == "recipe" for action in self._actions)
         named = [argument for argument in arguments if not _is_option(argument)]

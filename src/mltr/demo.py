@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Train the demo's recipe and write its page; serve it if asked."""
-    from mltr.files.writing import write_figures
     from mltr.config.recipe import find_recipe, load_recipe
+    from mltr.files.writing import write_figures
     from mltr.runs.folder import open_run
     from mltr.training.train import train
 
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 
 def save_scenes(run: Path) -> Path:
     """Write the first test scenes as pictures into RUN/scenes; return that folder."""
+    from mltr.config.recipe import load_recipe
     from mltr.data.sources import open_splits
     from mltr.gallery import write_picture
     from mltr.predict.predictor import to_image
-    from mltr.config.recipe import load_recipe
 
     test = open_splits(load_recipe(run / "config.yaml").data).test
     folder = run / "scenes"
@@ -83,10 +83,10 @@ def save_scenes(run: Path) -> Path:
 
 def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     """Write RUN/index.html and RUN/scenes.png: test scenes, tags beside the truth, and curves."""
-    from mltr.data.sources import open_splits
-    from mltr.gallery import contact_sheet, write_page, write_picture
-    from mltr.evaluation.predictions import Predictions, load_predictions, make_tiles
     from mltr.config.recipe import load_recipe
+    from mltr.data.sources import open_splits
+    from mltr.evaluation.predictions import Predictions, load_predictions, make_tiles
+    from mltr.gallery import contact_sheet, write_page, write_picture
     from mltr.runs.folder import PREDICTIONS_FILE
 
     test = open_splits(load_recipe(run / "config.yaml").data).test

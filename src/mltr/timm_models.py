@@ -314,7 +314,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         return model
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"Return {name}, described in `mltr.network.variants`; arguments as in `TimmMlTr`."
+    create.__doc__ = f"Return {name} of `mltr.network.variants`; arguments as in `TimmMlTr`."
     return create
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mltr.config.recipe import find_recipe, load_recipe, to_yaml
 from mltr.config.schema import Config
 from mltr.errors import UsageError
-from mltr.config.recipe import find_recipe, load_recipe, to_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from mltr.data import duplicates
-from mltr.data.records import Record, Split, Splits
 from mltr.data.duplicates import (
     SIDE,
     Seen,
@@ -21,6 +20,7 @@ from mltr.data.duplicates import (
     similar_groups,
     similarity,
 )
+from mltr.data.records import Record, Split, Splits
 
 
 def make_picture(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:

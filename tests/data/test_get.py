@@ -14,12 +14,11 @@ import pytest
 from faulty_server import Faults, serving
 from making import write_image, write_voc
 
-from mltr.files import download
-from mltr.data import get
 from mltr.cli import main
 from mltr.config.schema import DataConfig
-from mltr.data import open_splits
+from mltr.data import get, open_splits
 from mltr.errors import MltrError
+from mltr.files import download
 
 TRAINVAL, TEST = "VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"
 

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from making import write_image
 
-from mltr.files import download
 from mltr.cli import main
 from mltr.config.schema import DataConfig
 from mltr.data.shards import INDEX_LIMIT, read_shards, seal
 from mltr.errors import BrokenImage, MltrError
+from mltr.files import download
 
 
 @pytest.fixture

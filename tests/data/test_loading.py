@@ -14,11 +14,11 @@ import torch
 from making import write_image
 from PIL import Image
 
-from mltr.files.cache import Cache
 from mltr.config.schema import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader, open_image
 from mltr.data.loading import Batch, suitable_workers
 from mltr.errors import MltrError
+from mltr.files.cache import Cache
 from mltr.predict.predictor import Predictor
 
 VARIED = AugmentConfig(crop="random", jitter=0.3, randaugment_ops=1, cutout=0.3)

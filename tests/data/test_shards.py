@@ -20,13 +20,12 @@ from hypothesis import strategies as st
 from making import write_image, write_voc
 from PIL import Image
 
-from mltr.files import download
-from mltr.data import shard
 from mltr.cli import main
 from mltr.config.schema import DataConfig, ScenesConfig
-from mltr.data import ImageDataset, Preprocess, Splits, make_loader, open_splits, read_scenes
+from mltr.data import ImageDataset, Preprocess, Splits, make_loader, open_splits, read_scenes, shard
 from mltr.data.shards import WINDOW, ShardRecords, ShardSplit, ShardStore, StoredFile, read_shards
 from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.files import download
 
 
 @pytest.fixture(autouse=True)

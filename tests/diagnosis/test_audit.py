@@ -16,11 +16,18 @@ from PIL import Image
 
 import mltr
 from mltr.cli import COMMANDS, Command, main
-from mltr.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, ScenesConfig, TrainConfig
+from mltr.config.recipe import load_recipe, to_yaml
+from mltr.config.schema import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    ScenesConfig,
+    TrainConfig,
+)
 from mltr.data import Preprocess, open_splits, read_csv
 from mltr.data.records import Splits
 from mltr.diagnosis.label_issues import OWN, PROBES
-from mltr.config.recipe import load_recipe, to_yaml
 from mltr.weights.bundle import save_bundle
 
 CLASSES = ("red", "green", "blue")

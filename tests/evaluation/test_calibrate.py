@@ -17,8 +17,17 @@ from scipy.special import expit, logit
 
 import mltr
 from mltr import cli, metrics
+from mltr.config.recipe import to_yaml
 from mltr.config.schema import Config, DataConfig, ScenesConfig
 from mltr.data import Preprocess, read_scenes
+from mltr.errors import MltrError, UsageError
+from mltr.evaluation.open_run import open_scored, scores_of
+from mltr.evaluation.predictions import (
+    Predictions,
+    load_predictions,
+    predict_split,
+    save_predictions,
+)
 from mltr.evaluation.reliability import (
     GAINS,
     bootstrap_gains,
@@ -27,10 +36,6 @@ from mltr.evaluation.reliability import (
     save_reliability,
     summarise,
 )
-from mltr.errors import MltrError, UsageError
-from mltr.evaluation.predictions import Predictions, load_predictions, predict_split, save_predictions
-from mltr.config.recipe import to_yaml
-from mltr.evaluation.open_run import open_scored, scores_of
 from mltr.evaluation.thresholds import Aim, choose_threshold, fit, parse_aim
 from mltr.weights.bundle import load_bundle, save_bundle
 

@@ -11,10 +11,15 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score
 
 import mltr
 from mltr.cli import main
+from mltr.config.recipe import to_yaml
 from mltr.config.schema import Config, DataConfig, ScenesConfig
 from mltr.data import Preprocess, read_scenes
-from mltr.evaluation.predictions import Predictions, load_predictions, predict_split, save_predictions
-from mltr.config.recipe import to_yaml
+from mltr.evaluation.predictions import (
+    Predictions,
+    load_predictions,
+    predict_split,
+    save_predictions,
+)
 from mltr.weights.bundle import save_bundle
 
 CLASSES = ("cat", "dog", "a very long name of a class", "rare")

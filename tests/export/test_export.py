@@ -20,15 +20,15 @@ from PIL import Image
 from scipy.special import expit, softmax
 
 import mltr
-from mltr.export import command as export_module
-from mltr.weights.metadata import SOFTMAX, Calibration
 from mltr.cli import main
 from mltr.data.preprocess import IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError
+from mltr.export import command as export_module
 from mltr.export.command import export, load_onnx
 from mltr.network.model import create_model, default_image_size
 from mltr.network.variants import VARIANTS
 from mltr.weights.bundle import load_bundle, save_bundle
+from mltr.weights.metadata import SOFTMAX, Calibration
 
 CLASSES = ("sea", "sunset", "tree", "path")
 SMALL: dict[str, Any] = {"depths": (0, 0, 1), "image_size": 32}

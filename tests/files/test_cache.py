@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mltr.files.cache import Cache, part_of
 from mltr.cli import main
 from mltr.errors import MltrError
+from mltr.files.cache import Cache, part_of
 
 
 def filled(size: int):

@@ -189,8 +189,8 @@ def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
 def test_fewer_images_than_processes_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mltr.training import trainer
     from mltr.machine.processes import Processes
+    from mltr.training import trainer
 
     monkeypatch.setattr(trainer, "join_processes", lambda _: Processes(count=32))
     assert main(["train", "scenes_nano", "--out", str(tmp_path / "run"), *STEPS]) == 2

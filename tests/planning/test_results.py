@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mltr.cli import main
-from mltr.planning.published import PEERS, ROWS
 from mltr.config.recipe import find_recipe, load_recipe, to_yaml
+from mltr.planning.published import PEERS, ROWS
 
 COUNTS = {"coco": (77_977, 4_104, 40_137), "voc2007": (4_510, 501, 4_952)}
 PARTS = ("train", "val", "test")

@@ -21,8 +21,8 @@ from predicting import MeanColour, command, rows_of
 
 from mltr.data import read_csv
 from mltr.errors import MltrError, UsageError
-from mltr.predict.inputs import Inputs
 from mltr.files.locks import locked_folder, locked_output
+from mltr.predict.inputs import Inputs
 from mltr.predict.journal import Journal, stamp_of
 
 LONGEST = 255  #: bytes in a name

@@ -19,15 +19,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mltr
-from mltr.weights.metadata import Calibration
 from mltr.data import read_folder
 from mltr.data.images import open_image
 from mltr.data.preprocess import Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.network.model import create_model
-from mltr.predict.predictor import Prediction, Predictor, predict_paths
 from mltr.predict import command as predict
+from mltr.predict.predictor import Prediction, Predictor, predict_paths
 from mltr.weights.bundle import TorchNetwork, load_bundle, save_bundle, update_config
+from mltr.weights.metadata import Calibration
 
 CLASSES = ("sea", "sunset", "tree", "path")
 COLOURS = ["navy", "orange", "green", "white", "black", "red", "teal"]

@@ -22,10 +22,9 @@ from predicting import CLASSES, MeanColour, command, names_in, rows_of
 
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
-from mltr.predict.inputs import Inputs, Survey
-from mltr.predict import journal
 from mltr.predict import command as predict
-from mltr.predict import progress
+from mltr.predict import journal, progress
+from mltr.predict.inputs import Inputs, Survey
 
 
 @pytest.fixture

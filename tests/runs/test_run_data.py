@@ -13,8 +13,8 @@ from making import write_image
 from test_train import TINY
 
 from mltr.cli import main
-from mltr.config.schema import Config, DataConfig, ModelConfig
 from mltr.config.recipe import load_recipe, to_yaml
+from mltr.config.schema import Config, DataConfig, ModelConfig
 from mltr.runs.folder import with_absolute_paths
 
 OPTIONS = [option for option in TINY if "scenes" not in option]

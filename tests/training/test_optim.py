@@ -10,8 +10,8 @@ from torch import nn
 import mltr
 from mltr.config.schema import TrainConfig
 from mltr.errors import UsageError
-from mltr.training.optim import AveragedModel, lr_factor, make_optimizer, parameter_groups, set_lr
 from mltr.machine.precision import choose_precision
+from mltr.training.optim import AveragedModel, lr_factor, make_optimizer, parameter_groups, set_lr
 
 
 def test_every_parameter_is_in_one_group_and_biases_do_not_decay() -> None:

@@ -110,8 +110,8 @@ def test_photos_without_labels_become_a_start(photos: Path, tmp_path: Path) -> N
 
 
 def test_training_starts_from_the_weights(photos: Path, tmp_path: Path) -> None:
-    from mltr.training.build import build_model
     from mltr.config.schema import ModelConfig
+    from mltr.training.build import build_model
 
     out = tmp_path / "pretrained"
     assert (

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 import mltr
-from mltr.training import trainer
 from mltr.cli import main
+from mltr.training import trainer
 from mltr.training.optim import growing_sizes
 
 TINY = [
@@ -172,8 +172,8 @@ def test_options_of_the_loop(tmp_path: Path, option: str) -> None:
 
 def test_no_batch_of_a_run_is_mixed_like_another(tmp_path: Path) -> None:
     """However many batches an epoch has: a 10,008th one is not the first of the next epoch."""
-    from mltr.data import open_splits
     from mltr.config.recipe import find_recipe, load_recipe
+    from mltr.data import open_splits
     from mltr.runs.folder import RunFolder
 
     config = load_recipe(find_recipe("scenes_nano"), [*TINY, "--augment.mixup=1"])

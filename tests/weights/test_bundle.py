@@ -24,12 +24,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mltr.weights.metadata import Calibration, to_probs
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError
 from mltr.files.writing import write_atomically, write_json
 from mltr.network.model import create_model
-from mltr.weights.bundle import checkpoint_writer, load_bundle, read_config, save_bundle, update_config
+from mltr.weights.bundle import (
+    checkpoint_writer,
+    load_bundle,
+    read_config,
+    save_bundle,
+    update_config,
+)
+from mltr.weights.metadata import Calibration, to_probs
 
 CLASSES = ("cat", "dog, wet", "Ünïcode 猫")
 OVERRIDES: dict[str, Any] = {"depths": (0, 0, 1, 0), "image_size": 32}

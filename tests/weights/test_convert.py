@@ -17,10 +17,10 @@ from reference_cat import cat_checkpoint, small_cat
 from torch import Tensor, nn
 
 import mltr
-from mltr.weights.foreign import read_checkpoint
 from mltr.cli import main
-from mltr.weights.convert import _spread, imagenet_classes, load_cat, load_swin
 from mltr.errors import MltrError, UsageError
+from mltr.weights.convert import _spread, imagenet_classes, load_cat, load_swin
+from mltr.weights.foreign import read_checkpoint
 
 CAT_S = {"embed_dim": 32, "depths": (1, 1, 3, 1), "window_size": 2, "image_size": 64}
 #: Swin-T, S, B, L by their depths, beside the variant that takes their weights; widths are cut to
@@ -246,8 +246,8 @@ def test_pretrained_weights_come_through_timm(
 
 def test_a_recipe_names_what_to_start_from(tmp_path: Path) -> None:
     """`model.init` takes `cat:FILE` and `swin:FILE`, and blames itself for what is wrong."""
-    from mltr.training.build import build_model
     from mltr.config.schema import ModelConfig
+    from mltr.training.build import build_model
 
     cat = wrapped(small_cat(64, (1, 1, 3, 1), 7, 5), tmp_path / "cat.pth")
     model = build_model(ModelConfig(name="cat_t", init=f"cat:{cat}"), 4, image_size=224)

@@ -23,11 +23,11 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import mltr
-from mltr.training.build import build_model, model_overrides, settle
 from mltr.cli import main
 from mltr.config.schema import AugmentConfig, Config, ModelConfig
 from mltr.data import Preprocess
 from mltr.errors import MltrError
+from mltr.training.build import build_model, model_overrides, settle
 from mltr.weights.bundle import load_bundle, save_bundle
 
 PHOTOS = 16

@@ -151,8 +151,8 @@ def test_timm_backbones_and_heads_are_resized_too(
 
 
 def test_training_starts_from_a_bundle_of_another_size(tmp_path: Path) -> None:
-    from mltr.training.build import build_model
     from mltr.config.schema import ModelConfig
+    from mltr.training.build import build_model
 
     source = save(tmp_path / "a", **SMALL)
     config = ModelConfig(

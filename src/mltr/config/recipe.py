@@ -20,8 +20,8 @@ from mltr.errors import MltrError, UsageError, did_you_mean
 # Where recipes lie: beside the user, in an installed package, in a checkout of the project.
 RECIPE_FOLDERS = (
     Path("recipes"),
-    Path(__file__).parent / "recipes",
-    Path(__file__).parents[2] / "recipes",
+    Path(__file__).parents[1] / "recipes",
+    Path(__file__).parents[3] / "recipes",
 )
 
 MAX_VALUES = 10_000  #: of a recipe: a few aliases of aliases would stand for billions
@@ -138,7 +138,7 @@ class Field:
 
 @cache
 def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
-    """Return everything that a recipe may hold, sections included, in the order of `config.py`."""
+    """Return everything that a recipe may hold, sections included, in the order of `schema`."""
     found: list[Field] = []
     hints, comments = get_type_hints(section), _comments(section)
     for field in dataclasses.fields(section):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from mltr.data.records import Split, Splits
     from mltr.data.duplicates import Seen
+    from mltr.data.records import Split, Splits
 
 #: Fields of a recipe's `data` section that are options here too.
 OPTIONS = (

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from mltr.files.cache import Cache, part_of
 from mltr.config.schema import AugmentConfig
 from mltr.data.colours import Planes
 from mltr.data.images import WHOLE, open_image, open_reduced
@@ -33,6 +32,7 @@ from mltr.data.preprocess import Pixels, Preprocess, read_squashed
 from mltr.data.records import LazyImage, Record, Split
 from mltr.data.transforms import TrainTransform, to_floats
 from mltr.errors import BrokenImage, MltrError
+from mltr.files.cache import Cache, part_of
 from mltr.machine.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)

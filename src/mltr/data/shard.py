@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from mltr import __version__
 from mltr.data.describe import add_source_options, source_config
 from mltr.errors import BrokenImage, MltrError, UsageError
-from mltr.files.writing import text_writer, write_atomically, write_json
 from mltr.files.locks import locked_folder
+from mltr.files.writing import text_writer, write_atomically, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

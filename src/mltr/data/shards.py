@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mltr.files.cache import FAILED, Cache, cache_folder
 from mltr.config.schema import DataConfig
 from mltr.data.images import open_image
 from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows
-from mltr.files.download import DAMAGED_ATTEMPTS, download_file
 from mltr.errors import BrokenImage, MltrError
+from mltr.files.cache import FAILED, Cache, cache_folder
+from mltr.files.download import DAMAGED_ATTEMPTS, download_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

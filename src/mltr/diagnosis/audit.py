@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mltr.config.schema import Config
+    from mltr.data.duplicates import Seen
     from mltr.data.records import Record, Splits
     from mltr.diagnosis.label_issues import Audit, Issue
-    from mltr.data.duplicates import Seen
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +137,8 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
     from mltr.diagnosis.label_issues import audit
-    from mltr.files.writing import write_figures
     from mltr.evaluation.open_run import open_scored
+    from mltr.files.writing import write_figures
 
     opened = open_scored(args.run, _fields(args, overrides))
     folder = _folder(args)
@@ -259,7 +259,12 @@ def _identity(record: Record) -> object:
 
 def _repeated(splits: Splits) -> list[list[Seen]]:
     """Return the groups of images that show the same picture, what matters most first."""
-    from mltr.data.duplicates import conflicting_classes, look_at, reaches_over_splits, similar_groups
+    from mltr.data.duplicates import (
+        conflicting_classes,
+        look_at,
+        reaches_over_splits,
+        similar_groups,
+    )
 
     groups = similar_groups(look_at(splits))
     return sorted(

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mltr.data.cells import from_cells, to_cells
+from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.data.images import open_image
 from mltr.data.records import Record, Splits, indices_of
 from mltr.data.table import ONE_HOT
 from mltr.diagnosis.label_issues import Audit, Issue
-from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import text_writer, write_atomically
 from mltr.gallery import Tile, contact_sheet, write_picture

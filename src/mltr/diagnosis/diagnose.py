@@ -484,8 +484,8 @@ def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, lis
 
 
 def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
-    from mltr.gallery import contact_sheet, write_picture
     from mltr.evaluation.predictions import Predictions, make_tiles
+    from mltr.gallery import contact_sheet, write_picture
 
     whole = subject.predictions
     part = Predictions(

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mltr.network.backbones import TimmBackbone, to_maps
 from mltr.data.images import Region
 from mltr.errors import MltrError, UsageError
+from mltr.network.backbones import TimmBackbone, to_maps
 from mltr.network.model import (
     Block,
     CrossWindowAttention,
@@ -178,8 +178,8 @@ def explain(
     along a side. Raises `BrokenImage`, or `UsageError` for an unknown label or a
     network that can't be explained so.
     """
-    from mltr.weights.metadata import to_probs
     from mltr.predict.predictor import to_image
+    from mltr.weights.metadata import to_probs
 
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not one of {', '.join(METHODS)}")

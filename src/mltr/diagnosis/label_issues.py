@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from mltr.network.backbones import TimmBackbone
 from mltr.data.loading import ImageDataset, make_loader
 from mltr.data.records import Labels, Record, Split, Splits
 from mltr.data.stratify import stratified_split
 from mltr.errors import UsageError
-from mltr.network.model import MlTr
-from mltr.evaluation.predictions import Predictions, load_predictions
-from mltr.runs.folder import RunFolder
 from mltr.evaluation.open_run import OpenRun
+from mltr.evaluation.predictions import Predictions, load_predictions
+from mltr.network.backbones import TimmBackbone
+from mltr.network.model import MlTr
+from mltr.runs.folder import RunFolder
 
 Floats = NDArray[np.float32]
 

@@ -18,11 +18,16 @@ from mltr import __version__
 from mltr.diagnosis import diagnose
 from mltr.diagnosis.bottlenecks import BUCKETS
 from mltr.errors import BrokenImage, UsageError
-from mltr.evaluation.evaluate import PROTOCOLS, draw_average_precision, draw_precision_recall, report
-from mltr.gallery import STYLE, Tile, tile_html
-from mltr.evaluation.predictions import Predictions, load_predictions
-from mltr.runs.folder import PREDICTIONS_FILE
+from mltr.evaluation.evaluate import (
+    PROTOCOLS,
+    draw_average_precision,
+    draw_precision_recall,
+    report,
+)
 from mltr.evaluation.open_run import OpenRun, open_scored, scores_of
+from mltr.evaluation.predictions import Predictions, load_predictions
+from mltr.gallery import STYLE, Tile, tile_html
+from mltr.runs.folder import PREDICTIONS_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mltr import metrics
-from mltr.weights.metadata import SOFTMAX, read_calibration
 from mltr.errors import MltrError, UsageError
 from mltr.evaluation.thresholds import AIMS, SCALING_CHOICES, Fitted, fit, parse_aim
+from mltr.weights.metadata import SOFTMAX, read_calibration
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mltr.evaluation.predictions import Predictions
     from mltr.evaluation.open_run import OpenRun
+    from mltr.evaluation.predictions import Predictions
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Calibrate a run; overrides such as ``--data.root DIR`` say where its images are now."""
+    from mltr.evaluation.open_run import open_scored
     from mltr.evaluation.reliability import save_reliability
     from mltr.files.writing import write_figures
     from mltr.runs.folder import RunFolder
-    from mltr.evaluation.open_run import open_scored
 
     aim = parse_aim(args.aim)
     if args.min_positives < 1:
@@ -181,8 +181,8 @@ def report(
     fitted: Fitted, val: Predictions, test: Predictions, min_positives: int
 ) -> dict[str, Any]:
     """Return all figures as plain values: what was fitted, and the test before and after."""
-    from mltr.evaluation.reliability import bootstrap_gains, measure
     from mltr.evaluation.predictions import calibrated
+    from mltr.evaluation.reliability import bootstrap_gains, measure
 
     after = calibrated(test, fitted.calibration)
     sides = {

@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Evaluate; overrides such as ``--data.root DIR`` choose another source, as in a recipe."""
-    from mltr.files.writing import write_figures
     from mltr.evaluation.open_run import scores_of, thresholds_of
+    from mltr.files.writing import write_figures
 
     if not 0 <= args.threshold <= 1:
         raise UsageError(f"--threshold {args.threshold:g} must lie in 0..1")

@@ -9,15 +9,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mltr.weights.metadata import SOFTMAX, read_calibration
+from mltr.config.recipe import load_recipe
 from mltr.config.schema import Config
 from mltr.data.records import Split, Splits
 from mltr.data.sources import open_splits
 from mltr.errors import MltrError
 from mltr.evaluation.predictions import Predictions, calibrated, load_predictions, predict_split
-from mltr.config.recipe import load_recipe
 from mltr.runs.folder import PREDICTIONS_FILE
 from mltr.weights.bundle import CONFIG_FILE, Bundle, load_bundle, read_config
+from mltr.weights.metadata import SOFTMAX, read_calibration
 
 if TYPE_CHECKING:
     import torch

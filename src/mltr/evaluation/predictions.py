@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
-from mltr.files.cache import Cache
 from mltr.data.images import open_image
 from mltr.data.loading import ImageDataset, make_loader
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
 from mltr.errors import BrokenImage, MltrError
+from mltr.files.cache import Cache
 from mltr.files.writing import write_atomically
 from mltr.gallery import Tile
 from mltr.machine.processes import Processes
+from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
 
     mpl.use("Agg")
 
-    from mltr.gallery import write_figure
     from mltr.evaluation.predictions import calibrated
+    from mltr.gallery import write_figure
 
     after = calibrated(test, fitted.calibration).probs
     figure = draw_reliability(test, after, fitted.thresholds)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from mltr.errors import MltrError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from mltr.weights.metadata import Calibration
     from mltr.evaluation.predictions import Predictions
+    from mltr.weights.metadata import Calibration
 
 log = logging.getLogger(__name__)
 

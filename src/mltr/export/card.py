@@ -8,11 +8,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from mltr.files.download import HUB_PREFIX
-from mltr.evaluation.evaluate import PROTOCOLS, report
 from mltr.config.recipe import load_recipe, to_yaml
-from mltr.runs.folder import PREDICTIONS_FILE
+from mltr.evaluation.evaluate import PROTOCOLS, report
 from mltr.evaluation.open_run import scores_of
+from mltr.files.download import HUB_PREFIX
+from mltr.runs.folder import PREDICTIONS_FILE
 from mltr.weights.bundle import Bundle
 
 MANY_CLASSES = 200  #: beyond, the card names no single class

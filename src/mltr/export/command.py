@@ -26,11 +26,13 @@ from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from mltr import __version__
-from mltr.weights.metadata import to_probs
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.data.records import ImageSource, Labels
-from mltr.files.download import HUB_PREFIX, first_line
 from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.evaluation.open_run import open_scored
+from mltr.files.download import HUB_PREFIX, first_line
+from mltr.files.writing import to_json, write_atomically
+from mltr.metrics import evaluate
 from mltr.predict.exported import (
     CONFIG_ENTRY,
     CONFIG_KEY,
@@ -40,11 +42,9 @@ from mltr.predict.exported import (
     load_program,
     require,
 )
-from mltr.files.writing import to_json, write_atomically
 from mltr.predict.inputs import Inputs
-from mltr.metrics import evaluate
-from mltr.evaluation.open_run import open_scored
 from mltr.weights.bundle import Bundle, TorchNetwork, load_bundle
+from mltr.weights.metadata import to_probs
 
 if TYPE_CHECKING:
     import onnx

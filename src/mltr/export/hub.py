@@ -11,9 +11,9 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from mltr.errors import MltrError, UsageError
 from mltr.export.card import write_card
 from mltr.files.download import HUB_PREFIX, first_line
-from mltr.errors import MltrError, UsageError
 from mltr.files.writing import write_json
 from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, load_bundle
 

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from filelock import Timeout
 
 from mltr.errors import UsageError
-from mltr.files.writing import write_json
 from mltr.files.locks import exclusive
+from mltr.files.writing import write_json
 
 RECORD = "made.json"  #: in a cache's folder: the names of its files, and their sizes in bytes
 PART = ".part"  #: ends the name of a file that isn't whole yet

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from mltr.network.backbones import create_timm, timm_image_size
 from mltr.errors import UsageError
-from mltr.network.heads import HEADS, AverageHead, make_head
 from mltr.machine.precision import slow_cpu_types
+from mltr.network.backbones import create_timm, timm_image_size
+from mltr.network.heads import HEADS, AverageHead, make_head
 from mltr.network.variants import VARIANTS, Attention, Variant, get_variant
 
 BlockKind = Literal["pixel", "cross"]

@@ -11,10 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from mltr.training.build import model_overrides
 from mltr.config.schema import Config
 from mltr.network.model import create_model, default_image_size
-from mltr.training.optim import growing_sizes
 from mltr.planning.devices import (
     BEST_SHARE,
     CONTEXT_GIB,
@@ -25,6 +23,8 @@ from mltr.planning.devices import (
     Device,
 )
 from mltr.planning.workload import Workload, measure_step, state_bytes
+from mltr.training.build import model_overrides
+from mltr.training.optim import growing_sizes
 
 GIB = 2**30
 FITS = 0.95  #: share of a device's memory that a run may be planned to fill

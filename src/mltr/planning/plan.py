@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Plan a recipe and print it."""
+    from mltr.config.recipe import find_recipe, load_recipe, with_photos
     from mltr.files.writing import write_figures
     from mltr.planning.devices import parse_gpus
     from mltr.weights.pretrained import resolve_name
-    from mltr.config.recipe import find_recipe, load_recipe, with_photos
 
     config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))
     config.model = resolve_name(config.model)
@@ -132,10 +132,10 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
     """Return this machine's device, its speed measured by a few steps of the recipe."""
     import torch
 
+    from mltr.machine.precision import choose_precision
     from mltr.planning.devices import CONTEXT_GIB
     from mltr.planning.estimate import GIB, Place
     from mltr.planning.speed import measure_speed
-    from mltr.machine.precision import choose_precision
 
     if device != _own_device():
         raise UsageError(

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mltr.files.cache import Cache
 from mltr.config.schema import Config
 from mltr.data.loading import ImageDataset
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Record, Split, Splits
+from mltr.files.cache import Cache
 from mltr.network.model import default_image_size
 from mltr.runs.folder import RunFolder
 from mltr.training.trainer import Trainer

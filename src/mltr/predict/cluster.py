@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mltr.files.download import first_line
 from mltr.errors import MltrError
+from mltr.files.download import first_line
 from mltr.predict.exported import require
 from mltr.predict.predictor import Predictor, load
 

@@ -17,9 +17,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mltr.errors import BrokenImage, UsageError, did_you_mean
+from mltr.files.locks import locked_folder, locked_output
 from mltr.files.writing import check_target, make_folder
 from mltr.predict.inputs import Inputs, Survey, exists
-from mltr.files.locks import locked_folder, locked_output
+from mltr.predict.journal import SUFFIX, Journal, Stamp
 from mltr.predict.predictor import (
     DEFAULT_THRESHOLD,
     Found,
@@ -29,7 +30,6 @@ from mltr.predict.predictor import (
     load,
     predict_paths,
 )
-from mltr.predict.journal import SUFFIX, Journal, Stamp
 from mltr.predict.progress import tell, with_progress
 from mltr.predict.results import (
     SHEET_PICTURES,

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.weights.metadata import parse_config
 from mltr.data.preprocess import Preprocess
-from mltr.files.download import first_line
 from mltr.errors import MltrError, UsageError
+from mltr.files.download import first_line
+from mltr.weights.metadata import parse_config
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.predict.cluster import connected, divide, load_same, locate, reason
 from mltr.data.preprocess import Pixels
 from mltr.errors import BrokenImage, MltrError
-from mltr.predict.predictor import Prediction, Predictor, predict_paths
+from mltr.predict.cluster import connected, divide, load_same, locate, reason
 from mltr.predict.journal import Stamp, stamp_of
+from mltr.predict.predictor import Prediction, Predictor, predict_paths
 
 if TYPE_CHECKING:
     from mltr.data.records import PackedImage

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, overl
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.weights.metadata import Calibration, read_calibration, to_probs
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.weights.metadata import Calibration, read_calibration, to_probs
 
 if TYPE_CHECKING:
     import torch

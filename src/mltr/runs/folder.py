@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mltr import __version__
+from mltr.config.recipe import load_recipe, to_yaml
 from mltr.config.schema import Config
 from mltr.data.huggingface import PREFIX as DATASETS_PREFIX
 from mltr.data.records import Split, Splits
 from mltr.data.shards import is_address
-from mltr.files.download import HUB_PREFIX
 from mltr.errors import MltrError, UsageError
+from mltr.files.download import HUB_PREFIX
 from mltr.files.writing import text_writer, to_json, write_atomically, write_json
-from mltr.config.recipe import load_recipe, to_yaml
 from mltr.runs.checkpoints import delete_states, has_state
 from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE
 

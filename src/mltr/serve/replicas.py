@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.predict.cluster import ADDRESS_VARIABLE, connected, divide, load_same, locate, reason
 from mltr.data.preprocess import Pixels
 from mltr.errors import MltrError
+from mltr.predict.cluster import ADDRESS_VARIABLE, connected, divide, load_same, locate, reason
 from mltr.predict.predictor import Predictor, load
 from mltr.serve.settings import Settings
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from mltr.config.schema import Config, ModelConfig
-from mltr.weights.convert import initialise
 from mltr.data.preprocess import Preprocess
 from mltr.network.model import create_model, default_image_size
+from mltr.weights.convert import initialise
 from mltr.weights.pretrained import blaming, find_weights, known_preprocessing, resolve_name
 
 log = logging.getLogger(__name__)

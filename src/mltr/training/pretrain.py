@@ -20,14 +20,14 @@ from PIL import Image
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mltr.training import train
-from mltr.training.build import build_model, model_overrides
 from mltr.data.loading import ImageDataset, make_loader, share
 from mltr.data.sources import open_images
 from mltr.errors import UsageError
 from mltr.files.writing import write_json
-from mltr.network.model import MlTr
 from mltr.machine.precision import autocast
+from mltr.network.model import MlTr
+from mltr.training import train
+from mltr.training.build import build_model, model_overrides
 from mltr.training.progress import training_words
 from mltr.training.trainer import PICTURES, Trainer
 from mltr.weights.bundle import save_bundle
@@ -55,8 +55,8 @@ def pretrain(
     """Pretrain on the images of a source; their labels, if any, are not looked at.
 
     The folder becomes a bundle without classes, for `model.init` of a training. Returns what
-    metrics.json holds. Raises `MltrError` like `mltr.training.train.train`, and `UsageError` for a network
-    that is no MlTr or an image size that its stages don't divide.
+    metrics.json holds. Raises `MltrError` like `train`, and `UsageError` for a network that is no
+    MlTr or an image size that its stages don't divide.
     """
     splits = open_images(config.data)
     return train.run_trainer(Pretrainer, config, splits, folder, resume=resume, quiet=quiet)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mltr.config.schema import Config
 from mltr.errors import UsageError
-from mltr.machine.launch import launched_processes, launched_rank
 from mltr.files.locks import locked_folder
+from mltr.machine.launch import launched_processes, launched_rank
 
 if TYPE_CHECKING:
     from mltr.data.records import Splits
@@ -56,8 +56,8 @@ def run_recipe(
     args: argparse.Namespace, overrides: Sequence[str], job: Callable[..., dict[str, Any]]
 ) -> int:
     """Do what a recipe says in the folder that the arguments name, by `train` or its like."""
-    from mltr.files.writing import write_figures
     from mltr.config.recipe import find_recipe, load_recipe, with_photos
+    from mltr.files.writing import write_figures
     from mltr.runs.folder import RunFolder, check_recipe, default_folder, open_run
 
     config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))

@@ -20,17 +20,25 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mltr.training.build import build_model, model_overrides, settle
-from mltr.weights.metadata import SOFTMAX
-from mltr.files.cache import Cache, cache_folder
 from mltr.config.schema import Config
 from mltr.data.loading import Batch, ImageDataset, make_loader
 from mltr.data.records import Split, Splits
 from mltr.data.transforms import mix_batch
 from mltr.errors import MltrError, UsageError, counted
 from mltr.evaluation.evaluate import print_report, report, save_curves
+from mltr.evaluation.predictions import Predictions, make_tiles, predict_split, save_predictions
+from mltr.files.cache import Cache, cache_folder
 from mltr.files.writing import write_json
 from mltr.gallery import contact_sheet
+from mltr.losses import build_loss
+from mltr.machine.memory import keep_freed_memory
+from mltr.machine.precision import AUTOCAST, autocast, choose_precision
+from mltr.machine.processes import join_processes
+from mltr.machine.sharding import load_optimizer, placed_like, shard
+from mltr.metrics import evaluate, top_accuracy
+from mltr.runs.checkpoints import States, random_states, set_random_states
+from mltr.runs.folder import RunFolder, draw_curves
+from mltr.training.build import build_model, model_overrides, settle
 from mltr.training.guards import (
     BLAMED,
     EXIT_PREEMPTED,
@@ -41,9 +49,6 @@ from mltr.training.guards import (
     usual_after,
     what_is_bad,
 )  # fmt: skip
-from mltr.losses import build_loss
-from mltr.machine.memory import keep_freed_memory
-from mltr.metrics import evaluate, top_accuracy
 from mltr.training.optim import (
     AveragedModel,
     growing_sizes,
@@ -52,11 +57,6 @@ from mltr.training.optim import (
     scale_and_clip,
     set_lr,
 )
-from mltr.machine.precision import AUTOCAST, autocast, choose_precision
-from mltr.evaluation.predictions import Predictions, make_tiles, predict_split, save_predictions
-from mltr.machine.processes import join_processes
-from mltr.runs.folder import RunFolder, draw_curves
-from mltr.machine.sharding import load_optimizer, placed_like, shard
 from mltr.training.progress import (
     Progress,
     score_words,
@@ -66,8 +66,8 @@ from mltr.training.progress import (
     with_bar,
     write_scalars,
 )  # fmt: skip
-from mltr.runs.checkpoints import States, random_states, set_random_states
 from mltr.weights.bundle import save_bundle
+from mltr.weights.metadata import SOFTMAX
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mltr import __version__
-from mltr.weights.metadata import FORMAT_VERSION, Calibration, Floats, parse_config, read_calibration
 from mltr.data.preprocess import Preprocess
-from mltr.files.download import HUB_PREFIX, fetch
 from mltr.errors import MltrError, UsageError
+from mltr.files.download import HUB_PREFIX, fetch
 from mltr.files.writing import Writer, text_writer, to_json, write_atomically, write_together
 from mltr.network.model import create_model
+from mltr.weights.metadata import (
+    FORMAT_VERSION,
+    Calibration,
+    Floats,
+    parse_config,
+    read_calibration,
+)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

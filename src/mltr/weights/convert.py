@@ -19,18 +19,9 @@ from typing import Any, TypeVar
 import timm
 from torch import Tensor, nn
 
-from mltr.weights.foreign import (
-    CAT_BLOCKS,
-    Layout,
-    Tensors,
-    first_few,
-    read_checkpoint,
-    read_layout,
-    tidy,
-)
 from mltr.data.preprocess import IMAGENET, Preprocess
-from mltr.files.download import reason_of
 from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.files.download import reason_of
 from mltr.network.model import (
     Block,
     ConvPosition,
@@ -40,10 +31,19 @@ from mltr.network.model import (
     create_model,
     default_image_size,
 )
-from mltr.weights.pretrained import TimmWeights, blaming, find_weights, read_fitting
 from mltr.network.resampling import adapt
 from mltr.network.variants import VARIANTS, get_variant
 from mltr.weights.bundle import load_bundle, refuse_overwriting, save_bundle
+from mltr.weights.foreign import (
+    CAT_BLOCKS,
+    Layout,
+    Tensors,
+    first_few,
+    read_checkpoint,
+    read_layout,
+    tidy,
+)
+from mltr.weights.pretrained import TimmWeights, blaming, find_weights, read_fitting
 
 Place = TypeVar("Place")
 

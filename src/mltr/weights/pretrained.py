@@ -19,12 +19,12 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from mltr.weights.foreign import IGNORED, Tensors, first_few, read_checkpoint
 from mltr.config.schema import ModelConfig
 from mltr.data.preprocess import IMAGENET
-from mltr.files.download import HUB_PREFIX, fetch, reason_of
 from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.files.download import HUB_PREFIX, fetch, reason_of
 from mltr.weights.bundle import CONFIG_FILE, WEIGHT_SOURCES, WEIGHTS_FILE, read_config
+from mltr.weights.foreign import IGNORED, Tensors, first_few, read_checkpoint
 
 TIMM = "timm/"  #: of the name of a network
 PRETRAINED = "pretrained"  #: as `model.init`: timm's own weights

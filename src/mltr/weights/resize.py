@@ -114,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_recipe(source: Path, target: Path, resized: Bundle) -> None:
     """Give the new bundle the recipe of its run, so that it can be evaluated on the same images."""
-    from mltr.files.writing import text_writer, write_atomically
     from mltr.config.recipe import load_recipe, to_yaml
+    from mltr.files.writing import text_writer, write_atomically
 
     if not source.is_file():
         return
