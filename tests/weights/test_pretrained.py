@@ -46,15 +46,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 LITE = "efficientnet_lite0"
 
 
-def shaken(network: nn.Module) -> nn.Module:
+def shaken(network: nn.Module, size: float = 0.3) -> nn.Module:
     """Give every weight and statistic a value that no initialisation would."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for tensor in network.state_dict().values():
             if tensor.is_floating_point():
                 noise = torch.rand(tensor.shape, generator=generator) - 0.5
-                size = {1: 1.0, 2: 0.3}.get(tensor.ndim, 0.1)
-                tensor.copy_((tensor.ndim == 1) + size * noise + tensor * (tensor.ndim > 1))
+                tensor.copy_(1 + noise if tensor.ndim == 1 else tensor + size * noise)
     return network
 
 
@@ -62,7 +61,8 @@ def write_folder(folder: Path, name: str, num_classes: int = CLASSES, **given: A
     """Write a network as timm does for the Hub; return it."""
     torch.manual_seed(1)
     arguments = FAMILIES.get(name, {}) | given
-    network = shaken(timm.create_model(name, num_classes=num_classes, **arguments))
+    network = timm.create_model(name, num_classes=num_classes, **arguments)
+    shaken(network, 0.1 if "mobilenet" in name else 0.3)  # so that logits are of the size of 1
     side = arguments.get("img_size", 64)
     config = dict(network.pretrained_cfg) | {
         "input_size": (3, side, side), "crop_pct": 0.9, "num_classes": num_classes,
