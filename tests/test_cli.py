@@ -211,7 +211,9 @@ def test_photos_and_labels_beyond_ascii_in_a_locale_without_them(tmp_path: Path)
     table = (photos / "labels.csv").read_text().replace("\n0.png", "\né☃.png")
     (photos / "labels.csv").write_text(table.replace("sea", "mère"), "utf-8")
     done = run_mltr("data", str(photos), "--json", str(tmp_path / "é.json"), **ASCII)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (
+        0, f"next: mltr train photos {shlex.quote(str(photos))}\n",
+    )  # fmt: skip
     assert "mère" in done.stdout
     report = json.loads((tmp_path / "é.json").read_text("utf-8"))[str(photos)]
     assert report["broken"] == []
@@ -270,3 +272,46 @@ def test_a_full_disk_is_told_with_the_file(command: str, small_run: Path, tmp_pa
     assert done.stderr.startswith(f"mltr: error: can't write {tmp_path / 'out'}/")
     assert done.stderr.endswith(".png: File too large\n")
     assert not list((tmp_path / "out").iterdir())
+
+
+NEXT = {
+    "data": "mltr train photos {photos}", "evaluate": "mltr diagnose {run}",
+    "diagnose": "mltr audit {run}", "calibrate": "mltr report {run}",
+    "explain": "mltr report {run}", "report": "mltr predict {run} PHOTOS",
+    "predict": "mltr serve {run}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NEXT)
+def test_a_command_ends_with_what_to_type_next(
+    command: str, small_run: Path, tmp_path: Path, monkeypatch, capsys, caplog
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"photos": small_run.parent / "photos", "run": small_run}
+    asked = REFUSED.get(command, ["{run}", "{photos}/0.png", "--out", "tags.csv"])
+    arguments = [command, *(argument.format(**names) for argument in asked)]
+    assert main(arguments) == 0
+    assert caplog.messages[-1] == f"next: {NEXT[command].format(**names)}"
+    if command != "report":
+        capsys.readouterr()
+        caplog.clear()
+        machine = arguments[:-2] if command == "predict" else arguments
+        assert main([*machine, "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out)
+        assert "next:" not in caplog.text
+
+
+def test_data_takes_the_names_of_a_recipe(tmp_path: Path, capsys) -> None:
+    photos = write_photos(tmp_path / "photos", 12)
+    (photos / "labels.csv").rename(photos / "other.csv")
+    for option in (["--data.labels", "other.csv"], ["--labels", "other.csv"]):
+        assert main(["data", *option, str(photos), "--quick", "--json", "-"]) == 0
+        report = json.loads(capsys.readouterr().out)[str(photos)]
+        assert sum(split["images"] for split in report["splits"].values()) == 12
+    assert main(["data", str(photos), "--data.lables", "other.csv"]) == 2
+    assert "did you mean '--data.labels'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["data", "--help"])
+    assert "short for --data.labels: table: the file, relative" in " ".join(
+        capsys.readouterr().out.split()
+    )

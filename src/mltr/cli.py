@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import sys
 import typing
 from collections import deque
@@ -24,6 +25,8 @@ from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.machine.launch import launched_rank
 from mltr.terminal import PrintableFormatter, printable
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Command:
@@ -32,33 +35,50 @@ class Command:
     module: str
     help: str
     takes_recipe_fields: bool = False  #: such as --data.root; `run` gets them as overrides
+    next: str = ""  #: what to type once it is done, with the names of its arguments in it
 
 
 COMMANDS = {
     "demo": Command(
         "mltr.demo", "train on composed scenes and show the result: needs no data", True
     ),
-    "data": Command("mltr.data.describe", "describe a source of labelled photos before training"),
+    "data": Command(
+        "mltr.data.describe",
+        "describe a source of labelled photos before training",
+        True,
+        "mltr train photos {sources[0]}",
+    ),
     "data get": Command("mltr.data.get", "fetch VOC or COCO from the official address"),
     "shard": Command("mltr.data.shard", "pack a source into a few large files"),
     "train": Command("mltr.training.train", "train by a recipe", takes_recipe_fields=True),
     "pretrain": Command("mltr.training.pretrain", "learn from photos without labels first", True),
     "plan": Command("mltr.planning.plan", "what a recipe takes: memory, hours, disk", True),
-    "evaluate": Command("mltr.evaluation.evaluate", "every metric of a run, for every class", True),
+    "evaluate": Command(
+        "mltr.evaluation.evaluate",
+        "every metric of a run, for every class",
+        True,
+        "mltr diagnose {run}",
+    ),
     "diagnose": Command(
         "mltr.diagnosis.diagnose",
         "small, similar and usual-company objects: where a run fails",
         True,
+        "mltr audit {runs[0]}",
     ),
     "calibrate": Command(
-        "mltr.evaluation.calibrate", "thresholds and probabilities from held-out images", True
+        "mltr.evaluation.calibrate",
+        "thresholds and probabilities from held-out images",
+        True,
+        "mltr report {run}",
     ),
     "audit": Command(
         "mltr.diagnosis.audit",
         "find labels that are likely missing or wrong, and repeated pictures",
         True,
     ),
-    "predict": Command("mltr.predict.command", "name what is in photos"),
+    "predict": Command(
+        "mltr.predict.command", "name what is in photos", next="mltr serve {bundle}"
+    ),
     "serve": Command("mltr.serve.command", "an HTTP API and a page that name what is in photos"),
     "export": Command(
         "mltr.export.command",
@@ -66,10 +86,16 @@ COMMANDS = {
         True,
     ),
     "report": Command(
-        "mltr.diagnosis.report", "one HTML file: how good a run is and where it fails", True
+        "mltr.diagnosis.report",
+        "one HTML file: how good a run is and where it fails",
+        True,
+        "mltr predict {run} PHOTOS",
     ),
     "explain": Command(
-        "mltr.diagnosis.explain", "where in a picture the evidence for a label lies", True
+        "mltr.diagnosis.explain",
+        "where in a picture the evidence for a label lies",
+        True,
+        "mltr report {run}",
     ),
     "convert": Command("mltr.weights.convert", "turn weights of CAT or Swin into a bundle"),
     "resize": Command("mltr.weights.resize", "fit a bundle to another image or window size"),
@@ -146,11 +172,27 @@ def _dispatch(arguments: list[str]) -> int:
     module = importlib.import_module(command.module)
     parser = make_parser(name)
     if not command.takes_recipe_fields:
-        return int(module.run(parser.parse(arguments)))
+        args = parser.parse(arguments)
+        return _tell_next(command, args, module.run(args))
     own, fields = _divide(arguments)
     if {"-h", "--help"} & set(own):
         parser.list_fields(own)
-    return int(module.run(parser.parse(own), fields))
+    args = parser.parse(own)
+    return _tell_next(command, args, module.run(args, fields))
+
+
+def _tell_next(command: Command, args: argparse.Namespace, code: int) -> int:
+    """Say what to type next, unless the output is for a program or nothing came of it."""
+    is_for_program = "-" in (getattr(args, "json", None), getattr(args, "out", None))
+    if command.next and not code and not is_for_program:
+        words = {name: _quoted(value) for name, value in vars(args).items()}
+        log.info("next: %s", command.next.format(**words))
+    return int(code)
+
+
+def _quoted(value: Any) -> Any:
+    """Return arguments as a shell takes them."""
+    return list(map(_quoted, value)) if isinstance(value, list) else shlex.quote(str(value))
 
 
 def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -55,12 +55,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for key in _keys_of(content):
         if key not in known:
             raise UsageError(f"{path}: no key {key!r}{did_you_mean(key, known)}")
+    _check_options(overrides)
+    return _parse(path, content, overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Return a recipe changed by overrides; raises `UsageError` as `load_recipe` does."""
+    _check_options(overrides)
+    return _parse(Path("recipe"), dataclasses.asdict(config), overrides)
+
+
+def _check_options(overrides: Sequence[str]) -> None:
+    known = known_keys()
     for argument in overrides:
         key = argument.removeprefix("--").partition("=")[0]
         if argument.startswith("--") and key not in known and not _is_inside_dict(key):
             options = [f"--{name}" for name in known]
             raise UsageError(f"no option '--{key}'{did_you_mean(f'--{key}', options)}")
-    return _parse(path, content, overrides)
 
 
 def with_photos(photos: str | None, overrides: Sequence[str]) -> list[str]:

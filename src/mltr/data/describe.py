@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mltr.config.schema import DataConfig
+from mltr.config import recipe
+from mltr.config.schema import Config, DataConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,13 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Declare the fields of a recipe's `data` section that say how a SOURCE is to be read."""
+    words = {field.key: field.words.replace("%", "%%") for field in recipe.fields()}
     for name in OPTIONS:
         kind = {field.name: field.type for field in fields(DataConfig)}[name]
         convert = {"int": int, "float": float}.get(str(kind), str)
-        parser.add_argument(f"--{name}", type=convert, help=f"as data.{name} in a recipe")
+        parser.add_argument(
+            f"--{name}", type=convert, help=f"short for --data.{name}: {words[f'data.{name}']}"
+        )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Describe each source; what is wrong is told, and is no failure of the command."""
     from rich.console import Console
 
@@ -56,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(quiet=args.json == "-")
     reports = {}
     for source in args.sources:
-        config = source_config(source, args)
+        config = source_config(source, args, overrides)
         splits = open_splits(config)
         report = reports[source] = describe(splits, open_images=not args.quick)
         _print(console, source, report)
@@ -69,13 +74,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def source_config(source: str, args: argparse.Namespace) -> DataConfig:
-    """Return what a recipe would say of a SOURCE; missing files are counted, not refused."""
+def source_config(
+    source: str, args: argparse.Namespace, overrides: Sequence[str] = ()
+) -> DataConfig:
+    """Return what a recipe would say of a SOURCE; missing files are counted, not refused.
+
+    Fields of a recipe, such as ``--data.labels=FILE``, come after the short options.
+    """
     from mltr.data.sources import parse_source
 
-    chosen = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     form, root = parse_source(source)
-    return DataConfig(root=root, format=form, max_broken=1.0, **chosen)  # type: ignore[arg-type]
+    chosen = {"format": form, "root": root, "max_broken": 1.0}
+    chosen |= {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    config = Config(data=DataConfig(**chosen))  # type: ignore[arg-type]
+    return recipe.override(config, overrides).data if overrides else config.data
 
 
 # -- the figures -------------------------------------------------------------------------------
