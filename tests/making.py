@@ -12,6 +12,16 @@ from PIL import Image
 
 from mltr.data.voc import VOC_CLASSES
 
+#: Options of a training on scenes that takes a second or two.
+TINY = [
+    "--data.scenes.train=48", "--data.scenes.val=16", "--data.scenes.test=24",
+    "--data.scenes.side=32", "--data.base_size=32", "--data.cache=false", "--data.workers=0",
+    "--model.image_size=32", "--model.overrides.depths=[0,1]",
+    "--model.overrides.conv_depths=[1,0]", "--train.batch_size=16", "--train.precision=fp32",
+    "--train.min_size=0", "--augment.mixup=0", "--augment.cutmix=0", "--train.ema_decay=0.9",
+    "--train.eval_every=1",
+]  # fmt: skip
+
 
 def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None = None) -> Path:
     """Write a small picture of noise; its seed is its name unless given."""

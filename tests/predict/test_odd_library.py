@@ -407,7 +407,7 @@ def test_odd_environments_give_output_or_one_line(photos: Path, tmp_path: Path) 
     found = shell(f"{photos} --format csv --out -", PYTHONIOENCODING="cp1252")
     assert path in found.stdout.decode()
     found = shell(f"{photos} --format table", PYTHONIOENCODING="ascii")
-    assert (found.returncode, found.stderr) == (0, b"")
+    assert (found.returncode, found.stderr) == (0, b"next: mltr serve run\n")
     for redirection, told in (
         (">&-", b"mltr: error: stdout is closed: give --out FILE\n"),
         ("> /dev/full", b"mltr: error: can't write to stdout: No space left on device\n"),

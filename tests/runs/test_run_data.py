@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from making import write_image
-from test_train import TINY
+from making import TINY, write_image
 
 from mltr.cli import main
 from mltr.config.recipe import load_recipe, to_yaml
@@ -18,7 +17,7 @@ from mltr.config.schema import Config, DataConfig, ModelConfig
 from mltr.runs.folder import with_absolute_paths
 
 OPTIONS = [option for option in TINY if "scenes" not in option]
-OPTIONS += ["--train.epochs=2", "--train.batch_size=8", "--train.warmup_epochs=0"]
+OPTIONS += ["--train.epochs=2", "--train.batch_size=8", "--train.warmup=0"]
 
 
 def train(*options: str) -> int:

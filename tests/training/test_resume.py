@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_train import TINY, checkpoints, progress, same_weights, train
+from making import TINY
+from test_train import checkpoints, progress, same_weights, train
 
 EVERY_STEP = "--train.save_minutes=0"
 

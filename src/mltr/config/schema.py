@@ -97,9 +97,7 @@ class AugmentConfig:
     mixup: float = 0.0  #: Beta parameter of mixup (0: off)
     cutmix: float = 0.0  #: Beta parameter of cutmix (0: off)
     resize: Literal["squash", "crop"] = "squash"  #: whole image to a square, or timm's centre crop
-    normalize: Literal["auto", "none", "imagenet", "inception"] = (
-        "auto"  #: auto: as `model.init` was
-    )
+    normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"  #: auto: as the weights
 
     def __post_init__(self) -> None:
         _require(0 < self.min_scale <= 1, "augment.min_scale must lie in (0, 1]")

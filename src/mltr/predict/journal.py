@@ -164,7 +164,7 @@ class Journal:
             return None  # opening the image will tell
         if identity is None:
             return None
-        return self._look_up("path = ? AND size = ? AND mtime_ns = ?", identity)
+        return self._look_up("path = ? AND size = ? AND mtime_ns = ?", identity, slice(3))
 
     def find(self, image: Path | PackedImage) -> tuple[Stamp | None, Floats | None]:
         """Return the probabilities of an image, if known, and what `add` needs to note it.
@@ -175,14 +175,21 @@ class Journal:
         stamp = stamp_of(image) if probs is None else None
         if stamp is None:
             return None, probs
-        return stamp, self._look_up("digest = ?", (stamp.digest,))
+        return stamp, self._look_up("digest = ?", (stamp.digest,), slice(3, 4))
 
-    def _look_up(self, condition: str, values: tuple[bytes | int, ...]) -> Floats | None:
-        """Return the probabilities of the first entry that fits and is as it was written."""
+    def _look_up(
+        self, condition: str, values: tuple[bytes | int, ...], fields: slice
+    ) -> Floats | None:
+        """Return the probabilities of the first entry that fits and is as it was written.
+
+        `fields` are those of a stamp that the condition names: through a damaged index SQLite
+        finds sound entries of other images.
+        """
         query = f"SELECT * FROM images WHERE {condition} LIMIT {MOST_COPIES}"
         with self._bearing():
             for *stamp, probs, checksum in self._connection.execute(query, values).fetchall():
-                if checksum == self._checksum(stamp, probs):
+                fits = tuple(stamp[fields]) == values
+                if fits and checksum == self._checksum(stamp, probs):
                     return np.frombuffer(probs, np.float32)
                 self.damaged += 1
         return None

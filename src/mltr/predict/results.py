@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.data.cells import to_cells
-from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import check_target, open_regular, write_atomically
 from mltr.predict.inputs import name_of
 from mltr.terminal import UNPRINTABLE, printable
@@ -123,30 +122,15 @@ def write_rows(
     if out is not None:
         write_atomically(out, write_file)
         return
-    with _stdout(is_data=form != "table") as stdout:
-        write_text(stdout)
+    write_text(_stdout(is_data=form != "table"))
 
 
-@contextlib.contextmanager
-def _stdout(is_data: bool) -> Iterator[TextIO]:
-    """Give stdout, for data in UTF-8; raises `MltrError` if it can't be written to."""
-    stdout = sys.stdout
-    if stdout is None:
-        raise UsageError("stdout is closed: give --out FILE")
-    if isinstance(stdout, io.TextIOWrapper):
-        encoding = "utf-8" if is_data else stdout.encoding
-        stdout.reconfigure(encoding=encoding, errors="backslashreplace")
-    try:
-        yield stdout
-        stdout.flush()
-    except BrokenPipeError:  # the reader has had enough
-        raise
-    except OSError as error:
-        if error.filename is not None:  # of a file that was read meanwhile
-            raise
-        with contextlib.suppress(OSError):  # what is left in its buffer goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-        raise MltrError(f"can't write to stdout: {error.strerror or error}") from error
+def _stdout(is_data: bool) -> TextIO:
+    """Return stdout, for data in UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = "utf-8" if is_data else sys.stdout.encoding
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    return sys.stdout
 
 
 def write_jsonl(rows: Iterable[Row], file: TextIO) -> None:
