@@ -22,6 +22,11 @@ class BrokenImage(MltrError):
     """An image can't be read or is refused; the message names it and says why."""
 
 
+def count_of(number: int, one: str) -> str:
+    """Return a number with its noun, such as ``1 image`` or ``2,000 images``."""
+    return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word nearest to `word`, or ``""``."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

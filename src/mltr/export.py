@@ -30,7 +30,7 @@ from mltr.bundle import to_probs
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.data.records import ImageSource, Labels
 from mltr.download import HUB_PREFIX, first_line
-from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.errors import BrokenImage, MltrError, UsageError, count_of
 from mltr.exported import (
     CONFIG_ENTRY,
     CONFIG_KEY,
@@ -516,7 +516,7 @@ def _choose_out(args: argparse.Namespace) -> Path:
 def tell(result: Check) -> list[str]:
     """Return what the check found, for people."""
     lines = [
-        f"checked on {result.images} images {result.source}: logits differ by at most "
+        f"checked on {count_of(result.images, 'image')} {result.source}: logits differ by at most "
         f"{result.logit_deviation:.2g}, probabilities by {result.prob_deviation:.2g} "
         f"({result.mean_prob_deviation:.2g} on average)"
     ]

@@ -84,10 +84,10 @@ def text_writer(text: str) -> Writer:
     return lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def to_json(content: object, indent: int | None = 2) -> str:
+def to_json(content: object, indent: int | None = 2, ascii_only: bool = False) -> str:
     """Return strict JSON text; what is not a finite number becomes null."""
     finite = _finite_or_null(content)
-    return json.dumps(finite, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite, indent=indent, ensure_ascii=ascii_only, allow_nan=False) + "\n"
 
 
 def _finite_or_null(value: object) -> object:

@@ -209,7 +209,7 @@ def _names(split: Split) -> list[str]:
 def write_figures(target: str, figures: dict[str, Any]) -> None:
     """Write figures as JSON into a file, or to standard output for ``-``."""
     if target == "-":
-        print(to_json(figures), end="")
+        print(to_json(figures, ascii_only=True), end="")  # whatever the encoding
     else:
         write_json(target, figures)
 
