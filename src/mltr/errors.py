@@ -29,5 +29,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a number of things in words that fit it, such as "1 image" and "2 images"."""
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    """Return a number with its noun, such as ``1 image`` or ``2,000 images``."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

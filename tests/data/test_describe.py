@@ -58,7 +58,7 @@ def test_what_is_wrong_is_found(photos: Path, tmp_path: Path, capsys) -> None:
     assert "4.png: not an image" in report["broken"][0]
     assert report["notes"]["train"]["missing_files_dropped"] == 1
     printed = capsys.readouterr().out
-    assert "1 broken images:" in printed
+    assert "1 broken image:" in printed
     assert "no training image has: never" in printed
 
 

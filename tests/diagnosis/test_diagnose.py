@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from making import TINY
 from PIL import Image
 
 from mltr.cli import main
@@ -150,3 +151,20 @@ def test_what_the_scenes_plant_is_found_in_a_trained_run(tmp_path: Path) -> None
     company = found["company"]
     assert {(p["a"], p["b"]) for p in company["pairs"][:2]} == {("two", "five"), ("six", "zero")}
     assert company["mean_excess"]["low"] > 0
+
+
+def test_a_run_on_the_audits_table_compares_with_the_first(
+    small_run: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(["audit", str(small_run), "--apply", "3"]) == 0
+    table = small_run / "audit" / "corrected.csv"
+    second = tmp_path / "second"
+    assert main(["train", "photos", str(table), *TINY, "--out", str(second)]) == 0
+    capsys.readouterr()
+    assert main(["diagnose", str(small_run), str(second), "--json", "-"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["images"] == json.loads((small_run / "metrics.json").read_text())["images"]
+    assert main(["report", str(small_run)]) == 0
+    page = (small_run / "report.html").read_text()
+    assert "The audit lists" in page
+    assert "issues.csv" in page

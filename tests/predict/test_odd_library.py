@@ -408,13 +408,12 @@ def test_odd_environments_give_output_or_one_line(photos: Path, tmp_path: Path) 
     assert path in found.stdout.decode()
     found = shell(f"{photos} --format table", PYTHONIOENCODING="ascii")
     assert (found.returncode, found.stderr) == (0, b"next: mltr serve run\n")
-    for redirection, told in (
-        (">&-", b"mltr: error: stdout is closed: give --out FILE\n"),
-        ("> /dev/full", b"mltr: error: can't write to stdout: No space left on device\n"),
-    ):
-        found = shell(f"{photos} {redirection}")
-        assert found.returncode in (1, 2)
-        assert found.stderr == told
+    found = shell(f"{photos} >&-")
+    assert (found.returncode, found.stderr) == (0, b"mltr: standard output is closed\n")
+    found = shell(f"{photos} > /dev/full")
+    assert found.returncode == 1
+    assert found.stderr.startswith(b"mltr: error: standard output: No space left on device")
+    assert found.stderr.count(b"\n") == 1
     found = shell(f"{photos} --out {tmp_path}/tags.csv 2>&-")
     assert (found.returncode, found.stdout) == (0, b"")
     found = shell(f"{photos} --out /proc/tags.csv")

@@ -260,12 +260,13 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
         console.print("images were not opened (--quick)")
         return
     for key, words in (
-        ("broken", "broken images"),
-        ("duplicates", "groups of identical images"),
-        ("near_duplicates", "groups of images that look the same"),
-        ("leaks", "of these groups reach over two splits (leakage)"),
+        ("broken", "broken image{s}"),
+        ("duplicates", "group{s} of identical images"),
+        ("near_duplicates", "group{s} of images that look the same"),
+        ("leaks", "of these groups in two splits (leakage)"),
     ):
         found = report[key]
+        words = words.format(s="" if len(found) == 1 else "s")
         console.print(f"{len(found):,} {words}" + (":" if found else ""))
         for entry in found[:SHOWN]:
             console.print(

@@ -189,6 +189,13 @@ class Splits:
                 )
 
 
+def same_image(record: Record) -> object:
+    """Return what two records share exactly if they are of the same image, however it is named."""
+    if isinstance(record.image, Path):
+        return record.image.resolve()
+    return record.image if isinstance(record.image, bytes) else repr(record.image)
+
+
 def sparse_rows(columns: NDArray[Any], starts: NDArray[Any], num_columns: int) -> csr_array:
     """Return a sparse bool array whose row i is true at ``columns[starts[i]:starts[i + 1]]``."""
     from scipy.sparse import csr_array

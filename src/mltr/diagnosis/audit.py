@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError, UsageError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -217,6 +217,7 @@ def _accept(listed: Sequence[Issue], args: argparse.Namespace) -> list[Issue]:
 
 def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]:
     """Return what tells by split and record whether the run has learnt from an image."""
+    from mltr.data.records import same_image
     from mltr.data.sources import open_splits
 
     own = replace(_recipe(folder).data, max_broken=1.0, workers=config.data.workers)
@@ -225,7 +226,7 @@ def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]
         return has_learnt
     try:
         learnt = {
-            _identity(record)
+            same_image(record)
             for split in open_splits(own)
             for record in split
             if has_learnt(split.name, record)
@@ -233,7 +234,7 @@ def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]
     except MltrError as error:
         log.warning("all images count as learnt from: the run's own can't be opened (%s)", error)
         return lambda split, record: True
-    return lambda split, record: _identity(record) in learnt
+    return lambda split, record: same_image(record) in learnt
 
 
 def _learnt_own_images(folder: Path) -> Callable[[str, Record], bool]:
@@ -249,12 +250,6 @@ def _learnt_own_images(folder: Path) -> Callable[[str, Record], bool]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MltrError(f"{path} can't be read: {error}") from error
     return lambda split, record: (split, record.name) not in held_out
-
-
-def _identity(record: Record) -> object:
-    if isinstance(record.image, Path):
-        return record.image.resolve()
-    return record.image if isinstance(record.image, bytes) else repr(record.image)
 
 
 def _repeated(splits: Splits) -> list[list[Seen]]:
@@ -330,7 +325,8 @@ def _print(
         )
     for error in found.errors[:SHOWN]:
         console.print(f"left out, broken: {error}", markup=False)
-    table = Table(title=f"{len(found.likely):,} likely errors among {len(found.issues):,} labels",
+    table = Table(title=f"{counted(len(found.likely), 'likely error')} among "
+                        f"{counted(len(found.issues), 'label')}",
                   title_justify="left")  # fmt: skip
     for heading in ("class", "images with it", "likely missing", "likely wrong"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
@@ -369,7 +365,8 @@ def _print_duplicates(console: Console, groups: Sequence[dict[str, Any]]) -> Non
     over = sum(group["over_splits"] for group in groups)
     conflicting = sum(bool(group["conflict"]) for group in groups)
     console.print(
-        f"{len(groups):,} pictures are there more than once: {over:,} in two splits (leakage), "
+        f"{counted(len(groups), 'picture')} {'is' if len(groups) == 1 else 'are'} there more than "
+        f"once: {over:,} in two splits (leakage), "
         f"{conflicting:,} with labels that contradict each other:"
     )
     for group in groups[:SHOWN]:
@@ -389,7 +386,7 @@ def _print_files(
     table = next((path for path in paths if path.name == "corrected.csv"), None)
     if table is None:
         return
-    console.print(f"{table} has {count:,} labels changed", markup=False, soft_wrap=True)
+    console.print(f"{table} has {counted(count, 'label')} changed", markup=False, soft_wrap=True)
     if not args.review:
         source = [] if args.source is None else [args.source]
         again = ["mltr", "audit", args.run, *source, *overrides, "--review", paths[0]]

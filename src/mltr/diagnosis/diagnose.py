@@ -8,12 +8,15 @@ difference.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mltr.data.records import same_image
 from mltr.diagnosis import bottlenecks as measures
 from mltr.diagnosis.bottlenecks import BUCKETS, COCO_EDGES, MIN_IMAGES, Company, Estimate, Scored
 from mltr.errors import MltrError, UsageError
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
     from mltr.data.records import Split
     from mltr.evaluation.predictions import Predictions
+
+log = logging.getLogger(__name__)
 
 SHOWN = 12  #: pairs and classes on the screen
 SHEET_PICTURES = 20  #: on each contact sheet
@@ -237,14 +242,24 @@ def _describe_dependences(
 def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0) -> dict[str, Any]:
     """Return each headline of two runs and the difference, second less first, on paired images.
 
-    Raises `MltrError` unless both were scored on the same images, labels and classes.
+    Where labels of theirs differ, as after an audit, those of the second count for both. Raises
+    `MltrError` unless both were scored on the same images and classes, however these are named.
     """
     a, b = first.predictions, second.predictions
-    if a.images != b.images or a.classes != b.classes or not np.array_equal(a.targets, b.targets):
+    places = {same_image(record): row for row, record in enumerate(second.split)}
+    rows_of_b = [places.get(same_image(record), -1) for record in first.split]
+    if a.classes != b.classes or sorted(rows_of_b) != list(range(len(b.images))):
         raise MltrError(
             f"the runs can't be compared: {len(a.images)} images of {len(a.classes)} classes and "
             f"{len(b.images)} of {len(b.classes)}, and not the same; choose both from one source"
         )
+    targets = b.targets[rows_of_b]
+    corrected = int((a.targets != targets).sum())
+    if corrected:
+        log.info("%d labels of theirs differ: those of the second run count for both", corrected)
+    first.predictions = replace(a, targets=targets)
+    second.predictions = replace(a, targets=targets, probs=b.probs[rows_of_b])
+    second.split = first.split
     found = [_headlines(subject, resamples, seed) for subject in (first, second)]
     rows = {}
     for name, (_, less_is_better) in HEADLINES.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import csv
 import io
 from collections.abc import Sequence
 from datetime import date
@@ -17,7 +18,7 @@ from PIL import Image
 from mltr import __version__
 from mltr.diagnosis import diagnose
 from mltr.diagnosis.bottlenecks import BUCKETS
-from mltr.errors import BrokenImage, UsageError
+from mltr.errors import BrokenImage, UsageError, counted
 from mltr.evaluation.evaluate import (
     PROTOCOLS,
     draw_average_precision,
@@ -115,7 +116,7 @@ def _content(
         "headline": _headline(figures),
         "metrics": _metric_rows(figures),
         "has_own": "at_own_thresholds" in figures,
-        "remarks": _remarks(figures),
+        "remarks": _remarks(figures) + _audit_remarks(opened.path / "audit" / "issues.csv"),
         "class_headings": CLASS_HEADINGS,
         "classes": _class_rows(figures, subject.thresholds),
         "curves": _curves(opened, predictions, subject),
@@ -128,6 +129,20 @@ def _content(
         "where the evidence for its first label lies: red speaks for it, blue against.",
         "recipe": to_yaml(opened.config),
     }  # fmt: skip
+
+
+def _audit_remarks(path: Path) -> list[str]:
+    """Say what `mltr audit` found, where it has been."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("likely") == "yes"]
+    worst = ", ".join(
+        f"{row['class']} of {row['image']} ({row['split']}) is given as {row['given']}"
+        for row in rows[:ROWS]
+    )
+    told = f"The audit lists {counted(len(rows), 'label')} as likely wrong or missing ({path})."
+    return [f"{told} The worst: {worst}." if rows else told]
 
 
 def _data_name(opened: OpenRun) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mltr import metrics
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError, UsageError, counted
 from mltr.evaluation.thresholds import AIMS, SCALING_CHOICES, Fitted, fit, parse_aim
 from mltr.weights.metadata import SOFTMAX, read_calibration
 
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     _check_held_out(opened)
     if not RunFolder(opened.path).metrics.is_file():
         log.warning("%s isn't finished: a better epoch will drop the calibration", opened.path)
-    log.info("scoring %d validation images", len(opened.splits.val))
+    log.info("scoring %s", counted(len(opened.splits.val), "validation image"))
     val = opened.score_uncalibrated("val")
     fitted = fit(val, aim, args.scaling, args.min_positives)
     test = _test_predictions(opened, overrides)
@@ -158,7 +158,7 @@ def _test_predictions(opened: OpenRun, overrides: Sequence[str]) -> Predictions:
     saved = opened.path / PREDICTIONS_FILE
     if saved.is_file() and not overrides:
         return load_predictions(saved)
-    log.info("scoring %d test images", len(opened.splits.test))
+    log.info("scoring %s", counted(len(opened.splits.test), "test image"))
     return opened.score_uncalibrated("test")
 
 
@@ -257,8 +257,8 @@ def _gain_table(figures: dict[str, Any], title: str) -> Table:
     from rich.table import Table
 
     table = Table(
-        title=f"{title}, {figures['test_images']} test images; fitted on "
-        f"{figures['val_images']} validation images",
+        title=f"{title}, {counted(figures['test_images'], 'test image')}; fitted on "
+        f"{counted(figures['val_images'], 'validation image')}",
         title_justify="left",
     )
     table.add_column("metric")

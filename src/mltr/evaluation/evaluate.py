@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mltr import metrics
-from mltr.errors import UsageError
+from mltr.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +136,7 @@ def print_report(figures: dict[str, Any], title: str) -> None:
 def _headline_table(figures: dict[str, Any], title: str) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"{title}: {figures['images']} images", title_justify="left")
+    table = Table(title=f"{title}: {counted(figures['images'], 'image')}", title_justify="left")
     own = figures.get("at_own_thresholds")
     columns = ["%", "top-3 %"] + ([] if own is None else ["own %"])
     for heading in ("metric", *columns, "what it is"):

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from mltr import __version__
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.data.records import ImageSource, Labels
-from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.errors import BrokenImage, MltrError, UsageError, counted
 from mltr.evaluation.open_run import open_scored
 from mltr.files.download import HUB_PREFIX, first_line
 from mltr.files.writing import to_json, write_atomically
@@ -516,7 +516,7 @@ def _choose_out(args: argparse.Namespace) -> Path:
 def tell(result: Check) -> list[str]:
     """Return what the check found, for people."""
     lines = [
-        f"checked on {result.images} images {result.source}: logits differ by at most "
+        f"checked on {counted(result.images, 'image')} {result.source}: logits differ by at most "
         f"{result.logit_deviation:.2g}, probabilities by {result.prob_deviation:.2g} "
         f"({result.mean_prob_deviation:.2g} on average)"
     ]

@@ -199,10 +199,10 @@ def text_writer(text: str) -> Writer:
     return lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def to_json(content: object, indent: int | None = 2) -> str:
+def to_json(content: object, indent: int | None = 2, ascii_only: bool = False) -> str:
     """Return strict JSON text; what is not a finite number becomes null."""
     finite = _finite_or_null(content)
-    return json.dumps(finite, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite, indent=indent, ensure_ascii=ascii_only, allow_nan=False) + "\n"
 
 
 def _finite_or_null(value: object) -> object:
@@ -218,6 +218,6 @@ def _finite_or_null(value: object) -> object:
 def write_figures(target: str, figures: dict[str, Any]) -> None:
     """Write figures as JSON into a file, or to standard output for ``-``."""
     if target == "-":
-        print(to_json(figures), end="")
+        print(to_json(figures, ascii_only=True), end="")  # whatever the encoding
     else:
         write_json(target, figures)
