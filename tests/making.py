@@ -32,8 +32,8 @@ def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None =
     return path
 
 
-#: Options of a training that takes seconds.
-TINY = (
+#: Options of a training on a folder of photos that takes seconds.
+TINY_ON_PHOTOS = (
     "--data.workers=0", "--data.base_size=0", "--data.cache=false", "--model.name=mltr_nano",
     "--model.image_size=32", "--model.overrides.depths=[0,1]",
     "--model.overrides.conv_depths=[1,0]", "--train.batch_size=8", "--train.epochs=1",

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from making import TINY, write_photos
+from making import TINY_ON_PHOTOS, write_photos
 
 import mltr
 from mltr import cli
@@ -170,9 +170,9 @@ def test_an_audit_without_a_run_says_how(capsys) -> None:
 def test_photos_may_be_named_after_the_recipe(small_run: Path, tmp_path: Path, capsys) -> None:
     photos = str(small_run.parent / "photos")
     out = tmp_path / "run"
-    assert main(["train", "photos", photos, *TINY, "--out", str(out)]) == 0
+    assert main(["train", "photos", photos, *TINY_ON_PHOTOS, "--out", str(out)]) == 0
     assert load_recipe(out / "config.yaml").data.root == photos
-    assert main(["plan", "photos", photos, *TINY, "--gpus", "A100-80GB"]) == 0
+    assert main(["plan", "photos", photos, *TINY_ON_PHOTOS, "--gpus", "A100-80GB"]) == 0
     assert main(["train", "photos", photos, "--data.root", "elsewhere"]) == 2
     assert "both say where the photos are" in capsys.readouterr().err
 

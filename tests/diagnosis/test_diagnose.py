@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making import TINY
+from making import TINY_ON_PHOTOS
 from PIL import Image
 
 from mltr.cli import main
@@ -159,7 +159,7 @@ def test_a_run_on_the_audits_table_compares_with_the_first(
     assert main(["audit", str(small_run), "--apply", "3"]) == 0
     table = small_run / "audit" / "corrected.csv"
     second = tmp_path / "second"
-    assert main(["train", "photos", str(table), *TINY, "--out", str(second)]) == 0
+    assert main(["train", "photos", str(table), *TINY_ON_PHOTOS, "--out", str(second)]) == 0
     capsys.readouterr()
     assert main(["diagnose", str(small_run), str(second), "--json", "-"]) == 0
     figures = json.loads(capsys.readouterr().out)
