@@ -190,9 +190,9 @@ def test_fewer_images_than_processes_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mltr.machine.processes import Processes
-    from mltr.training import trainer
+    from mltr.training import run
 
-    monkeypatch.setattr(trainer, "join_processes", lambda _: Processes(count=32))
+    monkeypatch.setattr(run, "join_processes", lambda _: Processes(count=32))
     assert main(["train", "scenes_nano", "--out", str(tmp_path / "run"), *STEPS]) == 2
     assert "24 images a batch can't be shared by 32 processes" in capsys.readouterr().err
 

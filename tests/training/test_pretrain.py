@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,17 +129,18 @@ def test_training_starts_from_the_weights(photos: Path, tmp_path: Path) -> None:
 def test_an_interrupted_pretraining_goes_on_to_the_same_weights(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mltr.training.pretrain import Pretrainer
+    from mltr.training.pretrain import HiddenPixels
 
     arguments = ["pretrain", "pretrain", "--data.root", str(photos), *QUICK, *IMAGES]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    step = Pretrainer._compute_loss
+    losses = HiddenPixels.losses
 
-    def interrupt(self: Pretrainer, *batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.interrupted = self.interrupted or self.progress.step == 1
-        return step(self, *batch)
+    def interrupt(self: HiddenPixels, *batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.run.progress.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return losses(self, *batch)
 
-    monkeypatch.setattr(Pretrainer, "_compute_loss", interrupt)
+    monkeypatch.setattr(HiddenPixels, "losses", interrupt)
     assert main([*arguments, "--out", str(tmp_path / "cut")]) == 130
     monkeypatch.undo()
     assert main([*arguments, "--out", str(tmp_path / "cut"), "--resume"]) == 0

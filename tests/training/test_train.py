@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +23,11 @@ from sklearn.metrics import average_precision_score
 
 import mltr
 from mltr.cli import main
-from mltr.training import trainer
+from mltr.data.loading import Batch
+from mltr.training import step, trainer
+from mltr.training.labels import Labels
 from mltr.training.optim import growing_sizes
+from mltr.training.run import prepare_run
 
 
 def train(out: Path, *arguments: str, epochs: int = 2) -> int:
@@ -168,14 +173,15 @@ def test_no_batch_of_a_run_is_mixed_like_another(tmp_path: Path) -> None:
     from mltr.runs.folder import RunFolder
 
     config = load_recipe(find_recipe("scenes_nano"), [*TINY, "--augment.mixup=1"])
-    run = trainer.Trainer(config, open_splits(config.data), RunFolder(tmp_path))
+    run = prepare_run(config, open_splits(config.data), RunFolder(tmp_path))
+    objective = Labels(run)
     images, targets = torch.rand(4, 3, 8, 8), torch.zeros(4, 10, dtype=torch.int8)
     seen = set()
     for epoch in range(4):
         for batch in (0, 1, 10_007, 10_008, 20_014, 20_015, 30_021, 30_022):
             run.progress.epoch, run.progress.batch = epoch, batch
-            mixed, _ = run._mix(images, targets)
-            assert torch.equal(mixed, run._mix(images, targets)[0])
+            mixed, _ = objective.mix(images, targets, run.batch_rng())
+            assert torch.equal(mixed, objective.mix(images, targets, run.batch_rng())[0])
             seen.add(mixed.numpy().tobytes())
     assert len(seen) == 4 * 8
 
@@ -213,16 +219,17 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Send Ctrl-C after so many steps."""
-    original, steps = trainer.Trainer._step, 0
+    original, steps = step.Stepper.take, 0
 
-    def step_and_interrupt(self: trainer.Trainer, *batch: torch.Tensor) -> None:
+    def step_and_interrupt(self: step.Stepper, batch: Batch) -> step.Wishes:
         nonlocal steps
-        original(self, *batch)
+        asked = original(self, batch)
         steps += 1
         if steps == number:
             os.kill(os.getpid(), signal.SIGINT)
+        return asked
 
-    monkeypatch.setattr(trainer.Trainer, "_step", step_and_interrupt)
+    monkeypatch.setattr(step.Stepper, "take", step_and_interrupt)
 
 
 def test_after_ctrl_c_a_run_can_be_used(tmp_path: Path, monkeypatch, caplog) -> None:
@@ -282,14 +289,14 @@ def test_a_killed_run_resumes_exactly_when_accumulation_does_not_divide_an_epoch
     option = "--train.accumulation=2"
     assert train(tmp_path / "whole", option) == 0
     assert progress(tmp_path / "whole")["step"] == 4
-    original = trainer.Trainer._train_epoch
+    original = trainer.Trainer.train_epoch
 
-    def fail_in_the_second_epoch(self: trainer.Trainer, last: int) -> None:
-        if self.progress.epoch == 1:
+    def fail_in_the_second_epoch(self: trainer.Trainer, last: int) -> Iterator[step.Wishes]:
+        if self.run.progress.epoch == 1:
             raise RuntimeError("killed")
-        original(self, last)
+        return original(self, last)
 
-    monkeypatch.setattr(trainer.Trainer, "_train_epoch", fail_in_the_second_epoch)
+    monkeypatch.setattr(trainer.Trainer, "train_epoch", fail_in_the_second_epoch)
     assert train(tmp_path / "killed", option) == 1
     monkeypatch.undo()
     assert train(tmp_path / "killed", option, "--resume") == 0
@@ -302,7 +309,7 @@ def test_ctrl_c_during_the_last_validation_stops_too(
     run, original = tmp_path / "run", trainer.Trainer._validate
 
     def interrupt(self: trainer.Trainer) -> dict[str, float]:
-        if self.progress.epoch == 1:
+        if self.run.progress.epoch == 1:
             signal.raise_signal(signal.SIGINT)
         return original(self)
 
@@ -455,22 +462,22 @@ def test_a_loss_that_stays_bad_names_step_and_images(tmp_path: Path, capsys) -> 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: list[int], factor: float) -> None:
     """Multiply the losses of the first image of the batch at these steps."""
-    original = trainer.Trainer._compute_loss
+    original = Labels.losses
 
-    def compute(self: trainer.Trainer, *batch: torch.Tensor):
+    def compute(self: Labels, *batch: Any):
         losses, cells = original(self, *batch)
-        if self.progress.step in steps:
+        if self.run.progress.step in steps:
             losses = losses * torch.tensor([factor] + [1.0] * (len(losses) - 1))
         return losses, cells
 
-    monkeypatch.setattr(trainer.Trainer, "_compute_loss", compute)
+    monkeypatch.setattr(Labels, "losses", compute)
 
 
 @pytest.mark.parametrize(("factor", "words"), [(float("nan"), "is nan"), (1e6, "times the usual")])
 def test_bad_steps_are_left_out_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch, factor: float, words: str
 ) -> None:
-    monkeypatch.setattr(trainer, "SETTLED", 2)
+    monkeypatch.setattr(step, "SETTLED", 2)
     spoil(monkeypatch, [2, 3], factor)
     assert train(tmp_path / "run", "--train.batch_size=8", epochs=1) == 0
     left_out = [text for text in caplog.messages if "this step is left out" in text]
@@ -486,13 +493,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     tmp_path: Path, capsys, caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its loss may be: the square root of zero, for one."""
-    original = trainer.Trainer._compute_loss
+    original = Labels.losses
 
-    def compute(self: trainer.Trainer, *batch: torch.Tensor):
+    def compute(self: Labels, *batch: Any):
         losses, cells = original(self, *batch)
         return losses + (losses * 0).sqrt(), cells
 
-    monkeypatch.setattr(trainer.Trainer, "_compute_loss", compute)
+    monkeypatch.setattr(Labels, "losses", compute)
     assert train(tmp_path / "run", "--train.max_bad_steps=2", epochs=1) == 1
     assert "the gradient is nan at step 2 (epoch 1), after 2 steps left out" in (
         capsys.readouterr().err

@@ -163,6 +163,7 @@ def _program_gib() -> float:
     """Return how much memory this process has, with all that training loads, and no network."""
     import psutil  # comes with accelerate
 
+    import mltr.training.labels
     import mltr.training.trainer  # noqa: F401
 
     return float(psutil.Process().memory_info().rss) / 2**30

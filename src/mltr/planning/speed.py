@@ -5,26 +5,26 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mltr.config.schema import Config
 from mltr.data.loading import ImageDataset
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Record, Split, Splits
-from mltr.files.cache import Cache
 from mltr.network.model import default_image_size
 from mltr.runs.folder import RunFolder
+from mltr.training.labels import Labels
+from mltr.training.run import prepare_run
 from mltr.training.trainer import Trainer
 
 PHOTO_SIZE = (500, 375)  #: of a stand-in photo; VOC's and Flickr's usual one
@@ -44,36 +44,6 @@ class Speed:
     val_images_per_s: float
 
 
-class _Probe(Trainer):
-    """A trainer that notes when each step began, and leaves nothing in the user's cache."""
-
-    begun: list[float]
-
-    @property
-    def cache(self) -> Cache | None:
-        """A folder that goes with the run's."""
-        return Cache(self.folder.path / "cache") if self.config.data.cache else None
-
-    def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.begun.append(time.perf_counter())
-        return super()._compute_loss(images, targets)
-
-    def train_seconds(self, warm: int) -> list[float]:
-        """Return the time of each step, the first ones left out."""
-        self.begun = []
-        self._train_epoch(1)
-        return [end - begun for begun, end in pairwise(self.begun)][warm:]
-
-    def val_seconds(self) -> float:
-        """Return the time of scoring the validation images, the first time not counted."""
-        self._predict(self.splits.val, self.cache)
-        began = time.perf_counter()
-        self._predict(self.splits.val, self.cache)
-        return time.perf_counter() - began
-
-
 def measure_speed(config: Config, splits: Splits | int) -> Speed:
     """Return the speed of training by a recipe on this machine's GPU, or CPU if it has none.
 
@@ -84,29 +54,48 @@ def measure_speed(config: Config, splits: Splits | int) -> Speed:
     config.model.init, config.train.min_size = "", 0
     wanted = config.train.batch_size
 
-    def trial(probe: _Probe) -> float:
-        return min(probe.train_seconds(warm=1))
-
-    image_s = _run(config, splits, TRIAL_BATCH, TRIAL_STEPS, trial) / TRIAL_BATCH
+    with _trainer(config, splits, TRIAL_BATCH, TRIAL_STEPS) as (trainer, _):
+        image_s = min(_train_seconds(trainer)[1:]) / TRIAL_BATCH
     batch_size = min(wanted, max(int(STEP_S / image_s), TRIAL_BATCH))
     steps = min(max(int(MEASURED_S / (image_s * batch_size)), LEAST_STEPS), STEPS)
-
-    def both(probe: _Probe) -> tuple[float, float]:
-        return median(probe.train_seconds(warm=steps // 4)), probe.val_seconds()
-
-    step_s, val_s = _run(config, splits, batch_size, steps, both)
-    return Speed(batch_size / step_s, 2 * batch_size / val_s)
+    with _trainer(config, splits, batch_size, steps) as (trainer, labels):
+        step_s = median(_train_seconds(trainer)[steps // 4 :])
+        _val_seconds(trainer, labels)  # to warm up
+        return Speed(batch_size / step_s, 2 * batch_size / _val_seconds(trainer, labels))
 
 
-def _run(
-    config: Config, splits: Splits | int, batch_size: int, steps: int, job: Callable[[_Probe], Any]
-) -> Any:
-    """Do a job with a trainer that has just so many batches, in a folder that goes again."""
+@contextmanager
+def _trainer(
+    config: Config, splits: Splits | int, batch_size: int, steps: int
+) -> Iterator[tuple[Trainer, Labels]]:
+    """Give a trainer of just so many batches; its folder goes again, cache and all."""
     config.train.batch_size = batch_size
     train = _some(splits, "train", steps * batch_size)
     val = _some(splits, "val", 2 * batch_size)
-    with tempfile.TemporaryDirectory(prefix="mltr-probe-") as folder:
-        return job(_Probe(config, Splits(train, val, val), RunFolder(Path(folder))))
+    with tempfile.TemporaryDirectory(prefix="mltr-probe-") as name:
+        folder = Path(name)
+        run = prepare_run(
+            config, Splits(train, val, val), RunFolder(folder), squashed=folder / "cache"
+        )
+        labels = Labels(run)
+        yield Trainer(run, labels), labels
+
+
+def _train_seconds(trainer: Trainer) -> list[float]:
+    """Return the time of each batch of an epoch, of its loading too; the first is left out."""
+    done = []
+    for _ in trainer.train_epoch(1):
+        if trainer.run.device.type == "cuda":
+            torch.cuda.synchronize()
+        done.append(time.perf_counter())
+    return [end - begun for begun, end in pairwise(done)]
+
+
+def _val_seconds(trainer: Trainer, labels: Labels) -> float:
+    """Return the time of scoring the validation images."""
+    began = time.perf_counter()
+    labels.predict(trainer.learner.plain, trainer.run.splits.val)
+    return time.perf_counter() - began
 
 
 def _some(splits: Splits | int, name: str, count: int) -> Split:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from torch import Tensor
 
 from mltr.errors import MltrError
+
+log = logging.getLogger(__name__)
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 EXIT_PREEMPTED = 75  #: EX_TEMPFAIL of sysexits.h: try again later
@@ -20,25 +24,46 @@ MEMORY = 0.02  #: weight of one step in the usual loss
 BLAMED = 8  #: images named at most
 
 
-@contextmanager
-def noted_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Call `note` with the number of the signal for Ctrl-C and SIGTERM, in this process alone."""
-    own = os.getpid()
+class Signals:
+    """Ctrl-C and SIGTERM, which let a run finish what it is at; `alone`: in a single process."""
 
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if os.getpid() == own:  # a worker gets a terminal's signal too, and inherits this
-            note(signum)
+    def __init__(self, alone: bool) -> None:
+        self.alone = alone
+        self.noted: int = 0  #: the signal that asks this process to stop
+        self.leave_at_once = False  #: as nothing is left to be saved
 
-    try:
-        before = {number: signal.signal(number, handle) for number in STOPPING}
-    except ValueError:  # not the main thread, which alone may do so
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note these signals, in this process alone."""
+        own = os.getpid()
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            if os.getpid() == own:  # a worker gets a terminal's signal too, and inherits this
+                self._note(signum)
+
+        try:
+            before = {number: signal.signal(number, handle) for number in STOPPING}
+        except ValueError:  # not the main thread, which alone may do so
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, signum: int) -> None:
+        """Let the first signal finish the step and save; a second Ctrl-C ends at once."""
+        again = self.noted and signum == signal.SIGINT and self.alone
+        if self.leave_at_once or again:
+            self.leave(signum)
+        if not self.noted:
+            log.warning("interrupted: finishing this step, then saving")
+        self.noted = self.noted or signum
+
+    def leave(self, signum: int) -> NoReturn:
+        """End the process as a signal wants."""
+        raise SystemExit(EXIT_PREEMPTED) if signum == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextmanager

@@ -9,7 +9,6 @@ pixel of the final map.
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,19 +23,16 @@ from mltr.data.loading import ImageDataset, make_loader, share
 from mltr.data.sources import open_images
 from mltr.errors import UsageError
 from mltr.files.writing import write_json
-from mltr.machine.precision import autocast
 from mltr.network.model import MlTr
 from mltr.training import train
 from mltr.training.build import build_model, model_overrides
-from mltr.training.progress import training_words
-from mltr.training.trainer import PICTURES, Trainer
+from mltr.training.learner import Learner
+from mltr.training.objective import PICTURES, Objective
 from mltr.weights.bundle import save_bundle
 
 if TYPE_CHECKING:
     from mltr.config.schema import Config
     from mltr.runs.folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 MASK_RATIO = 0.6  #: share of the cells that is hidden (SimMIM, table 1)
 PICTURE_FILE = "reconstruction.png"
@@ -59,7 +55,7 @@ def pretrain(
     MlTr or an image size that its stages don't divide.
     """
     splits = open_images(config.data)
-    return train.run_trainer(Pretrainer, config, splits, folder, resume=resume, quiet=quiet)
+    return train.train_for(HiddenPixels, config, splits, folder, resume=resume, quiet=quiet)
 
 
 class MaskedImageModel(nn.Module):
@@ -107,34 +103,34 @@ def random_mask(count: int, side: int, rng: np.random.Generator) -> Tensor:
     return (order < hidden).view(count, side, side)
 
 
-class Pretrainer(Trainer):
-    """The loop of training, with hidden pixels in the place of labels."""
+class HiddenPixels(Objective):
+    """The pixels of hidden cells, judged by the error on the validation images."""
 
     command = "pretrain"
     judged_by = "val_loss"
     lower_is_better = True
+    is_mean = True  #: over the images that can be read
 
-    def _build_model(self) -> nn.Module:
-        network = build_model(self.config.model, 0, self.image_size)
+    def build_network(self) -> nn.Module:
+        """Return the recipe's network with a layer that guesses pixels."""
+        model, side = self.run.config.model, self.run.preprocess.image_size
+        network = build_model(model, 0, side)
         if not isinstance(network, MlTr):
-            raise UsageError(f"{self.config.model.name} can't be pretrained: only MlTr's variants")
-        model = MaskedImageModel(network)
-        if self.image_size % model.stride:
-            raise UsageError(
-                f"model.image_size {self.image_size} must be a multiple of {model.stride}"
-            )
-        if self.config.train.min_size:
+            raise UsageError(f"{model.name} can't be pretrained: only MlTr's variants")
+        whole = MaskedImageModel(network)
+        self.stride = whole.stride
+        if side % self.stride:
+            raise UsageError(f"model.image_size {side} must be a multiple of {self.stride}")
+        if self.run.config.train.min_size:
             raise UsageError("train.min_size: images of a pretraining don't grow; leave it at 0")
-        return model
+        return whole
 
-    @property
-    def is_mean(self) -> bool:
-        """The loss is always a mean, over the images that can be read."""
-        return True
-
-    def _compute_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        batch_size = min(self.config.train.batch_size, len(self.splits.train))
-        errors = self._errors(self.forward, images, batch_size, self._generator())
+    def losses(
+        self, forward: Any, images: Tensor, targets: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the error of each image; its only cell is the image, if it can be read."""
+        batch_size = min(self.run.config.train.batch_size, len(self.run.splits.train))
+        errors = self._errors(forward, images, batch_size, rng)
         # Of images that can't be read nothing is to be learnt.
         readable = images.flatten(1).any(dim=1).to(errors.device)
         return errors * readable, readable
@@ -143,47 +139,45 @@ class Pretrainer(Trainer):
         self, forward: Any, images: Tensor, batch_size: int, rng: np.random.Generator
     ) -> Tensor:
         """Return the error of each image, this process's share of a batch of all."""
-        model = self._plain_model()
-        mask = random_mask(batch_size, images.shape[2] // model.stride, rng)
-        mask = share(mask, self.processes.rank, self.processes.count)
-        with autocast(self.precision, self.device):
-            return masked_error(forward, images.to(self.device), mask.to(self.device), model.stride)
+        run = self.run
+        mask = random_mask(batch_size, images.shape[2] // self.stride, rng)
+        mask = share(mask, run.processes.rank, run.processes.count)
+        with run.autocast():
+            return masked_error(forward, images.to(run.device), mask.to(run.device), self.stride)
 
     @torch.inference_mode()
-    def _score(self) -> float:
-        """Return the error on the validation images, hidden alike every time."""
-        model, processes = self._plain_model().eval(), self.processes
-        rng = np.random.default_rng(self.config.train.seed)
-        dataset = ImageDataset(self.splits.val, self.preprocess, cache=self.cache)
+    def score(self, model: Any) -> float:
+        """Return the mean error, of cells that are hidden alike every time."""
+        run, processes, model = self.run, self.run.processes, model.eval()
+        settings = run.config.train
+        rng = np.random.default_rng(settings.seed)
+        dataset = ImageDataset(run.splits.val, run.preprocess, cache=run.cache)
         errors, left = [], len(dataset)
         for batch in make_loader(
-            dataset, self.config.train.batch_size, rank=processes.rank, processes=processes.count
+            dataset, settings.batch_size, rank=processes.rank, processes=processes.count
         ):
-            count = min(self.config.train.batch_size, left)
+            count = min(settings.batch_size, left)
             own = self._errors(model, batch.images, count, rng)
             errors.append(own[: max(count - processes.rank, 0)].cpu())  # no image counts twice
             left -= count
         total = float(torch.cat(errors).double().sum())
         return float(processes.gather([total]).sum()) / len(dataset)
 
-    def _line(self, row: dict[str, Any], last: int) -> str:
-        parts = training_words(row, last)
-        if "val_loss" in row:
-            parts.append(f"val loss {row['val_loss']:.4f}")
-        if "val_loss_ema" in row:
-            parts.append(f"averaged {row['val_loss_ema']:.4f}")
-        return "  ".join(parts)
+    def score_words(self, row: dict[str, Any]) -> list[str]:
+        """Return the errors."""
+        names = {"val_loss": "val loss", "val_loss_ema": "averaged"}
+        return [f"{words} {row[name]:.4f}" for name, words in names.items() if name in row]
 
     @torch.inference_mode()
-    def _draw_pictures(self) -> None:
-        """Write a picture of some validation images: hidden, guessed, whole."""
-        model = self._plain_model().eval()
-        split = self.splits.val.subset(range(min(PICTURES, len(self.splits.val))), "val")
-        (batch,) = make_loader(ImageDataset(split, self.preprocess), len(split))
-        rng = np.random.default_rng(self.config.train.seed)
-        mask = random_mask(len(split), self.image_size // model.stride, rng)
-        images, mask = batch.images.to(self.device), mask.to(self.device)
-        hidden = _enlarge(mask, model.stride)[:, None]
+    def draw(self, model: Any) -> None:
+        """Write a picture of the images: hidden, guessed, whole."""
+        run, model = self.run, model.eval()
+        split = run.splits.val.subset(range(min(PICTURES, len(run.splits.val))), "val")
+        (batch,) = make_loader(ImageDataset(split, run.preprocess), len(split))
+        rng = np.random.default_rng(run.config.train.seed)
+        mask = random_mask(len(split), run.preprocess.image_size // self.stride, rng)
+        images, mask = batch.images.to(run.device), mask.to(run.device)
+        hidden = _enlarge(mask, self.stride)[:, None]
         shown = [
             images.masked_fill(hidden, 0.5),
             images.where(~hidden, model(images, mask)),
@@ -191,46 +185,47 @@ class Pretrainer(Trainer):
         ]
         mean, std = (
             torch.tensor(values, device=images.device)[:, None, None]
-            for values in (self.preprocess.mean, self.preprocess.std)
+            for values in (run.preprocess.mean, run.preprocess.std)
         )
         rows = [torch.cat(list(row * std + mean), dim=2) for row in shown]
-        if not self.processes.is_main:
+        if not run.processes.is_main:
             return
         pixels = (torch.cat(rows, dim=1).clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
-        Image.fromarray(np.ascontiguousarray(pixels)).save(self.folder.path / PICTURE_FILE)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(run.folder.path / PICTURE_FILE)
 
-    def finish(self, quiet: bool = False) -> dict[str, Any]:
-        """Write the bundle of the best weights, which has no classes yet."""
-        self.is_finishing = True
-        model, progress = self.load_best(), self.progress
+    def finish(self, learner: Learner, quiet: bool) -> dict[str, Any]:
+        """Write a bundle that has no classes yet; the figures are those of the validation."""
+        run, progress = self.run, self.run.progress
         figures = {
             "val_loss": -progress.best_map,
             "best_epoch": progress.best_epoch + 1,
             "epochs": progress.epoch,
-            "seed": self.config.train.seed,
+            "seed": run.config.train.seed,
             "train_seconds": round(progress.seconds, 1),
-            "images_in_splits": {split.name: len(split) for split in self.splits},
+            "images_in_splits": {split.name: len(split) for split in run.splits},
             "broken_training_images": list(progress.broken.values()),
         }
-        if not self.processes.is_main:
+        if not run.processes.is_main:
             return figures
-        self._write_bundle(model, pretraining=figures)
-        write_json(self.folder.metrics, figures)
+        self.write_bundle(learner.whole, pretraining=figures)
+        write_json(run.folder.metrics, figures)
         if not quiet:
-            print(f"{self.folder.path}: pretrained, {PICTURE_FILE} shows what it guesses")
-        self._tell_the_end()
+            print(f"{run.folder.path}: pretrained, {PICTURE_FILE} shows what it guesses")
         return figures
 
-    def _write_bundle(self, model: Any, **about: Any) -> None:
+    def write_bundle(self, whole: Any, **about: Any) -> None:
+        """Write the network without the layer that guesses."""
+        run = self.run
         save_bundle(
-            self.folder.path, model=model.network, name=self.config.model.name,
-            overrides=model_overrides(self.config.model, self.image_size), classes=(),
-            preprocess=self.preprocess, extra=about,
+            run.folder.path, model=whole.network, name=run.config.model.name,
+            overrides=model_overrides(run.config.model, run.preprocess.image_size), classes=(),
+            preprocess=run.preprocess, extra=about,
         )  # fmt: skip
 
-    def _tell_what_next(self) -> None:
-        path = shlex.quote(str(self.folder.path))
-        log.info("next: mltr train photos --data.root LABELLED_PHOTOS --model.init %s", path)
+    def next_command(self) -> str:
+        """Return the command that starts a training from these weights."""
+        path = shlex.quote(str(self.run.folder.path))
+        return f"mltr train photos --data.root LABELLED_PHOTOS --model.init {path}"
 
 
 def masked_error(forward: Any, images: Tensor, mask: Tensor, stride: int) -> Tensor:

@@ -18,7 +18,8 @@ from mltr.machine.launch import launched_processes, launched_rank
 if TYPE_CHECKING:
     from mltr.data.records import Splits
     from mltr.runs.folder import RunFolder
-    from mltr.training.trainer import Trainer
+    from mltr.training.objective import Objective
+    from mltr.training.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -95,32 +96,35 @@ def train(
     `SystemExit` with code 75.
     """
     from mltr.data.sources import check_classes, open_splits
-    from mltr.training.trainer import Trainer
+    from mltr.training.labels import Labels
 
     splits = open_splits(config.data)
     check_classes(config.data, splits.train)
-    return run_trainer(Trainer, config, splits, folder, resume=resume, quiet=quiet)
+    return train_for(Labels, config, splits, folder, resume=resume, quiet=quiet)
 
 
-def run_trainer(
-    kind: type[Trainer], config: Config, splits: Splits, folder: RunFolder, *, resume: bool,
-    quiet: bool,
+def train_for(
+    objective: Callable[[Run], Objective], config: Config, splits: Splits, folder: RunFolder, *,
+    resume: bool = False, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Begin or resume a run, and bring it to its end."""
+    """Begin or resume a run for an objective, and bring it to its end; return its figures."""
     from mltr.evaluation.open_run import as_trained
+    from mltr.training.run import prepare_run
+    from mltr.training.trainer import Trainer
 
     if resume:
         splits = as_trained(folder.path, splits)
         folder.check_images(splits)
-    trainer = kind(config, splits, folder)
+    run = prepare_run(config, splits, folder)
+    trainer = Trainer(run, objective(run))
     with trainer.guarded():
         if resume:
-            trainer.restore()
+            trainer.saver.restore()
             if launched_rank() == 0:  # the images may have moved
                 folder.write_recipe(config)
         elif launched_rank() == 0:  # data and network are sound: a previous run may go
             folder.begin(config, splits)
         trainer.fit()
         figures = trainer.finish(quiet)
-    trainer.processes.part()
+    run.processes.part()
     return figures
