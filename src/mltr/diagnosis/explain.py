@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from mltr.data.images import Region
@@ -347,7 +348,6 @@ def _explain_all(
     console: Any, predictor: Predictor, args: argparse.Namespace
 ) -> tuple[dict[str, Any], int]:
     """Explain every picture; those that can't be read are told and passed over."""
-    from mltr.diagnosis.overlay import save_overlays
     from mltr.errors import BrokenImage
     from mltr.predict.inputs import Inputs, name_of
     from mltr.predict.predictor import to_image
@@ -361,7 +361,7 @@ def _explain_all(
             console.print(f"left out, broken: {error}", markup=False)
             broken = 1
             continue
-        picture = save_overlays(out, Path(name_of(image)), to_image(image), found)
+        picture = _save_overlays(out, Path(name_of(image)), to_image(image), found)
         labels = ", ".join(f"{one.label} {one.prob:.2f}" for one in found)
         console.print(f"{picture}: {labels}", markup=False, soft_wrap=True)
         figures[name_of(image)] = [
@@ -370,6 +370,30 @@ def _explain_all(
             for one in found
         ]  # fmt: skip
     return figures, broken
+
+
+def _save_overlays(
+    folder: Path, path: Path, picture: Image.Image, found: Sequence[Explanation]
+) -> Path:
+    """Write the picture and a map for each label, in a row, as PNG; return where.
+
+    Pictures of the same name from other folders get a number.
+    """
+    from mltr.diagnosis.overlay import overlay
+    from mltr.gallery import Tile, contact_sheet, write_picture
+
+    tiles = [Tile(picture, [(one.label, one.prob) for one in found], caption=path.name)]
+    tiles += [
+        Tile(overlay(picture, one.heat), [(one.label, one.prob)], caption="red: for, blue: against")
+        for one in found
+    ]
+    target = folder / f"{path.stem}.png"
+    number = 2
+    while target.exists():
+        target = folder / f"{path.stem}-{number}.png"
+        number += 1
+    write_picture(target, contact_sheet(tiles, columns=min(len(tiles), 4)))
+    return target
 
 
 def _point(
