@@ -91,9 +91,11 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     saved = load_predictions(run / PREDICTIONS_FILE)
     shown = range(min(PICTURES, len(test)))
     first = Predictions(
-        saved.probs[: len(shown)], saved.targets[: len(shown)],
-        saved.images[: len(shown)], saved.classes,
-    )  # fmt: skip
+        saved.probs[: len(shown)],
+        saved.targets[: len(shown)],
+        saved.images[: len(shown)],
+        saved.classes,
+    )
     tiles = make_tiles(test.subset(shown, "test"), first)
     write_picture(run / "scenes.png", contact_sheet(tiles, columns=6))
     headline = {

@@ -68,9 +68,13 @@ def predict_split(
     errors: list[str] = []
     kind = torch.device(device).type
     loader = make_loader(
-        dataset, batch_size, workers=workers, device=device,
-        rank=processes.rank, processes=processes.count,
-    )  # fmt: skip
+        dataset,
+        batch_size,
+        workers=workers,
+        device=device,
+        rank=processes.rank,
+        processes=processes.count,
+    )
     for batch in loader:
         with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
             logits = model(batch.images)

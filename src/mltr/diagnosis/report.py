@@ -81,9 +81,13 @@ def _content(
     problems = diagnose.diagnose(subject)
     tiles = _examples(opened, predictions, examples)
     contents = [
-        ("figures", "All figures"), ("classes", "Classes"), ("curves", "Curves"),
-        ("problems", "The three problems"), ("examples", "Examples"), ("recipe", "How it was made"),
-    ]  # fmt: skip
+        ("figures", "All figures"),
+        ("classes", "Classes"),
+        ("curves", "Curves"),
+        ("problems", "The three problems"),
+        ("examples", "Examples"),
+        ("recipe", "How it was made"),
+    ]
     model = opened.config.model
     parameters = sum(p.numel() for p in opened.bundle.model.parameters()) / 1e6
     return {
@@ -105,7 +109,7 @@ def _content(
         "examples_intro": "First the surest mistakes, then some of the rest; beside or below each, "
         "where the evidence for its first label lies: red speaks for it, blue against.",
         "recipe": to_yaml(opened.config),
-    }  # fmt: skip
+    }
 
 
 def _data_name(opened: OpenRun) -> str:
@@ -222,9 +226,11 @@ def _maps(problems: dict[str, Any]) -> list[Picture]:
     figure.colorbar(shown, ax=axes, shrink=0.7)
     return [
         _drawn(figure, "How often b is where a is, in the training images."),
-        _drawn(confusions, "How much oftener b is seen, though absent, where a is; for pairs that "
-                            "seldom meet."),
-    ]  # fmt: skip
+        _drawn(
+            confusions,
+            "How much oftener b is seen, though absent, where a is; for pairs that seldom meet.",
+        ),
+    ]
 
 
 def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Tile]:

@@ -94,9 +94,12 @@ class Decoder:
         return asyncio.Semaphore(self._half)
 
     async def decode(
-        self, turns: asyncio.Semaphore, weight: Weight, function: Callable[[bytes], Result],
+        self,
+        turns: asyncio.Semaphore,
+        weight: Weight,
+        function: Callable[[bytes], Result],
         data: bytes,
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """Return what the function makes of an image that was weighed, once there is memory."""
         async with turns, self._large if weight.working > LARGE else nullcontext():
             while weight.working > self._free:
