@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,12 @@ class Predictions:
     images: tuple[str, ...]  #: N names
     classes: tuple[str, ...]  #: K names
     errors: tuple[str, ...] = ()  #: a message for each broken image
+
+    def subset(self, rows: Sequence[int]) -> Predictions:
+        """Return those of some images, in the order of `rows`; nothing is known of their errors."""
+        rows = list(rows)
+        images = tuple(self.images[row] for row in rows)
+        return Predictions(self.probs[rows], self.targets[rows], images, self.classes)
 
 
 @torch.inference_mode()

@@ -410,15 +410,8 @@ def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, lis
 
 def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
     from mltr.gallery import contact_sheet, write_picture
-    from mltr.predictions import Predictions, make_tiles
+    from mltr.predictions import make_tiles
 
-    whole = subject.predictions
-    part = Predictions(
-        whole.probs[rows],
-        whole.targets[rows],
-        tuple(whole.images[row] for row in rows),
-        whole.classes,
-    )
-    tiles = make_tiles(subject.split.subset(rows, "shown"), part)
+    tiles = make_tiles(subject.split.subset(rows, "shown"), subject.predictions.subset(rows))
     write_picture(path, contact_sheet(tiles, columns=5))
     return path

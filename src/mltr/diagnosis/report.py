@@ -135,11 +135,16 @@ def _metric_rows(figures: dict[str, Any]) -> list[dict[str, str]]:
         return "" if value is None else f"{100 * value:.2f}"
 
     return [
-        {"name": name, "value": percent(figures[name]), "words": words,
-         "own": percent(own.get(name)), "top": percent(figures.get(f"{name}_top3"))}
+        {
+            "name": name,
+            "value": percent(figures[name]),
+            "own": percent(own.get(name)),
+            "top": percent(figures.get(f"{name}_top3")),
+            "words": words,
+        }
         for name, words in PROTOCOLS.items()
         if name in figures
-    ]  # fmt: skip
+    ]
 
 
 def _remarks(figures: dict[str, Any]) -> list[str]:
