@@ -70,21 +70,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     add(
-        "source", metavar="SOURCE",
+        "source",
+        metavar="SOURCE",
         help="as `mltr data` takes it; images:FOLDER for images without labels; or, with --verify "
         "alone, shards",
-    )  # fmt: skip
+    )
     add("--out", metavar="DIR", help="the folder of the shards")
     add("--samples", type=int, default=SAMPLES, metavar="N", help=f"in a shard (default {SAMPLES})")
     add(
-        "--side", type=int, default=0, metavar="PIXELS",
+        "--side",
+        type=int,
+        default=0,
+        metavar="PIXELS",
         help="shrink images to this shorter side, as JPEG (default: keep the original files)",
-    )  # fmt: skip
+    )
     add("--quality", type=int, default=90, help="of the JPEG with --side (default 90)")
     add(
-        "--max-broken", type=float, default=0.01, metavar="SHARE",
+        "--max-broken",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
         help="share of missing or unreadable images at which it stops (default 0.01)",
-    )  # fmt: skip
+    )
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="threads that read images")
     add("--verify", action="store_true", help="check every byte and label of the shards")
     add("--overwrite", action="store_true", help="replace shards, finished or not, in that folder")
@@ -216,9 +223,12 @@ def _order(split: Split) -> NDArray[np.int64]:
 
 
 def _check_plan(
-    out: Path, splits: Splits, orders: dict[str, NDArray[np.int64]], samples: int,
+    out: Path,
+    splits: Splits,
+    orders: dict[str, NDArray[np.int64]],
+    samples: int,
     encoding: Encoding,
-) -> None:  # fmt: skip
+) -> None:
     """Begin in a folder, or go on there if the same images are to be packed in the same way."""
     digest = hashlib.sha256(repr((splits.train.classes, samples, encoding)).encode())
     for split in splits:

@@ -91,9 +91,13 @@ class Subject:
     """Scores of a run on a split, and what is known of the images."""
 
     def __init__(
-        self, predictions: Predictions, split: Split, train_targets: NDArray[np.int8],
-        thresholds: NDArray[np.float64], edges: tuple[float, float] | None,
-    ) -> None:  # fmt: skip
+        self,
+        predictions: Predictions,
+        split: Split,
+        train_targets: NDArray[np.int8],
+        thresholds: NDArray[np.float64],
+        edges: tuple[float, float] | None,
+    ) -> None:
         self.predictions, self.split = predictions, split
         self.thresholds, self.edges = thresholds, edges
         self.company = measures.measure_company(train_targets)
@@ -196,20 +200,24 @@ def _describe_confusions(
         "is_told": _told(found.mean_excess),
         "pairs": [
             {
-                "a": classes[pair.a], "b": classes[pair.b], "where_a": _plain(pair.where_a),
-                "elsewhere": _plain(pair.elsewhere), "excess": _plain(pair.excess),
+                "a": classes[pair.a],
+                "b": classes[pair.b],
+                "where_a": _plain(pair.where_a),
+                "elsewhere": _plain(pair.elsewhere),
+                "excess": _plain(pair.excess),
                 "is_told": pair.is_told,
             }
             for pair in found.pairs
         ],
         "against_look_alikes": {
             classes[b]: {
-                "look_alikes": [classes[a] for a in found.look_alikes[b]], "ap": _plain(ap)
+                "look_alikes": [classes[a] for a in found.look_alikes[b]],
+                "ap": _plain(ap),
             }
             for b, ap in found.against.items()
         },
         "matrix": found.excess.tolist(),
-    }  # fmt: skip
+    }
 
 
 def _describe_dependences(
@@ -222,19 +230,22 @@ def _describe_dependences(
         "is_told": _told(found.mean_gap) or _told(found.mean_excess),
         "pairs": [
             {
-                "a": classes[pair.a], "b": classes[pair.b],
+                "a": classes[pair.a],
+                "b": classes[pair.b],
                 "conditional": float(company.conditional[pair.a, pair.b]),
                 "recall_with": _plain(pair.recall_with),
                 "recall_without": _plain(pair.recall_without),
-                "recall_gap": _plain(pair.gap), "recall_is_told": _told(pair.gap),
+                "recall_gap": _plain(pair.gap),
+                "recall_is_told": _told(pair.gap),
                 "company_seen": _plain(pair.company_seen),
                 "company_elsewhere": _plain(pair.company_elsewhere),
-                "excess": _plain(pair.excess), "excess_is_told": _told(pair.excess),
+                "excess": _plain(pair.excess),
+                "excess_is_told": _told(pair.excess),
             }
             for pair in found.pairs
         ],
         "matrix": company.conditional.tolist(),
-    }  # fmt: skip
+    }
 
 
 # -- two runs ----------------------------------------------------------------------------------
@@ -272,9 +283,11 @@ def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0
         if difference.is_told:
             better = "second" if (difference.value < 0) == less_is_better else "first"
         rows[name] = {
-            "first": _plain(ours), "second": _plain(theirs), "difference": _plain(difference),
+            "first": _plain(ours),
+            "second": _plain(theirs),
+            "difference": _plain(difference),
             "better": better,
-        }  # fmt: skip
+        }
     return {"images": len(a.images), "level": measures.LEVEL, "headlines": rows}
 
 
@@ -285,9 +298,11 @@ def _headlines(subject: Subject, resamples: int, seed: int) -> dict[str, Estimat
         areas = measures.largest_areas(subject.split.records, len(subject.predictions.classes))
         sizes = measures.measure_sizes(scored, areas, subject.edges)
         found |= {
-            "ap_small": sizes.mean_ap.get("small"), "ap_large": sizes.mean_ap.get("large"),
-            "size_gap": sizes.gap, "recall_small": sizes.mean_recall.get("small"),
-        }  # fmt: skip
+            "ap_small": sizes.mean_ap.get("small"),
+            "ap_large": sizes.mean_ap.get("large"),
+            "size_gap": sizes.gap,
+            "recall_small": sizes.mean_recall.get("small"),
+        }
     dependences = measures.measure_dependences(scored, subject.company)
     return found | {
         "mean_confusion": measures.measure_confusions(scored, subject.company, 0).mean_excess,
@@ -409,14 +424,9 @@ def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, lis
 
 
 def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
-    from mltr.evaluation.predictions import Predictions, make_tiles
+    from mltr.evaluation.predictions import make_tiles
     from mltr.gallery import contact_sheet, write_picture
 
-    whole = subject.predictions
-    part = Predictions(
-        whole.probs[rows], whole.targets[rows], tuple(whole.images[row] for row in rows),
-        whole.classes,
-    )  # fmt: skip
-    tiles = make_tiles(subject.split.subset(rows, "shown"), part)
+    tiles = make_tiles(subject.split.subset(rows, "shown"), subject.predictions.subset(rows))
     write_picture(path, contact_sheet(tiles, columns=5))
     return path

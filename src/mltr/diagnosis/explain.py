@@ -203,10 +203,14 @@ def explain(
         heat = F.pad(heat, (left, W - left - size[1], top, H - top - size[0]))
         found.append(
             Explanation(
-                predictor.classes[index], float(probs[index]), float(logits[0, index]),
-                heat.cpu().numpy(), cells.cpu().numpy(), is_exact and method == "evidence",
+                predictor.classes[index],
+                float(probs[index]),
+                float(logits[0, index]),
+                heat.cpu().numpy(),
+                cells.cpu().numpy(),
+                is_exact and method == "evidence",
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -296,8 +300,11 @@ def _summarise(cases: NDArray[np.float64], classes: Sequence[str]) -> dict[str, 
         if (cases[:, 0] == k).any()
     }
     return means(cases) | {
-        "low": float(low), "high": float(high), "cases": len(cases), "classes": per_class,
-    }  # fmt: skip
+        "low": float(low),
+        "high": float(high),
+        "cases": len(cases),
+        "classes": per_class,
+    }
 
 
 # -- the command -------------------------------------------------------------------------------
@@ -308,9 +315,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a training run, or a folder with weights")
     parser.add_argument("images", metavar="IMAGE", nargs="*", help="images or folders of them")
     parser.add_argument(
-        "--label", action="append", metavar="NAME",
+        "--label",
+        action="append",
+        metavar="NAME",
         help="explain this one (repeatable); by default all at or above threshold",
-    )  # fmt: skip
+    )
     parser.add_argument("--method", choices=METHODS, default="evidence")
     parser.add_argument(
         "--out", metavar="FOLDER", default="explained", help="of the pictures (default: explained)"

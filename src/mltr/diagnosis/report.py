@@ -89,9 +89,13 @@ def _content(
     problems = diagnose.diagnose(subject)
     tiles = _examples(opened, predictions, examples)
     contents = [
-        ("figures", "All figures"), ("classes", "Classes"), ("curves", "Curves"),
-        ("problems", "The three problems"), ("examples", "Examples"), ("recipe", "How it was made"),
-    ]  # fmt: skip
+        ("figures", "All figures"),
+        ("classes", "Classes"),
+        ("curves", "Curves"),
+        ("problems", "The three problems"),
+        ("examples", "Examples"),
+        ("recipe", "How it was made"),
+    ]
     model = opened.config.model
     parameters = sum(p.numel() for p in opened.bundle.model.parameters()) / 1e6
     return {
@@ -113,7 +117,7 @@ def _content(
         "examples_intro": "First the surest mistakes, then some of the rest; beside or below each, "
         "where the evidence for its first label lies: red speaks for it, blue against.",
         "recipe": to_yaml(opened.config),
-    }  # fmt: skip
+    }
 
 
 def _audit_remarks(path: Path) -> list[str]:
@@ -153,11 +157,16 @@ def _metric_rows(figures: dict[str, Any]) -> list[dict[str, str]]:
         return "" if value is None else f"{100 * value:.2f}"
 
     return [
-        {"name": name, "value": percent(figures[name]), "words": words,
-         "own": percent(own.get(name)), "top": percent(figures.get(f"{name}_top3"))}
+        {
+            "name": name,
+            "value": percent(figures[name]),
+            "own": percent(own.get(name)),
+            "top": percent(figures.get(f"{name}_top3")),
+            "words": words,
+        }
         for name, words in PROTOCOLS.items()
         if name in figures
-    ]  # fmt: skip
+    ]
 
 
 def _remarks(figures: dict[str, Any]) -> list[str]:
@@ -244,9 +253,11 @@ def _maps(problems: dict[str, Any]) -> list[Picture]:
     figure.colorbar(shown, ax=axes, shrink=0.7)
     return [
         _drawn(figure, "How often b is where a is, in the training images."),
-        _drawn(confusions, "How much oftener b is seen, though absent, where a is; for pairs that "
-                            "seldom meet."),
-    ]  # fmt: skip
+        _drawn(
+            confusions,
+            "How much oftener b is seen, though absent, where a is; for pairs that seldom meet.",
+        ),
+    ]
 
 
 def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Tile]:

@@ -36,9 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, none or more")
     parser.add_argument(
-        "--gpus", nargs="+", default=[], metavar="N x DEVICE",
+        "--gpus",
+        nargs="+",
+        default=[],
+        metavar="N x DEVICE",
         help="plan each row for these, such as 1xH200 8xH200 (takes a minute or two)",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", metavar="FILE", help="write Markdown there in place of stdout")
     parser.add_argument("--json", metavar="FILE", help="write the figures there (- for stdout)")
 
@@ -306,9 +309,7 @@ def _reason(
         return f"under way: {', '.join(found.path.name for found in unfinished)}"
     known = set_of_row(row)
     weights = "" if row.origin == "scratch" else f", {_start(row)}"
-    hours = [
-        f"{plan['hours']:.1f} h on {text}" for plan, text in zip(plans, gpus, strict=True)
-    ]  # fmt: skip
+    hours = [f"{plan['hours']:.1f} h on {text}" for plan, text in zip(plans, gpus, strict=True)]
     time = f", by plan {' or '.join(hours)}" if hours else ""
     return f"needs the {known.train + known.test:,} images{weights} and a GPU{time}"
 
@@ -317,18 +318,20 @@ def _plan_lines(plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]) 
     from mltr.planning.devices import BEST_SHARE, OPERATION_S, SCALING, TRAFFIC
 
     lines = [
-        "## What each row takes, by plan", "",
+        "## What each row takes, by plan",
+        "",
         "Not measured: `mltr plan RECIPE --gpus ...` for each. No such GPU was at hand, so the "
         f"speed is assumed: a training step moves {TRAFFIC:g} times the bytes that it keeps for "
         "the backward pass at the bandwidth of the device's memory, but takes no less than its "
         f"products at {100 * BEST_SHARE:.0f} % of the peak, nor than {1e6 * OPERATION_S:g} µs for "
         f"each operation; several devices reach {100 * SCALING:.0f} % of their sum. The first "
         "number is fitted to published speeds of training Swin on an RTX 3090, the others are "
-        "rough; see [planning](planning.md). Loading isn't counted.", "",
+        "rough; see [planning](planning.md). Loading isn't counted.",
+        "",
         "| data | network | images | batch x steps | device | memory, GiB | images/s "
         "| share of peak | hours | device-hours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    ]
     for row, own in zip(ROWS, plans, strict=True):
         for plan, text in zip(own, gpus, strict=True):
             batch, memory, speed = plan["batch"], plan["memory_gib"], plan["speed"]
@@ -344,22 +347,29 @@ def _plan_lines(plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]) 
 
 def _peer_lines() -> list[str]:
     return [
-        "## What others have published", "",
+        "## What others have published",
+        "",
         "Protocols differ, and most choose the epoch on the test images: see "
-        "[protocols](protocols.md).", "",
-        "| data | method | mAP | source |", "| --- | --- | --- | --- |",
-        *(f"| {p.data} | {p.method} | {p.figure:.1f} | {p.source} |" for p in PEERS), "",
-    ]  # fmt: skip
+        "[protocols](protocols.md).",
+        "",
+        "| data | method | mAP | source |",
+        "| --- | --- | --- | --- |",
+        *(f"| {p.data} | {p.method} | {p.figure:.1f} | {p.source} |" for p in PEERS),
+        "",
+    ]
 
 
 def _other_lines(standing: Standing) -> list[str]:
     lines = []
     if standing.deviating:
         lines += [
-            "## Runs that deviate from a row's recipe", "",
-            "Their figures are not the row's.", "",
-            "| run | of the row | map | what differs |", "| --- | --- | --- | --- |",
-        ]  # fmt: skip
+            "## Runs that deviate from a row's recipe",
+            "",
+            "Their figures are not the row's.",
+            "",
+            "| run | of the row | map | what differs |",
+            "| --- | --- | --- | --- |",
+        ]
         for found, row, points in standing.deviating:
             what = "; ".join(points)
             lines.append(
@@ -403,6 +413,7 @@ def to_figures(
         for found, row, points in standing.deviating
     ]
     return {
-        "rows": rows, "deviating": deviating,
+        "rows": rows,
+        "deviating": deviating,
         "others": [{"run": str(found.path)} for found in standing.others],
-    }  # fmt: skip
+    }

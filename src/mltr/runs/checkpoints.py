@@ -41,9 +41,12 @@ class States:
     processes: Processes
 
     def write(
-        self, name: str, shared: Mapping[str, Any], own: Mapping[str, Any] | None = None,
+        self,
+        name: str,
+        shared: Mapping[str, Any],
+        own: Mapping[str, Any] | None = None,
         needs: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write a state under `name`, over one of that name; all processes call this together.
 
         `shared` is the same in each process, or divided over them; `own` is of each process

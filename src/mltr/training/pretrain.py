@@ -223,10 +223,14 @@ class Pretrainer(Trainer):
 
     def _write_bundle(self, model: Any, **about: Any) -> None:
         save_bundle(
-            self.folder.path, model=model.network, name=self.config.model.name,
-            overrides=model_overrides(self.config.model, self.image_size), classes=(),
-            preprocess=self.preprocess, extra=about,
-        )  # fmt: skip
+            self.folder.path,
+            model=model.network,
+            name=self.config.model.name,
+            overrides=model_overrides(self.config.model, self.image_size),
+            classes=(),
+            preprocess=self.preprocess,
+            extra=about,
+        )
 
     def _tell_what_next(self) -> None:
         path = shlex.quote(str(self.folder.path))
