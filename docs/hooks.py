@@ -18,4 +18,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _section(name: str) -> str:
-    return f"## mltr {name}\n\n```text\n{make_parser(name).format_help()}```"
+    parser = make_parser(name)
+    if name == "train":
+        parser.list_fields()
+    return f"## mltr {name}\n\n```text\n{parser.format_help()}```"

@@ -185,6 +185,8 @@ def test_help_lists_the_fields_with_the_values_of_the_recipe(capsys) -> None:
     assert "--train.epochs N" in shown and "(default: 80)" in shown  # of recipes/photos.yaml
     assert "--augment.crop {squash,random}" in shown and "(default: random)" in shown
     assert "--data.cache {true,false}" in shown and "(default: true)" in shown
+    assert "--train.lr X highest learning rate; positive (default: 0.001)" in shown
+    assert "--augment.cutout X" in shown and "; in [0, 1) (default: 0.0)" in shown
     known = [field for field in fields() if not dataclasses.is_dataclass(field.kind)]
     assert len(known) > 70
     for field in known:

@@ -85,18 +85,14 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     """Write RUN/index.html and RUN/scenes.png: test scenes, tags beside the truth, and curves."""
     from mltr.config.recipe import load_recipe
     from mltr.data.sources import open_splits
-    from mltr.evaluation.predictions import Predictions, load_predictions, make_tiles
+    from mltr.evaluation.predictions import load_predictions, make_tiles
     from mltr.gallery import contact_sheet, write_page, write_picture
     from mltr.runs.folder import PREDICTIONS_FILE
 
     test = open_splits(load_recipe(run / "config.yaml").data).test
     saved = load_predictions(run / PREDICTIONS_FILE)
     shown = range(min(PICTURES, len(test)))
-    first = Predictions(
-        saved.probs[: len(shown)], saved.targets[: len(shown)],
-        saved.images[: len(shown)], saved.classes,
-    )  # fmt: skip
-    tiles = make_tiles(test.subset(shown, "test"), first)
+    tiles = make_tiles(test.subset(shown, "test"), saved.subset(shown))
     write_picture(run / "scenes.png", contact_sheet(tiles, columns=6))
     headline = {
         "test mAP": f"{100 * figures['map']:.1f} %",

@@ -60,7 +60,11 @@ def bce_loss(
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Binary cross entropy of each cell."""
+    """Binary cross entropy of each cell.
+
+    >>> bce_loss(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, -1.0]]))  # log 2 for either known cell
+    tensor(1.3863)
+    """
     logits, targets, known = _prepare(logits, targets, label_smoothing)
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return _reduce(losses, known, class_weights, reduction)
@@ -78,6 +82,9 @@ def ce_loss(
 
     As torch's, smoothing gives each class label_smoothing / K. An image with an unknown cell has no
     loss. A mean is over the images; without reduction it is the terms of the classes [B, K].
+
+    >>> ce_loss(torch.zeros(2, 4), torch.eye(4)[:2], "mean")  # log 4
+    tensor(1.3863)
     """
     logits, targets, known = _prepare(logits, targets, 0.0)
     K = logits.shape[1]
@@ -96,11 +103,22 @@ def focal_loss(
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy weighted by (1 - p of the right answer)^gamma (arXiv 1708.02002, no alpha)."""
+    """Cross entropy weighted by (1 - p of the right answer)^gamma (arXiv 1708.02002, no alpha).
+
+    >>> focal_loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))  # 2 * (1/2)^2 log 2
+    tensor(0.3466)
+    """
     return asymmetric_loss(
-        logits, targets, gamma_neg=gamma, gamma_pos=gamma, clip=0.0, reduction=reduction,
-        detach_focus=False, label_smoothing=label_smoothing, class_weights=class_weights,
-    )  # fmt: skip
+        logits,
+        targets,
+        gamma_neg=gamma,
+        gamma_pos=gamma,
+        clip=0.0,
+        reduction=reduction,
+        detach_focus=False,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+    )
 
 
 def asymmetric_loss(
@@ -122,6 +140,9 @@ def asymmetric_loss(
     focusing weights, as ASL's training script does. Equals the public code wherever that does not
     clamp probabilities by an epsilon; where it does (logits beyond about 17), its gradient
     vanishes and ours stays.
+
+    >>> asymmetric_loss(torch.tensor([[0.0, -9.0]]), torch.tensor([[1.0, 0.0]]))  # -9: below clip
+    tensor(0.6931)
     """
     logits, targets, known = _prepare(logits, targets, label_smoothing)
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -144,7 +165,11 @@ def _focus(wrongness: Tensor, gamma: float, detach: bool) -> Tensor | float:
 
 
 class Loss(nn.Module):
-    """A loss with its settings, called with logits and targets."""
+    """A loss with its settings, called with logits and targets.
+
+    >>> Loss(bce_loss, None, reduction="none")(torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]))
+    tensor([[0.6931, 0.0000]])
+    """
 
     def __init__(
         self, function: Callable[..., Tensor], class_weights: Tensor | None, **settings: object
@@ -175,7 +200,11 @@ class Loss(nn.Module):
 
 
 def build_loss(config: LossConfig, class_weights: Tensor | None = None) -> Loss:
-    """Return the loss that a recipe asks for; `class_weights` [K] multiply each class's cells."""
+    """Return the loss that a recipe asks for; `class_weights` [K] multiply each class's cells.
+
+    >>> build_loss(LossConfig("bce", reduction="mean"))(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor(0.6931)
+    """
     shared = {"reduction": config.reduction, "label_smoothing": config.label_smoothing}
     if config.name == "bce":
         return Loss(bce_loss, class_weights, **shared)
@@ -183,7 +212,6 @@ def build_loss(config: LossConfig, class_weights: Tensor | None = None) -> Loss:
         return Loss(ce_loss, class_weights, **shared)
     if config.name == "focal":
         return Loss(focal_loss, class_weights, gamma=config.gamma_neg, **shared)
-    return Loss(
-        asymmetric_loss, class_weights, gamma_neg=config.gamma_neg, gamma_pos=config.gamma_pos,
-        clip=config.clip, detach_focus=config.detach_focus, **shared,
-    )  # fmt: skip
+    own = ("gamma_neg", "gamma_pos", "clip", "detach_focus")
+    shared |= {name: getattr(config, name) for name in own}
+    return Loss(asymmetric_loss, class_weights, **shared)

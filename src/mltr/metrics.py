@@ -47,6 +47,10 @@ def evaluate(probs: Array, targets: Array, threshold: float | ArrayLike = 0.5) -
     The names are `map`, `map_voc2010`, and `cp, cr, cf1, cf1_mean, op, or, of1`, the latter also
     with `_top3`. `threshold` is one number or one for each class [K]. Raises `ValueError` for
     arrays that don't fit, scores outside 0..1 or nan, and targets other than 1, 0, -1.
+
+    >>> found = evaluate([[0.9, 0.2], [0.6, 0.7], [0.1, 0.4]], [[1, 0], [0, 1], [1, -1]])
+    >>> found["cp"], found["cr"], found["of1"]
+    (0.75, 0.75, 0.6666666666666666)
     """
     return measure(probs, targets, threshold)[0]
 
@@ -58,6 +62,10 @@ def per_class(
 
     `support`, `predicted` and `known` count images: with the label, predicted to have it, and
     with a known answer. Arguments and errors as in `evaluate`.
+
+    >>> found = per_class([[0.9, 0.2], [0.6, 0.7], [0.1, 0.4]], [[1, 0], [0, 1], [1, -1]])
+    >>> found["recall"].tolist(), found["known"].tolist()
+    ([0.5, 1.0], [3.0, 2.0])
     """
     return _as_arrays(_go_through(*_checked(probs, targets, threshold)))
 
@@ -65,7 +73,12 @@ def per_class(
 def measure(
     probs: Array, targets: Array, threshold: float | ArrayLike = 0.5
 ) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Return what `evaluate` and `per_class` return, in the time of the former alone."""
+    """Return what `evaluate` and `per_class` return, in the time of the former alone.
+
+    >>> metrics, classes = measure([[0.9, 0.2], [0.6, 0.7]], [[1, 0], [0, 1]])
+    >>> metrics["map"], classes["ap"].tolist()
+    (1.0, [1.0, 1.0])
+    """
     probs, targets, thresholds = _checked(probs, targets, threshold)
     classes = _go_through(probs, targets, thresholds)
     metrics = {"map": _mean(classes.ap), "map_voc2010": _mean(classes.ap_voc2010)}
@@ -76,14 +89,22 @@ def measure(
 
 
 def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
-    """Return the average precision of one class: scores [N], targets [N]; nan if none is 1."""
+    """Return the average precision of one class: scores [N], targets [N]; nan if none is 1.
+
+    >>> average_precision([0.9, 0.8, 0.7, 0.6], [1, 0, 1, -1])  # (1/1 + 2/3) / 2
+    0.8333333333333333
+    """
     scores, targets = _as_floats(np.asarray(scores)), np.asarray(targets)
     positive = np.sort(scores[targets == 1])
     return _average_precision(np.sort(scores[targets >= 0]), positive)[0]
 
 
 def is_single_label(targets: Array) -> bool:
-    """Whether each image with an answer has exactly one label: targets [N, K] of 1, 0, -1."""
+    """Whether each image with an answer has exactly one label: targets [N, K] of 1, 0, -1.
+
+    >>> is_single_label([[1, 0], [0, 1], [-1, 0]]), is_single_label([[1, 1], [0, 1]])
+    (True, False)
+    """
     targets = _as_numpy(targets)
     known = (targets >= 0).all(1)
     return bool(known.any() and ((targets[known] == 1).sum(1) == 1).all())
@@ -94,6 +115,9 @@ def top_accuracy(probs: Array, targets: Array, k: int = 1) -> float:
 
     Of equal scores the earlier class wins; images without an answer are left out. Raises
     `ValueError` as `evaluate` does, and for targets with several labels an image.
+
+    >>> top_accuracy([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], [[1, 0, 0], [0, 1, 0]])
+    0.5
     """
     probs, targets, _ = _checked(probs, targets, 0.5)
     if not is_single_label(targets):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mltr.config.recipe import find_recipe, load_recipe, to_yaml
+from mltr.config.recipe import find_recipe, load_recipe, to_yaml, value_of
 from mltr.config.schema import Config
 from mltr.errors import UsageError
 
@@ -98,6 +98,46 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, words: str) -> 
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(UsageError, match=words):
         load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "inside", "outside"),
+    [
+        ("data.scenes.side", [32], [31]),
+        ("data.val_fraction", [0.01, 0.99], [0, 1]),
+        ("data.max_broken", [0, 1], [-0.1, 1.1]),
+        ("data.workers", [-1, 0], [-2]),
+        ("data.cache_gb", [0.1], [0, -1]),
+        ("augment.min_scale", [0.1, 1], [0, 1.1]),
+        ("augment.jitter", [0, 0.9], [-0.1, 1]),
+        ("augment.randaugment_magnitude", [0, 30], [-1, 31]),
+        ("augment.mixup", [0, 0.2], [-0.1]),
+        ("model.image_size", [0, 64], [-1]),
+        ("loss.gamma_pos", [0], [-1]),
+        ("loss.clip", [0, 0.9], [-0.1, 1]),
+        ("train.batch_size", [1], [0]),
+        ("train.patience", [0], [-1]),
+        ("train.clip_grad", [0], [-1, ".nan"]),
+        ("train.ema_decay", [0, 0.999], [1, ".nan"]),
+        ("train.layer_decay", [0.1, 1], [0, 1.1]),
+    ],
+)
+def test_bounds_hold_in_files_and_on_the_command_line(
+    tmp_path: Path, key: str, inside: list[float], outside: list[float | str]
+) -> None:
+    path = tmp_path / "r.yaml"
+    *sections, name = key.split(".")
+    for number in [*inside, *outside]:
+        nested = f"{{{name}: {number}}}"
+        for section in reversed(sections):
+            nested = f"{{{section}: {nested}}}"
+        path.write_text(nested)
+        if number in inside:
+            assert value_of(load_recipe(path), key) == number
+            continue
+        for given, overrides in ((path, []), (find_recipe("photos"), [f"--{key}={number}"])):
+            with pytest.raises(UsageError, match=rf"^{key} must (be|lie) .*, not "):
+                load_recipe(given, overrides)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import tarfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -23,7 +24,15 @@ from PIL import Image
 from mltr.cli import main
 from mltr.config.schema import DataConfig, ScenesConfig
 from mltr.data import ImageDataset, Preprocess, Splits, make_loader, open_splits, read_scenes, shard
-from mltr.data.shards import WINDOW, ShardRecords, ShardSplit, ShardStore, StoredFile, read_shards
+from mltr.data.shards import (
+    OPEN_FILES,
+    WINDOW,
+    ShardRecords,
+    ShardSplit,
+    ShardStore,
+    StoredFile,
+    read_shards,
+)
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.files import download
 
@@ -409,6 +418,22 @@ def test_files_that_vanish_or_shrink_under_a_run_are_errors_not_crashes(
     (tmp_path / "shards" / "train-000001.tar").unlink()
     with pytest.raises(BrokenImage, match="No such file"):
         train[7].image.load()
+
+
+def test_threads_read_more_shards_than_are_kept_open(table: Path, tmp_path: Path) -> None:
+    """None closes a file that another one reads, and the number of open ones is bounded."""
+    assert main(["shard", str(table), "--out", str(tmp_path / "shards"), "--samples", "1"]) == 0
+    expected = {record.name: record.image.read_bytes() for record in opened(table).train}
+    train = opened(tmp_path / "shards").train
+    assert len(train.records.files) == 36 > OPEN_FILES
+    order = [index for seed in range(20) for index in train.epoch_order(seed, 0).tolist()]
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda index: train[index].image.read_bytes(), order))
+    assert read == [expected[train[index].name] for index in order]
+    folder = Path("/proc/self/fd")
+    if folder.is_dir():
+        kept = [path for path in folder.iterdir() if str(tmp_path) in os.path.realpath(path)]
+        assert 0 < len(kept) <= OPEN_FILES
 
 
 def test_an_index_that_is_damaged_is_said_to_be(table: Path, tmp_path: Path) -> None:

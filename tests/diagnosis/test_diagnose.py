@@ -88,6 +88,24 @@ def test_a_sound_run_is_not_blamed(run: Path, tmp_path: Path, capsys: Any) -> No
     assert found["small_objects"]["edges_from"] == "terciles of these objects"
 
 
+def test_better_recall_without_company_is_no_leaning_on_it(
+    run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    def contrary(targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        probs = good(targets, generator)
+        for a, b in ((2, 5), (5, 2), (6, 0), (0, 6)):
+            probs[(targets[:, a] == 1) & (targets[:, b] == 1), a] = 0.3
+        return probs
+
+    odd = with_scores(run, tmp_path / "[red]odd", contrary)
+    capsys.readouterr()
+    found = figures_of([str(odd)], tmp_path)["company"]
+    text = capsys.readouterr().out
+    assert found["mean_recall_gap"]["high"] < 0
+    assert "Labels do not lean on their usual company" in text
+    assert "[red]odd" in text  # a name is no markup
+
+
 def test_two_runs_are_compared_in_pairs(run: Path, tmp_path: Path) -> None:
     sound = with_scores(run, tmp_path / "sound", good)
     bad = with_scores(run, tmp_path / "bad", faulty)

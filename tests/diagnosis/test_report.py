@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -66,6 +67,21 @@ def test_calibration_shows_beside_the_default(run: Path, tmp_path: Path) -> None
     assert "own thresholds, %" in text
     assert "Examples" not in text
     assert "Not calibrated" not in text
+
+
+def test_it_says_of_the_three_problems_what_diagnose_says(
+    run: Path, page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["diagnose", str(run)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    text = html.unescape(page.read_text())
+    sentences = [line.rstrip() for line in printed if line.rstrip().endswith(".")]
+    assert len(sentences) >= 7
+    assert [line for line in sentences if f">{line}</p>" not in text] == []
+    for cell in ("one → seven", "two, five"):
+        assert any(cell in line for line in printed)
+        assert f"<td>{cell}</td>" in text
 
 
 @pytest.mark.parametrize("case", ["one image", "a class without positives"])

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from fake_hub import FakeHub, running_hub
+from huggingface_hub import ModelCard
 
 import mltr
 from mltr.cli import main
@@ -171,6 +172,26 @@ def test_the_card_of_a_bare_bundle(bundle: Path, tmp_path: Path) -> None:
     assert r"\*tree\*" in text
     assert "None was given" in text
     assert mltr.load(out).classes == CLASSES
+
+
+def test_the_card_of_weights_without_labels_says_where_they_come_from(tmp_path: Path) -> None:
+    model = mltr.create_model("mltr_nano", num_classes=0, depths=(0, 0, 1))
+    save_bundle(
+        tmp_path / "bare",
+        model=model,
+        name="mltr_nano",
+        overrides={"depths": [0, 0, 1]},
+        classes=(),
+        preprocess=Preprocess(96),
+        extra={"converted_from": "a|b_c.pth"},
+    )
+    assert main(["push", str(tmp_path / "bare"), "me/x", "--dry-run", str(tmp_path / "card")]) == 0
+    card = ModelCard.load(tmp_path / "card" / "README.md")
+    assert card.data.tags == ["multi-label", "mltr", "mltr_nano"]
+    assert "they have no labels yet. The network is `mltr_nano`" in card.text
+    assert r"Converted from a\|b\_c.pth." in card.text
+    headings = [line[3:] for line in card.text.splitlines() if line.startswith("## ")]
+    assert headings == ["How to use it", "Figures", "Where it comes from", "Licence"]
 
 
 def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import re
@@ -14,7 +13,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from mltr.config.schema import Config, TrainConfig
+from mltr.config.schema import Config, TrainConfig, bounds_of
 from mltr.errors import MltrError, UsageError, did_you_mean
 
 # Where recipes lie: beside the user, in an installed package, in a checkout of the project.
@@ -144,17 +143,20 @@ class Field:
 
     key: str  #: dotted
     kind: Any  #: its type; of a section, its dataclass
-    words: str  #: what it is, in a line
+    words: str  #: what it is, and its bound, in a line
 
 
 @cache
 def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
     """Return everything that a recipe may hold, sections included, in the order of `schema`."""
     found: list[Field] = []
-    hints, comments = get_type_hints(section), _comments(section)
+    hints, comments, bounds = get_type_hints(section), _comments(section), bounds_of(section)
     for field in dataclasses.fields(section):
         key, kind = prefix + field.name, hints[field.name]
-        found.append(Field(key, kind, comments.get(field.name, "")))
+        words = comments.get(field.name, "")
+        if field.name in bounds:
+            words += f"; {bounds[field.name].words.partition(' ')[2]}"
+        found.append(Field(key, kind, words))
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
             found += fields(kind, f"{key}.")
@@ -162,15 +164,15 @@ def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
 
 
 def _comments(section: type) -> dict[str, str]:
-    """Return the comment that documents each field of a dataclass, in its source."""
-    lines = inspect.getsource(section).splitlines()
-    (definition,) = ast.parse("\n".join(lines)).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        node.target.id: lines[(node.end_lineno or 1) - 1].partition("#:")[2].strip()
-        for node in definition.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    """Return the `#:` comment that documents each field, beside it or in the lines above it."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(section).splitlines():
+        code, _, words = line.partition("#:")
+        if field := re.match(r"    (\w+):", code):
+            found[field[1]] = words.strip() or " ".join(above)
+        above = [] if code.strip() else [*above, words.strip()]
+    return found
 
 
 def value_of(config: Config, key: str) -> Any:

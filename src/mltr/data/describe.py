@@ -31,9 +31,11 @@ SHOWN = 12  #: rows of each list on the screen
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "sources", metavar="SOURCE", nargs="+",
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
         help="a folder or table, FORMAT:PATH where it can't be told, or `scenes`",
-    )  # fmt: skip
+    )
     add_source_options(parser)
     parser.add_argument("--quick", action="store_true", help="don't open the images")
     parser.add_argument("--out", metavar="FOLDER", help="write labels.png there, per source")
@@ -206,10 +208,14 @@ def _print(console: Console, source: str, report: dict[str, Any]) -> None:
     for name in report["splits"]:
         table.add_column(name, justify="right")
     for key, words in (
-        ("images", "images"), ("labels", "labels"), ("cardinality", "labels an image"),
-        ("density", "share of all labels"), ("without_label", "images without a label"),
-        ("unknown_cells", "unknown answers"), ("with_boxes", "images with boxes"),
-    ):  # fmt: skip
+        ("images", "images"),
+        ("labels", "labels"),
+        ("cardinality", "labels an image"),
+        ("density", "share of all labels"),
+        ("without_label", "images without a label"),
+        ("unknown_cells", "unknown answers"),
+        ("with_boxes", "images with boxes"),
+    ):
         row = [split[key] for split in report["splits"].values()]
         table.add_row(words, *(f"{v:.3g}" if isinstance(v, float) else f"{v:,}" for v in row))
     console.print(table)
@@ -254,8 +260,9 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
             f"NO TRAINING IMAGE IS KNOWN TO BE WITHOUT: {names}\n"
             "mltr train refuses that: a network would learn to say yes to every picture. If an "
             "empty cell means no, say so: --missing negative here, --data.missing negative there.",
-            markup=False, style="bold red",
-        )  # fmt: skip
+            markup=False,
+            style="bold red",
+        )
     if "broken" not in report:
         console.print("images were not opened (--quick)")
         return

@@ -52,10 +52,14 @@ def look_at(splits: Splits) -> list[Seen]:
     with ThreadPoolExecutor() as pool:
         return list(
             track(
-                pool.map(_look_at, jobs), "opening images", len(jobs), console=console,
-                transient=True, disable=not console.is_terminal,
+                pool.map(_look_at, jobs),
+                "opening images",
+                len(jobs),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
             )
-        )  # fmt: skip
+        )
 
 
 def _look_at(job: tuple[str, Record]) -> Seen:
@@ -114,8 +118,10 @@ def _link(thumbnails: NDArray[np.uint8], least: float) -> NDArray[np.int32]:
     linked = np.arange(count, dtype=np.int32)
     for start in range(0, count, BLOCK):
         block = directions[start : start + BLOCK]
-        near = [np.nonzero(block @ directions[k : k + BLOCK].T >= least) for k in
-                range(start, count, BLOCK)]  # fmt: skip
+        near = [
+            np.nonzero(block @ directions[k : k + BLOCK].T >= least)
+            for k in range(start, count, BLOCK)
+        ]
         rows = np.concatenate([pair[0] + start for pair in near])
         columns = np.concatenate(
             [pair[1] + start + BLOCK * number for number, pair in enumerate(near)]

@@ -127,10 +127,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=sorted(DATA_SETS), help="which data set")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder that gets it")
     parser.add_argument(
-        "--mirror", metavar="URL",
+        "--mirror",
+        metavar="URL",
         help="take the archives from URL/FILE in place of the official address; they are checked "
         "all the same",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--keep", action="store_true", help=f"keep the archives, in DIR/{DOWNLOADS}"
     )
@@ -209,9 +210,12 @@ def _fetch(addresses: tuple[str, ...], archive: Archive, path: Path) -> None:
         have = come.stat().st_size if come.is_file() else 0
         task = progress.add_task(archive.name, total=archive.size, completed=have)
         download_file(
-            addresses, path, archive.digest, lambda count: progress.advance(task, count),
+            addresses,
+            path,
+            archive.digest,
+            lambda count: progress.advance(task, count),
             archive.size,
-        )  # fmt: skip
+        )
 
 
 def _progress() -> Progress:

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 PREFIX = "hf-datasets:"  #: of the name of a data set on the Hub
 SAVED = ("dataset_dict.json", "dataset_info.json")  #: what `save_to_disk` leaves in a folder
 SPLITS = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
     "test": "test",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +163,13 @@ def _names_in(columns: Any) -> list[str]:
 
 
 def _to_split(
-    part: Dataset, name: str, image_column: str, cells: list[Any], names: tuple[str, ...],
+    part: Dataset,
+    name: str,
+    image_column: str,
+    cells: list[Any],
+    names: tuple[str, ...],
     known: list[str] | None,
-) -> Split:  # fmt: skip
+) -> Split:
     from datasets import Image as ImageFeature
 
     rows = part.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))

@@ -296,8 +296,9 @@ def _tell_full(instead: str) -> None:
     """Say once that shared memory is full, and what is done instead."""
     log.warning(
         "%s is full: %s, which is slower; give it more space (docker run --shm-size 2g)",
-        SHARED_MEMORY, instead,
-    )  # fmt: skip
+        SHARED_MEMORY,
+        instead,
+    )
 
 
 def _can_start(workers: int) -> bool:

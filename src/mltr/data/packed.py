@@ -15,10 +15,12 @@ from mltr.config.schema import DataConfig
 from mltr.data.images import IMAGE_SUFFIXES, open_image
 from mltr.data.records import PackedImage
 from mltr.data.shards import is_address, is_shards, read_shards
+from mltr.data.table import open_parquet
 from mltr.errors import BrokenImage, MltrError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
 PARQUET = ".parquet"
 PATH_COLUMN = "path"
@@ -51,8 +53,6 @@ class ParquetImage:
                 content = group[self.row].as_py()
         except (OSError, IndexError, pa.ArrowException) as error:
             raise BrokenImage(f"{self}: {self.table} can't be read ({error})") from error
-        if isinstance(content, dict):
-            content = content[self.column[1]]
         if not content:
             raise BrokenImage(f"{self}: no bytes of an image in this row of {self.table}")
         return bytes(content)
@@ -77,8 +77,12 @@ def _read_group(table: Path, version: tuple[int, int], group: int, column: Colum
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(table) as file:
-        # In chunks, as it may have more bytes than one array can count.
-        return file.read_row_group(group, columns=[".".join(column)]).column(0)
+        return _cells(file, group, column)
+
+
+def _cells(file: ParquetFile, group: int, column: Column) -> pa.ChunkedArray:
+    """Return a column of a row group, in chunks: one array can count only so many bytes."""
+    return file.read_row_group(group, columns=[".".join(column)]).flatten().column(0)
 
 
 def is_packed(name: str) -> bool:
@@ -108,72 +112,58 @@ def packed_images(name: str) -> Iterator[Path | PackedImage]:
 
 
 def _table_images(table: Path) -> Iterator[Path | PackedImage]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(table) as file:
-            paths, images = _columns(table, file.schema_arrow)
-            first = 0
-            for group in range(file.num_row_groups):
-                size = file.metadata.row_group(group).num_rows
-                names = [None] * size
-                if paths:
-                    column = file.read_row_group(group, columns=[".".join(paths)]).column(0)
-                    names = column.to_pylist()
-                for row, name in enumerate(names):
-                    own = name.get(paths[1]) if isinstance(name, dict) else name
-                    if own and not images:
-                        yield Path(own)
-                    else:
-                        yield ParquetImage(
-                            table, images, group, row, own or f"{table}:{first + row}"
-                        )
-                first += size
-    except (OSError, pa.ArrowException) as error:
-        raise MltrError(f"{table}: not a whole Parquet file ({error})") from error
+    with open_parquet(table) as file:
+        paths, images = _columns(table, file.schema_arrow)
+        first = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            names = [None] * size
+            if paths:
+                names = _cells(file, group, paths).to_pylist()
+            for row, name in enumerate(names):
+                if name and not images:
+                    yield Path(name)
+                else:
+                    yield ParquetImage(table, images, group, row, name or f"{table}:{first + row}")
+            first += size
 
 
 def _columns(table: Path, schema: pa.Schema) -> tuple[Column, Column]:
     """Return the columns of paths and of images; either may be empty, not both."""
-    import pyarrow as pa
+    import pyarrow.types as kinds
 
-    paths: Column = ()
-    if PATH_COLUMN in schema.names and _is_text(schema.field(PATH_COLUMN).type):
-        paths = (PATH_COLUMN,)
-    structs: dict[str, dict[str, pa.DataType]] = {}
-    flat = []
-    for field in schema:
-        if pa.types.is_struct(field.type):
-            parts = {part.name: part.type for part in field.type}
-            if "bytes" in parts and _is_bytes(parts["bytes"]):
-                structs[field.name] = parts
-        elif _is_bytes(field.type) and field.name != PATH_COLUMN:
-            flat.append(field.name)
-    found = list(structs) or flat
+    texts: list[Column] = []
+    contents: list[Column] = []
+    for column, kind in _leaves(schema):
+        kind = kind.value_type if kinds.is_dictionary(kind) else kind
+        if column[-1] == PATH_COLUMN:
+            if kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind):
+                texts.append(column)
+        elif kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind):
+            contents.append(column)
+    structs = [column for column in contents if column[1:] == ("bytes",)]
+    found = structs or [column for column in contents if len(column) == 1]
     if len(found) > 1:
-        raise MltrError(f"{table}: which column has the images, {' or '.join(found)}? Leave one")
-    for name, parts in structs.items():
-        if not paths and PATH_COLUMN in parts and _is_text(parts[PATH_COLUMN]):
-            paths = (name, PATH_COLUMN)
-        return paths, (name, "bytes")
-    if not (paths or flat):
+        names = " or ".join(column[0] for column in found)
+        raise MltrError(f"{table}: which column has the images, {names}? Leave one")
+    images = found[0] if found else ()
+    beside: list[Column] = [(PATH_COLUMN,), (*images[:1], PATH_COLUMN)]
+    paths = next((column for column in beside if column in texts), ())
+    if not (paths or images):
         raise MltrError(
             f"{table}: no column of bytes, and none of text called {PATH_COLUMN}; it has "
             f"{', '.join(schema.names)}"
         )
-    return paths, tuple(flat)
+    return paths, images
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    import pyarrow.types as kinds
+def _leaves(schema: pa.Schema) -> Iterator[tuple[Column, pa.DataType]]:
+    """Yield the columns of a table, and the parts of each struct, with their types."""
+    import pyarrow as pa
 
-    kind = kind.value_type if kinds.is_dictionary(kind) else kind
-    return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    import pyarrow.types as kinds
-
-    kind = kind.value_type if kinds.is_dictionary(kind) else kind
-    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
+    for field in schema:
+        if pa.types.is_struct(field.type):
+            for part in field.type:
+                yield (field.name, part.name), part.type
+        else:
+            yield (field.name,), field.type

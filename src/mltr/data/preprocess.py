@@ -20,8 +20,10 @@ from mltr.errors import MltrError
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 #: The choices of `augment.normalize`; that of Inception maps 0..1 to -1..1.
 NORMALIZATIONS = {
-    "none": ((0.0,) * 3, (1.0,) * 3), "imagenet": IMAGENET, "inception": ((0.5,) * 3, (0.5,) * 3)
-}  # fmt: skip
+    "none": ((0.0,) * 3, (1.0,) * 3),
+    "imagenet": IMAGENET,
+    "inception": ((0.5,) * 3, (0.5,) * 3),
+}
 CROP_PCT = 0.875  #: of weights that don't say; timm's default
 LONGEST = 32  #: how many times longer than wide a picture may be to be resized whole
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -66,11 +68,14 @@ class Preprocess:
             mean, std = weights.get("mean", mean), weights.get("std", std)
         return cls.from_dict(
             {
-                "image_size": image_size, "mean": mean, "std": std, "base_size": base_size,
+                "image_size": image_size,
+                "mean": mean,
+                "std": std,
+                "base_size": base_size,
                 "interpolation": weights.get("interpolation", "bilinear"),
                 "crop_pct": (weights.get("crop_pct") or CROP_PCT) * (augment.resize == "crop"),
             }
-        )  # fmt: skip
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:

@@ -12,22 +12,37 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mltr import __version__
+from mltr.config.schema import DataConfig
 from mltr.data.describe import add_source_options, source_config
+from mltr.data.images import open_image
+from mltr.data.shards import (
+    FORMAT,
+    INDEX_FILE,
+    SPLITS,
+    VERSION,
+    ShardRecords,
+    ShardSplit,
+    StoredFile,
+    is_shards,
+    read_shards,
+    seal,
+    table_schema,
+)
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.files.locks import locked_folder
-from mltr.files.writing import text_writer, write_atomically, write_json
+from mltr.files.writing import sha256_of, text_writer, write_atomically, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from mltr.data.records import ImageSource, Record, Split, Splits
-    from mltr.data.shards import ShardSplit, ShardStore, StoredFile
 
 PARTS = ".parts"  #: folder of what is known of finished shards, until all are there
 SHUFFLE_SEED = 0  #: of the order in which training images go into shards
@@ -44,10 +59,6 @@ class Encoding:
 
     def __call__(self, source: ImageSource) -> tuple[bytes, str]:
         """Return an image file and its suffix; raises `BrokenImage`."""
-        from PIL import Image
-
-        from mltr.data.images import open_image
-
         image = open_image(source)  # what can't be decoded isn't packed
         buffer = io.BytesIO()
         if self.side:
@@ -70,21 +81,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     add(
-        "source", metavar="SOURCE",
+        "source",
+        metavar="SOURCE",
         help="as `mltr data` takes it; images:FOLDER for images without labels; or, with --verify "
         "alone, shards",
-    )  # fmt: skip
+    )
     add("--out", metavar="DIR", help="the folder of the shards")
     add("--samples", type=int, default=SAMPLES, metavar="N", help=f"in a shard (default {SAMPLES})")
     add(
-        "--side", type=int, default=0, metavar="PIXELS",
+        "--side",
+        type=int,
+        default=0,
+        metavar="PIXELS",
         help="shrink images to this shorter side, as JPEG (default: keep the original files)",
-    )  # fmt: skip
+    )
     add("--quality", type=int, default=90, help="of the JPEG with --side (default 90)")
     add(
-        "--max-broken", type=float, default=0.01, metavar="SHARE",
+        "--max-broken",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
         help="share of missing or unreadable images at which it stops (default 0.01)",
-    )  # fmt: skip
+    )
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="threads that read images")
     add("--verify", action="store_true", help="check every byte and label of the shards")
     add("--overwrite", action="store_true", help="replace shards, finished or not, in that folder")
@@ -128,7 +146,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace) -> dict[str, Any]:
-    from mltr.data.shards import is_shards
     from mltr.data.sources import open_images, open_splits
 
     out = Path(args.out)
@@ -163,8 +180,6 @@ def write_shards(
     Raises `MltrError` if they are more than the share `max_broken`, or the disk is full, and
     `UsageError` if other images, or the same in another way, were begun in that folder.
     """
-    from mltr.data.shards import FORMAT, INDEX_FILE, VERSION, seal
-
     if overwrite:
         _clear(out)
     orders = {split.name: _order(split) for split in splits}
@@ -216,9 +231,12 @@ def _order(split: Split) -> NDArray[np.int64]:
 
 
 def _check_plan(
-    out: Path, splits: Splits, orders: dict[str, NDArray[np.int64]], samples: int,
+    out: Path,
+    splits: Splits,
+    orders: dict[str, NDArray[np.int64]],
+    samples: int,
     encoding: Encoding,
-) -> None:  # fmt: skip
+) -> None:
     """Begin in a folder, or go on there if the same images are to be packed in the same way."""
     digest = hashlib.sha256(repr((splits.train.classes, samples, encoding)).encode())
     for split in splits:
@@ -271,17 +289,7 @@ def _pack(
                 packed.append(sample | {"offset": offset, "size": len(image)})
 
     write_atomically(path, write)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    about = {
-        "shard": {
-            "name": path.name,
-            "size": path.stat().st_size,
-            "sha256": sha256,
-            "samples": len(packed),
-        },
-        "broken": broken,
-    }
+    about = {"shard": asdict(StoredFile.of(path, len(packed))), "broken": broken}
     # Written last: with it the shard is finished.
     table = _table(packed).replace_schema_metadata({"mltr": json.dumps(about)})
     write_atomically(part, lambda temporary: pq.write_table(table, temporary))
@@ -331,8 +339,6 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 def _table(samples: Sequence[dict[str, Any]]) -> pa.Table:
     import pyarrow as pa
 
-    from mltr.data.shards import table_schema
-
     return pa.Table.from_pylist(list(samples), schema=table_schema())
 
 
@@ -344,15 +350,10 @@ def _finish_split(out: Path, split: Split, parts: list[dict[str, Any]]) -> dict[
     tables = [part["table"].replace_schema_metadata(None) for part in parts] or [_table([])]
     path = out / f"{split.name}.parquet"
     write_atomically(path, lambda temporary: pq.write_table(pa.concat_tables(tables), temporary))
-    content = path.read_bytes()
     shards = [part["shard"] for part in parts]
     return {
         "samples": sum(shard["samples"] for shard in shards),
-        "table": {
-            "name": path.name,
-            "size": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        },
+        "table": asdict(StoredFile.of(path)),
         "shards": shards,
         "broken": [message for part in parts for message in part["broken"]],
     }
@@ -360,8 +361,6 @@ def _finish_split(out: Path, split: Split, parts: list[dict[str, Any]]) -> dict[
 
 def _clear(out: Path) -> None:
     """Delete what this command has written into a folder, and nothing else."""
-    from mltr.data.shards import INDEX_FILE, SPLITS
-
     _remove_parts(out)
     (out / INDEX_FILE).unlink(missing_ok=True)
     for name in SPLITS:
@@ -385,28 +384,19 @@ def verify(root: str | Path) -> Iterator[str]:
 
     Raises `MltrError` if there is no index or it can't be read.
     """
-    from mltr.config.schema import DataConfig
-    from mltr.data.shards import open_store, read_shards
-
-    config = DataConfig(root=str(root), format="shards")
-    store = open_store(config)
-    for split in read_shards(config):
-        for number, file in enumerate(split.records.files):  # type: ignore[attr-defined]
+    for split in read_shards(DataConfig(root=str(root), format="shards")):
+        records = cast(ShardSplit, split).records
+        for number, file in enumerate(records.files):
             try:
-                yield from _verify_shard(store, split, number, file)  # type: ignore[arg-type]
+                yield from _verify_shard(records, number, file)
             except (MltrError, OSError, tarfile.TarError) as error:
                 yield f"{file.name}: {error}"
 
 
-def _verify_shard(
-    store: ShardStore, split: ShardSplit, number: int, file: StoredFile
-) -> Iterator[str]:
-    path = store.path(file)
-    with path.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    if sha256 != file.sha256:
+def _verify_shard(records: ShardRecords, number: int, file: StoredFile) -> Iterator[str]:
+    path = records.store.path(file)
+    if sha256_of(path) != file.sha256:
         yield f"{file.name}: damaged: its sha256 isn't that of the index"
-    records = split.records
     first = int(records.bounds[number])
     seen = 0
     with tarfile.open(path) as tar:

@@ -16,11 +16,11 @@ import re
 import threading
 import time
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,11 @@ from PIL import Image
 from mltr.config.schema import DataConfig
 from mltr.data.images import open_image
 from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows
+from mltr.data.table import open_parquet
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.cache import FAILED, Cache, cache_folder
 from mltr.files.download import DAMAGED_ATTEMPTS, download_file
+from mltr.files.writing import sha256_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +45,7 @@ INDEX_FILE = "index.json"
 SPLITS = ("train", "val", "test")
 #: Shards whose samples an epoch mixes at any time: all that a cache has to hold.
 WINDOW = 8
-OPEN_FILES = 2 * WINDOW  #: that a thread keeps open
+OPEN_FILES = 2 * WINDOW  #: that a process keeps open
 PAUSES_S = (0.1, 1.0, 5.0)  #: before a file on this machine's disks is read again
 INDEX_LIMIT = 1 << 26  #: bytes of an index: about 400,000 shards
 FILE_NAME = re.compile(r"[a-z]+(-[0-9]+)?\.(tar|parquet)")  #: as `mltr shard` calls its files
@@ -60,6 +62,26 @@ class StoredFile:
     sha256: str
     samples: int = 0
 
+    @classmethod
+    def of(cls, path: Path, samples: int = 0) -> StoredFile:
+        """Describe a file on this machine."""
+        return cls(path.name, path.stat().st_size, sha256_of(path), samples)
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> StoredFile:
+        """Return what an index says of a file; who wrote it may mean harm.
+
+        Raises `TypeError` and `ValueError` for other fields and values.
+        """
+        file = cls(**fields)
+        # A name with a folder in it would reach out of the one that it belongs to.
+        if not (FILE_NAME.fullmatch(file.name) and SHA256.fullmatch(file.sha256)):
+            raise ValueError(file.name)
+        counts = (file.size, file.samples)
+        if not all(type(count) is int for count in counts) or not 0 <= file.samples <= file.size:
+            raise ValueError(counts)
+        return file
+
 
 class ShardStore:
     """The files of a set: read where they are, or fetched into a cache of limited size.
@@ -71,22 +93,14 @@ class ShardStore:
         self.root, self.cache = root.rstrip("/"), Cache(cache, limit)
         self.folder = cache / hashlib.sha256(self.root.encode()).hexdigest()[:16]
         self._given_up: dict[str, tuple[float, str]] = {}
-        self._threads = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_threads"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._threads = threading.local()
 
     @property
     def is_remote(self) -> bool:
         """Whether files have to be fetched."""
         return is_address(self.root)
 
-    def read_index(self) -> dict[str, Any]:
-        """Return the checked index; raises `MltrError` if it isn't there or isn't one."""
+    def read_index(self) -> Index:
+        """Return the index; raises `MltrError` if it isn't there or isn't one."""
         if not self.is_remote:
             return _parse_index(Path(self.root) / INDEX_FILE)
         # Fetched each time: it says whether what is in the cache still holds.
@@ -135,36 +149,17 @@ class ShardStore:
             raise MltrError(why)
         for pause_s in (*PAUSES_S, 0.0):
             try:
-                content = os.pread(self._open(file), size, offset)
+                opened = _open(self, file)  # nobody closes it as long as it has this name
+                content = os.pread(opened.number, size, offset)
                 if len(content) == size:
                     return content
                 why = "it is cut off"
             except OSError as error:  # of the disk; what can't be fetched was tried often enough
                 why = error.strerror or str(error)
-            self._close(file)
+            _open.cache_clear()
             time.sleep(pause_s)
         self._given_up[file.name] = time.monotonic(), why
         raise MltrError(why)
-
-    def _open(self, file: StoredFile) -> int:
-        """Return a descriptor of this thread's own, so that no other one closes it."""
-        opened = self._opened
-        if file.name not in opened:
-            while len(opened) >= OPEN_FILES:
-                opened.popitem(last=False)[1].close()
-            opened[file.name] = self.path(file).open("rb", buffering=0)
-        opened.move_to_end(file.name)
-        return opened[file.name].fileno()
-
-    def _close(self, file: StoredFile) -> None:
-        if file.name in self._opened:
-            self._opened.pop(file.name).close()
-
-    @property
-    def _opened(self) -> OrderedDict[str, IO[bytes]]:
-        opened: OrderedDict[str, IO[bytes]]
-        opened = self._threads.__dict__.setdefault("opened", OrderedDict())
-        return opened
 
     def fetch_ahead(self, file: StoredFile) -> None:
         """Begin to fetch a file, in the background; what fails will be told when it is read."""
@@ -174,6 +169,21 @@ class ShardStore:
                 self.path(file)
 
         threading.Thread(target=fetch, daemon=True).start()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file that is closed once no thread reads it any more."""
+
+    number: int
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+@lru_cache(OPEN_FILES)
+def _open(store: ShardStore, file: StoredFile) -> _Opened:
+    return _Opened(os.open(store.path(file), os.O_RDONLY))
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,7 +386,24 @@ def seal(index: dict[str, Any]) -> dict[str, Any]:
     return index | {"sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _parse_index(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SplitFiles:
+    """What the index says of a split."""
+
+    shards: tuple[StoredFile, ...]
+    table: StoredFile
+    broken: int  #: images that were left out
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `index.json` says."""
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, SplitFiles]
+
+
+def _parse_index(path: Path) -> Index:
     try:
         index = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -392,35 +419,22 @@ def _parse_index(path: Path) -> dict[str, Any]:
     if seal({key: value for key, value in index.items() if key != "sha256"}) != index:
         raise MltrError(f"{path} is damaged: its checksum is wrong")
     try:
-        _check_index(index)
+        if not all(isinstance(name, str) for name in index["classes"]):
+            raise ValueError("classes")
+        entries = {name: index["splits"][name] for name in SPLITS}
+        splits = {
+            name: SplitFiles(
+                tuple(map(StoredFile.parse, entry["shards"])),
+                StoredFile.parse(entry["table"]),
+                len(entry["broken"]),
+            )
+            for name, entry in entries.items()
+        }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MltrError(
             f"{path} isn't an index that `mltr shard` wrote: {repr(error)[:200]}"
         ) from error
-    return index
-
-
-def _check_index(index: dict[str, Any]) -> None:
-    """Raise an error unless an index is formed as it should be; who wrote it may mean harm."""
-    if not all(isinstance(name, str) for name in index["classes"]):
-        raise ValueError("classes")
-    for name in SPLITS:
-        entry = index["splits"][name]
-        for fields in (*entry["shards"], entry["table"]):
-            file = StoredFile(**fields)
-            # A name with a folder in it would reach out of the one that it belongs to.
-            if not (FILE_NAME.fullmatch(file.name) and SHA256.fullmatch(file.sha256)):
-                raise ValueError(file.name)
-            counts = (file.size, file.samples)
-            if not all(type(count) is int for count in counts) or not 0 <= counts[1] <= counts[0]:
-                raise ValueError(counts)
-        len(entry["broken"])
-
-
-def open_store(config: DataConfig) -> ShardStore:
-    """Return the files of the set that a recipe names."""
-    cache = Path(config.shard_cache) if config.shard_cache else cache_folder() / "shards"
-    return ShardStore(config.root, cache, round(config.shard_cache_gb * 1e9))
+    return Index(tuple(index["classes"]), splits)
 
 
 def read_shards(config: DataConfig) -> Splits:
@@ -429,26 +443,24 @@ def read_shards(config: DataConfig) -> Splits:
     ``data.root`` is a folder, or an http, https, s3, ... address of one. Raises `MltrError` if
     there is no index, or if the cache can't hold as many shards as are read at a time.
     """
-    store = open_store(config)
+    cache = Path(config.shard_cache) if config.shard_cache else cache_folder() / "shards"
+    store = ShardStore(config.root, cache, round(config.shard_cache_gb * 1e9))
     index = store.read_index()
-    classes = tuple(index["classes"])
-    return Splits(*(_read_split(store, index["splits"][name], classes, name) for name in SPLITS))
+    return Splits(*(_read_split(store, index, name) for name in SPLITS))
 
 
-def _read_split(
-    store: ShardStore, entry: dict[str, Any], classes: tuple[str, ...], name: str
-) -> ShardSplit:
-    files = [StoredFile(**file) for file in entry["shards"]]
-    largest = max((file.size for file in files), default=0)
-    least = max(2 * WINDOW * largest, int(entry["table"]["size"]))
+def _read_split(store: ShardStore, index: Index, name: str) -> ShardSplit:
+    files = index.splits[name]
+    largest = max((shard.size for shard in files.shards), default=0)
+    least = max(2 * WINDOW * largest, files.table.size)
     if store.is_remote and store.cache.limit < least:
         raise MltrError(
             f"{store.root}: {WINDOW} shards of {largest / 1e9:.3g} GB are read at a time: set "
             f"data.shard_cache_gb to {least / 1e9:.3g} or more"
         )
-    table = _read_table(store, StoredFile(**entry["table"]), files, len(classes))
-    records = ShardRecords(store, files, table, len(classes))
-    return ShardSplit(classes, records, name, {"broken_dropped": len(entry["broken"])})
+    table = _read_table(store, files, len(index.classes))
+    records = ShardRecords(store, files.shards, table, len(index.classes))
+    return ShardSplit(index.classes, records, name, {"broken_dropped": files.broken})
 
 
 def table_schema() -> pa.Schema:
@@ -462,23 +474,15 @@ def table_schema() -> pa.Schema:
     })  # fmt: skip
 
 
-def _read_table(
-    store: ShardStore, file: StoredFile, shards: Sequence[StoredFile], num_classes: int
-) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = store.path(file)
-    samples = sum(shard.samples for shard in shards)
-    try:
-        with pq.ParquetFile(path) as opened:
-            # Looked at before rows are read: a few bytes may claim to be very many of them.
-            if opened.metadata.num_rows != samples or samples > file.size:
-                raise MltrError(f"{path}: its rows are not the {samples:,} samples of the index")
-            table = opened.read().cast(table_schema())
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise MltrError(f"{path}: not a whole Parquet file of shards ({error})") from error
-    _check_table(path, table, shards, num_classes)
+def _read_table(store: ShardStore, files: SplitFiles, num_classes: int) -> pa.Table:
+    path = store.path(files.table)
+    samples = sum(shard.samples for shard in files.shards)
+    with open_parquet(path) as opened:
+        # Looked at before rows are read: a few bytes may claim to be very many of them.
+        if opened.metadata.num_rows != samples or samples > files.table.size:
+            raise MltrError(f"{path}: its rows are not the {samples:,} samples of the index")
+        table = opened.read().cast(table_schema())
+    _check_table(path, table, files.shards, num_classes)
     return table
 
 

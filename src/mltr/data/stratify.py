@@ -83,9 +83,11 @@ def stratified_split(
 
 
 def _exchange(
-    positive: csr_array, part_of: NDArray[np.int64], wanted: NDArray[np.float64],
+    positive: csr_array,
+    part_of: NDArray[np.int64],
+    wanted: NDArray[np.float64],
     held: NDArray[np.int64],
-) -> None:  # fmt: skip
+) -> None:
     """Exchange rows between parts, in place, while that lowers the misfit of their labels.
 
     `wanted` and `held` [parts, K] are how many positives of each label a part should have and has;

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from mltr.data.cells import from_cells
 from mltr.data.folders import split_tags
 from mltr.data.records import Labels, Record, Split, indices_of
 from mltr.errors import MltrError
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 SPLIT_COLUMN = "split"
 ONE_HOT = {"1": 1, "0": 0, "-1": -1, "": -1, "1.0": 1, "0.0": 0, "-1.0": -1}
@@ -85,16 +89,24 @@ def _load_csv(path: Path) -> _Table:
     return _Table(path, [name.strip() for name in rows[0]], rows[1:], first_line=2)
 
 
-def _load_parquet(path: Path) -> _Table:
+@contextmanager
+def open_parquet(path: Path) -> Iterator[ParquetFile]:
+    """Open a Parquet file to read it there; raises `MltrError` where it isn't a whole one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise MltrError(f"{path}: not a whole Parquet file ({error})") from error
+
+
+def _load_parquet(path: Path) -> _Table:
     if not path.is_file():
         raise MltrError(f"{path}: no such table")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise MltrError(f"{path}: not a whole Parquet file ({error})") from error
+    with open_parquet(path) as file:
+        table = file.read()
     if table.num_rows == 0 or table.num_columns < 2:
         raise MltrError(f"{path}: needs a column of paths, labels, and at least one row")
     columns = [column.to_pylist() for column in table.columns]

@@ -81,8 +81,11 @@ def resize(
     pixels = _as_tensor(image)[top : math.ceil(bottom), left : math.ceil(right)]
     resized: Tensor = RESIZERS[interpolation](
         pixels.permute(2, 0, 1)[None],
-        [side, side], False, side / (bottom - top), side / (right - left),
-    )  # fmt: skip
+        [side, side],
+        False,
+        side / (bottom - top),
+        side / (right - left),
+    )
     return resized[0, :3].numpy()
 
 

@@ -49,10 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all three"
     )
     parser.add_argument(
-        "--folds", type=int, default=0, metavar="N",
+        "--folds",
+        type=int,
+        default=0,
+        metavar="N",
         help="judge training images by N networks, each trained by the run's recipe on the other "
         "images (default: logistic regressions on the run's features, which take seconds)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--top", type=int, metavar="N", help="list the N worst (default: the likely errors)"
     )
@@ -64,10 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--apply-above", type=float, metavar="SCORE", help="accept those listed from this score on"
     )
     accept.add_argument(
-        "--review", metavar="ISSUES",
+        "--review",
+        metavar="ISSUES",
         help="only write corrected.csv, by the column `label` of an issues.csv that you "
         "have edited",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--no-duplicates", action="store_true", help="don't look for the same picture twice"
     )
@@ -190,9 +194,13 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _write_files(
-    folder: Path, splits: Splits, found: Audit, listed: Sequence[Issue],
-    accepted: Sequence[Issue], groups: Sequence[Sequence[Seen]],
-) -> list[Path]:  # fmt: skip
+    folder: Path,
+    splits: Splits,
+    found: Audit,
+    listed: Sequence[Issue],
+    accepted: Sequence[Issue],
+    groups: Sequence[Sequence[Seen]],
+) -> list[Path]:
     """Write all lists and pictures; return their paths."""
     from mltr.diagnosis import corrections
 
@@ -265,9 +273,10 @@ def _repeated(splits: Splits) -> list[list[Seen]]:
     return sorted(
         groups,
         key=lambda group: (
-            not conflicting_classes(group, splits.train.classes), not reaches_over_splits(group),
+            not conflicting_classes(group, splits.train.classes),
+            not reaches_over_splits(group),
         ),
-    )  # fmt: skip
+    )
 
 
 # -- telling -----------------------------------------------------------------------------------
@@ -325,9 +334,11 @@ def _print(
         )
     for error in found.errors[:SHOWN]:
         console.print(f"left out, broken: {error}", markup=False)
-    table = Table(title=f"{counted(len(found.likely), 'likely error')} among "
-                        f"{counted(len(found.issues), 'label')}",
-                  title_justify="left")  # fmt: skip
+    table = Table(
+        title=f"{counted(len(found.likely), 'likely error')} among "
+        f"{counted(len(found.issues), 'label')}",
+        title_justify="left",
+    )
     for heading in ("class", "images with it", "likely missing", "likely wrong"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     rows = sorted(
@@ -352,9 +363,13 @@ def _worst(found: Audit, listed: Sequence[Issue]) -> Table:
         table.add_column(heading, justify="right" if heading in ("", "score") else "left")
     for rank, issue in enumerate(listed[:SHOWN], start=1):
         table.add_row(
-            str(rank), short_name(found.records[issue.row].name), found.splits[issue.row],
-            found.classes[issue.class_index], issue.kind, f"{issue.score:.3f}",
-        )  # fmt: skip
+            str(rank),
+            short_name(found.records[issue.row].name),
+            found.splits[issue.row],
+            found.classes[issue.class_index],
+            issue.kind,
+            f"{issue.score:.3f}",
+        )
     return table
 
 
@@ -377,9 +392,12 @@ def _print_duplicates(console: Console, groups: Sequence[dict[str, Any]]) -> Non
 
 
 def _print_files(
-    console: Console, args: argparse.Namespace, overrides: Sequence[str], paths: Sequence[Path],
+    console: Console,
+    args: argparse.Namespace,
+    overrides: Sequence[str],
+    paths: Sequence[Path],
     count: int,
-) -> None:  # fmt: skip
+) -> None:
     """Tell where the files are, and how to go on from them."""
     for path in paths:
         console.print(f"{FILES[path.name]}: {path}", markup=False, soft_wrap=True)
@@ -393,8 +411,9 @@ def _print_files(
         console.print(
             "To correct: edit the column `label` of issues.csv (1, 0, or nothing for unknown), "
             f"then\n  {shlex.join(map(str, again))}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+            markup=False,
+            soft_wrap=True,
+        )
     own = _recipe(args.run).data
     train = ["mltr", "train", f"{args.run}/config.yaml", "--data.root", str(table)]
     if own.format not in ("auto", "table"):

@@ -88,9 +88,13 @@ class Scored:
 
     @classmethod
     def of(
-        cls, probs: NDArray[np.float32], targets: NDArray[np.int8], thresholds: Floats,
-        resamples: int, seed: int,
-    ) -> Scored:  # fmt: skip
+        cls,
+        probs: NDArray[np.float32],
+        targets: NDArray[np.int8],
+        thresholds: Floats,
+        resamples: int,
+        seed: int,
+    ) -> Scored:
         """Draw the resamples; the same seed and number of images draw the same ones."""
         count = len(probs)
         generator = np.random.default_rng(seed)

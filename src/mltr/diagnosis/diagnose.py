@@ -18,9 +18,11 @@ import numpy as np
 
 from mltr.data.records import same_image
 from mltr.diagnosis import bottlenecks as measures
-from mltr.diagnosis.bottlenecks import BUCKETS, COCO_EDGES, MIN_IMAGES, Company, Estimate, Scored
+from mltr.diagnosis.bottlenecks import BUCKETS, COCO_EDGES, Company, Estimate, Scored
+from mltr.diagnosis.problems import SHOWN, describe_problems, percent
 from mltr.errors import MltrError, UsageError
 from mltr.evaluation.open_run import SPLITS, OpenRun, open_scored, scores_of
+from mltr.terminal import printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHOWN = 12  #: pairs and classes on the screen
 SHEET_PICTURES = 20  #: on each contact sheet
 MANY_CLASSES = 40  #: names along a matrix from here on would be too small to read
 
@@ -90,9 +91,13 @@ class Subject:
     """Scores of a run on a split, and what is known of the images."""
 
     def __init__(
-        self, predictions: Predictions, split: Split, train_targets: NDArray[np.int8],
-        thresholds: NDArray[np.float64], edges: tuple[float, float] | None,
-    ) -> None:  # fmt: skip
+        self,
+        predictions: Predictions,
+        split: Split,
+        train_targets: NDArray[np.int8],
+        thresholds: NDArray[np.float64],
+        edges: tuple[float, float] | None,
+    ) -> None:
         self.predictions, self.split = predictions, split
         self.thresholds, self.edges = thresholds, edges
         self.company = measures.measure_company(train_targets)
@@ -195,20 +200,24 @@ def _describe_confusions(
         "is_told": _told(found.mean_excess),
         "pairs": [
             {
-                "a": classes[pair.a], "b": classes[pair.b], "where_a": _plain(pair.where_a),
-                "elsewhere": _plain(pair.elsewhere), "excess": _plain(pair.excess),
+                "a": classes[pair.a],
+                "b": classes[pair.b],
+                "where_a": _plain(pair.where_a),
+                "elsewhere": _plain(pair.elsewhere),
+                "excess": _plain(pair.excess),
                 "is_told": pair.is_told,
             }
             for pair in found.pairs
         ],
         "against_look_alikes": {
             classes[b]: {
-                "look_alikes": [classes[a] for a in found.look_alikes[b]], "ap": _plain(ap)
+                "look_alikes": [classes[a] for a in found.look_alikes[b]],
+                "ap": _plain(ap),
             }
             for b, ap in found.against.items()
         },
         "matrix": found.excess.tolist(),
-    }  # fmt: skip
+    }
 
 
 def _describe_dependences(
@@ -221,19 +230,22 @@ def _describe_dependences(
         "is_told": _told(found.mean_gap) or _told(found.mean_excess),
         "pairs": [
             {
-                "a": classes[pair.a], "b": classes[pair.b],
+                "a": classes[pair.a],
+                "b": classes[pair.b],
                 "conditional": float(company.conditional[pair.a, pair.b]),
                 "recall_with": _plain(pair.recall_with),
                 "recall_without": _plain(pair.recall_without),
-                "recall_gap": _plain(pair.gap), "recall_is_told": _told(pair.gap),
+                "recall_gap": _plain(pair.gap),
+                "recall_is_told": _told(pair.gap),
                 "company_seen": _plain(pair.company_seen),
                 "company_elsewhere": _plain(pair.company_elsewhere),
-                "excess": _plain(pair.excess), "excess_is_told": _told(pair.excess),
+                "excess": _plain(pair.excess),
+                "excess_is_told": _told(pair.excess),
             }
             for pair in found.pairs
         ],
         "matrix": company.conditional.tolist(),
-    }  # fmt: skip
+    }
 
 
 # -- two runs ----------------------------------------------------------------------------------
@@ -271,9 +283,11 @@ def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0
         if difference.is_told:
             better = "second" if (difference.value < 0) == less_is_better else "first"
         rows[name] = {
-            "first": _plain(ours), "second": _plain(theirs), "difference": _plain(difference),
+            "first": _plain(ours),
+            "second": _plain(theirs),
+            "difference": _plain(difference),
             "better": better,
-        }  # fmt: skip
+        }
     return {"images": len(a.images), "level": measures.LEVEL, "headlines": rows}
 
 
@@ -284,9 +298,11 @@ def _headlines(subject: Subject, resamples: int, seed: int) -> dict[str, Estimat
         areas = measures.largest_areas(subject.split.records, len(subject.predictions.classes))
         sizes = measures.measure_sizes(scored, areas, subject.edges)
         found |= {
-            "ap_small": sizes.mean_ap.get("small"), "ap_large": sizes.mean_ap.get("large"),
-            "size_gap": sizes.gap, "recall_small": sizes.mean_recall.get("small"),
-        }  # fmt: skip
+            "ap_small": sizes.mean_ap.get("small"),
+            "ap_large": sizes.mean_ap.get("large"),
+            "size_gap": sizes.gap,
+            "recall_small": sizes.mean_recall.get("small"),
+        }
     dependences = measures.measure_dependences(scored, subject.company)
     return found | {
         "mean_confusion": measures.measure_confusions(scored, subject.company, 0).mean_excess,
@@ -299,122 +315,31 @@ def _headlines(subject: Subject, resamples: int, seed: int) -> dict[str, Estimat
 
 
 def print_diagnosis(console: Console, figures: dict[str, Any], title: str) -> None:
-    """Print the three measures, each with what it says in a sentence."""
-    console.print(f"[bold]{title}[/]: {figures['images']} images; in %, with 95% intervals\n")
-    _print_sizes(console, figures["small_objects"])
-    _print_confusions(console, figures["similar_objects"])
-    _print_company(console, figures["company"])
+    """Print the three problems, each with what its figures say in a sentence."""
+    from rich.markup import escape
 
-
-def percent(figure: dict[str, Any] | None, signed: bool = False) -> str:
-    """Return a figure in percent with its interval, or a dash for none."""
-    if figure is None or not np.isfinite(figure["value"]):
-        return "-"
-    sign = "+" if signed else ""
-    shown = f"{100 * figure['value']:{sign}.1f}"
-    if not np.isfinite(figure["low"]):
-        return shown
-    return f"{shown} ({100 * figure['low']:{sign}.1f}..{100 * figure['high']:{sign}.1f})"
-
-
-def share(figure: dict[str, Any] | None) -> str:
-    """Return a figure in percent, or a dash for none."""
-    return "-" if figure is None else f"{100 * figure['value']:.1f}"
+    told = f"{figures['images']} images; in %, with 95% intervals"
+    console.print(f"[bold]{escape(printable(title))}[/]: {told}")
+    for number, problem in enumerate(describe_problems(figures), start=1):
+        console.print(f"\n[bold]{number}. {problem.title}[/]")
+        if problem.measure:
+            console.print(problem.measure)
+        if problem.rows:
+            _table(console, problem.headings, problem.rows)
+        for sentence in (problem.verdict, *problem.remarks):
+            console.print(printable(sentence), markup=False)
 
 
 def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
-
-
-def _print_sizes(console: Console, sizes: dict[str, Any] | None) -> None:
-    console.print("[bold]1. Small objects[/]")
-    if sizes is None:
-        console.print("The source has no boxes, so sizes aren't known.\n")
-        return
-    low, high = sizes["edges"]
-    console.print(f"small: below {low:.0f} pixels, large: from {high:.0f} ({sizes['edges_from']})")
-    rows = [
-        (bucket, percent(sizes["ap"][bucket]), percent(sizes["recall"][bucket]),
-         str(sizes["images"][bucket]))
-        for bucket in BUCKETS
-    ]  # fmt: skip
-    _table(console, ("largest object", "mean AP", "mean recall", "cases"), rows)
-    if sizes["gap"] is None:
-        console.print(f"No class has {MIN_IMAGES} images with small and with large objects.\n")
-        return
-    verdict = "Small objects are found less well" if sizes["is_told"] else "No difference told"
-    if sizes["is_told"] and sizes["gap"]["value"] < 0:
-        verdict = "Small objects are found better"
-    console.print(f"{verdict}: AP {percent(sizes['gap'], True)} from small to large.")
-    worst = _worst_sizes(sizes)
-    if worst:
-        console.print(f"Most so: {worst}.")
-    console.print()
-
-
-def _worst_sizes(sizes: dict[str, Any]) -> str:
-    gaps = {
-        name: found["large"]["ap"]["value"] - found["small"]["ap"]["value"]
-        for name, found in sizes["classes"].items()
-        if {"small", "large"} <= set(found)
-    }
-    leading = sorted(gaps, key=lambda name: -gaps[name])[:5]
-    return ", ".join(f"{name} ({100 * gaps[name]:+.0f})" for name in leading if gaps[name] > 0)
-
-
-def _print_confusions(console: Console, found: dict[str, Any]) -> None:
-    console.print("[bold]2. Similar objects[/]: b seen where only a is; pairs that seldom meet")
-    if not found["pairs"]:
-        console.print(f"No pair of classes seldom meets and has {MIN_IMAGES} images.\n")
-        return
-    rows = [
-        (f"{pair['a']} → {pair['b']}", share(pair["where_a"]), share(pair["elsewhere"]),
-         percent(pair["excess"], True), str(pair["where_a"]["images"]),
-         "yes" if pair["is_told"] else "no")
-        for pair in found["pairs"][:SHOWN]
-    ]  # fmt: skip
-    _table(console, ("a → b", "where a is", "elsewhere", "excess", "images", "told"), rows)
-    mean = percent(found["mean_excess"], True)
-    told = sum(pair["is_told"] for pair in found["pairs"])
-    verdict = f"{told} told" if told else "None told"
-    console.print(f"{verdict}: beyond chance, all pairs considered. Mean excess: {mean}.")
-    for name, entry in found["against_look_alikes"].items():
-        others = ", ".join(entry["look_alikes"])
-        console.print(f"AP of {name} against {others} alone: {percent(entry['ap'])}")
-    console.print()
-
-
-def _print_company(console: Console, found: dict[str, Any]) -> None:
-    console.print("[bold]3. Usual company[/]: b usually is where a is (in training)")
-    if not found["pairs"]:
-        console.print("No class has a usual companion.")
-        return
-    rows = [
-        (f"{pair['a']}, {pair['b']}", f"{100 * pair['conditional']:.0f}",
-         f"{share(pair['recall_with'])} / {share(pair['recall_without'])}",
-         percent(pair["recall_gap"], True),
-         f"{share(pair['company_seen'])} / {share(pair['company_elsewhere'])}",
-         percent(pair["excess"], True))
-        for pair in found["pairs"][:SHOWN]
-    ]  # fmt: skip
-    headings = ("a, b", "P(b|a)", "recall of a", "gap", "absent b seen", "excess")
-    _table(console, headings, rows)
-    console.print("Recall of a: with b / without. Absent b seen: where a is / where neither is.")
-    for words, key in (
-        ("recall of a, with its company less without", "mean_recall_gap"),
-        ("absent b seen where a is, less elsewhere", "mean_excess"),
-    ):
-        figure = found[key]
-        if figure is not None:
-            noise = "" if figure["low"] > 0 or figure["high"] < 0 else "; within noise"
-            console.print(f"Mean {words}: {percent(figure, True)}{noise}")
 
 
 def _print_comparison(console: Console, runs: Sequence[str], figures: dict[str, Any]) -> None:
@@ -499,14 +424,9 @@ def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, lis
 
 
 def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
-    from mltr.evaluation.predictions import Predictions, make_tiles
+    from mltr.evaluation.predictions import make_tiles
     from mltr.gallery import contact_sheet, write_picture
 
-    whole = subject.predictions
-    part = Predictions(
-        whole.probs[rows], whole.targets[rows], tuple(whole.images[row] for row in rows),
-        whole.classes,
-    )  # fmt: skip
-    tiles = make_tiles(subject.split.subset(rows, "shown"), part)
+    tiles = make_tiles(subject.split.subset(rows, "shown"), subject.predictions.subset(rows))
     write_picture(path, contact_sheet(tiles, columns=5))
     return path

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from mltr.data.images import Region
@@ -202,10 +203,14 @@ def explain(
         heat = F.pad(heat, (left, W - left - size[1], top, H - top - size[0]))
         found.append(
             Explanation(
-                predictor.classes[index], float(probs[index]), float(logits[0, index]),
-                heat.cpu().numpy(), cells.cpu().numpy(), is_exact and method == "evidence",
+                predictor.classes[index],
+                float(probs[index]),
+                float(logits[0, index]),
+                heat.cpu().numpy(),
+                cells.cpu().numpy(),
+                is_exact and method == "evidence",
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -295,8 +300,11 @@ def _summarise(cases: NDArray[np.float64], classes: Sequence[str]) -> dict[str, 
         if (cases[:, 0] == k).any()
     }
     return means(cases) | {
-        "low": float(low), "high": float(high), "cases": len(cases), "classes": per_class,
-    }  # fmt: skip
+        "low": float(low),
+        "high": float(high),
+        "cases": len(cases),
+        "classes": per_class,
+    }
 
 
 # -- the command -------------------------------------------------------------------------------
@@ -307,9 +315,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a training run, or a folder with weights")
     parser.add_argument("images", metavar="IMAGE", nargs="*", help="images or folders of them")
     parser.add_argument(
-        "--label", action="append", metavar="NAME",
+        "--label",
+        action="append",
+        metavar="NAME",
         help="explain this one (repeatable); by default all at or above threshold",
-    )  # fmt: skip
+    )
     parser.add_argument("--method", choices=METHODS, default="evidence")
     parser.add_argument(
         "--out", metavar="FOLDER", default="explained", help="of the pictures (default: explained)"
@@ -347,7 +357,6 @@ def _explain_all(
     console: Any, predictor: Predictor, args: argparse.Namespace
 ) -> tuple[dict[str, Any], int]:
     """Explain every picture; those that can't be read are told and passed over."""
-    from mltr.diagnosis.overlay import save_overlays
     from mltr.errors import BrokenImage
     from mltr.predict.inputs import Inputs, name_of
     from mltr.predict.predictor import to_image
@@ -361,7 +370,7 @@ def _explain_all(
             console.print(f"left out, broken: {error}", markup=False)
             broken = 1
             continue
-        picture = save_overlays(out, Path(name_of(image)), to_image(image), found)
+        picture = _save_overlays(out, Path(name_of(image)), to_image(image), found)
         labels = ", ".join(f"{one.label} {one.prob:.2f}" for one in found)
         console.print(f"{picture}: {labels}", markup=False, soft_wrap=True)
         figures[name_of(image)] = [
@@ -370,6 +379,30 @@ def _explain_all(
             for one in found
         ]  # fmt: skip
     return figures, broken
+
+
+def _save_overlays(
+    folder: Path, path: Path, picture: Image.Image, found: Sequence[Explanation]
+) -> Path:
+    """Write the picture and a map for each label, in a row, as PNG; return where.
+
+    Pictures of the same name from other folders get a number.
+    """
+    from mltr.diagnosis.overlay import overlay
+    from mltr.gallery import Tile, contact_sheet, write_picture
+
+    tiles = [Tile(picture, [(one.label, one.prob) for one in found], caption=path.name)]
+    tiles += [
+        Tile(overlay(picture, one.heat), [(one.label, one.prob)], caption="red: for, blue: against")
+        for one in found
+    ]
+    target = folder / f"{path.stem}.png"
+    number = 2
+    while target.exists():
+        target = folder / f"{path.stem}-{number}.png"
+        number += 1
+    write_picture(target, contact_sheet(tiles, columns=min(len(tiles), 4)))
+    return target
 
 
 def _point(

@@ -139,11 +139,15 @@ def _find(found: Predictions, rows: NDArray[np.int64]) -> list[Issue]:
     likely, scores = find_label_issues(found.probs, found.targets)
     return [
         Issue(
-            int(rows[i]), int(k), int(found.targets[i, k]), float(found.probs[i, k]),
-            float(scores[i, k]), bool(likely[i, k]),
+            int(rows[i]),
+            int(k),
+            int(found.targets[i, k]),
+            float(found.probs[i, k]),
+            float(scores[i, k]),
+            bool(likely[i, k]),
         )
         for i, k in zip(*np.nonzero(np.isfinite(scores)), strict=True)
-    ]  # fmt: skip
+    ]
 
 
 # -- cleanlab ----------------------------------------------------------------------------------
@@ -228,14 +232,20 @@ def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
     """Return the pooled features [N, C], the labels, and a message for each broken image."""
     model, device = run.bundle.model.eval(), _to_device(run.bundle.model)
     loader = make_loader(
-        ImageDataset(part, run.bundle.preprocess), BATCH, workers=run.config.data.workers,
+        ImageDataset(part, run.bundle.preprocess),
+        BATCH,
+        workers=run.config.data.workers,
         device=device,
-    )  # fmt: skip
+    )
     console = Console(stderr=True)
     batches = track(
-        loader, "features", len(loader), console=console, transient=True,
+        loader,
+        "features",
+        len(loader),
+        console=console,
+        transient=True,
         disable=not console.is_terminal,
-    )  # fmt: skip
+    )
     features, targets, errors = [], [], []
     for batch in batches:  # in order: nothing is shuffled
         features.append(pooled_features(model, batch.images).float().cpu().numpy())

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import csv
 import io
 from collections.abc import Sequence
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from PIL import Image
 
 from mltr import __version__
 from mltr.diagnosis import diagnose
-from mltr.diagnosis.bottlenecks import BUCKETS
+from mltr.diagnosis.problems import describe_problems
 from mltr.errors import BrokenImage, UsageError, counted
 from mltr.evaluation.evaluate import (
     PROTOCOLS,
@@ -27,7 +25,7 @@ from mltr.evaluation.evaluate import (
 )
 from mltr.evaluation.open_run import OpenRun, open_scored, scores_of
 from mltr.evaluation.predictions import Predictions, load_predictions
-from mltr.gallery import STYLE, Tile, tile_html
+from mltr.gallery import Tile, render
 from mltr.runs.folder import PREDICTIONS_FILE
 
 if TYPE_CHECKING:
@@ -35,8 +33,8 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 EXAMPLES = 12
-ROWS = 15  #: of each table of a problem
 CLASS_HEADINGS = ("class", "AP, %", "precision, %", "recall, %", "F1, %", "images", "threshold")
+AUDITED = 15  #: labels of the audit that are named
 DOTS = 110  #: per inch of the pictures
 
 
@@ -76,34 +74,28 @@ def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] 
     opened = open_scored(run, overrides)
     predictions = scores_of(run, "test", overrides)
     subject = diagnose.Subject.of(opened, predictions, "test")
-    page = _render(_content(opened, predictions, subject, examples))
+    page = render("report.html.j2", **_content(opened, predictions, subject, examples))
     write_atomically(path, text_writer(page))
     return len(page.encode())
-
-
-def _render(content: dict[str, Any]) -> str:
-    import jinja2
-
-    template = files("mltr.diagnosis").joinpath("report.html.j2").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(content)
 
 
 def _content(
     opened: OpenRun, predictions: Predictions, subject: diagnose.Subject, examples: int
 ) -> dict[str, Any]:
     """Return all that the template names."""
-    from markupsafe import Markup
-
     from mltr.config.recipe import to_yaml
 
     figures = report(predictions, thresholds=opened.bundle.thresholds)
     problems = diagnose.diagnose(subject)
     tiles = _examples(opened, predictions, examples)
     contents = [
-        ("figures", "All figures"), ("classes", "Classes"), ("curves", "Curves"),
-        ("problems", "The three problems"), ("examples", "Examples"), ("recipe", "How it was made"),
-    ]  # fmt: skip
+        ("figures", "All figures"),
+        ("classes", "Classes"),
+        ("curves", "Curves"),
+        ("problems", "The three problems"),
+        ("examples", "Examples"),
+        ("recipe", "How it was made"),
+    ]
     model = opened.config.model
     parameters = sum(p.numel() for p in opened.bundle.model.parameters()) / 1e6
     return {
@@ -112,7 +104,6 @@ def _content(
         f"{parameters:.2f} M parameters, {opened.bundle.preprocess.image_size} px. Written by mltr "
         f"{__version__} on {date.today()}.",
         "contents": [entry for entry in contents if tiles or entry[0] != "examples"],
-        "style": Markup(STYLE),
         "headline": _headline(figures),
         "metrics": _metric_rows(figures),
         "has_own": "at_own_thresholds" in figures,
@@ -120,15 +111,13 @@ def _content(
         "class_headings": CLASS_HEADINGS,
         "classes": _class_rows(figures, subject.thresholds),
         "curves": _curves(opened, predictions, subject),
-        "problems": [
-            _size_problem(problems), _confusion_problem(problems), _company_problem(problems)
-        ],
+        "problems": describe_problems(problems),
         "maps": _maps(problems),
-        "examples": [Markup(tile_html(tile)) for tile in tiles],
+        "examples": tiles,
         "examples_intro": "First the surest mistakes, then some of the rest; beside or below each, "
         "where the evidence for its first label lies: red speaks for it, blue against.",
         "recipe": to_yaml(opened.config),
-    }  # fmt: skip
+    }
 
 
 def _audit_remarks(path: Path) -> list[str]:
@@ -139,7 +128,7 @@ def _audit_remarks(path: Path) -> list[str]:
         rows = [row for row in csv.DictReader(file) if row.get("likely") == "yes"]
     worst = ", ".join(
         f"{row['class']} of {row['image']} ({row['split']}) is given as {row['given']}"
-        for row in rows[:ROWS]
+        for row in rows[:AUDITED]
     )
     told = f"The audit lists {counted(len(rows), 'label')} as likely wrong or missing ({path})."
     return [f"{told} The worst: {worst}." if rows else told]
@@ -168,11 +157,16 @@ def _metric_rows(figures: dict[str, Any]) -> list[dict[str, str]]:
         return "" if value is None else f"{100 * value:.2f}"
 
     return [
-        {"name": name, "value": percent(figures[name]), "words": words,
-         "own": percent(own.get(name)), "top": percent(figures.get(f"{name}_top3"))}
+        {
+            "name": name,
+            "value": percent(figures[name]),
+            "own": percent(own.get(name)),
+            "top": percent(figures.get(f"{name}_top3")),
+            "words": words,
+        }
         for name, words in PROTOCOLS.items()
         if name in figures
-    ]  # fmt: skip
+    ]
 
 
 def _remarks(figures: dict[str, Any]) -> list[str]:
@@ -199,19 +193,20 @@ def _class_rows(figures: dict[str, Any], thresholds: Any) -> list[list[Any]]:
 # -- pictures ----------------------------------------------------------------------------------
 
 
-def _inline(figure: Figure, caption: str, wide: bool = False) -> dict[str, Any]:
+#: The bytes of a PNG file, its caption, and whether it takes the whole width.
+Picture = tuple[bytes, str, bool]
+
+
+def _drawn(figure: Figure, caption: str, wide: bool = False) -> Picture:
     import matplotlib.pyplot as plt
 
     stream = io.BytesIO()
     figure.savefig(stream, dpi=DOTS, format="png")
     plt.close(figure)
-    source = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return {"source": source, "caption": caption, "wide": wide}
+    return stream.getvalue(), caption, wide
 
 
-def _curves(
-    opened: OpenRun, predictions: Predictions, subject: diagnose.Subject
-) -> list[dict[str, Any]]:
+def _curves(opened: OpenRun, predictions: Predictions, subject: diagnose.Subject) -> list[Picture]:
     import matplotlib.pyplot as plt
 
     from mltr.evaluation.reliability import draw_reliability
@@ -219,11 +214,11 @@ def _curves(
     drawn = []
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
     draw_precision_recall(axes, predictions)
-    drawn.append(_inline(figure, "Precision and recall of each class as its threshold moves."))
+    drawn.append(_drawn(figure, "Precision and recall of each class as its threshold moves."))
     height = min(max(2.4, 0.6 + 0.26 * len(predictions.classes)), 24)
     figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
     draw_average_precision(axes, predictions)
-    drawn.append(_inline(figure, "Average precision of each class, and the images that have it."))
+    drawn.append(_drawn(figure, "Average precision of each class, and the images that have it."))
     raw = predictions
     if (opened.path / PREDICTIONS_FILE).is_file() and opened.bundle.calibration is not None:
         raw = load_predictions(opened.path / PREDICTIONS_FILE)
@@ -231,15 +226,14 @@ def _curves(
     if opened.bundle.calibration is None:
         words += " Not calibrated: mltr calibrate does that."
     figure = draw_reliability(raw, predictions.probs, subject.thresholds)
-    drawn.append(_inline(figure, words, wide=True))
+    drawn.append(_drawn(figure, words, wide=True))
     curves = opened.path / "curves.png"
     if curves.is_file():
-        source = f"data:image/png;base64,{base64.b64encode(curves.read_bytes()).decode()}"
-        drawn.append({"source": source, "caption": "The training.", "wide": True})
+        drawn.append((curves.read_bytes(), "The training.", True))
     return drawn
 
 
-def _maps(problems: dict[str, Any]) -> list[dict[str, Any]]:
+def _maps(problems: dict[str, Any]) -> list[Picture]:
     import matplotlib.pyplot as plt
 
     confusions = diagnose.draw_confusions(problems)
@@ -258,10 +252,12 @@ def _maps(problems: dict[str, Any]) -> list[dict[str, Any]]:
     axes.set_title("Company: P(b|a) in training, %", loc="left")
     figure.colorbar(shown, ax=axes, shrink=0.7)
     return [
-        _inline(figure, "How often b is where a is, in the training images."),
-        _inline(confusions, "How much oftener b is seen, though absent, where a is; for pairs that "
-                            "seldom meet."),
-    ]  # fmt: skip
+        _drawn(figure, "How often b is where a is, in the training images."),
+        _drawn(
+            confusions,
+            "How much oftener b is seen, though absent, where a is; for pairs that seldom meet.",
+        ),
+    ]
 
 
 def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Tile]:
@@ -310,79 +306,3 @@ def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     both.paste(left, (0, 0))
     both.paste(right, (0, left.height) if stacked else (left.width, 0))
     return both
-
-
-# -- the three problems, in words --------------------------------------------------------------
-
-
-def _size_problem(problems: dict[str, Any]) -> dict[str, Any]:
-    title, sizes = "Small objects", problems["small_objects"]
-    if sizes is None:
-        verdict = "The source has no boxes, so the sizes of its objects aren't known."
-        return {"title": title, "verdict": verdict, "rows": [], "headings": []}
-    low, high = sizes["edges"]
-    scale = f"Small: below {low:.0f} pixels; large: from {high:.0f} ({sizes['edges_from']})."
-    verdict = f"{scale} Too few of them to compare."
-    if sizes["gap"] is not None:
-        gap = diagnose.percent(sizes["gap"], signed=True)
-        told = "found less well" if sizes["gap"]["value"] > 0 else "found better"
-        verdict = f"No difference beyond noise: AP {gap} points from small to large. {scale}"
-        if sizes["is_told"]:
-            verdict = f"Small objects are {told}: AP {gap} points from small to large. {scale}"
-    rows = [
-        (bucket, diagnose.percent(sizes["ap"][bucket]), diagnose.percent(sizes["recall"][bucket]),
-         sizes["images"][bucket])
-        for bucket in BUCKETS
-    ]  # fmt: skip
-    headings = ("largest object of the class", "mean AP, %", "mean recall, %", "cases")
-    return {"title": title, "verdict": verdict, "rows": rows, "headings": headings}
-
-
-def _confusion_problem(problems: dict[str, Any]) -> dict[str, Any]:
-    found = problems["similar_objects"]
-    rows = [
-        (f"{pair['a']} → {pair['b']}", diagnose.share(pair["where_a"]),
-         diagnose.share(pair["elsewhere"]), diagnose.percent(pair["excess"], signed=True),
-         pair["where_a"]["images"], "yes" if pair["is_told"] else "no")
-        for pair in found["pairs"][:ROWS]
-    ]  # fmt: skip
-    told = [f"{pair['a']} → {pair['b']}" for pair in found["pairs"] if pair["is_told"]]
-    verdict = "No class is seen beyond chance where only another is, among pairs that seldom meet."
-    if told:
-        verdict = f"Seen where only the other is, beyond chance: {', '.join(told[:8])}."
-    if not rows:
-        verdict = "No pair of classes seldom meets and has images enough."
-    headings = ("a → b", "b seen where a is, %", "elsewhere, %", "excess, points", "images", "told")
-    return {"title": "Similar objects", "verdict": verdict, "rows": rows, "headings": headings}
-
-
-def _company_problem(problems: dict[str, Any]) -> dict[str, Any]:
-    found = problems["company"]
-    rows = [
-        (f"{pair['a']}, {pair['b']}", f"{100 * pair['conditional']:.0f}",
-         f"{diagnose.share(pair['recall_with'])} / {diagnose.share(pair['recall_without'])}",
-         diagnose.percent(pair["recall_gap"], signed=True),
-         f"{diagnose.share(pair['company_seen'])} / {diagnose.share(pair['company_elsewhere'])}",
-         diagnose.percent(pair["excess"], signed=True))
-        for pair in found["pairs"][:ROWS]
-    ]  # fmt: skip
-    verdict = "No class usually comes with another."
-    if rows:
-        verdict = "Labels don't lean on their usual company beyond noise."
-        if found["is_told"]:
-            gap = diagnose.percent(found["mean_recall_gap"], signed=True)
-            excess = diagnose.percent(found["mean_excess"], signed=True)
-            verdict = (
-                f"Labels lean on their usual company: recall {gap} points with it, and absent "
-                f"company is seen {excess} points oftener."
-            )
-    headings = (
-        "a, b", "P(b|a), %", "recall of a: with b / without, %", "gap, points",
-        "absent b seen: where a is / elsewhere, %", "excess, points",
-    )  # fmt: skip
-    return {
-        "title": "Usual company (high conditional probability)",
-        "verdict": verdict,
-        "rows": rows,
-        "headings": headings,
-    }

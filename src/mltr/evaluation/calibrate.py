@@ -53,13 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--aim", default="f1", metavar="AIM", help=f"of the thresholds (default: f1): {AIMS}"
     )
     parser.add_argument(
-        "--scaling", choices=SCALING_CHOICES, default="temperature",
+        "--scaling",
+        choices=SCALING_CHOICES,
+        default="temperature",
         help="of the probabilities (default: temperature); platt also undoes a bias of each class",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--min-positives", type=int, default=10, metavar="N",
+        "--min-positives",
+        type=int,
+        default=10,
+        metavar="N",
         help="classes with fewer validation images get the shared threshold (default: 10)",
-    )  # fmt: skip
+    )
     parser.add_argument("--reset", action="store_true", help="remove what was stored before")
     parser.add_argument("--out", metavar="FOLDER", help="of reliability.png (default: RUN)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
@@ -303,10 +308,14 @@ def _class_table(figures: dict[str, Any]) -> Table:
     for name, row in figures["per_class"].items():
         after = row["after"]
         table.add_row(
-            name, f"{row['threshold']:.3f}{_marks(row):2}", str(row["val_positives"]),
-            str(row["test_positives"]), _percent(after["precision"]), _percent(after["recall"]),
+            name,
+            f"{row['threshold']:.3f}{_marks(row):2}",
+            str(row["val_positives"]),
+            str(row["test_positives"]),
+            _percent(after["precision"]),
+            _percent(after["recall"]),
             f"{_percent(row['before']['f1'])} → {_percent(after['f1'])}",
-        )  # fmt: skip
+        )
     return table
 
 

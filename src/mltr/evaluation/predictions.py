@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,12 @@ class Predictions:
     images: tuple[str, ...]  #: N names
     classes: tuple[str, ...]  #: K names
     errors: tuple[str, ...] = ()  #: a message for each broken image
+
+    def subset(self, rows: Sequence[int]) -> Predictions:
+        """Return those of some images, in the order of `rows`; nothing is known of their errors."""
+        rows = list(rows)
+        images = tuple(self.images[row] for row in rows)
+        return Predictions(self.probs[rows], self.targets[rows], images, self.classes)
 
 
 @torch.inference_mode()
@@ -66,9 +72,13 @@ def predict_split(
     errors: list[str] = []
     kind = torch.device(device).type
     loader = make_loader(
-        dataset, batch_size, workers=workers, device=device,
-        rank=processes.rank, processes=processes.count,
-    )  # fmt: skip
+        dataset,
+        batch_size,
+        workers=workers,
+        device=device,
+        rank=processes.rank,
+        processes=processes.count,
+    )
     for batch in loader:
         with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
             logits = model(batch.images)

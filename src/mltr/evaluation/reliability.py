@@ -165,9 +165,12 @@ def draw_reliability(
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(2.9 * columns, 3.1 * rows + 0.4), layout="constrained",
+        rows,
+        columns,
+        figsize=(2.9 * columns, 3.1 * rows + 0.4),
+        layout="constrained",
         squeeze=False,
-    )  # fmt: skip
+    )
     for axes, (title, cells, threshold) in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, title, test.probs[cells], after[cells], test.targets[cells], threshold)
     for axes in grid.flat[len(panels) :]:

@@ -57,18 +57,25 @@ def timm_config(bundle: Bundle) -> dict[str, Any]:
     preprocess, count = bundle.preprocess, len(bundle.classes)
     side = preprocess.image_size
     own = {
-        "input_size": [3, side, side], "mean": preprocess.mean, "std": preprocess.std,
-        "interpolation": preprocess.interpolation, "crop_pct": preprocess.crop_pct or 1.0,
-        "crop_mode": "center" if preprocess.crop_pct else "squash", "num_classes": count,
-    }  # fmt: skip
+        "input_size": [3, side, side],
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        "interpolation": preprocess.interpolation,
+        "crop_pct": preprocess.crop_pct or 1.0,
+        "crop_mode": "center" if preprocess.crop_pct else "squash",
+        "num_classes": count,
+    }
     layers = {} if known is None else known.to_dict()  # type: ignore[no-untyped-call]
     layers = {
         key: layers[key] for key in ("first_conv", "classifier", "pool_size") if key in layers
     }
     return {
-        "architecture": architecture, "num_classes": count, "label_names": list(bundle.classes),
-        "model_args": arguments, "pretrained_cfg": layers | own,
-    }  # fmt: skip
+        "architecture": architecture,
+        "num_classes": count,
+        "label_names": list(bundle.classes),
+        "model_args": arguments,
+        "pretrained_cfg": layers | own,
+    }
 
 
 def push_to_hub(

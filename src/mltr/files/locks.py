@@ -163,9 +163,12 @@ def _read(lock: Path) -> Holder | None:
         holder = Holder(**json.loads(lock.read_text("utf-8")))
         datetime.fromtimestamp(holder.since)
         return replace(
-            holder, command=_shown(holder.command), process=int(holder.process),
-            started=float(holder.started), host=_shown(holder.host),
-        )  # fmt: skip
+            holder,
+            command=_shown(holder.command),
+            process=int(holder.process),
+            started=float(holder.started),
+            host=_shown(holder.host),
+        )
     except (OSError, ValueError, TypeError, OverflowError):
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -99,9 +100,13 @@ def make_folder(folder: Path) -> None:
 def describe_kind(mode: int) -> str:
     """Return what a file of this mode (`st_mode`) is, in words."""
     kinds = {
-        stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFLNK: "a link",
-    }  # fmt: skip
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFLNK: "a link",
+    }
     return kinds.get(stat.S_IFMT(mode), "a file of no known kind")
 
 
@@ -117,6 +122,12 @@ def open_regular(path: str | Path, noun: str = "a file") -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, f"{describe_kind(kind)}, not {noun}", str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_target(path: str | Path, limit: int, follow_links: bool = False) -> bytes:

@@ -240,9 +240,12 @@ def sine_positions(H: int, W: int, dim: int) -> Tensor:
 
 # Settings of the two published query heads; options given by the user replace them.
 QUERY2LABEL: dict[str, Any] = {
-    "encoder_layers": 1, "num_layers": 2, "self_attention": True, "num_heads": 4,
+    "encoder_layers": 1,
+    "num_layers": 2,
+    "self_attention": True,
+    "num_heads": 4,
     "positions": True,
-}  # fmt: skip
+}
 ML_DECODER: dict[str, Any] = {"groups": 100, "mlp_ratio": 8 / 3, "learned_queries": False}
 HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "average": (AverageHead, {}),

@@ -32,9 +32,13 @@ def run(args: argparse.Namespace) -> int:
         parameters = sum(p.numel() for p in model.parameters())
         figures[name] = {"parameters": parameters}
         table.add_row(
-            name, f"{parameters / 1e6:.2f} M", str(variant.image_size), str(variant.window_size),
-            str(variant.embed_dim), ", ".join(map(str, variant.depths)),
-        )  # fmt: skip
+            name,
+            f"{parameters / 1e6:.2f} M",
+            str(variant.image_size),
+            str(variant.window_size),
+            str(variant.embed_dim),
+            ", ".join(map(str, variant.depths)),
+        )
     if args.json:
         write_figures(args.json, figures)
     if args.json != "-":

@@ -137,9 +137,13 @@ def _memory(config: Config, work: Workload, place: Place) -> dict[str, Any]:
     step = max(work.peak_bytes / GIB, work.kept_bytes / GIB + kept, 2 * gradients)
     total = states + step + place.context_gib
     return {
-        "states": states, "step": step, "program": place.context_gib, "total": total,
-        "available": place.memory_gib, "fits": total <= FITS * place.memory_gib,
-    }  # fmt: skip
+        "states": states,
+        "step": step,
+        "program": place.context_gib,
+        "total": total,
+        "available": place.memory_gib,
+        "fits": total <= FITS * place.memory_gib,
+    }
 
 
 def _speed(config: Config, work: Workload, place: Place) -> tuple[float, float, str]:
@@ -213,9 +217,11 @@ def _changes(config: Config, place: Place) -> Iterator[tuple[list[str], str, Con
         if train.batch_size % parts or train.batch_size // parts < place.count:
             break
         yield _changed(
-            config, "the same optimiser steps, in parts",
-            batch_size=train.batch_size // parts, accumulation=train.accumulation * parts,
-        )  # fmt: skip
+            config,
+            "the same optimiser steps, in parts",
+            batch_size=train.batch_size // parts,
+            accumulation=train.accumulation * parts,
+        )
     if place.count > 1 and train.sharding == "none":
         yield _changed(config, "weights and moments divided over the devices", sharding="fsdp")
 

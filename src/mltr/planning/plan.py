@@ -26,10 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "photos", metavar="PHOTOS", nargs="?", help="where they are: short for --data.root PHOTOS"
     )
     parser.add_argument(
-        "--gpus", metavar="N x DEVICE",
+        "--gpus",
+        metavar="N x DEVICE",
         help="such as 8xH200, A100-80GB, or cpu and cuda for this machine's, whose speed is "
         "measured (default: cuda if there is one, else cpu)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--images", type=int, metavar="N", help="training images, where the data isn't here"
     )
@@ -63,9 +64,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 
 
 def make_plan(
-    config: Config, device: str, count: int, images: int | None = None,
-    classes: int | None = None, recipe: str = "",
-) -> dict[str, Any]:  # fmt: skip
+    config: Config,
+    device: str,
+    count: int,
+    images: int | None = None,
+    classes: int | None = None,
+    recipe: str = "",
+) -> dict[str, Any]:
     """Return the figures of a plan, with `advice` where the recipe doesn't fit.
 
     `recipe` is its name, which tells ImageNet's images. `device` is of the table of devices, or
@@ -154,9 +159,13 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
         context_gib = CONTEXT_GIB
     speed = measure_speed(config, splits)
     return Place(
-        device, count, memory_gib, context_gib,
-        train_images_per_s=speed.train_images_per_s, val_images_per_s=speed.val_images_per_s,
-    )  # fmt: skip
+        device,
+        count,
+        memory_gib,
+        context_gib,
+        train_images_per_s=speed.train_images_per_s,
+        val_images_per_s=speed.val_images_per_s,
+    )
 
 
 def _program_gib() -> float:
@@ -195,9 +204,11 @@ def plan_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     network, images, batch = figures["network"], figures["images"], figures["batch"]
     memory, speed, disk = figures["memory_gib"], figures["speed"], figures["disk_gb"]
     share = speed["share_of_peak"]
-    how = "measured here" if share is None else (
-        f"assumed: {100 * share:.1f} % of the peak, limited by {speed['limited_by']}"
-    )  # fmt: skip
+    how = (
+        "measured here"
+        if share is None
+        else (f"assumed: {100 * share:.1f} % of the peak, limited by {speed['limited_by']}")
+    )
     parts = f" x {batch['accumulation']} a step" if batch["accumulation"] > 1 else ""
     data = "size not known" if disk["data"] is None else f"{disk['data']:.1f} GB"
     cache = f", {disk['cache']:.1f} GB of squashed images" if disk["cache"] else ""
@@ -223,11 +234,12 @@ def plan_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
             f"{in_words(figures['hours'])}, {in_words(figures['train_hours'])} of it training"
             + (
                 f"; {figures['device_hours']:.1f} device-hours"
-                if figures["device"]["count"] > 1 else ""
+                if figures["device"]["count"] > 1
+                else ""
             ),
         ),
         ("disk", f"run {disk['run']:.2f} GB, data {data}{cache}"),
-    ]  # fmt: skip
+    ]
 
 
 def remarks(figures: dict[str, Any]) -> list[str]:

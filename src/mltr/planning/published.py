@@ -98,7 +98,7 @@ class Row:
 
 
 LARGE_BATCH = ("--train.batch_size", "56")  #: of images at 384 pixels and above (ASL)
-UNNAMED = "variant not said; L is our choice"
+UNNAMED = "variant not stated; L is our choice"
 
 
 def _coco(size: str, figure: float, batch: tuple[str, ...] = LARGE_BATCH, note: str = "") -> Row:
@@ -108,7 +108,7 @@ def _coco(size: str, figure: float, batch: tuple[str, ...] = LARGE_BATCH, note: 
 
 def _nuswide(protocol: str, name: str) -> Row:
     options = ("--model.name", "mltr_l", *LARGE_BATCH, "--data.protocol", protocol)
-    note = "variant and split not said; L is our choice"
+    note = "variant and split not stated; L is our choice"
     return Row(f"NUS-WIDE, {name}", "mltr_l", 65.5, PAPER, "nuswide", options, note=note)
 
 
@@ -126,8 +126,8 @@ SMALL_IMAGES = ("--model.image_size", "224", "--model.overrides.window_size", "7
 ROWS = (
     _coco("s", 81.9, batch=()),
     _coco("m", 86.8),
-    _coco("l", 88.5, note="88.8 in the version at ICME 2022"),
-    _coco("xl", 90.0, note="pretrained on ImageNet-21K; its size isn't published"),
+    _coco("l", 88.5, note="88.8 in the ICME 2022 version"),
+    _coco("xl", 90.0, note="pretrained on ImageNet-21K; image size not published"),
     Row(
         "PASCAL VOC 2007", "mltr_l", 95.8, PAPER, "voc2007",
         ("--model.name", "mltr_l", *LARGE_BATCH), note=UNNAMED,
@@ -135,7 +135,7 @@ ROWS = (
     Row(
         "PASCAL VOC 2007, from COCO", "mltr_l", None, PAPER, "voc2007",
         ("--model.name", "mltr_l", *LARGE_BATCH, "--model.init", "COCO_RUN"), origin="coco",
-        note="95.8 may be this one: where it starts isn't said",
+        note="95.8 may be this setting: the paper doesn't state the initial weights",
     ),
     _nuswide("official", "official split"),
     _nuswide("labelled", "labelled images"),

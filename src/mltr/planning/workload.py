@@ -69,9 +69,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def measure_step(
-    build: Callable[[], nn.Module], batch_size: int, side: int, precision: str = "fp32",
+    build: Callable[[], nn.Module],
+    batch_size: int,
+    side: int,
+    precision: str = "fp32",
     grad_checkpointing: bool = False,
-) -> Workload:  # fmt: skip
+) -> Workload:
     """Return what a step of the network that `build` makes takes, at images of `side` pixels.
 
     `precision` is fp32, bf16 or fp16. Raises `UsageError` for images that the network can't take.

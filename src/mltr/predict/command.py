@@ -60,9 +60,13 @@ SHEET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PATH_WIDTH = 48  #: longest path that a table aligns
 #: Formats of the output by the ending of its name.
 FORMATS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
-}  # fmt: skip
+}
 TOLD_ERRORS = 20  #: images that can't be read are named up to so many
 SURVEY_WAIT_S = 2.0  #: for the number of images, before the first is read
 

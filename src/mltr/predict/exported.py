@@ -7,7 +7,6 @@ how it was made and what goes in: uint8 pixels [B, S, S, 3], or preprocessed flo
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import threading
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.files.download import first_line
+from mltr.files.writing import sha256_of
 from mltr.weights.metadata import parse_config
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class OnnxNetwork:
     @property
     def fingerprint(self) -> str:
         """Checksum of the file."""
-        return _checksum(self.path)
+        return sha256_of(self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class ProgramNetwork:
     @property
     def fingerprint(self) -> str:
         """Checksum of the file."""
-        return _checksum(self.path)
+        return sha256_of(self.path)
 
 
 def require(package: str, extra: str, why: str) -> Any:
@@ -179,11 +179,6 @@ def load_program(path: str | Path, device: torch.device) -> tuple[ProgramNetwork
         program = move_to_device_pass(program, device)
     takes_pixels = config["export"]["input"] == "uint8"
     return ProgramNetwork(program.module(), Path(path), device, takes_pixels), config
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_file(path: str | Path) -> None:

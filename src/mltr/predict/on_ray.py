@@ -134,9 +134,13 @@ class Cluster:
 
 @contextlib.contextmanager
 def on_cluster(
-    bundle: str, predictor: Predictor, device: str | None, count: int | None,
-    workers: int | None, notes: bool,
-) -> Iterator[Cluster]:  # fmt: skip
+    bundle: str,
+    predictor: Predictor,
+    device: str | None,
+    count: int | None,
+    workers: int | None,
+    notes: bool,
+) -> Iterator[Cluster]:
     """Load the network in processes of the cluster that `RAY_ADDRESS` names, or of this machine.
 
     With `notes`, answers have stamps. Raises `MltrError` if it can't be loaded.

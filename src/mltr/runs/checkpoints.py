@@ -7,7 +7,6 @@ last. It gets its name once all that is safe.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import pickle
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from mltr.errors import MltrError
-from mltr.files.writing import write_atomically, write_json
+from mltr.files.writing import sha256_of, write_atomically, write_json
 from mltr.machine.processes import Processes
 from mltr.machine.sharding import put_together, to_pieces
 from mltr.weights.bundle import checkpoint_writer
@@ -41,9 +40,12 @@ class States:
     processes: Processes
 
     def write(
-        self, name: str, shared: Mapping[str, Any], own: Mapping[str, Any] | None = None,
+        self,
+        name: str,
+        shared: Mapping[str, Any],
+        own: Mapping[str, Any] | None = None,
         needs: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write a state under `name`, over one of that name; all processes call this together.
 
         `shared` is the same in each process, or divided over them; `own` is of each process
@@ -108,7 +110,7 @@ class States:
         try:
             sums = _read_sums(path)
             for name, expected in sums["sha256"].items():
-                if _checksum(path / name) != expected:
+                if sha256_of(path / name) != expected:
                     return f"{path / name} is damaged"
         except (OSError, MltrError) as error:
             return f"{path} is damaged: {error}"
@@ -147,14 +149,9 @@ def _write_part(path: Path, part: Mapping[str, Any]) -> tuple[str, str]:
     """Return why a part couldn't be written, or nothing, and its checksum."""
     try:
         write_atomically(path, checkpoint_writer(part))
-        return "", _checksum(path)
+        return "", sha256_of(path)
     except (MltrError, OSError) as error:
         return str(error), ""
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_sums(path: Path) -> dict[str, Any]:

@@ -26,10 +26,14 @@ from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE
 #: Of a recipe: where a run finds its images and how fast; what comes of it stays the same.
 FREE_FIELDS = frozenset(
     {
-        "data.root", "data.workers", "data.cache", "data.cache_gb",
-        "data.shard_cache", "data.shard_cache_gb",
+        "data.root",
+        "data.workers",
+        "data.cache",
+        "data.cache_gb",
+        "data.shard_cache",
+        "data.shard_cache_gb",
     }
-)  # fmt: skip
+)
 PREDICTIONS_FILE = "predictions.npz"
 FREE_KEYS = ("overrides", "head_options")  #: of a recipe: options with names of their own
 TOLD = 3  #: names of images in a message
@@ -97,10 +101,14 @@ class RunFolder:
     def clear(self) -> None:
         """Delete a previous run's files, and nothing else."""
         names = [
-            self.recipe, self.log, self.metrics, self.predictions,
-            self.path / WEIGHTS_FILE, self.path / CONFIG_FILE,
+            self.recipe,
+            self.log,
+            self.metrics,
+            self.predictions,
+            self.path / WEIGHTS_FILE,
+            self.path / CONFIG_FILE,
             *self.tensorboard.glob("events.out.tfevents.*"),
-        ]  # fmt: skip
+        ]
         for name in names:
             name.unlink(missing_ok=True)
         delete_states(self.checkpoints)
@@ -260,9 +268,11 @@ def _versions() -> dict[str, str]:
 
 
 def _changed(
-    names: Mapping[str, list[str]], then: Mapping[str, list[int]], splits: Splits,
+    names: Mapping[str, list[str]],
+    then: Mapping[str, list[int]],
+    splits: Splits,
     now: Mapping[str, list[int]],
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Return the images of which a number has changed; both are lists for each split."""
     if then == now:
         return []

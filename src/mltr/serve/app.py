@@ -123,20 +123,25 @@ class _Service:
         routes = APIRouter()
         closed = APIRouter(dependencies=[Depends(self.check_key)] if self._key_digests else [])
         posted: dict[str, Any] = {
-            "tags": ["pictures"], "openapi_extra": schema.IMAGES_BODY,
+            "tags": ["pictures"],
+            "openapi_extra": schema.IMAGES_BODY,
             "dependencies": [Depends(_check_options)],
-        }  # fmt: skip
+        }
         closed.post(
             "/v1/predict", response_model=schema.Results, responses=schema.PROBLEMS, **posted
         )(self.predict)
         closed.post(
-            "/v1/explain", response_model=schema.HeatMap,
-            responses=schema.PROBLEMS | schema.EXPLAINED, **posted,
-        )(self.explain)  # fmt: skip
+            "/v1/explain",
+            response_model=schema.HeatMap,
+            responses=schema.PROBLEMS | schema.EXPLAINED,
+            **posted,
+        )(self.explain)
         closed.get(
-            "/v1/labels", tags=["pictures"], dependencies=[Depends(_check_options)],
+            "/v1/labels",
+            tags=["pictures"],
+            dependencies=[Depends(_check_options)],
             responses={status: schema.PROBLEMS[status] for status in (401, 422)},
-        )(self.labels)  # fmt: skip
+        )(self.labels)
         closed.get("/metrics", tags=["state"], response_class=Response)(self.tell_metrics)
         routes.include_router(closed)
         routes.get("/healthz", tags=["state"])(self.healthz)
@@ -264,10 +269,14 @@ class _Service:
             return Response(drawn, media_type="image/png")
         return JSONResponse(
             {
-                "name": upload.name, "label": found.label, "prob": found.prob,
-                "logit": found.logit, "is_exact": found.is_exact, "cells": found.cells.tolist(),
+                "name": upload.name,
+                "label": found.label,
+                "prob": found.prob,
+                "logit": found.logit,
+                "is_exact": found.is_exact,
+                "cells": found.cells.tolist(),
             }
-        )  # fmt: skip
+        )
 
     def _find_evidence(
         self, picture: Image.Image, labels: list[str] | None, method: str

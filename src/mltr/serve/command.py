@@ -37,29 +37,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("bundle", metavar="RUN", help="a training run, or a folder with weights")
     add("--host", default=HOST, help="address to listen on (default: this machine alone)")
     add(
-        "--port", type=int, default=DEFAULT_PORT,
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
         help=f"default: {DEFAULT_PORT}; 0 finds a free one",
-    )  # fmt: skip
+    )
     add(
-        "--keys", metavar="FILE",
+        "--keys",
+        metavar="FILE",
         help=f"API keys, one a line, of which each request has to bring one; also {KEYS_VARIABLE}",
-    )  # fmt: skip
+    )
     add(
-        "--cors", metavar="ORIGIN", action="append", default=[],
+        "--cors",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
         help="let pages of another site, such as https://photos.example, call the API (repeatable)",
-    )  # fmt: skip
+    )
     add(
-        "--allow-host", metavar="NAME", action="append", default=[],
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
         help="a name that browsers may reach the server by, such as photos.example, beside "
         "localhost, addresses and what --host says (repeatable)",
-    )  # fmt: skip
+    )
     add("--json", metavar="FILE", help="write the address there (- for stdout)")
     add("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
     add(
-        "--engine", choices=["local", "ray"], default="local",
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
         help="ray: the network in replicas, which lose nothing when they die; on the cluster that "
         "RAY_ADDRESS names, else on this machine (default: local)",
-    )  # fmt: skip
+    )
     add("--replicas", type=int, metavar="N", help="of the network, with --engine ray (default: 1)")
     for limit in limits():
         add(

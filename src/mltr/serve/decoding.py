@@ -93,9 +93,12 @@ class Decoder:
         return asyncio.Semaphore(self._half)
 
     async def decode(
-        self, turns: asyncio.Semaphore, weight: Weight, function: Callable[[bytes], Result],
+        self,
+        turns: asyncio.Semaphore,
+        weight: Weight,
+        function: Callable[[bytes], Result],
         data: bytes,
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """Return what the function makes of an image that was weighed, once there is memory."""
         large = weight.working > LARGE
         async with turns:

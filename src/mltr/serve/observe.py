@@ -44,16 +44,21 @@ class Metrics:
             "mltr_requests", "Requests answered", ["path", "status"], registry=self.registry
         )
         self.seconds = Histogram(
-            "mltr_request_seconds", "From a request to its answer", ["path"],
-            buckets=SECONDS, registry=self.registry,
-        )  # fmt: skip
+            "mltr_request_seconds",
+            "From a request to its answer",
+            ["path"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.images = Counter(
             "mltr_images", "Images by what became of them", ["outcome"], registry=self.registry
         )
         self.batch_size = Histogram(
-            "mltr_batch_size", "Images that went through the network together",
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=self.registry,
-        )  # fmt: skip
+            "mltr_batch_size",
+            "Images that went through the network together",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self.registry,
+        )
         self.network_seconds = Counter(
             "mltr_network_seconds", "Time spent in the network", registry=self.registry
         )

@@ -143,8 +143,9 @@ def running(
         try:
             handle = serve.run(
                 deployment.bind(locate(bundle), device, threads, predictor.fingerprint),
-                name=application, route_prefix=None,
-            )  # fmt: skip
+                name=application,
+                route_prefix=None,
+            )
         except RuntimeError as error:
             raise MltrError(f"the replicas don't start: {_reason(application)}") from error
         explains = hasattr(predictor.network, "model")

@@ -128,7 +128,7 @@ IMAGES_BODY = {
         }
         | {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES},
     }
-}  # fmt: skip
+}
 
 Top = Annotated[
     int | None,

@@ -215,10 +215,13 @@ class _Form:
 
     def callbacks(self) -> MultipartCallbacks:
         return {
-            "on_part_begin": self._begin, "on_header_field": self._add_name,
-            "on_header_value": self._add_value, "on_header_end": self._end_header,
-            "on_part_data": self._add_data, "on_part_end": self._end,
-        }  # fmt: skip
+            "on_part_begin": self._begin,
+            "on_header_field": self._add_name,
+            "on_header_value": self._add_value,
+            "on_header_end": self._end_header,
+            "on_part_data": self._add_data,
+            "on_part_end": self._end,
+        }
 
     def _begin(self) -> None:
         if len(self.uploads) == self._max_files:

@@ -83,11 +83,17 @@ class Labels(Objective):
         """Score the images of a split, shared by all processes; `cached` may keep them squashed."""
         run, cache = self.run, self.run.cache if cached else None
         return predict_split(
-            model, split, run.preprocess, batch_size=run.config.train.batch_size,
-            workers=0 if cache else run.config.data.workers, device=run.device,
-            autocast=AUTOCAST[run.precision], cache=cache, processes=run.processes,
+            model,
+            split,
+            run.preprocess,
+            batch_size=run.config.train.batch_size,
+            workers=0 if cache else run.config.data.workers,
+            device=run.device,
+            autocast=AUTOCAST[run.precision],
+            cache=cache,
+            processes=run.processes,
             calibration=self.calibration,
-        )  # fmt: skip
+        )
 
     def score_words(self, row: dict[str, Any]) -> list[str]:
         """Return the scores and the best one so far, in percent."""
@@ -144,11 +150,15 @@ class Labels(Objective):
         """Write the network with its classes and how its images are prepared."""
         run = self.run
         save_bundle(
-            run.folder.path, model=whole, name=run.config.model.name,
+            run.folder.path,
+            model=whole,
+            name=run.config.model.name,
             overrides=model_overrides(run.config.model, run.preprocess.image_size),
-            classes=run.splits.train.classes, preprocess=run.preprocess,
-            calibration=self.calibration, extra={"data": run.config.data.format} | about,
-        )  # fmt: skip
+            classes=run.splits.train.classes,
+            preprocess=run.preprocess,
+            calibration=self.calibration,
+            extra={"data": run.config.data.format} | about,
+        )
 
     def next_command(self) -> str:
         """Return the command that evaluates the run."""

@@ -44,11 +44,17 @@ class Objective(ABC):
             run.splits.train, run.preprocess, run.config.augment, settings.seed, sizes, run.cache
         )
         return make_loader(
-            dataset, settings.batch_size, shuffle=True, drop_last=True,
-            workers=run.config.data.workers, seed=settings.seed, device=run.device,
-            rank=run.processes.rank, processes=run.processes.count,
+            dataset,
+            settings.batch_size,
+            shuffle=True,
+            drop_last=True,
+            workers=run.config.data.workers,
+            seed=settings.seed,
+            device=run.device,
+            rank=run.processes.rank,
+            processes=run.processes.count,
             repeats=run.config.augment.repeats,
-        )  # fmt: skip
+        )
 
     @abstractmethod
     def losses(

@@ -217,10 +217,14 @@ class HiddenPixels(Objective):
         """Write the network without the layer that guesses."""
         run = self.run
         save_bundle(
-            run.folder.path, model=whole.network, name=run.config.model.name,
-            overrides=model_overrides(run.config.model, run.preprocess.image_size), classes=(),
-            preprocess=run.preprocess, extra=about,
-        )  # fmt: skip
+            run.folder.path,
+            model=whole.network,
+            name=run.config.model.name,
+            overrides=model_overrides(run.config.model, run.preprocess.image_size),
+            classes=(),
+            preprocess=run.preprocess,
+            extra=about,
+        )
 
     def next_command(self) -> str:
         """Return the command that starts a training from these weights."""

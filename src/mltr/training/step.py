@@ -46,9 +46,13 @@ class Stepper:
     """
 
     def __init__(
-        self, run: Run, learner: Learner, objective: Objective, batches: int,
+        self,
+        run: Run,
+        learner: Learner,
+        objective: Objective,
+        batches: int,
         wishes: Callable[[], Wishes],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.run, self.learner, self.objective = run, learner, objective
         self.batches, self.wishes = batches, wishes
         settings = run.config.train

@@ -35,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="RUN", help="the run's folder (default: runs/NAME-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument(
-        "--auto-resume", action="store_true",
+        "--auto-resume",
+        action="store_true",
         help="resume if there is something to, else start: for jobs that are started again",
-    )  # fmt: skip
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
     parser.add_argument(
         "--json", metavar="FILE", help="write the test figures there (- for stdout)"

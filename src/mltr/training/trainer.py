@@ -146,8 +146,11 @@ class Trainer:
         if self.saver.save():
             log.warning(
                 "saved at epoch %d; go on by: mltr %s %s --out %s --resume",
-                run.progress.epoch + 1, self.objective.command, run.folder.recipe, run.folder.path,
-            )  # fmt: skip
+                run.progress.epoch + 1,
+                self.objective.command,
+                run.folder.recipe,
+                run.folder.path,
+            )
         with run.spared():
             self._leave_usable()
         run.processes.wait()  # torchrun ends the others soon after the first
@@ -173,7 +176,11 @@ class Trainer:
         processes = run.processes.count
         log.info(
             "%s, %.2f M parameters, %d px, %s, on %s%s; run folder: %s",
-            run.config.model.name, self.learner.parameters / 1e6, run.preprocess.image_size,
-            counted(last, "epoch"), run.device.type, f" x {processes}" if processes > 1 else "",
+            run.config.model.name,
+            self.learner.parameters / 1e6,
+            run.preprocess.image_size,
+            counted(last, "epoch"),
+            run.device.type,
+            f" x {processes}" if processes > 1 else "",
             run.folder.path,
-        )  # fmt: skip
+        )

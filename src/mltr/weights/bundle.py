@@ -201,7 +201,10 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
         raise MltrError(f"{folder / CONFIG_FILE}: {error}") from error
     # What doesn't fit is told before anything of its size is allocated.
     _check_depth(config["model"]["overrides"], len(shapes), folder / CONFIG_FILE)
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            planned = _build_model(config, len(classes), folder / CONFIG_FILE)
+    except (NotImplementedError, RuntimeError):  # a backbone that computes while it is built
         planned = _build_model(config, len(classes), folder / CONFIG_FILE)
     _check_fit({name: t.shape for name, t in planned.state_dict().items()}, shapes, folder)
     model = _build_model(config, len(classes), folder / CONFIG_FILE)

@@ -382,9 +382,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="a .pth or .safetensors file, or timm's name of a Swin"
     )
     parser.add_argument(
-        "--variant", metavar="NAME",
+        "--variant",
+        metavar="NAME",
         help="see `mltr list` (default for CAT: the network that the file is of)",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the bundle goes")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle in that folder")
 
@@ -401,10 +402,14 @@ def run(args: argparse.Namespace) -> int:
         raise type(error)(f"{args.source}: {error}") from error
     image_size = overrides.get("image_size", default_image_size(name))
     save_bundle(
-        args.out, model=model, name=name, overrides=overrides,
-        classes=imagenet_classes(model.num_classes), preprocess=Preprocess(image_size, *IMAGENET),
+        args.out,
+        model=model,
+        name=name,
+        overrides=overrides,
+        classes=imagenet_classes(model.num_classes),
+        preprocess=Preprocess(image_size, *IMAGENET),
         extra={"converted_from": f"{args.family}: {args.source}", "taken": report.taken},
-    )  # fmt: skip
+    )
     print(report)
     print(f"{args.out}: {name}; train from it: mltr train RECIPE --model.init {args.out}")
     return 0
@@ -436,10 +441,12 @@ def _own_network(layout: Layout) -> tuple[str, dict[str, Any]]:
     if layout.family != "CAT":
         raise UsageError(f"{layout}: say which network it shall fill by --variant")
     overrides = {
-        "embed_dim": layout.embed_dim, "depths": list(layout.depths),
-        "window_size": max(layout.windows), "image_size": layout.image_size,
+        "embed_dim": layout.embed_dim,
+        "depths": list(layout.depths),
+        "window_size": max(layout.windows),
+        "image_size": layout.image_size,
         "absolute_position": layout.position_side > 0,
-    }  # fmt: skip
+    }
     for name, variant in VARIANTS.items():
         if name.startswith("cat_") and get_variant(name, **overrides) == variant:
             return name, {}

@@ -236,9 +236,11 @@ def resolve_name(model: ModelConfig) -> ModelConfig:
         )
     found = _from_config(model.name, config)
     return replace(
-        model, name=TIMM + found.architecture, init=model.init or model.name,
+        model,
+        name=TIMM + found.architecture,
+        init=model.init or model.name,
         overrides=found.overrides | model.overrides,
-    )  # fmt: skip
+    )
 
 
 def known_preprocessing(name: str, init: str, weights: TimmWeights | None) -> dict[str, Any]:

@@ -97,12 +97,16 @@ def run(args: argparse.Namespace) -> int:
     image_size = before if args.image_size is None else args.image_size
     resized = resize_bundle(bundle, image_size, args.window_size)
     save_bundle(
-        args.out, model=resized.model, name=resized.config["model"]["name"],
-        overrides=resized.config["model"]["overrides"], classes=resized.classes,
-        preprocess=resized.preprocess, thresholds=resized.thresholds,
+        args.out,
+        model=resized.model,
+        name=resized.config["model"]["name"],
+        overrides=resized.config["model"]["overrides"],
+        classes=resized.classes,
+        preprocess=resized.preprocess,
+        thresholds=resized.thresholds,
         calibration=resized.calibration,
         extra={"resized_from": Path(args.bundle).name, "image_size_before": before},
-    )  # fmt: skip
+    )
     _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
