@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -162,15 +163,19 @@ def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
 
 
 def _comments(section: type) -> dict[str, str]:
-    """Return the comment that documents each field of a dataclass, in its source."""
-    lines = inspect.getsource(section).splitlines()
-    (definition,) = ast.parse("\n".join(lines)).body
+    """Return the comment that documents each field of a dataclass, beside or above it."""
+    lines = [line.strip() for line in inspect.getsource(section).splitlines()]
+    (definition,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(definition, ast.ClassDef)
-    return {
-        node.target.id: lines[(node.end_lineno or 1) - 1].partition("#:")[2].strip()
-        for node in definition.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    found: dict[str, str] = {}
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            beside = lines[(node.end_lineno or 1) - 1].partition("#:")[2]
+            above = takewhile(lambda line: line.startswith("#:"), lines[node.lineno - 2 :: -1])
+            found[node.target.id] = beside.strip() or " ".join(
+                line.removeprefix("#:").strip() for line in reversed(list(above))
+            )
+    return found
 
 
 def value_of(config: Config, key: str) -> Any:
