@@ -40,7 +40,7 @@ class Command:
 
 COMMANDS = {
     "demo": Command(
-        "mltr.demo", "train on composed scenes and show the result: needs no data", True
+        "mltr.demo", "train on composed scenes and show the result; needs no data", True
     ),
     "data": Command(
         "mltr.data.describe",
@@ -48,60 +48,64 @@ COMMANDS = {
         True,
         "mltr train photos {sources[0]}",
     ),
-    "data get": Command("mltr.data.get", "fetch VOC or COCO from the official address"),
+    "data get": Command("mltr.data.get", "download VOC or COCO from its official site"),
     "shard": Command("mltr.data.shard", "pack a source into a few large files"),
-    "train": Command("mltr.training.train", "train by a recipe", takes_recipe_fields=True),
-    "pretrain": Command("mltr.training.pretrain", "learn from photos without labels first", True),
-    "plan": Command("mltr.planning.plan", "what a recipe takes: memory, hours, disk", True),
+    "train": Command(
+        "mltr.training.train", "train a network from a recipe", takes_recipe_fields=True
+    ),
+    "pretrain": Command("mltr.training.pretrain", "pretrain on photos without labels", True),
+    "plan": Command(
+        "mltr.planning.plan", "estimate memory, hours and disk space of a recipe", True
+    ),
     "evaluate": Command(
         "mltr.evaluation.evaluate",
-        "every metric of a run, for every class",
+        "compute every metric of a run, for every class",
         True,
         "mltr diagnose {run}",
     ),
     "diagnose": Command(
         "mltr.diagnosis.diagnose",
-        "small, similar and usual-company objects: where a run fails",
+        "measure small objects, similar objects and usual company",
         True,
         "mltr audit {runs[0]}",
     ),
     "calibrate": Command(
         "mltr.evaluation.calibrate",
-        "thresholds and probabilities from held-out images",
+        "fit thresholds and probabilities on held-out images",
         True,
         "mltr report {run}",
     ),
     "audit": Command(
         "mltr.diagnosis.audit",
-        "find labels that are likely missing or wrong, and repeated pictures",
+        "find labels that are likely missing or wrong, and duplicate pictures",
         True,
     ),
     "predict": Command(
-        "mltr.predict.command", "name what is in photos", next="mltr serve {bundle}"
+        "mltr.predict.command", "predict labels for photos", next="mltr serve {bundle}"
     ),
-    "serve": Command("mltr.serve.command", "an HTTP API and a page that name what is in photos"),
+    "serve": Command("mltr.serve.command", "serve predictions over an HTTP API and a web page"),
     "export": Command(
         "mltr.export.command",
-        "one file that runs elsewhere: ONNX or a torch program",
+        "write one file that runs elsewhere: ONNX or a torch program",
         True,
     ),
     "report": Command(
         "mltr.diagnosis.report",
-        "one HTML file: how good a run is and where it fails",
+        "write one HTML file on how good a run is and where it fails",
         True,
         "mltr predict {run} PHOTOS",
     ),
     "explain": Command(
         "mltr.diagnosis.explain",
-        "where in a picture the evidence for a label lies",
+        "show where in a picture the evidence for a label lies",
         True,
         "mltr report {run}",
     ),
-    "convert": Command("mltr.weights.convert", "turn weights of CAT or Swin into a bundle"),
-    "resize": Command("mltr.weights.resize", "fit a bundle to another image or window size"),
-    "push": Command("mltr.export.hub", "upload a run with its card to the Hugging Face Hub"),
-    "results": Command("mltr.planning.results", "published figures beside those of our runs"),
-    "cache": Command("mltr.files.cache", "list or delete what is kept to be faster next time"),
+    "convert": Command("mltr.weights.convert", "convert weights of CAT or Swin to a bundle"),
+    "resize": Command("mltr.weights.resize", "adapt a bundle to another image or window size"),
+    "push": Command("mltr.export.hub", "upload a run and its model card to the Hugging Face Hub"),
+    "results": Command("mltr.planning.results", "list published figures beside those of our runs"),
+    "cache": Command("mltr.files.cache", "list or clear the caches"),
     "list": Command("mltr.network.listing", "list the networks"),
 }
 
@@ -371,10 +375,10 @@ def _give_up_stdout() -> None:
 ADVICE = {
     errno.ENOSPC: "free some space or write to another disk",
     errno.EDQUOT: "free some space or write to another disk",
-    errno.EROFS: "choose a place that can be written",
-    errno.EACCES: "ask for the right to it, or choose another place",
-    errno.EPERM: "ask for the right to it, or choose another place",
-    errno.EMFILE: "allow more open files by `ulimit -n`",
+    errno.EROFS: "choose a writable location",
+    errno.EACCES: "check its permissions, or choose another location",
+    errno.EPERM: "check its permissions, or choose another location",
+    errno.EMFILE: "allow more open files with `ulimit -n`",
     errno.ENFILE: "close other programs",
     errno.ENOMEM: "close other programs",
 }
@@ -408,6 +412,7 @@ def _usage() -> str:
         "",
         *(f"  {name:<10} {command.help}" for name, command in COMMANDS.items()),
         "",
-        "`mltr COMMAND --help` tells more; --debug shows tracebacks; --version the version.",
+        "`mltr COMMAND --help` explains a command; --debug shows tracebacks; --version prints the "
+        "version.",
     ]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """What a recipe may say. Each dataclass documents its fields, and bounds them by their types.
 
-Fields are reached by dotted names, in YAML and on the command line alike: ``data.root``,
+Fields have dotted names, in YAML and on the command line alike: ``data.root``,
 ``model.name``, ``train.epochs``. This module imports nothing heavy.
 """
 
@@ -66,10 +66,10 @@ class ScenesConfig:
 
 @dataclass
 class DataConfig:
-    """Where the photos and their labels are, and how the source is to be read."""
+    """Where the photos and their labels are, and how to read them."""
 
-    root: str = ""  #: folder, file, hf-datasets:OWNER/NAME, or address of shards
-    #: `auto` looks at the files under `root`
+    root: str = ""  #: folder, file, hf-datasets:OWNER/NAME, or URL of shards
+    #: `auto` detects it from the files under `root`
     format: Literal[
         "auto",
         "scenes",
@@ -85,23 +85,23 @@ class DataConfig:
     ] = "auto"
     labels: str = ""  #: table: the file, relative to `root`; huggingface: the column of labels
     images: str = ""  #: table: the folder, relative to `root`; huggingface: the column of images
-    classes: str = ""  #: table and sidecars: a file that names the classes, relative to `root`
-    missing: Literal["unknown", "negative"] = "unknown"  #: what a cell without an answer means
-    year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty finds the only one there
-    unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without any annotation
+    classes: str = ""  #: table and sidecars: file that lists the classes, relative to `root`
+    missing: Literal["unknown", "negative"] = "unknown"  #: meaning of an empty cell
+    year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty: the only one present
+    unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without annotations
     difficult: Literal["ignore", "negative", "positive"] = "ignore"  #: voc: difficult-only classes
     protocol: Literal["official", "labelled", "ratio_70_30"] = "official"  #: nuswide: which split
-    val_fraction: InnerShare = 0.1  #: share of the training part held out to choose the epoch
-    test_fraction: InnerShare = 0.2  #: share held out for the test, where there is no test split
-    split_seed: int = 0  #: seed of the held-out parts
-    max_broken: Share = 0.01  #: share of missing or unreadable images at which a run stops
-    #: processes that load images; 0: the main one does; -1: by the cores
+    val_fraction: InnerShare = 0.1  #: share of the training images held out to choose the epoch
+    test_fraction: InnerShare = 0.2  #: share held out for testing if the source has no test split
+    split_seed: int = 0  #: seed of the random splits
+    max_broken: Share = 0.01  #: a larger share of missing or unreadable images stops a run
+    #: processes that load images (0: the main process, -1: by cores)
     workers: Annotated[int, _at_least(-1)] = -1
-    base_size: Whole = 0  #: first squash each image to this side in pixels (0: keep its own size)
-    cache: bool = False  #: keep the squashed images of `base_size` in a memory-mapped file
-    cache_gb: Positive = 100.0  #: size of all such files together; those longest unused make room
-    shard_cache: str = ""  #: folder for shards from elsewhere (default: ~/.cache/mltr/shards)
-    shard_cache_gb: Positive = 100.0  #: its size; the shards longest unused make room
+    base_size: Whole = 0  #: first resize each image to a square of this side (0: original size)
+    cache: bool = False  #: keep the images of `base_size` in a memory-mapped file
+    cache_gb: Positive = 100.0  #: total size of these files; the least recently used are evicted
+    shard_cache: str = ""  #: folder for remote shards (default: ~/.cache/mltr/shards)
+    shard_cache_gb: Positive = 100.0  #: its size; the least recently used shards are evicted
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
 
     def __post_init__(self) -> None:
@@ -112,20 +112,20 @@ class DataConfig:
 
 @dataclass
 class AugmentConfig:
-    """How images become the network's input, and how those of training are varied."""
+    """How images become the network's input, and how training images are augmented."""
 
-    crop: Literal["squash", "random"] = "squash"  #: squash to the size, or random-resized crop
-    min_scale: ShareAbove0 = 0.5  #: random crop: least share of the image's area
-    flip: bool = True  #: mirror left and right with probability 0.5
-    jitter: ShareBelow1 = 0.0  #: greatest relative change of brightness, contrast and saturation
-    randaugment_ops: Whole = 2  #: RandAugment operations an image (0: off)
-    randaugment_magnitude: Magnitude = 9  #: RandAugment magnitude
+    crop: Literal["squash", "random"] = "squash"  #: squash to a square, or random-resized crop
+    min_scale: ShareAbove0 = 0.5  #: random crop: minimum share of the image's area
+    flip: bool = True  #: horizontal flip with probability 0.5
+    jitter: ShareBelow1 = 0.0  #: maximum relative change of brightness, contrast and saturation
+    randaugment_ops: Whole = 2  #: RandAugment operations per image (0: off)
+    randaugment_magnitude: Magnitude = 9  #: RandAugment magnitude, 0..30
     cutout: ShareBelow1 = 0.5  #: side of the erased square as a share of the image's side (0: off)
     erasing: Share = 0.0  #: probability that noise replaces a rectangle (random erasing)
-    repeats: Count = 1  #: times an image comes in a row, varied anew (repeated augmentation)
+    repeats: Count = 1  #: consecutive uses of an image, each augmented anew (1: off)
     mixup: NotNegative = 0.0  #: Beta parameter of mixup (0: off)
     cutmix: NotNegative = 0.0  #: Beta parameter of cutmix (0: off)
-    resize: Literal["squash", "crop"] = "squash"  #: whole image to a square, or timm's centre crop
+    resize: Literal["squash", "crop"] = "squash"  #: squash to a square, or timm's centre crop
     normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"  #: auto: as the weights
 
     def __post_init__(self) -> None:
@@ -134,17 +134,17 @@ class AugmentConfig:
 
 @dataclass
 class ModelConfig:
-    """Which network."""
+    """The network and the weights that it starts from."""
 
-    name: str = "mltr_nano"  #: a variant (`mltr list`), timm/NAME, or a timm network's hf-hub: name
-    image_size: Whole = 0  #: side in pixels that the network sees (0: its weights' or variant's)
-    drop_path: float | None = None  #: greatest stochastic-depth rate (null: the variant's own)
-    #: from the final map to logits.
+    name: str = "mltr_nano"  #: a variant (`mltr list`), timm/NAME, or hf-hub:OWNER/NAME of timm
+    image_size: Whole = 0  #: input side in pixels (0: that of the weights or the variant)
+    drop_path: float | None = None  #: maximum stochastic-depth rate (null: the variant's own)
+    #: how the final map becomes logits
     head: Literal["average", "csra", "query2label", "ml_decoder", "mltr"] = "average"
-    head_options: dict[str, Any] = field(default_factory=dict)  #: such as num_heads, lam, groups
-    overrides: dict[str, Any] = field(default_factory=dict)  #: further arguments of the network
+    head_options: dict[str, Any] = field(default_factory=dict)  #: e.g. num_heads, lam, groups
+    overrides: dict[str, Any] = field(default_factory=dict)  #: other arguments of the network
     #: weights to start from: `pretrained` (timm's own), FILE or FOLDER of a timm network, a bundle,
-    #: hf-hub:OWNER/NAME of either, cat:FILE or swin:NAME.
+    #: hf-hub:OWNER/NAME of either, cat:FILE or swin:NAME
     init: str = ""
 
     def __post_init__(self) -> None:
@@ -153,15 +153,15 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """Which loss; the gammas and the clip belong to `asl`, `gamma_neg` alone to `focal`."""
+    """The loss. `asl` uses both gammas and the clip, `focal` only `gamma_neg`."""
 
-    name: Literal["asl", "bce", "focal", "ce"] = "asl"  #: ce: one label an image, by softmax
+    name: Literal["asl", "bce", "focal", "ce"] = "asl"  #: ce: softmax, one label per image
     gamma_neg: NotNegative = 4.0  #: asl: focusing of negatives (focal: of all)
     gamma_pos: NotNegative = 0.0  #: asl: focusing of positives
     clip: ShareBelow1 = 0.05  #: asl: probability margin of negatives
     detach_focus: bool = True  #: asl: no gradient through the focusing weight
     label_smoothing: ShareBelow1 = 0.0  #: targets become t(1-s) + s/2 (ce: s/K)
-    reduction: Literal["sum", "mean"] = "sum"  #: sum over a batch (the field's recipe) or mean
+    reduction: Literal["sum", "mean"] = "sum"  #: over a batch; most published recipes use sum
 
     def __post_init__(self) -> None:
         _check_bounds("loss", self)
@@ -169,36 +169,36 @@ class LossConfig:
 
 @dataclass
 class TrainConfig:
-    """The loop: how long, how fast, from which seed."""
+    """The training loop: duration, learning rate, seed and checkpoints."""
 
-    epochs: Count = 40  #: times that all training images are gone through
-    stop_epoch: Whole = 0  #: end here, though the schedule is laid out for `epochs` (0: at its end)
-    seed: int = 0  #: of the weights, the order of the images and how they are varied
-    batch_size: Count = 64  #: images a batch, over all processes together
-    accumulation: Count = 1  #: batches an optimiser step
-    optimizer: Literal["adamw", "adam"] = "adamw"  #: how gradients become steps
+    epochs: Count = 40  #: passes over the training images
+    stop_epoch: Whole = 0  #: stop after this epoch of a schedule over `epochs` (0: don't)
+    seed: int = 0  #: seed of the weights, the order of images and their augmentation
+    batch_size: Count = 64  #: images per batch, over all processes
+    accumulation: Count = 1  #: batches per optimiser step
+    optimizer: Literal["adamw", "adam"] = "adamw"  #: the optimiser
     lr: Positive = 1e-3  #: highest learning rate
-    weight_decay: float = 0.05  #: not on biases, 1-D weights and position tables
-    layer_decay: ShareAbove0 = 1.0  #: factor on the learning rate a stage further from the head
-    schedule: Literal["onecycle", "cosine"] = "cosine"  #: course of the learning rate
-    warmup: ShareOfRun = 0.05  #: while the learning rate rises
-    clip_grad: NotNegative = 5.0  #: greatest norm of the gradient (0: off)
-    ema_decay: ShareBelow1 = 0.0  #: exponential moving average of the weights (0: off)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: bf16 where fast
-    grad_checkpointing: bool = False  #: less memory, more time
+    weight_decay: float = 0.05  #: not applied to biases, 1-D weights and position tables
+    layer_decay: ShareAbove0 = 1.0  #: learning-rate factor for each stage further from the head
+    schedule: Literal["onecycle", "cosine"] = "cosine"  #: learning-rate schedule
+    warmup: ShareOfRun = 0.05  #: share of the run in which the learning rate rises
+    clip_grad: NotNegative = 5.0  #: maximum norm of the gradient (0: off)
+    ema_decay: ShareBelow1 = 0.0  #: decay of the exponential moving average of the weights (0: off)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: bf16 if fast
+    grad_checkpointing: bool = False  #: recompute activations: less memory, more time
     patience: Whole = 0  #: stop after this many epochs without a better validation map (0: off)
-    eval_every: Count = 1  #: epochs between validations; the last is always validated
-    min_size: Whole = 0  #: pixels; image side at the first epoch, growing to the full (0: constant)
+    eval_every: Count = 1  #: epochs between validations; the last epoch is always validated
+    min_size: Whole = 0  #: image side in the first epoch, which grows to full size (0: constant)
     threads: Whole = 0  #: CPU threads of the main process (0: torch's default)
-    compile: bool = False  #: torch.compile the network
-    sharding: Literal["none", "fsdp"] = "none"  #: several processes: a whole network each, or parts
-    save_minutes: NotNegative = 10.0  #: greatest time between checkpoints (0: after every step)
-    keep: Count = 2  #: checkpoints kept, the latest ones; the best weights are kept besides
-    #: steps in a row left out for a bad loss or gradient before a run stops
+    compile: bool = False  #: compile the network with torch.compile
+    sharding: Literal["none", "fsdp"] = "none"  #: fsdp: shard over processes
+    save_minutes: NotNegative = 10.0  #: maximum time between checkpoints (0: after every step)
+    keep: Count = 2  #: latest checkpoints to keep, in addition to the best weights
+    #: consecutive skipped steps (bad loss or gradient) before a run stops
     max_bad_steps: Whole = 3
-    #: a loss so many times the usual one is bad, like nan (0: it isn't)
+    #: a loss this many times the usual one counts as bad (0: off)
     spike_factor: NotNegative = 20.0
-    timeout_s: Positive = 1800.0  #: after which a process that doesn't answer is given up
+    timeout_s: Positive = 1800.0  #: time after which an unresponsive process ends the run
 
     def __post_init__(self) -> None:
         _check_bounds("train", self)

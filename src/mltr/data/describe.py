@@ -1,4 +1,4 @@
-"""`mltr data`: what a source holds and what is wrong with it, before anyone trains on it."""
+"""`mltr data`: describe a source and find its faults before training on it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         metavar="SOURCE",
         nargs="+",
-        help="a folder or table, FORMAT:PATH where it can't be told, or `scenes`",
+        help="a folder or a table, FORMAT:PATH if the format is ambiguous, or `scenes`",
     )
     add_source_options(parser)
     parser.add_argument("--quick", action="store_true", help="don't open the images")
-    parser.add_argument("--out", metavar="FOLDER", help="write labels.png there, per source")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+    parser.add_argument("--out", metavar="FOLDER", help="folder for labels.png, one per source")
+    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON (- for stdout)")
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`mltr data get`: a public data set from its official address to where its reader expects it."""
+"""`mltr data get`: download a public data set to where its reader expects it."""
 
 from __future__ import annotations
 
@@ -124,18 +124,18 @@ DATA_SETS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("name", choices=sorted(DATA_SETS), help="which data set")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder that gets it")
+    parser.add_argument("name", choices=sorted(DATA_SETS), help="the data set")
+    parser.add_argument("--out", required=True, metavar="DIR", help="destination folder")
     parser.add_argument(
         "--mirror",
         metavar="URL",
-        help="take the archives from URL/FILE in place of the official address; they are checked "
-        "all the same",
+        help="download the archives from URL/FILE instead of the official site; they are verified "
+        "in the same way",
     )
     parser.add_argument(
         "--keep", action="store_true", help=f"keep the archives, in DIR/{DOWNLOADS}"
     )
-    parser.epilog = "Interrupted? Give the same command again: it goes on where it stopped."
+    parser.epilog = "After an interruption, repeat the command: it resumes where it stopped."
 
 
 def run(args: argparse.Namespace) -> int:

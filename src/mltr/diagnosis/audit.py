@@ -1,4 +1,4 @@
-"""`mltr audit`: labels that are likely missing or wrong, and pictures that are there twice."""
+"""`mltr audit`: find labels that are likely missing or wrong, and duplicate pictures."""
 
 from __future__ import annotations
 
@@ -44,17 +44,23 @@ FILES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; fields of the recipe's data are more."""
     parser.add_argument("places", metavar="RUN [SOURCE]", nargs="*", help=PLACES)
-    parser.add_argument("--run", metavar="RUN", help="the same, named; what else stands is SOURCE")
     parser.add_argument(
-        "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all three"
+        "--run", metavar="RUN", help="the run as an option; the positional argument is then SOURCE"
+    )
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        choices=SPLITS,
+        default=list(SPLITS),
+        help="splits to audit (default: all three)",
     )
     parser.add_argument(
         "--folds",
         type=int,
         default=0,
         metavar="N",
-        help="judge training images by N networks, each trained by the run's recipe on the other "
-        "images (default: logistic regressions on the run's features, which take seconds)",
+        help="score training images with N networks, each trained with the run's recipe on the "
+        "other images (default: logistic regressions on the run's features, which take seconds)",
     )
     parser.add_argument(
         "--top", type=int, metavar="N", help="list the N worst (default: the likely errors)"
@@ -64,19 +70,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--apply", type=int, metavar="K", help="accept the first K in corrected.csv"
     )
     accept.add_argument(
-        "--apply-above", type=float, metavar="SCORE", help="accept those listed from this score on"
+        "--apply-above",
+        type=float,
+        metavar="SCORE",
+        help="accept the listed ones with at least this score in corrected.csv",
     )
     accept.add_argument(
         "--review",
         metavar="ISSUES",
-        help="only write corrected.csv, by the column `label` of an issues.csv that you "
-        "have edited",
+        help="only write corrected.csv, from the column `label` of an issues.csv that you have "
+        "edited",
     )
     parser.add_argument(
-        "--no-duplicates", action="store_true", help="don't look for the same picture twice"
+        "--no-duplicates", action="store_true", help="don't look for duplicate pictures"
     )
-    parser.add_argument("--out", metavar="FOLDER", help="default: RUN/audit")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there (- for stdout)")
+    parser.add_argument("--out", metavar="FOLDER", help="output folder (default: RUN/audit)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON (- for stdout)")
     parser.epilog = (
         "Fields of a recipe say how SOURCE is read (--data.labels FILE), and how networks are "
         "trained (--folds 4 --train.epochs 20)."

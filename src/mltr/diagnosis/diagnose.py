@@ -1,8 +1,8 @@
-"""`mltr diagnose`: which of the paper's three problems a run has, and which of two runs has less.
+"""`mltr diagnose`: measure the paper's three problems in one run, or compare two runs.
 
-Small objects, similar objects, and objects guessed from their usual company; each figure with the
-images behind it and a 95% interval, from resampled images. What lies within noise isn't called a
-difference.
+The problems are small objects, similar objects, and objects guessed from their usual company. Each
+figure comes with the number of images behind it and a 95% interval from resampled images.
+Differences within noise are not reported as differences.
 """
 
 from __future__ import annotations
@@ -50,14 +50,19 @@ HEADLINES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run, or two to compare")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="one run, or two to compare")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--resamples", type=int, default=500, help="of the images (default: 500)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument(
-        "--out", metavar="FOLDER", help="write the confusion map and the offending pictures there"
+        "--resamples",
+        type=int,
+        default=500,
+        help="bootstrap resamples of the images (default: 500)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resamples (default: 0)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="folder for the confusion map and the pictures with errors"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON (- for stdout)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:

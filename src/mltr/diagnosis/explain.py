@@ -1,9 +1,9 @@
-"""`mltr explain`: where in a picture the evidence for a label lies.
+"""`mltr explain`: show where in a picture the evidence for a label lies.
 
-Two methods. `evidence`: with a pooled linear head, or CSRA's, the logit *is* a sum over places, and
-the map shows its terms, for and against; query heads show where each label's query looked.
-`rollout`: how the network's attentions pass on what they see (Abnar and Zuidema, arXiv 2005.00928),
-from the label's evidence in the last map back to the patches.
+There are two methods. `evidence`: with a pooled linear head or CSRA's, the logit *is* a sum over
+positions, and the map shows its terms, for and against; query heads show where each label's query
+attended. `rollout`: traces the attentions (Abnar and Zuidema, arXiv 2005.00928) from the label's
+evidence in the last map back to the patches.
 """
 
 from __future__ import annotations
@@ -313,22 +313,32 @@ def _summarise(cases: NDArray[np.float64], classes: Sequence[str]) -> dict[str, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", metavar="RUN", help="a training run, or a folder with weights")
-    parser.add_argument("images", metavar="IMAGE", nargs="*", help="images or folders of them")
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="images, or folders of images")
     parser.add_argument(
         "--label",
         action="append",
         metavar="NAME",
-        help="explain this one (repeatable); by default all at or above threshold",
+        help="label to explain (repeatable; default: all at or above their thresholds)",
     )
     parser.add_argument("--method", choices=METHODS, default="evidence")
     parser.add_argument(
-        "--out", metavar="FOLDER", default="explained", help="of the pictures (default: explained)"
+        "--out",
+        metavar="FOLDER",
+        default="explained",
+        help="folder for the pictures (default: explained)",
     )
-    parser.add_argument("--pointing", action="store_true", help="score the maps on the run's boxes")
+    parser.add_argument(
+        "--pointing", action="store_true", help="score the maps against the boxes of the run's data"
+    )
     parser.add_argument("--split", choices=("test", "val", "train"), default="test")
-    parser.add_argument("--limit", type=int, default=1000, help="images of --pointing")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=1000,
+        help="maximum number of images for --pointing (default: 1000)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON (- for stdout)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if available)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:

@@ -1,7 +1,7 @@
-"""`mltr calibrate`: thresholds for an aim and honest probabilities, fitted on held-out images.
+"""`mltr calibrate`: fit thresholds for an aim, and calibrated probabilities, on held-out images.
 
-They are fitted on the run's validation images, never on its test images, which only tell what was
-gained. Everything starts from the network's own scores, so repeating it changes nothing.
+They are fitted on the run's validation images, never on its test images, which only measure the
+gain. Fitting starts from the network's own scores, so repeating it changes nothing.
 """
 
 from __future__ import annotations
@@ -50,24 +50,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument(
-        "--aim", default="f1", metavar="AIM", help=f"of the thresholds (default: f1): {AIMS}"
+        "--aim", default="f1", metavar="AIM", help=f"aim of the thresholds (default: f1): {AIMS}"
     )
     parser.add_argument(
         "--scaling",
         choices=SCALING_CHOICES,
         default="temperature",
-        help="of the probabilities (default: temperature); platt also undoes a bias of each class",
+        help="calibration of the probabilities (default: temperature); platt also corrects the "
+        "bias of each class",
     )
     parser.add_argument(
         "--min-positives",
         type=int,
         default=10,
         metavar="N",
-        help="classes with fewer validation images get the shared threshold (default: 10)",
+        help="classes with fewer positive validation images use the shared threshold (default: 10)",
     )
-    parser.add_argument("--reset", action="store_true", help="remove what was stored before")
-    parser.add_argument("--out", metavar="FOLDER", help="of reliability.png (default: RUN)")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+    parser.add_argument(
+        "--reset", action="store_true", help="remove stored thresholds and calibration"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="folder for reliability.png (default: RUN)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON (- for stdout)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:

@@ -1,4 +1,4 @@
-"""`mltr evaluate`: every metric of a run under its protocol's name, a table, and curves."""
+"""`mltr evaluate`: every metric of a run, named after its protocol, a table, and curves."""
 
 from __future__ import annotations
 
@@ -41,11 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, or a bundle with --data.root")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test")
     parser.add_argument(
-        "--rerun", action="store_true", help="score the images again instead of reading the file"
+        "--rerun",
+        action="store_true",
+        help="score the images again instead of reading the stored predictions",
     )
-    parser.add_argument("--threshold", type=float, default=0.5, help="default: 0.5")
-    parser.add_argument("--out", metavar="FOLDER", help="of the curves (default: RUN)")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there (- for stdout)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="probability at which a label counts (default: 0.5)",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="folder for the curves (default: RUN)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON (- for stdout)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:

@@ -1,4 +1,4 @@
-"""`mltr export`: one file that runs elsewhere, checked against the network that it came from."""
+"""`mltr export`: write one file that runs elsewhere, verified against the original network."""
 
 from __future__ import annotations
 
@@ -461,21 +461,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["fp32", "fp16", "bf16", "int8"],
         default="fp32",
-        help="of the computation; int8 (ONNX) is calibrated on real images, bf16 is for torch",
+        help="precision of the computation; int8 (ONNX) is calibrated on real images, bf16 is for "
+        "torch",
     )
     add(
         "--input",
         choices=["uint8", "float32"],
         default="uint8",
-        help="what goes in: pixels [B, S, S, 3], which the file scales itself (default), or scaled "
+        help="input of the file: pixels [B, S, S, 3], which it scales itself (default), or scaled "
         "and normalised images [B, 3, S, S]",
     )
     add(
         "--images",
         metavar="FOLDER",
-        help="photos to check the file with (default: the run's validation images)",
+        help="photos to verify the file with (default: the run's validation images)",
     )
-    add("--overwrite", action="store_true", help="replace a file that is there")
+    add("--overwrite", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:

@@ -1,4 +1,4 @@
-"""`mltr push`: a run on the Hugging Face Hub, with its card and its test figures."""
+"""`mltr push`: upload a run to the Hugging Face Hub, with its model card and test figures."""
 
 from __future__ import annotations
 
@@ -115,12 +115,16 @@ def push_to_hub(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``mltr push``."""
     parser.add_argument("run", metavar="RUN", help="a training run, or a folder with weights")
-    parser.add_argument("repo_id", metavar="OWNER/NAME", help="of the repository on the Hub")
-    parser.add_argument("--licence", metavar="ID", help="such as apache-2.0 or cc-by-nc-4.0")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--message", default="Upload by mltr", help="of the commit")
+    parser.add_argument("repo_id", metavar="OWNER/NAME", help="the repository on the Hub")
     parser.add_argument(
-        "--dry-run", metavar="FOLDER", help="write what would be uploaded there, upload nothing"
+        "--licence", metavar="ID", help="licence, such as apache-2.0 or cc-by-nc-4.0"
+    )
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("--message", default="Upload by mltr", help="commit message")
+    parser.add_argument(
+        "--dry-run",
+        metavar="FOLDER",
+        help="write to this folder what would be uploaded, and upload nothing",
     )
 
 

@@ -1,7 +1,7 @@
-"""`mltr cache`: copies that can be made again, what they take, and how they are deleted.
+"""`mltr cache`: list or clear the caches of images and shards.
 
-A cache lies in a folder with a record of the files that it made, and deletes no others. Those
-unused for the longest time make room for new ones. Any number of processes may share one.
+A cache is a folder with a record of the files that it created, and deletes no others. The least
+recently used files are evicted first. Any number of processes can share a cache.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ KINDS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--clear", action="store_true", help="delete them")
+    parser.add_argument("--clear", action="store_true", help="delete the cached files")
     parser.add_argument(
-        "--folder", metavar="DIR", help="the cache in this folder (what data.shard_cache names)"
+        "--folder", metavar="DIR", help="a cache in another folder (the value of data.shard_cache)"
     )
 
 

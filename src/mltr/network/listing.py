@@ -1,4 +1,4 @@
-"""`mltr list`: the networks, with their sizes."""
+"""`mltr list`: the available networks and their sizes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--classes", type=int, default=80, help="outputs (default: 80)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there (- for stdout)")
+    parser.add_argument("--classes", type=int, default=80, help="number of classes (default: 80)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON (- for stdout)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`mltr plan`: what a recipe takes before it is run: memory, time and disk, and what to change."""
+"""`mltr plan`: the memory, time and disk space that a recipe needs, and what to change."""
 
 from __future__ import annotations
 
@@ -23,21 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; any field of a recipe is one more."""
     parser.add_argument("recipe", metavar="RECIPE", help="a name such as coco, or a YAML file")
     parser.add_argument(
-        "photos", metavar="PHOTOS", nargs="?", help="where they are: short for --data.root PHOTOS"
+        "photos", metavar="PHOTOS", nargs="?", help="the photos: short for --data.root PHOTOS"
     )
     parser.add_argument(
         "--gpus",
         metavar="N x DEVICE",
-        help="such as 8xH200, A100-80GB, or cpu and cuda for this machine's, whose speed is "
-        "measured (default: cuda if there is one, else cpu)",
+        help="such as 8xH200 or A100-80GB; cpu and cuda are this machine's own, whose speed is "
+        "measured (default: cuda if available, else cpu)",
     )
     parser.add_argument(
-        "--images", type=int, metavar="N", help="training images, where the data isn't here"
+        "--images",
+        type=int,
+        metavar="N",
+        help="number of training images, if the data isn't available",
     )
-    parser.add_argument("--classes", type=int, metavar="K", help="the same for classes")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there (- for stdout)")
+    parser.add_argument(
+        "--classes", type=int, metavar="K", help="number of classes, if the data isn't available"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON (- for stdout)")
     parser.epilog = (
-        "The data needn't be there: numbers of images of the public sets are known, others are "
+        "The data isn't needed: the image counts of the public data sets are known, others are "
         "given by --images. Any field of the recipe can be changed, as in mltr train."
     )
 

@@ -1,7 +1,7 @@
-"""`mltr results`: published figures, ours beside them, and what has not been run and why.
+"""`mltr results`: published figures, our own beside them, and what has not been run and why.
 
-A run counts for a published row only if it is that row's recipe: same data, protocol, network,
-size and training, on all the images. One that deviates is listed with what differs.
+A run counts for a published row only if it used that row's recipe: the same data, protocol,
+network, size and training, on all the images. Runs that deviate are listed with the differences.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ from mltr.planning.published import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, none or more")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders (none or more)")
     parser.add_argument(
         "--gpus",
         nargs="+",
         default=[],
         metavar="N x DEVICE",
-        help="plan each row for these, such as 1xH200 8xH200 (takes a minute or two)",
+        help="plan each row for these devices, such as 1xH200 8xH200 (takes a minute or two)",
     )
-    parser.add_argument("--out", metavar="FILE", help="write Markdown there in place of stdout")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there (- for stdout)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="write Markdown to this file instead of stdout"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON (- for stdout)")
 
 
 def run(args: argparse.Namespace) -> int:

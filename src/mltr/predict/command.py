@@ -1,4 +1,4 @@
-"""`mltr predict`: name what is in photos, be they seven or seven million."""
+"""`mltr predict`: predict labels for any number of photos."""
 
 from __future__ import annotations
 
@@ -90,56 +90,61 @@ class _Tally:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``mltr predict``."""
     add = parser.add_argument
-    add("bundle", metavar="RUN", help="a run, a folder with weights, or a file by `mltr export`")
+    add(
+        "bundle",
+        metavar="RUN",
+        help="a run, a folder with weights, or a file written by `mltr export`",
+    )
     add(
         "paths",
         metavar="PATH",
         nargs="+",
-        help="an image, a folder (with those below), a quoted pattern, a Parquet table of images "
-        "or paths, shards by `mltr shard`, or - for a list on stdin",
+        help="an image, a folder (searched recursively), a quoted pattern, a Parquet table of "
+        "images or paths, shards written by `mltr shard`, or - for a list on stdin",
     )
-    add("--out", metavar="FILE", help="write the results here, over what is there (- for stdout)")
+    add("--out", metavar="FILE", help="write the results to this file, replacing it (- for stdout)")
     add(
         "--format",
         choices=["table", *dict.fromkeys(FORMATS.values())],
-        help=f"of the results; by default by the ending of --out ({', '.join(FORMATS)}), else a "
-        "table on a terminal and JSON lines in a pipe",
+        help=f"format of the results; default: by the extension of --out ({', '.join(FORMATS)}), "
+        "else a table on a terminal and JSON lines in a pipe",
     )
     add("--json", metavar="FILE", help="short for --format jsonl --out FILE")
     add(
         "--sidecars",
         action="store_true",
-        help="write the labels of photo.jpg to photo.txt beside it, separated by commas; a file "
-        "that is already there is kept",
+        help="write the labels of photo.jpg to photo.txt beside it, separated by commas; existing "
+        "files are kept",
     )
     add(
         "--xmp",
         action="store_true",
-        help="add the labels to the keywords in photo.jpg.xmp beside photo.jpg; what else is "
-        "there is kept",
+        help="add the labels to the keywords in photo.jpg.xmp beside photo.jpg; its other content "
+        "is kept",
     )
     add(
         "--xmp-naming",
         choices=NAMINGS,
         default=NAMINGS[0],
-        help=f"how the file of --xmp is called: {NAMINGS[0]} as digiKam, darktable and most others "
+        help=f"file name for --xmp: {NAMINGS[0]} as digiKam, darktable and most others "
         f"expect (the default), or {NAMINGS[1]} as Lightroom does",
     )
     add(
         "--overwrite",
         action="store_true",
-        help="start anew: predict again for what is done, and let --sidecars replace files",
+        help="start from the beginning: predict every image again, and let --sidecars replace "
+        "files",
     )
     add(
         "--follow-links",
         action="store_true",
-        help="where a file to write is a link, write where it leads (by default it is refused)",
+        help="write through links to their targets (default: refuse them)",
     )
     add("--sheet", metavar="FILE", help=f"draw the first {SHEET_PICTURES} images with their labels")
     add(
         "--threshold",
         type=float,
-        help=f"least probability of a label (default: the run's own, or {DEFAULT_THRESHOLD})",
+        help=f"minimum probability of a label (default: the run's own, or {DEFAULT_THRESHOLD})",
     )
     add(
         "--top",
@@ -147,23 +152,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="the K best labels, whatever their probability unless --threshold is given",
     )
-    for name, what in (("--only", "no classes but these"), ("--exclude", "all classes but these")):
+    for name, what in (("--only", "only these classes"), ("--exclude", "all classes except these")):
         add(name, action="append", default=[], metavar="CLASS,...", help=what)
-    add("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    add("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: 32)")
     add("--workers", type=int, metavar="N", help="threads that open images")
-    add("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator if available)")
     add(
         "--engine",
         choices=["local", "ray"],
         default="local",
-        help="ray: the network in several processes, one of which may die; on the cluster that "
-        "RAY_ADDRESS names, else on this machine (default: local)",
+        help="ray: run the network in several processes that may fail; on the cluster at "
+        "RAY_ADDRESS, else on this machine (default: local)",
     )
     add(
         "--replicas",
         type=int,
         metavar="N",
-        help="processes with --engine ray (default: one for each GPU, or for each two cores)",
+        help="processes with --engine ray (default: one per GPU, or one per two cores)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`mltr serve`: an HTTP API and a page that name what is in photos."""
+"""`mltr serve`: predictions over an HTTP API and a web page."""
 
 from __future__ import annotations
 
@@ -35,43 +35,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     add("bundle", metavar="RUN", help="a training run, or a folder with weights")
-    add("--host", default=HOST, help="address to listen on (default: this machine alone)")
+    add("--host", default=HOST, help="address to listen on (default: only this machine)")
     add(
         "--port",
         type=int,
         default=DEFAULT_PORT,
-        help=f"default: {DEFAULT_PORT}; 0 finds a free one",
+        help=f"default: {DEFAULT_PORT}; 0 picks a free port",
     )
     add(
         "--keys",
         metavar="FILE",
-        help=f"API keys, one a line, of which each request has to bring one; also {KEYS_VARIABLE}",
+        help="file of API keys, one per line; each request must have one of them; also "
+        f"{KEYS_VARIABLE}",
     )
     add(
         "--cors",
         metavar="ORIGIN",
         action="append",
         default=[],
-        help="let pages of another site, such as https://photos.example, call the API (repeatable)",
+        help="allow pages of another site, such as https://photos.example, to call the API "
+        "(repeatable)",
     )
     add(
         "--allow-host",
         metavar="NAME",
         action="append",
         default=[],
-        help="a name that browsers may reach the server by, such as photos.example, beside "
-        "localhost, addresses and what --host says (repeatable)",
+        help="also accept this host name, such as photos.example; IP addresses, localhost and "
+        "--host are always accepted (repeatable)",
     )
-    add("--json", metavar="FILE", help="write the address there (- for stdout)")
-    add("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
+    add("--json", metavar="FILE", help="write the address as JSON (- for stdout)")
+    add("--device", help="cpu, cuda, ... (default: an accelerator if available)")
     add(
         "--engine",
         choices=["local", "ray"],
         default="local",
-        help="ray: the network in replicas, which lose nothing when they die; on the cluster that "
-        "RAY_ADDRESS names, else on this machine (default: local)",
+        help="ray: run the network in replicas, so that requests survive the death of one; on the "
+        "cluster at RAY_ADDRESS, else on this machine (default: local)",
     )
-    add("--replicas", type=int, metavar="N", help="of the network, with --engine ray (default: 1)")
+    add(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="replicas of the network with --engine ray (default: 1)",
+    )
     for limit in limits():
         add(
             f"--{limit.name.replace('_', '-')}",

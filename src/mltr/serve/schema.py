@@ -30,9 +30,11 @@ class Label(BaseModel):
 class Result(BaseModel):
     """What was found in one image, or why it can't be read."""
 
-    name: Annotated[str, Field(description="of the file, as it was sent")]
+    name: Annotated[str, Field(description="name of the file, as sent")]
     labels: Annotated[list[Label] | None, Field(description="best first")] = None
-    error: Annotated[str | None, Field(description="stands in the place of labels")] = None
+    error: Annotated[
+        str | None, Field(description="set instead of `labels` if the image can't be read")
+    ] = None
 
 
 class Results(BaseModel):
@@ -46,14 +48,16 @@ class LabelInfo(BaseModel):
     """A label that the network knows."""
 
     label: str
-    threshold: Annotated[float, Field(description="least probability at which it is named")]
+    threshold: Annotated[
+        float, Field(description="minimum probability at which the label is predicted")
+    ]
 
 
 class ModelInfo(BaseModel):
     """What the network knows, and what the server allows."""
 
     model: str
-    image_size: Annotated[int, Field(description="side of the square it sees, in pixels")]
+    image_size: Annotated[int, Field(description="side of the network's square input, in pixels")]
     explains: Annotated[bool, Field(description="whether there are heat maps")]
     limits: dict[str, int | float]
     labels: list[LabelInfo]
@@ -66,7 +70,7 @@ class HeatMap(BaseModel):
     label: str
     prob: Annotated[float, Field(ge=0, le=1)]
     logit: float
-    is_exact: Annotated[bool, Field(description="the cells add up to the logit, less a bias")]
+    is_exact: Annotated[bool, Field(description="the cells sum to the logit minus a bias")]
     cells: Annotated[list[list[float]], Field(description="rows from the top")]
 
 
@@ -136,12 +140,14 @@ Top = Annotated[
 ]
 Threshold = Annotated[
     float | None,
-    Query(ge=0, le=1, description="least probability of a label (default: the model's own)"),
+    Query(ge=0, le=1, description="minimum probability of a label (default: the model's own)"),
 ]
-LabelName = Annotated[str | None, Query(description="what to explain (default: the most probable)")]
+LabelName = Annotated[
+    str | None, Query(description="label to explain (default: the most probable)")
+]
 Method = Annotated[
     Literal["evidence", "rollout"],
-    Query(description="evidence: the terms of the logit; rollout: what the attentions passed on"),
+    Query(description="evidence: the terms of the logit; rollout: traced through the attentions"),
 ]
 Form = Annotated[
     Literal["overlay", "grid"],

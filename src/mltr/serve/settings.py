@@ -1,4 +1,4 @@
-"""What a server allows: sizes, times, keys. Every field is checked when it is set."""
+"""The limits, timeouts and keys of a server. Every field is checked when it is set."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ def _limit(default: float, help: str) -> Any:
 class Settings:
     """Limits of a server, and who may use it."""
 
-    name: str = "mltr"  #: of the model, as the page shows it
+    name: str = "mltr"  #: name of the model on the page
     max_files: int = _limit(32, "images in one request")
     max_body_mb: float = _limit(32, "size of one request, in megabytes")
     max_megapixels: float = _limit(64, "size of one image, in millions of pixels")
     max_decoded_mb: float = _limit(
-        1000, "what the images of one request unpack to, and what decoding may take at a time"
+        1000, "decoded size of the images of one request, and of all images being decoded"
     )
-    max_held_mb: float = _limit(256, "size of all requests held at a time, in megabytes")
-    max_queue: int = _limit(128, "images accepted and not answered yet; beyond it 503")
-    max_batch: int = _limit(32, "images that go through the network together")
-    max_wait_ms: float = _limit(5, "time that an image waits for others of its batch")
-    network_threads: int = _limit(1, "batches that go through the network at a time")
-    max_connections: int = _limit(1000, "open at a time; beyond it the longest idle one is closed")
-    head_timeout_s: float = _limit(10, "time for the head of a request; beyond it 408")
-    body_timeout_s: float = _limit(30, "time for sending one request; beyond it 408")
-    timeout_s: float = _limit(30, "time from a whole request to its answer; beyond it 504")
-    keys: tuple[str, ...] = ()  #: of which a request has to bring one; none: open to all
+    max_held_mb: float = _limit(256, "total size of the requests held at a time, in megabytes")
+    max_queue: int = _limit(128, "images accepted and not yet answered; beyond it 503")
+    max_batch: int = _limit(32, "images per batch of the network")
+    max_wait_ms: float = _limit(5, "milliseconds that an image waits for others of its batch")
+    network_threads: int = _limit(1, "batches in the network at a time")
+    max_connections: int = _limit(
+        1000, "open connections; beyond it the one idle longest is closed"
+    )
+    head_timeout_s: float = _limit(10, "seconds to receive the head of a request; beyond it 408")
+    body_timeout_s: float = _limit(30, "seconds to receive one request; beyond it 408")
+    timeout_s: float = _limit(30, "seconds from a complete request to its response; beyond it 504")
+    keys: tuple[str, ...] = ()  #: each request must have one of these; empty: open to all
     cors_origins: tuple[str, ...] = ()  #: other sites whose pages may call the API
-    hosts: tuple[str, ...] = ()  #: names that requests may call this server by; none: any
+    hosts: tuple[str, ...] = ()  #: accepted host names; empty: any
 
     def __post_init__(self) -> None:
         for limit in limits():

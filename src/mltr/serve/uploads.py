@@ -85,7 +85,7 @@ class JsonImage(BaseModel):
             description="the image file in base64", json_schema_extra={"contentEncoding": "base64"}
         ),
     ]
-    name: Annotated[str, Field(description="comes back with the result")] = ""
+    name: Annotated[str, Field(description="returned with the result")] = ""
 
 
 class JsonImages(BaseModel):

@@ -1,9 +1,9 @@
-"""`mltr pretrain`: learn from photos without labels, by guessing what is hidden of them.
+"""`mltr pretrain`: train on photos without labels, by reconstructing masked parts.
 
-Masked image modelling in the manner of SimMIM (arXiv 2111.09886): random cells of an image are
-hidden, the network sees a learned token in their place, and one linear layer guesses their pixels
-from the final map; the loss is the absolute error of the hidden pixels. A cell has the side of one
-pixel of the final map.
+This is masked image modelling like SimMIM (arXiv 2111.09886): random cells of an image are masked,
+the network sees a learned token in their place, and one linear layer predicts their pixels from the
+final map. The loss is the absolute error of the masked pixels. A cell is as large as one pixel of
+the final map.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ add_arguments = train.add_arguments
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Pretrain by a recipe."""
+    """Pretrain from a recipe."""
     return train.run_recipe(args, overrides, pretrain)
 
 
 def pretrain(
     config: Config, folder: RunFolder, *, resume: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
-    """Pretrain on the images of a source; their labels, if any, are not looked at.
+    """Pretrain on the images of a source; their labels, if any, are ignored.
 
     The folder becomes a bundle without classes, for `model.init` of a training. Returns what
     metrics.json holds. Raises `MltrError` like `train`, and `UsageError` for a network that is no

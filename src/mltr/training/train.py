@@ -1,4 +1,4 @@
-"""`mltr train`: from a recipe to a run folder with a bundle and test figures."""
+"""`mltr train`: train a network from a recipe; the run folder holds a bundle and test figures."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe", metavar="RECIPE", help="a name such as scenes_nano, or a YAML file"
     )
     parser.add_argument(
-        "photos", metavar="PHOTOS", nargs="?", help="where they are: short for --data.root PHOTOS"
+        "photos", metavar="PHOTOS", nargs="?", help="the photos: short for --data.root PHOTOS"
     )
-    parser.add_argument("--out", metavar="RUN", help="the run's folder (default: runs/NAME-TIME)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--out", metavar="RUN", help="the run folder (default: runs/NAME-TIME)")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted run")
     parser.add_argument(
         "--auto-resume",
         action="store_true",
-        help="resume if there is something to, else start: for jobs that are started again",
+        help="resume if there is a checkpoint, else start; for jobs that are restarted",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a run in that folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
     parser.add_argument(
-        "--json", metavar="FILE", help="write the test figures there (- for stdout)"
+        "--json", metavar="FILE", help="write the test figures as JSON (- for stdout)"
     )
     parser.epilog = (
         "Any field of the recipe can be changed: --data.root DIR --model.name timm/resnet18 "

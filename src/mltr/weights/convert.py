@@ -1,10 +1,10 @@
-"""`mltr convert`: other people's weights in this network, and a report of what came from where.
+"""`mltr convert`: load weights of other projects, with a report of what came from where.
 
-Two public families fit its blocks: CAT (arXiv 2106.05786), the sibling of MlTr, whose blocks are
-the same; and Swin (arXiv 2103.14030), whose blocks without their shift are pixel blocks. Where the
-network has more blocks than the file, the file's are spread evenly, from the first to the last,
-and those between start as identity, their output projections zero; where it has fewer, as many
-are taken, spread evenly over the file's.
+Two public families fit MlTr's blocks: CAT (arXiv 2106.05786), its sibling, whose blocks are the
+same; and Swin (arXiv 2103.14030), whose blocks without their shift are pixel blocks. If the network
+has more blocks than the file, the file's blocks are spread evenly, from first to last, and the
+blocks between them start as identity (their output projections are zero). If it has fewer, that
+many of the file's blocks are selected, evenly spaced.
 """
 
 from __future__ import annotations
@@ -377,17 +377,17 @@ def read_source(family: str, source: str) -> Tensors:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``mltr convert``."""
-    parser.add_argument("family", choices=sorted(LOADERS), help="whose weights they are")
+    parser.add_argument("family", choices=sorted(LOADERS), help="origin of the weights")
     parser.add_argument(
-        "source", metavar="SOURCE", help="a .pth or .safetensors file, or timm's name of a Swin"
+        "source", metavar="SOURCE", help="a .pth or .safetensors file, or timm's name for a Swin"
     )
     parser.add_argument(
         "--variant",
         metavar="NAME",
-        help="see `mltr list` (default for CAT: the network that the file is of)",
+        help="variant, see `mltr list` (default for CAT: the variant of the file)",
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the bundle goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle in that folder")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the bundle")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
 
 
 def run(args: argparse.Namespace) -> int:

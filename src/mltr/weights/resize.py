@@ -1,4 +1,4 @@
-"""`mltr resize`: a bundle for another image or window size."""
+"""`mltr resize`: adapt a bundle to another image or window size."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def _resized_by_timm(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``mltr resize``."""
     parser.add_argument("bundle", metavar="RUN", help="a training run, or a folder with weights")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images")
-    parser.add_argument("--window-size", type=int, metavar="W", help="side of the windows")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the new bundle goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle in that folder")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="new side of the images")
+    parser.add_argument("--window-size", type=int, metavar="W", help="new side of the windows")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the new bundle")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
 
 
 def run(args: argparse.Namespace) -> int:
