@@ -53,6 +53,9 @@ SHA256 = re.compile("[0-9a-f]{64}")
 GIVEN_UP_S = 120.0  #: until a file that couldn't be had is tried again
 
 
+# -- files, here or elsewhere --------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """A file of a set, as the index describes it."""
@@ -184,6 +187,9 @@ class _Opened:
 @lru_cache(OPEN_FILES)
 def _open(store: ShardStore, file: StoredFile) -> _Opened:
     return _Opened(os.open(store.path(file), os.O_RDONLY))
+
+
+# -- images, records, and a split of them --------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,6 +372,9 @@ class ShardSplit(Split):
         self._ahead = set(needed)
 
 
+# -- the index -----------------------------------------------------------------------------------
+
+
 def is_address(root: str) -> bool:
     """Whether a source lies elsewhere: http://..., s3://... and the like."""
     return "://" in root
@@ -435,6 +444,9 @@ def _parse_index(path: Path) -> Index:
             f"{path} isn't an index that `mltr shard` wrote: {repr(error)[:200]}"
         ) from error
     return Index(tuple(index["classes"]), splits)
+
+
+# -- opening a set -------------------------------------------------------------------------------
 
 
 def read_shards(config: DataConfig) -> Splits:

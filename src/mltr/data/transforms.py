@@ -128,7 +128,6 @@ def erase(planes: Planes, rng: np.random.Generator) -> Planes:
         height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < height < H and 0 < width < W:
             top, left = int(rng.integers(H - height + 1)), int(rng.integers(W - width + 1))
-            planes = planes if planes.flags.writeable else planes.copy()
             noise = rng.integers(256, size=(3, height, width), dtype=np.uint8)
             planes[:, top : top + height, left : left + width] = noise
             return planes
