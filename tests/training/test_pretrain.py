@@ -148,6 +148,19 @@ def test_an_interrupted_pretraining_goes_on_to_the_same_weights(
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_the_first_weights_are_kept_however_great_their_loss(tmp_path: Path) -> None:
+    """Black and white lie two deviations from the mean, so that a guess of grey is off by two."""
+    for index in range(12):
+        picture = Image.new("L", (40, 40), 255 * (index % 2)).convert("RGB")
+        picture.save(write_image(tmp_path / "photos" / f"{index}.png"))
+    out, figures = tmp_path / "out", tmp_path / "figures.json"
+    options = [*QUICK, *IMAGES, "--augment.normalize", "imagenet", "--train.lr", "1e-12"]
+    arguments = ["pretrain", "pretrain", "--data.root", str(tmp_path / "photos"), *options]
+    assert main([*arguments, "--out", str(out), "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["val_loss"] > 1
+    assert (out / "model.safetensors").is_file()
+
+
 def test_test_images_of_a_labelled_source_are_never_seen(photos: Path) -> None:
     config = DataConfig(root=str(photos), format="class_folders")
     splits = open_images(config)

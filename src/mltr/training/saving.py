@@ -65,7 +65,8 @@ class Saver:
         progress = self.run.progress
         before = replace(progress)
         for index, score in enumerate(goodness):
-            if not score <= progress.best_map:  # nan, without positives: the latest is kept
+            # nan, without positives: the latest is kept
+            if progress.best_epoch < 0 or not score <= progress.best_map:
                 progress.best_map, progress.best_epoch = score, progress.epoch
                 progress.best_is_average = index == 1
         if progress.best_epoch != progress.epoch:
