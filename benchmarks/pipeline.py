@@ -6,6 +6,7 @@ The peer is what ASL (arXiv 2009.14119) and its many descendants do: Pillow open
 squash to the size, cutout, RandAugment (torchvision's, of the same strength), ToTensor. Ours does
 the same by the recipe `coco`, and mirrors half of the images besides. Both take turns, batch by
 batch, in one process and one thread, until the batch of float32 is there; then in worker processes.
+At last our way takes turns with itself, torchvision's RandAugment in the place of ours.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -30,6 +33,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from mltr.config.recipe import find_recipe, load_recipe
 from mltr.config.schema import AugmentConfig
@@ -37,7 +41,7 @@ from mltr.data import ImageDataset, Preprocess, Record, Split, colours, find_ima
 from mltr.data.images import open_image, open_reduced
 from mltr.data.loading import _pack
 from mltr.data.preprocess import squash
-from mltr.data.transforms import cut_out, resize, to_floats
+from mltr.data.transforms import Planes, TrainTransform, cut_out, resize, to_floats
 from mltr.files.cache import Cache
 from mltr.files.writing import write_figures
 from mltr.machine.memory import keep_freed_memory
@@ -79,6 +83,8 @@ def main() -> None:
         figures: dict[str, Any] = {"about": about, "one thread": compare(ways, args)}
         for workers in args.workers:
             figures[f"{workers} workers"] = compare_workers(ways, args, workers)
+        for name in ("MlTr", "MlTr, cached"):
+            figures[f"RandAugment: {name}"] = compare(with_torchvision(ways[name]), args)
     figures["ms per image"] = stages(paths, args.side, augment)
     if args.out:
         write_figures(args.out, figures)
@@ -127,13 +133,40 @@ class CutoutPIL:
         return image
 
 
+class TorchvisionTransform(TrainTransform):
+    """Training's own, with torchvision's RandAugment in the place of ours."""
+
+    def __init__(self, augment: AugmentConfig, on: str) -> None:
+        super().__init__(replace(augment, randaugment_ops=0))
+        self.rand_augment = v2.RandAugment(
+            augment.randaugment_ops, augment.randaugment_magnitude, fill=[128] * 3
+        )
+        self.on = on
+
+    def __call__(self, *args: Any) -> Planes:
+        planes = super().__call__(*args)
+        if self.on == "tensors":
+            return self.rand_augment(torch.from_numpy(planes)).numpy()
+        image = self.rand_augment(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def with_torchvision(dataset: ImageDataset) -> dict[str, ImageDataset]:
+    """Return the same images varied by our RandAugment and by torchvision's."""
+    ways = {"ours": dataset}
+    for on in ("tensors", "Pillow images"):
+        ways[f"torchvision's on {on}"] = other = copy(dataset)
+        other.transform = TorchvisionTransform(dataset.transform.augment, on)
+    return ways
+
+
 # -- comparing ---------------------------------------------------------------------------------
 
 
 def compare(ways: dict[str, Dataset[Any]], args: argparse.Namespace) -> dict[str, Any]:
-    """Time batches of each way in turns, in this thread."""
+    """Time batches of each way in turns, in this thread; rates are relative to the first one's."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    count = len(ways["ASL"]) // args.batch_size  # type: ignore[arg-type]
+    count = len(next(iter(ways.values()))) // args.batch_size  # type: ignore[arg-type]
     for number in range(-1, count * args.rounds):
         start = number % count * args.batch_size
         for name, dataset in ways.items():
@@ -198,16 +231,17 @@ def _seconds_of_workers(loader: Any) -> float:
 
 def summarise(title: str, seconds: dict[str, list[float]], images: int) -> dict[str, Any]:
     rows = {}
+    first, peers = next(iter(seconds.items()))
     for name, own in seconds.items():
-        ratios = [peer / mine for peer, mine in zip(seconds["ASL"], own, strict=True)]
+        ratios = [peer / mine for peer, mine in zip(peers, own, strict=True)]
         rates = [images / time for time in own]
         rows[name] = {
             "images_per_s": median(rates), "images_per_s_range": [min(rates), max(rates)],
             "ratio": median(ratios), "ratio_range": [min(ratios), max(ratios)],
         }  # fmt: skip
         print(
-            f"{title:<12} {name:<14} {median(rates):7.0f} images/s "
-            f"({min(rates):.0f}..{max(rates):.0f})   {median(ratios):.2f} times ASL "
+            f"{title:<12} {name:<30} {median(rates):7.0f} images/s "
+            f"({min(rates):.0f}..{max(rates):.0f})   {median(ratios):.2f} times {first} "
             f"({min(ratios):.2f}..{max(ratios):.2f})",
             flush=True,
         )
