@@ -97,7 +97,7 @@ def top_accuracy(probs: Array, targets: Array, k: int = 1) -> float:
     """
     probs, targets, _ = _checked(probs, targets, 0.5)
     if not is_single_label(targets):
-        raise ValueError("top-k accuracy is of targets with exactly one label an image")
+        raise ValueError("top-k accuracy needs targets with exactly one label per image")
     hits = images = 0
     rows_at_a_time = max(1, _BLOCK_CELLS // probs.shape[1])
     for start in range(0, len(probs), rows_at_a_time):
@@ -313,7 +313,7 @@ def _checked(
     probs, targets = _as_numpy(probs), _as_numpy(targets)
     if probs.ndim != 2 or probs.shape != targets.shape or 0 in probs.shape:
         raise ValueError(
-            f"probs {probs.shape} and targets {targets.shape} must be of one shape [N, K], "
+            f"probs {probs.shape} and targets {targets.shape} must have the same shape [N, K], "
             "with at least one image and one class"
         )
     if not np.issubdtype(probs.dtype, np.floating):
@@ -328,6 +328,6 @@ def _checked(
         raise ValueError(f"targets of {_first(blocks, fits)} must be 1, 0 or -1 (unknown)")
     thresholds = np.asarray(threshold, dtype=np.float64)
     if thresholds.shape not in ((), (probs.shape[1],)):
-        raise ValueError(f"threshold {thresholds.shape} must be one number or one a class")
+        raise ValueError(f"threshold {thresholds.shape} must be one number or one per class")
     # Compare in the scores' own precision: float32 0.8 is at the threshold 0.8.
     return probs, targets, np.broadcast_to(thresholds.astype(probs.dtype), probs.shape[1])

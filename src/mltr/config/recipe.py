@@ -84,7 +84,7 @@ def with_photos(photos: str | None, overrides: Sequence[str]) -> list[str]:
         return list(overrides)
     for override in overrides:
         if override.startswith("--data.root="):
-            raise UsageError(f"{photos} and {override} both say where the photos are: keep one")
+            raise UsageError(f"{photos} and {override} both give the photos: use one of them")
     return [f"--data.root={photos}", *overrides]
 
 
@@ -99,12 +99,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         loader = yaml.SafeLoader(path.read_text("utf-8"))
         root = loader.get_single_node()
         if _count_values(root, {}) > MAX_VALUES:
-            raise UsageError(
-                f"{path}: more than {MAX_VALUES:,} values, with its aliases written out"
-            )
+            raise UsageError(f"{path}: more than {MAX_VALUES:,} values after expanding its aliases")
         content: Any = loader.construct_document(root) if root else None
     except RecursionError as error:
-        raise UsageError(f"{path}: nested too deeply, or within itself") from error
+        raise UsageError(f"{path}: nested too deeply, or contains itself") from error
     except (yaml.YAMLError, ValueError) as error:  # such as a thirteenth month
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -113,7 +111,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     sections = content.values() if isinstance(content, dict) else [content]
     if not all(isinstance(section, dict) for section in sections):
-        raise UsageError(f"{path}: a recipe has sections with keys, such as train: {{epochs: 3}}")
+        raise UsageError(
+            f"{path}: a recipe consists of sections with keys, such as train: {{epochs: 3}}"
+        )
     return dict(content)
 
 

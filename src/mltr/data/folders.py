@@ -68,5 +68,5 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
         for image in find_images(root / name):
             records.append(Record(image, image.relative_to(root).as_posix(), labels))
     if not records:
-        raise MltrError(f"{root}: no folders of images in it")
+        raise MltrError(f"{root}: it contains no folders of images")
     return Split(tuple(classes), records)

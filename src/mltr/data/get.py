@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     """Fetch, check and unpack each archive that isn't there yet."""
     chosen, out = DATA_SETS[args.name], Path(args.out)
     if not get(chosen, out, args.mirror, keep=args.keep):
-        print(f"unpacked before: to fetch it anew, delete {out / DOWNLOADS}")
+        print(f"already unpacked; to download it again, delete {out / DOWNLOADS}")
     print(
         f"{args.name} is in {out}. Look at it, then train:\n"
         f"  mltr data {out} --year {chosen.year} --quick\n"
@@ -197,7 +197,7 @@ def _check_room(folder: Path, archives: list[Archive], keep: bool) -> None:
     if needed > free:
         raise MltrError(
             f"{folder.parent}: needs about {needed / 1e9:.1f} GB and the disk has "
-            f"{free / 1e9:.1f} GB left: choose another --out, or make room"
+            f"{free / 1e9:.1f} GB left: choose another --out, or free some space"
         )
 
 

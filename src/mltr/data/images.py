@@ -185,7 +185,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     # A text is no number, and a billion times itself in Python.
     tile = int(tags.get(TIFF_TILE_WIDTH, 0)) * int(tags.get(TIFF_TILE_LENGTH, 0))
     if tile > max_pixels:  # the decoder makes room for a whole tile, however small the image
-        raise BrokenImage(f"{name}: a tile of more pixels than the limit of {max_pixels:,}")
+        raise BrokenImage(f"{name}: a tile with more pixels than the limit of {max_pixels:,}")
 
 
 def _check_scans(file: IO[bytes], name: str) -> None:

@@ -250,8 +250,8 @@ class BatchLoader:
             if not self.loader.num_workers:
                 raise
             raise MltrError(
-                f"processes that load images can't be started ({error.strerror or error}): free "
-                f"some of {SHARED_MEMORY} and of memory, or set data.workers to 0"
+                f"data workers can't be started ({error.strerror or error}): free some memory and "
+                f"some of {SHARED_MEMORY}, or set data.workers to 0"
             ) from error
         return map(self._receive, parcels)
 
@@ -360,7 +360,7 @@ class SquashCache:
         size = math.prod(self.shape)
         if size > cache.limit:
             raise MltrError(
-                f"{size / 1e9:.3g} GB of squashed images are more than data.cache_gb "
+                f"{size / 1e9:.3g} GB of squashed images exceed data.cache_gb "
                 f"{cache.limit / 1e9:g}: raise it, or set data.cache to false"
             )
         name = f"squashed-{side}-{_fingerprint(split, side)}.u8"
@@ -375,7 +375,7 @@ class SquashCache:
             reason = getattr(error, "strerror", None) or error
             raise MltrError(
                 f"{cache.folder}: can't keep {size / 1e6:,.0f} MB of squashed images there "
-                f"({reason}); make room, or set data.cache to false"
+                f"({reason}); free some space, or set data.cache to false"
             ) from error
         self.errors: dict[int, str] = errors or {}
         self._pixels: NDArray[np.uint8] | None = None
@@ -408,7 +408,7 @@ class SquashCache:
 
     def _fill(self, split: Split, path: Path) -> None:
         """Decode every image."""
-        log.info("decoding %d images once, into %s", len(split), path)
+        log.info("decoding %d images once, to %s", len(split), path)
         part, side = part_of(path), self.shape[1]
         errors: dict[int, str] = {}
 

@@ -183,7 +183,7 @@ class Splits:
             wrong = np.flatnonzero(split.positives.sum(axis=1) != 1)
             if len(wrong):
                 raise UsageError(
-                    "loss.name ce needs one label an image; with none or several: "
+                    "loss.name ce needs one label per image; with none or several: "
                     f"{len(wrong)} of {counted(len(split), f'{split.name} image')}, e.g. "
                     f"{split[int(wrong[0])].name}: use asl or bce"
                 )

@@ -42,7 +42,9 @@ def open_splits(config: DataConfig) -> Splits:
     """
     form = _find_format(config)
     if form == "images":
-        raise UsageError("data.format images has no labels: it is for mltr pretrain and mltr shard")
+        raise UsageError(
+            "data.format images has no labels: use it with mltr pretrain and mltr shard only"
+        )
     if form == "scenes":
         from mltr.data.scenes import read_scenes
 
@@ -73,18 +75,18 @@ def check_classes(config: DataConfig, train: Split) -> None:
     if not negatives.all():
         unknown = (positives + negatives < len(train))[negatives == 0].any()
         way_out = (
-            "if an empty cell means no, say so by --data.missing negative"
+            "if an empty cell means no, set --data.missing negative"
             if unknown
             else "add images without them, or leave these classes out"
         )
         raise MltrError(
-            f"no training image is known to be without: {named(negatives == 0)}; a network would "
-            f"learn to say yes to every picture: {way_out}"
+            f"no training image is a known negative for: {named(negatives == 0)}; a network would "
+            f"learn to predict them for every picture: {way_out}"
         )
     if not positives.all() and _find_format(config) not in WITH_OWN_CLASSES:
         raise MltrError(
-            f"no training image has: {named(positives == 0)}; add images with them, or leave these "
-            "classes out"
+            f"no training image has: {named(positives == 0)}; add images that do, or leave out "
+            "these classes"
         )
 
 
@@ -118,7 +120,9 @@ def _find_format(config: DataConfig) -> str:
     if config.format in ("images", "scenes"):
         return config.format
     if not config.root:
-        raise UsageError("data.root is not set: say where the photos are by --data.root FOLDER")
+        raise UsageError(
+            "data.root is not set: give the folder of the photos with --data.root FOLDER"
+        )
     if config.root.startswith(PREFIX):
         return "huggingface"
     if is_address(config.root):
@@ -126,8 +130,8 @@ def _find_format(config: DataConfig) -> str:
     root = Path(config.root)
     if not root.exists():
         raise MltrError(
-            f"data.root {root}: no such file or folder; if it has moved, say where it is now by "
-            "--data.root NEW"
+            f"data.root {root}: no such file or folder; if it has moved, give the new location "
+            "with --data.root NEW"
         )
     return detect_format(root) if config.format == "auto" else config.format
 
@@ -185,10 +189,10 @@ def detect_format(root: str | Path) -> str:
     if _has_sidecars(root):
         return "sidecars"
     raise UsageError(
-        f"{root}: can't tell what it holds. Looked for annotations/instances_*.json (COCO), "
-        "VOC2007 or VOC2012, Concepts81.txt (NUS-WIDE), a .csv or .parquet table, photos with .txt "
-        "files of tags, folders of images named by class, shards, and a data set saved by Hugging "
-        "Face datasets; say which by data.format"
+        f"{root}: unknown format. Looked for annotations/instances_*.json (COCO), VOC2007 or "
+        "VOC2012, Concepts81.txt (NUS-WIDE), a .csv or .parquet table, photos with .txt files of "
+        "tags, folders of images named by class, shards, and a data set saved by Hugging Face "
+        "datasets; set data.format"
     )
 
 
@@ -269,7 +273,9 @@ def _choose_table(root: Path, labels: str) -> Path:
     tables = _tables(root)
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "none"
-        raise UsageError(f"{root}: which table has the labels? Say by data.labels; found: {found}")
+        raise UsageError(
+            f"{root}: several tables: set data.labels to the one with the labels; found: {found}"
+        )
     return tables[0]
 
 
@@ -352,8 +358,8 @@ def _check_number(number: int, names: Sequence[str], config: DataConfig) -> None
     if not suffices(number):
         shares = " and ".join(f"data.{name} {getattr(config, name):g}" for name in names)
         raise MltrError(
-            f"{counted(number, 'image')} can't be divided by {shares}: that takes at least "
-            f"{next(filter(suffices, count(1)))} images; add more, or raise these shares"
+            f"{counted(number, 'image')} can't be split with {shares}: at least "
+            f"{next(filter(suffices, count(1)))} images are needed; add more, or raise these shares"
         )
 
 

@@ -39,11 +39,11 @@ MANY_CLASSES = 40  #: names along a matrix from here on would be too small to re
 HEADLINES = {
     "ap_small": ("AP of small objects", False),
     "ap_large": ("AP of large objects", False),
-    "size_gap": ("AP of large less AP of small", True),
+    "size_gap": ("AP of large minus small objects", True),
     "recall_small": ("recall of small objects", False),
-    "mean_confusion": ("false positives where a look-alike is, excess", True),
-    "recall_gap": ("recall with the usual company less recall without", True),
-    "company_excess": ("false positives of absent company, excess", True),
+    "mean_confusion": ("excess false positives with a similar object", True),
+    "recall_gap": ("recall with minus without the usual company", True),
+    "company_excess": ("excess false positives of absent company", True),
 }
 
 
@@ -71,9 +71,9 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     from mltr.files.writing import write_figures
 
     if len(args.runs) > 2:
-        raise UsageError(f"one run or two, not {len(args.runs)}")
+        raise UsageError(f"give one run or two, not {len(args.runs)}")
     if args.resamples < 20:
-        raise UsageError(f"--resamples {args.resamples}: at least 20 make an interval")
+        raise UsageError(f"--resamples {args.resamples}: an interval needs at least 20")
     console = Console(quiet=args.json == "-")
     subjects = [Subject.open(folder, args.split, overrides) for folder in args.runs]
     if len(subjects) == 2:
@@ -114,8 +114,8 @@ class Subject:
         chosen = opened.split(split)
         if predictions.images != tuple(record.name for record in chosen):
             raise MltrError(
-                f"{opened.path}: its saved scores are of other images than the data has now; name "
-                "the data anew, by --data.root DIR, and its images are scored again"
+                f"{opened.path}: its saved predictions are for other images than the data has now; "
+                "give the data with --data.root DIR to score its images again"
             )
         return cls(
             predictions, chosen, opened.splits.train.targets, _thresholds(opened), _edges(opened)
@@ -256,12 +256,13 @@ def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0
     if a.classes != b.classes or sorted(rows_of_b) != list(range(len(b.images))):
         raise MltrError(
             f"the runs can't be compared: {len(a.images)} images of {len(a.classes)} classes and "
-            f"{len(b.images)} of {len(b.classes)}, and not the same; choose both from one source"
+            f"{len(b.images)} of {len(b.classes)}, and they differ; choose two runs on the same "
+            "source"
         )
     targets = b.targets[rows_of_b]
     corrected = int((a.targets != targets).sum())
     if corrected:
-        log.info("%d labels of theirs differ: those of the second run count for both", corrected)
+        log.info("%d of their labels differ: those of the second run are used for both", corrected)
     first.predictions = replace(a, targets=targets)
     second.predictions = replace(a, targets=targets, probs=b.probs[rows_of_b])
     second.split = first.split
@@ -341,7 +342,7 @@ def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[st
 def _print_sizes(console: Console, sizes: dict[str, Any] | None) -> None:
     console.print("[bold]1. Small objects[/]")
     if sizes is None:
-        console.print("The source has no boxes, so sizes aren't known.\n")
+        console.print("The source has no boxes, so object sizes are unknown.\n")
         return
     low, high = sizes["edges"]
     console.print(f"small: below {low:.0f} pixels, large: from {high:.0f} ({sizes['edges_from']})")
@@ -354,13 +355,15 @@ def _print_sizes(console: Console, sizes: dict[str, Any] | None) -> None:
     if sizes["gap"] is None:
         console.print(f"No class has {MIN_IMAGES} images with small and with large objects.\n")
         return
-    verdict = "Small objects are found less well" if sizes["is_told"] else "No difference told"
+    verdict = (
+        "Small objects are recognised worse" if sizes["is_told"] else "No significant difference"
+    )
     if sizes["is_told"] and sizes["gap"]["value"] < 0:
-        verdict = "Small objects are found better"
+        verdict = "Small objects are recognised better"
     console.print(f"{verdict}: AP {percent(sizes['gap'], True)} from small to large.")
     worst = _worst_sizes(sizes)
     if worst:
-        console.print(f"Most so: {worst}.")
+        console.print(f"Largest differences: {worst}.")
     console.print()
 
 
@@ -375,9 +378,12 @@ def _worst_sizes(sizes: dict[str, Any]) -> str:
 
 
 def _print_confusions(console: Console, found: dict[str, Any]) -> None:
-    console.print("[bold]2. Similar objects[/]: b seen where only a is; pairs that seldom meet")
+    console.print(
+        "[bold]2. Similar objects[/]: b predicted where only a is present; pairs that rarely occur "
+        "together"
+    )
     if not found["pairs"]:
-        console.print(f"No pair of classes seldom meets and has {MIN_IMAGES} images.\n")
+        console.print(f"No pair of classes rarely occurs together and has {MIN_IMAGES} images.\n")
         return
     rows = [
         (f"{pair['a']} → {pair['b']}", share(pair["where_a"]), share(pair["elsewhere"]),
@@ -385,21 +391,21 @@ def _print_confusions(console: Console, found: dict[str, Any]) -> None:
          "yes" if pair["is_told"] else "no")
         for pair in found["pairs"][:SHOWN]
     ]  # fmt: skip
-    _table(console, ("a → b", "where a is", "elsewhere", "excess", "images", "told"), rows)
+    _table(console, ("a → b", "with a", "elsewhere", "excess", "images", "significant"), rows)
     mean = percent(found["mean_excess"], True)
     told = sum(pair["is_told"] for pair in found["pairs"])
-    verdict = f"{told} told" if told else "None told"
-    console.print(f"{verdict}: beyond chance, all pairs considered. Mean excess: {mean}.")
+    verdict = f"{told or 'None'} significant"
+    console.print(f"{verdict}, corrected for the number of pairs. Mean excess: {mean}.")
     for name, entry in found["against_look_alikes"].items():
         others = ", ".join(entry["look_alikes"])
-        console.print(f"AP of {name} against {others} alone: {percent(entry['ap'])}")
+        console.print(f"AP of {name} against only {others}: {percent(entry['ap'])}")
     console.print()
 
 
 def _print_company(console: Console, found: dict[str, Any]) -> None:
-    console.print("[bold]3. Usual company[/]: b usually is where a is (in training)")
+    console.print("[bold]3. Usual company[/]: b usually occurs with a (in training)")
     if not found["pairs"]:
-        console.print("No class has a usual companion.")
+        console.print("No class usually occurs with another.")
         return
     rows = [
         (f"{pair['a']}, {pair['b']}", f"{100 * pair['conditional']:.0f}",
@@ -409,12 +415,12 @@ def _print_company(console: Console, found: dict[str, Any]) -> None:
          percent(pair["excess"], True))
         for pair in found["pairs"][:SHOWN]
     ]  # fmt: skip
-    headings = ("a, b", "P(b|a)", "recall of a", "gap", "absent b seen", "excess")
+    headings = ("a, b", "P(b|a)", "recall of a", "gap", "absent b predicted", "excess")
     _table(console, headings, rows)
-    console.print("Recall of a: with b / without. Absent b seen: where a is / where neither is.")
+    console.print("Recall of a: with b / without. Absent b predicted: with a / with neither.")
     for words, key in (
-        ("recall of a, with its company less without", "mean_recall_gap"),
-        ("absent b seen where a is, less elsewhere", "mean_excess"),
+        ("recall of a, with b minus without", "mean_recall_gap"),
+        ("absent b predicted, with a minus with neither", "mean_excess"),
     ):
         figure = found[key]
         if figure is not None:
@@ -426,14 +432,14 @@ def _print_comparison(console: Console, runs: Sequence[str], figures: dict[str, 
     names = [Path(name).name for name in runs]
     console.print(
         f"first: [bold]{names[0]}[/], second: [bold]{names[1]}[/]; the same {figures['images']} "
-        "images, resampled in pairs; in %, with 95% intervals"
+        "images, paired resamples; in %, with 95% intervals"
     )
     rows = [
         (HEADLINES[name][0], percent(row["first"]), percent(row["second"]),
          percent(row["difference"], True), row["better"])
         for name, row in figures["headlines"].items()
     ]  # fmt: skip
-    _table(console, ("measure", "first", "second", "second less first", "better"), rows)
+    _table(console, ("measure", "first", "second", "second minus first", "better"), rows)
     if not rows:
         console.print("Nothing could be measured on both.")
 

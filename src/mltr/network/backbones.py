@@ -70,8 +70,8 @@ def to_maps(backbone: nn.Module, features: Tensor) -> Tensor:
         if grid is not None:
             return tokens.reshape(len(tokens), *grid, -1)
     raise UsageError(
-        f"{type(backbone).__name__} gives features of shape {list(features.shape)}, which are no "
-        "map of the image; use head average, which is its own"
+        f"{type(backbone).__name__} returns features of shape {list(features.shape)}, which is not "
+        "a map of the image; use head average, its own head"
     )
 
 
@@ -103,7 +103,7 @@ def create_timm(
         overrides["img_size"] = image_size
     keeps_own = head == "average"
     if keeps_own and head_options:
-        raise UsageError(f"head average has no options, and was given {dict(head_options)}")
+        raise UsageError(f"head average has no options, but was given {dict(head_options)}")
     try:
         model: nn.Module = timm.create_model(
             name, num_classes=num_classes if keeps_own else 0, **overrides

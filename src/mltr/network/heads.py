@@ -175,7 +175,9 @@ class QueryHead(nn.Module):
         if dim % num_heads:
             raise UsageError(f"query head: dim={dim} must be a multiple of num_heads={num_heads}")
         if groups < 0 or num_layers < 1 or encoder_layers < 0:
-            raise UsageError("query head: groups >= 0, num_layers >= 1, encoder_layers >= 0")
+            raise UsageError(
+                "query head: groups must be >= 0, num_layers >= 1 and encoder_layers >= 0"
+            )
         self.num_classes = num_classes
         self.positions = positions
         self.num_queries = min(groups or num_classes, num_classes)

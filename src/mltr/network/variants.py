@@ -43,7 +43,9 @@ class Variant:
             if not isinstance(numbers, tuple) or not all(isinstance(n, int) for n in numbers):
                 raise UsageError(f"{name}={numbers!r} must be a list of whole numbers")
         if len(self.depths) == 0 or min(self.depths) < 0:
-            raise UsageError(f"depths={self.depths}: one number (0 or more) for each stage")
+            raise UsageError(
+                f"depths={self.depths} must have one number (0 or more) for each stage"
+            )
         if self.embed_dim < 1 or self.embed_dim % self.head_dim:
             raise UsageError(
                 f"embed_dim={self.embed_dim} must be a multiple of head_dim={self.head_dim}"
@@ -54,12 +56,12 @@ class Variant:
             raise UsageError(f"image_size={self.image_size} must be positive")
         if any(self.conv_depths[len(self.depths) :]):
             raise UsageError(
-                f"conv_depths={self.conv_depths} names more stages than depths={self.depths}"
+                f"conv_depths={self.conv_depths} has more stages than depths={self.depths}"
             )
         if not 0 <= self.drop_path < 1:
             raise UsageError(f"drop_path={self.drop_path} must lie in [0, 1)")
         if self.attention not in ("both", "pixel", "cross"):
-            raise UsageError(f"attention={self.attention!r}: one of both, pixel, cross")
+            raise UsageError(f"attention={self.attention!r} must be one of both, pixel, cross")
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -60,7 +60,7 @@ class OnnxNetwork:
             logits: Floats = self.session.run([OUTPUT], inputs, options)[0]
         except Exception as error:  # its errors have no base of their own
             if options.terminate:
-                raise MltrError(f"{self.path} gives no answer within {limit_s:g} s") from error
+                raise MltrError(f"{self.path} returns no result within {limit_s:g} s") from error
             raise MltrError(f"{self.path} fails in onnxruntime: {first_line(error)}") from error
         finally:
             watch.cancel()
@@ -135,7 +135,7 @@ def load_onnx(
     logits = network(np.zeros((1, *shape), kind))
     if logits.shape != (1, len(config["classes"])):
         raise MltrError(
-            f"{path} gives {list(logits.shape)} values for an image, not one for each of its "
+            f"{path} returns {list(logits.shape)} values for an image, not one for each of its "
             f"{len(config['classes'])} classes; export the run again"
         )
     if not np.isfinite(logits).all():
@@ -149,10 +149,10 @@ def _choose_providers(ort: Any, device: str | None) -> list[Any]:
     if kind == "cuda" and not has_cuda:
         raise UsageError(
             f"device {device!r} can't be used: this onnxruntime has no CUDA; "
-            "pip install onnxruntime-gpu, or take cpu"
+            "pip install onnxruntime-gpu, or use cpu"
         )
     if kind not in ("", "cpu", "cuda") or (number and not number.isdecimal()):
-        raise UsageError(f"device {device!r} is none of onnxruntime's; cpu, cuda or cuda:N")
+        raise UsageError(f"device {device!r} is not one of onnxruntime's: use cpu, cuda or cuda:N")
     if has_cuda and kind != "cpu":
         cuda = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
         return [cuda, "CPUExecutionProvider"]
@@ -193,7 +193,9 @@ def _check_file(path: str | Path) -> None:
 
 def _read_config(text: str | None, path: str | Path) -> dict[str, Any]:
     if not text:
-        raise MltrError(f"{path} has no labels in it: it isn't by `mltr export`; export the run")
+        raise MltrError(
+            f"{path} contains no labels, so it wasn't written by `mltr export`; export the run"
+        )
     config = parse_config(text, Path(path))
     export = config.get("export")
     if not isinstance(export, dict) or export.get("input") not in ("uint8", "float32"):

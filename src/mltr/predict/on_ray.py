@@ -152,7 +152,11 @@ def on_cluster(
         starting = [tagger.is_ready.remote() for tagger in taggers]
         _, late = ray.wait(starting, num_returns=len(starting), timeout=START_S)
         if late:
-            log.warning("%d of %d processes wait for room on the cluster", len(late), part.count)
+            log.warning(
+                "%d of %d processes are waiting for free resources on the cluster",
+                len(late),
+                part.count,
+            )
         for reference in starting:
             cluster._get(reference)
         yield cluster

@@ -132,7 +132,9 @@ class Predictor:
     @property
     def _torch_network(self) -> TorchNetwork:
         if not hasattr(self.network, "model"):
-            raise UsageError("an exported network only predicts: use the run that it came from")
+            raise UsageError(
+                "an exported network can only predict: use the run that it was exported from"
+            )
         return cast("TorchNetwork", self.network)
 
     def predict_batch(self, pixels: Pixels) -> list[Prediction]:
@@ -177,8 +179,8 @@ def to_image(source: Any) -> Image.Image:
             source.size and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4)))
         ):
             raise BrokenImage(
-                f"array of {source.dtype} {list(source.shape)}: expected uint8 of [height, width, "
-                "3] or [height, width]"
+                f"array of {source.dtype} {list(source.shape)}: expected uint8 with shape [height, "
+                "width, 3] or [height, width]"
             )
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):

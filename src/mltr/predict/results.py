@@ -247,7 +247,7 @@ def with_errors(rows: Iterable[Row], path: Path) -> Iterator[Row]:
             yield row
         if not _is_ours(path):
             if count:
-                log.warning("%s is no list of errors of ours: it stays as it is", path)
+                log.warning("%s is not a list of errors written by mltr: it is kept", path)
             return
         if not count:
             path.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def set_labels(content: bytes, labels: Sequence[str]) -> bytes:
     rdf = root if root.tag == f"{{{RDF}}}RDF" else root.find(f"{{{RDF}}}RDF")
     description = None if rdf is None else rdf.find(DESCRIPTION)
     if rdf is None or description is None:
-        raise MltrError("no XMP: it has no rdf:Description")
+        raise MltrError("not XMP: it has no rdf:Description")
     labels = [_FORBIDDEN.sub("\ufffd", label) for label in labels]
     subject, own = _find_list(rdf, SUBJECT), _find_list(rdf, LABELS)
     present, ours = _texts(subject), _texts(own)
@@ -92,9 +92,9 @@ def _parse(content: bytes) -> _Element:
             content, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
         )
     except etree.XMLSyntaxError as error:
-        raise MltrError(f"no XMP: {error}") from error
+        raise MltrError(f"not XMP: {error}") from error
     if root.getroottree().docinfo.doctype:
-        raise MltrError("no XMP: it has a document type")
+        raise MltrError("not XMP: it has a document type")
     return root
 
 

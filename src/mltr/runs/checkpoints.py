@@ -96,11 +96,13 @@ class States:
                 if not damage:
                     found = path.name
                     break
-                log.warning("%s; deleted, going back to the one before", damage)
+                log.warning("%s; deleted it and going back to the one before", damage)
                 shutil.rmtree(path, ignore_errors=True)
         found = self.processes.from_main(found)
         if not found:
-            self.processes.fail(f"{self.folder} holds no sound checkpoint: start by --overwrite")
+            self.processes.fail(
+                f"{self.folder} holds no valid checkpoint: start again with --overwrite"
+            )
         return found
 
     def _damage(self, path: Path) -> str:

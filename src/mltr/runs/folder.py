@@ -131,7 +131,7 @@ class RunFolder:
             raise MltrError(f"{self.splits} can't be read: {error}") from error
         classes = list(splits.train.classes)
         if before.get("classes", classes) != classes:
-            self._refuse(f"with other classes or another order of them: {_told(before['classes'])}")
+            self._refuse(f"with other classes, or in another order: {_told(before['classes'])}")
         # First, as other labels may divide the same images otherwise.
         sums = {split.name: split.label_sums() for split in splits}
         sizes = {split.name: split.file_sizes() for split in splits}
@@ -151,7 +151,7 @@ class RunFolder:
 
     def _refuse(self, difference: str) -> NoReturn:
         raise MltrError(
-            f"{self.path} was started {difference}. Restore what it was, or start anew by "
+            f"{self.path} was started {difference}. Restore the original data, or start again with "
             "--overwrite"
         )
 
@@ -181,7 +181,7 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
     """
     folder = RunFolder(path)
     if resume and overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite deletes it: choose one")
+        raise UsageError("--resume continues a run and --overwrite deletes it: choose one")
     if resume:
         if folder.metrics.is_file():
             raise UsageError(f"{folder.path} is finished; see {folder.metrics}")
@@ -193,8 +193,8 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
         return folder
     if folder.holds_a_run() and not overwrite:
         raise UsageError(
-            f"{path} holds a run already: go on with it by --resume, replace it by "
-            "--overwrite, or choose another --out"
+            f"{path} already holds a run: continue it with --resume, replace it with --overwrite, "
+            "or choose another --out"
         )
     return folder
 
@@ -212,7 +212,7 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
     if changed:
         raise UsageError(
             f"{folder.path} was started with another recipe: {'; '.join(changed)}. "
-            f"Resume by: mltr train {folder.recipe} --out {folder.path} --resume"
+            f"Resume with: mltr train {folder.recipe} --out {folder.path} --resume"
         )
 
 

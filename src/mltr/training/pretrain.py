@@ -117,14 +117,16 @@ class Pretrainer(Trainer):
     def _build_model(self) -> nn.Module:
         network = build_model(self.config.model, 0, self.image_size)
         if not isinstance(network, MlTr):
-            raise UsageError(f"{self.config.model.name} can't be pretrained: only MlTr's variants")
+            raise UsageError(
+                f"{self.config.model.name} can't be pretrained: only MlTr's variants can"
+            )
         model = MaskedImageModel(network)
         if self.image_size % model.stride:
             raise UsageError(
                 f"model.image_size {self.image_size} must be a multiple of {model.stride}"
             )
         if self.config.train.min_size:
-            raise UsageError("train.min_size: images of a pretraining don't grow; leave it at 0")
+            raise UsageError("train.min_size: image size is constant in pretraining; leave it at 0")
         return model
 
     @property
@@ -217,7 +219,7 @@ class Pretrainer(Trainer):
         self._write_bundle(model, pretraining=figures)
         write_json(self.folder.metrics, figures)
         if not quiet:
-            print(f"{self.folder.path}: pretrained, {PICTURE_FILE} shows what it guesses")
+            print(f"{self.folder.path}: pretrained; {PICTURE_FILE} shows reconstructions")
         self._tell_the_end()
         return figures
 

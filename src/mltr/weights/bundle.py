@@ -96,7 +96,9 @@ def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
 def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
     """Raise `UsageError` if weights lie in `folder` and may not be overwritten."""
     if (Path(folder) / WEIGHTS_FILE).exists() and not overwrite:
-        raise UsageError(f"{folder} holds weights already: choose another --out, or --overwrite")
+        raise UsageError(
+            f"{folder} already holds weights: choose another --out, or use --overwrite"
+        )
 
 
 def save_bundle(
@@ -175,7 +177,7 @@ def _crc32(tensors: Mapping[str, Tensor]) -> int:
 def _check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        raise MltrError(f"{subject} hold NaN or infinity in {_first_few(bad)}")
+        raise MltrError(f"{subject} contain NaN or infinity in {_first_few(bad)}")
 
 
 def _first_few(names: Sequence[str]) -> str:
@@ -260,8 +262,8 @@ def _check_folder(folder: Path) -> None:
     if missing:
         hint = ""
         if (folder / "config.yaml").is_file():
-            hint = "; a run has them once it has ended, or Ctrl-C stopped it after a validation"
-        raise MltrError(f"{folder} holds no {' and no '.join(missing)}; expected {expected}{hint}")
+            hint = "; a run has them once it has ended, or was stopped by Ctrl-C after a validation"
+        raise MltrError(f"{folder} has no {' and no '.join(missing)}; expected {expected}{hint}")
 
 
 @contextmanager

@@ -86,17 +86,17 @@ def parse_config(text: str, path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise MltrError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise MltrError(f"{path} must hold a JSON object, not {type(config).__name__}")
+        raise MltrError(f"{path} must contain a JSON object, not {type(config).__name__}")
     version = config.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise MltrError(
-            f"{path} has format_version {version}, and this mltr {__version__} reads up to "
+            f"{path} has format_version {version}, but this mltr {__version__} reads at most "
             f"{FORMAT_VERSION}: it was saved by a newer mltr ({config.get('mltr_version', '?')}); "
             "upgrade mltr"
         )
     for key in REQUIRED_KEYS:
         if key not in config:
-            raise MltrError(f"{path} lacks the key {key!r}{did_you_mean(key, config)}")
+            raise MltrError(f"{path} has no key {key!r}{did_you_mean(key, config)}")
     problem = _config_problem(config)
     if problem:
         raise MltrError(f"{path}: {problem}")
