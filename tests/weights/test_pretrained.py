@@ -371,7 +371,7 @@ def test_what_a_folder_is_of_is_told(tmp_path: Path) -> None:
     write_folder(folder, "test_vit")
     told = refused(name="timm/test_resnet", init=str(folder))
     assert (
-        "weights of timm/test_vit, not of timm/test_resnet: say --model.name timm/test_vit" in told
+        "weights of timm/test_vit, not of timm/test_resnet: use --model.name timm/test_vit" in told
     )
     (folder / "config.json").write_text('{"model_type": "bert"}')
     assert "names no timm network" in refused(name="timm/test_vit", init=str(folder))
@@ -379,10 +379,8 @@ def test_what_a_folder_is_of_is_told(tmp_path: Path) -> None:
     assert "can't be read as JSON" in refused(name="timm/test_vit", init=str(folder))
     (folder / "config.json").unlink()
     told = refused(name="timm/test_vit", init=str(folder))
-    assert (
-        f"give the network and the file: --model.name timm/NAME --model.init {folder}/model.safetensors"
-        in told
-    )
+    options = f"--model.name timm/NAME --model.init {folder}/model.safetensors"
+    assert f"give the network and the file: {options}" in told
     (folder / "model.safetensors").unlink()
     assert "holds no model.safetensors" in refused(name="timm/test_vit", init=str(folder))
 

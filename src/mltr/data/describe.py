@@ -251,9 +251,10 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
     if report["classes_without_negatives"]:
         names = ", ".join(report["classes_without_negatives"])
         console.print(
-            f"NO TRAINING IMAGE IS A KNOWN NEGATIVE FOR: {names}\nmltr train refuses such a source: "
-            "a network would learn to predict these classes for every picture. If an empty cell "
-            "means no, use --missing negative here and --data.missing negative there.",
+            f"NO TRAINING IMAGE IS A KNOWN NEGATIVE FOR: {names}\n"
+            "mltr train refuses such a source: a network would learn to predict these classes for "
+            "every picture. If an empty cell means no, use --missing negative here and "
+            "--data.missing negative there.",
             markup=False, style="bold red",
         )  # fmt: skip
     if "broken" not in report:
