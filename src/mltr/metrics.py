@@ -1,18 +1,20 @@
-"""The field's metrics, each protocol by its name. Functions of arrays; nothing is kept.
+"""The standard metrics, each protocol under its own name, as stateless functions of arrays.
 
-Shapes: probs [N, K] in 0..1 and targets [N, K] in {1, 0, -1 = unknown}, numpy or torch. An unknown
-cell counts neither way anywhere. Work goes by blocks of classes or images, a few at a time in
-threads, so the memory needed beyond the inputs is some hundred MB, whatever N and K.
+Shapes: probs [N, K] in 0..1 and targets [N, K] in {1, 0, -1 = unknown}, numpy or torch. Unknown
+labels are ignored everywhere. Blocks of classes or images are processed in threads, a few at a
+time, so the memory beyond the inputs is a few hundred MB, whatever N and K.
 
-Conventions, where the field has several (see the table in the documentation):
+Conventions where several are in use (see the table in the documentation):
 
-* ``map`` is the macro mean of non-interpolated average precision; tied scores are one threshold,
-  as in scikit-learn and torchmetrics. ``map_voc2010`` makes the precision monotone from the right.
-* A class without a positive has no average precision, recall or F1: it is left out of every macro
+* ``map`` is the macro mean of non-interpolated average precision; tied scores are one threshold, as
+  in scikit-learn and torchmetrics. ``map_voc2010`` makes the precision monotone from the right.
+* * A class without positives has no average precision, recall or F1: it is left out of every macro
   mean, and `per_class` shows it as nan with a support of 0.
-* A score at or above the threshold counts as predicted. A class never predicted has precision 0.
+* A score at or above the threshold counts as predicted. A class that is never predicted has
+  precision 0.
 * ``cf1`` is the harmonic mean of ``cp`` and ``cr``; ``cf1_mean`` is the mean of class F1.
-* ``_top3``: the three best labels of an image, and only those at or above the threshold.
+* * ``_top3`` counts only the three best labels of an image, and of those only the ones at or above
+  the threshold.
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ Result = TypeVar("Result")
 
 
 def evaluate(probs: Array, targets: Array, threshold: float | ArrayLike = 0.5) -> dict[str, float]:
-    """Return every metric by its name, as fractions.
+    """Return all metrics by name, as fractions.
 
-    The names are `map`, `map_voc2010`, and `cp, cr, cf1, cf1_mean, op, or, of1`, the latter also
-    with `_top3`. `threshold` is one number or one for each class [K]. Raises `ValueError` for
+    The names are `map`, `map_voc2010`, and `cp, cr, cf1, cf1_mean, op, or, of1`; the latter also
+    exist with `_top3`. `threshold` is one number or one for each class [K]. Raises `ValueError` for
     arrays that don't fit, scores outside 0..1 or nan, and targets other than 1, 0, -1.
     """
     return measure(probs, targets, threshold)[0]
@@ -56,8 +58,8 @@ def per_class(
 ) -> dict[str, Floats]:
     """Return arrays [K]: ap, ap_voc2010, precision, recall, f1, support, predicted, known.
 
-    `support`, `predicted` and `known` count images: with the label, predicted to have it, and
-    with a known answer. Arguments and errors as in `evaluate`.
+    `support`, `predicted` and `known` count the images that have the label, are predicted to have
+    it, and have a known label. Arguments and errors as in `evaluate`.
     """
     return _as_arrays(_go_through(*_checked(probs, targets, threshold)))
 
@@ -65,7 +67,7 @@ def per_class(
 def measure(
     probs: Array, targets: Array, threshold: float | ArrayLike = 0.5
 ) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Return what `evaluate` and `per_class` return, in the time of the former alone."""
+    """Return the results of `evaluate` and of `per_class`, in the time of `evaluate` alone."""
     probs, targets, thresholds = _checked(probs, targets, threshold)
     classes = _go_through(probs, targets, thresholds)
     metrics = {"map": _mean(classes.ap), "map_voc2010": _mean(classes.ap_voc2010)}
@@ -83,7 +85,7 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
 
 
 def is_single_label(targets: Array) -> bool:
-    """Whether each image with an answer has exactly one label: targets [N, K] of 1, 0, -1."""
+    """Whether each image with known labels has exactly one: targets [N, K] of 1, 0, -1."""
     targets = _as_numpy(targets)
     known = (targets >= 0).all(1)
     return bool(known.any() and ((targets[known] == 1).sum(1) == 1).all())
@@ -92,8 +94,8 @@ def is_single_label(targets: Array) -> bool:
 def top_accuracy(probs: Array, targets: Array, k: int = 1) -> float:
     """Return the share of images whose one label is among the `k` best (ImageNet's top-1, top-5).
 
-    Of equal scores the earlier class wins; images without an answer are left out. Raises
-    `ValueError` as `evaluate` does, and for targets with several labels an image.
+    Ties go to the earlier class; images without known labels are left out. Raises `ValueError` as
+    `evaluate` does, and for targets with several labels per image.
     """
     probs, targets, _ = _checked(probs, targets, 0.5)
     if not is_single_label(targets):
@@ -152,7 +154,7 @@ def _average_precision(ranked: NDArray[Any], positive: NDArray[Any]) -> tuple[fl
 
 
 def _go_through(probs: NDArray[Any], targets: NDArray[Any], thresholds: NDArray[Any]) -> _Classes:
-    """Sort each class's scores once, and read everything about the class off them."""
+    """Sort the scores of each class once, and compute everything about the class from them."""
     N, K = probs.shape
     width = max(1, min(_BLOCK_CELLS // N, -(-K // _THREADS)))
 
@@ -192,15 +194,15 @@ class _Decisions:
     support: Counts
 
     def precision(self) -> Floats:
-        """0 for a class never predicted."""
+        """0 for a class that is never predicted."""
         return self.hits / np.maximum(self.predicted, 1)
 
     def recall(self) -> Floats:
-        """Nan for a class without a positive."""
+        """Nan for a class without positives."""
         return np.where(self.support > 0, self.hits / np.maximum(self.support, 1), np.nan)
 
     def f1(self) -> Floats:
-        """Nan for a class without a positive."""
+        """Nan for a class without positives."""
         f1 = 2 * self.hits / np.maximum(self.predicted + self.support, 1)
         return np.where(self.support > 0, f1, np.nan)
 
@@ -210,8 +212,8 @@ def _count_top(
 ) -> _Decisions:
     """Count decisions among the best labels of each image that reach their threshold.
 
-    Unknown cells compete for the three places, as in CSRA, but are not counted. Of equal scores
-    the earlier class wins.
+    Unknown labels compete for the three places, as in CSRA, but are not counted. Ties go to the
+    earlier class.
     """
     K = probs.shape[1]
 
@@ -309,7 +311,7 @@ def _are_targets(block: NDArray[Any]) -> bool:
 def _checked(
     probs: Array, targets: Array, threshold: float | ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return numpy arrays that fit together, or say what doesn't."""
+    """Return consistent numpy arrays, or raise an error that names what doesn't fit."""
     probs, targets = _as_numpy(probs), _as_numpy(targets)
     if probs.ndim != 2 or probs.shape != targets.shape or 0 in probs.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Any timm backbone in the place of MlTr, trained by the same command for a fair comparison."""
+"""Any timm backbone instead of MlTr, trained with the same command for a fair comparison."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class TimmBackbone(nn.Module):
         return logits
 
     def no_weight_decay(self) -> set[str]:
-        """Names of what the backbone wants spared, and of the head's queries and tables."""
+        """Names of parameters without weight decay: the backbone's, and the head's queries and tables."""
         spared: set[str] = getattr(self.backbone, "no_weight_decay", set)()
         endings = ("queries", "relative_position_bias_table")
         own = {name for name, _ in self.head.named_parameters() if name.endswith(endings)}
         return {f"backbone.{name}" for name in spared} | {f"head.{name}" for name in own}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, where timm and the head can do so."""
+        """Recompute activations in the backward pass, if timm and the head support it."""
         self.backbone.set_grad_checkpointing(enable)
         part: Any
         for part in self.head.modules():
@@ -58,7 +58,7 @@ class TimmBackbone(nn.Module):
 def to_maps(backbone: nn.Module, features: Tensor) -> Tensor:
     """Return the features of a timm backbone as maps [B, H, W, C], whatever their layout.
 
-    Raises `UsageError` for features that are no map, such as a pooled vector.
+    Raises `UsageError` for features that are not a map, such as a pooled vector.
     """
     if features.ndim == 4:
         if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
@@ -89,10 +89,9 @@ def create_timm(
 ) -> nn.Module:
     """Return timm's model `name`, randomly initialised, with `num_classes` logits.
 
-    Head average is the one that timm gives the model. Overrides use this project's words and are
-    passed on in timm's: `drop_path` as `drop_path_rate`, `image_size` as `img_size` where the
-    backbone is built for one size. Raises `UsageError` for a name or an argument that timm
-    doesn't know.
+    The head `average` is timm's own. Overrides use this project's names and are translated to
+    timm's: `drop_path` to `drop_path_rate`, and `image_size` to `img_size` if the backbone is built
+    for one size. Raises `UsageError` for a name or an argument that timm doesn't know.
     """
     if not timm.is_model(name):
         raise UsageError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")

@@ -1,4 +1,4 @@
-"""The table of variants: what fixes a network, and where each number comes from. No torch here."""
+"""The table of variants, with the source of each number. This module doesn't import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Attention = Literal["both", "pixel", "cross"]
 
 @dataclass(frozen=True)
 class Variant:
-    """Everything that fixes a network but its number of classes; each field can be overridden."""
+    """What defines a network except its number of classes; each field can be overridden."""
 
     embed_dim: int  #: C, channels of the first stage; doubles at each further stage
     depths: tuple[int, ...]  #: triples (pixel, cross-window, pixel block) of each stage
@@ -65,7 +65,7 @@ class Variant:
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Height and width in pixels that the network is built for."""
+        """Height and width in pixels for which the network is built."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
 

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: read safely, and told for what they are."""
+"""Checkpoints of other projects: read safely and identified."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ CAT_BLOCKS = ("pre_ipsa_blocks", "cpsa_blocks", "post_ipsa_blocks")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or PyTorch file by name; nothing in it is run.
+    """Return the tensors of a .safetensors or PyTorch file by name; no code in it is executed.
 
-    The usual wrappers are taken off: an entry `model` or `state_dict`, names with `module.`.
+    The usual wrappers are removed: an entry `model` or `state_dict`, names with `module.`.
     Raises `MltrError` for a file that is missing, damaged, or holds code or no tensors.
     """
     path = Path(path)
@@ -78,7 +78,7 @@ def first_few(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """What fixes the shapes of a checkpoint: like a `Variant`, read off its entries."""
+    """What determines the shapes of a checkpoint: like a `Variant`, inferred from its entries."""
 
     family: str  #: CAT or Swin
     embed_dim: int
@@ -110,9 +110,9 @@ class Layout:
 
 
 def read_layout(tensors: Tensors, family: str) -> Layout:
-    """Find out what the entries of a checkpoint are, and check every one of them.
+    """Identify the entries of a checkpoint, and check every one of them.
 
-    Raises `MltrError` naming the first few entries that are missing, unknown or misshapen.
+    Raises `MltrError` naming the first few entries that are missing, unknown or of the wrong shape.
     """
     blocks = CAT_BLOCKS[0] if family == "CAT" else "blocks"
     places = [re.match(rf"layers\.(\d+)\.{blocks}\.(\d+)\.", name) for name in tensors]

@@ -1,4 +1,4 @@
-"""What belongs to weights: classes, preprocessing, thresholds, calibration, as JSON. No torch here.
+"""The metadata of weights: classes, preprocessing, thresholds, calibration, as JSON, without torch.
 
 A bundle's ``config.json`` holds it, and an exported network's metadata.
 """
@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 class Calibration:
     """How logits become probabilities: ``sigmoid(scale * logit + shift)``, class by class.
 
-    That of `SOFTMAX` is another: a network that was trained to choose one class.
+    `SOFTMAX` is for a network that was trained to predict one class.
     """
 
     method: str  #: one of `SCALINGS`, or softmax
@@ -51,7 +51,8 @@ SOFTMAX = Calibration("softmax", (), ())
 def to_probs(logits: Floats, calibration: Calibration | None = None) -> Floats:
     """Return probabilities float32 [..., K] of logits [..., K]: sigmoid, if not calibrated.
 
-    The only way from a run's logits to its probabilities. Raises `MltrError` if they aren't finite.
+    This is the only path from a run's logits to its probabilities. Raises `MltrError` if they
+    aren't finite.
     """
     from scipy.special import expit, softmax
 
@@ -80,7 +81,7 @@ def read_calibration(config: Mapping[str, Any]) -> Calibration | None:
 
 
 def parse_config(text: str, path: Path) -> dict[str, Any]:
-    """Parse and check the text of a config; every complaint names `path`."""
+    """Parse and check the text of a config; every error names `path`."""
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
@@ -132,7 +133,7 @@ def _config_problem(config: Mapping[str, Any]) -> str:
 
 
 def _size_problem(overrides: object) -> str:
-    """Say which number in the options of a network is none that a network could have."""
+    """Return which number in the options of a network is impossible."""
     if isinstance(overrides, dict):
         overrides = list(overrides.values())
     if isinstance(overrides, list | tuple):

@@ -1,7 +1,7 @@
-"""Weights that others trained for timm's networks: where they lie, what they are, what they saw.
+"""Pretrained weights of timm's networks: their location, architecture and preprocessing.
 
-They come from timm's own source, from a file of tensors, or from a folder, here or on the Hugging
-Face Hub, whose ``config.json`` says in timm's words which network they are of.
+They come from timm's own source, from a file of tensors, or from a folder, local or on the Hugging
+Face Hub, whose ``config.json`` describes the network in timm's terms.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHOSEN_HERE = {"img_size", "num_classes", "in_chans", *WEIGHT_SOURCES}
 
 @dataclass(frozen=True)
 class TimmWeights:
-    """Weights of a timm network, and what its images went through."""
+    """Weights of a timm network, and the preprocessing of its images."""
 
     source: str  #: as the user named it
     architecture: str  #: timm's name, without the tag of the weights
@@ -212,7 +212,7 @@ def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
 
 @contextmanager
 def blaming(init: str) -> Iterator[None]:
-    """Let errors begin with the option that they are about."""
+    """Prefix errors with the option that they are about."""
     try:
         yield
     except MltrError as error:

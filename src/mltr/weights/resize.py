@@ -21,9 +21,9 @@ RECIPE_FILE = "config.yaml"
 
 
 def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = None) -> Bundle:
-    """Return the bundle for images of `image_size` pixels a side, and windows of `window_size`.
+    """Return the bundle for an image side of `image_size` pixels and windows of `window_size`.
 
-    For a timm backbone only the images change; a transformer's own tables are resampled by timm.
+    For a timm backbone only the image size changes; timm resamples a transformer's own tables.
     Raises `UsageError` for sizes that are not positive, and for windows of a timm backbone.
     """
     if image_size < 1:
