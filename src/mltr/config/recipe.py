@@ -44,7 +44,7 @@ def find_recipe(name: str) -> Path:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the recipe in a YAML file, changed by overrides such as ``--train.epochs 3``.
+    """Return the recipe in a YAML file, with overrides such as ``--train.epochs 3`` applied.
 
     Raises `UsageError` for a file that isn't YAML, a key that doesn't exist (with the nearest
     one), a value of the wrong type, or one that a section refuses.
@@ -61,7 +61,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Return a recipe changed by overrides; raises `UsageError` as `load_recipe` does."""
+    """Return a recipe with overrides applied; raises `UsageError` as `load_recipe` does."""
     _check_options(overrides)
     return _parse(Path("recipe"), dataclasses.asdict(config), overrides)
 
@@ -76,9 +76,9 @@ def _check_options(overrides: Sequence[str]) -> None:
 
 
 def with_photos(photos: str | None, overrides: Sequence[str]) -> list[str]:
-    """Return overrides by which a recipe reads the PHOTOS of a command line, where some are named.
+    """Return overrides that make a recipe read the PHOTOS of the command line, if given.
 
-    Raises `UsageError` where ``--data.root`` names some too.
+    Raises `UsageError` if ``--data.root`` is given too.
     """
     if photos is None:
         return list(overrides)
@@ -118,7 +118,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _translate(content: dict[str, Any]) -> None:
-    """Replace what recipes of earlier versions say: a warm-up in epochs by its share of them."""
+    """Translate recipes of earlier versions: a warm-up in epochs becomes a share of the run."""
     section = content.get("train") or {}
     epochs = section.get("epochs", TrainConfig().epochs)
     if isinstance(section.get("warmup_epochs"), int | float) and isinstance(epochs, int) and epochs:
@@ -150,7 +150,7 @@ class Field:
 
 @cache
 def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
-    """Return everything that a recipe may hold, sections included, in the order of `schema`."""
+    """Return all fields of a recipe, sections included, in the order of `schema`."""
     found: list[Field] = []
     hints, comments = get_type_hints(section), _comments(section)
     for field in dataclasses.fields(section):
@@ -179,7 +179,7 @@ def _comments(section: type) -> dict[str, str]:
 
 
 def value_of(config: Config, key: str) -> Any:
-    """Return what a recipe says of a dotted key."""
+    """Return the value of a dotted key in a recipe."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)
@@ -210,7 +210,7 @@ def _is_inside_dict(key: str) -> bool:
 
 
 def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """Check the file, then the overrides, so that an error blames the one that is wrong."""
+    """Check the file, then the overrides, so that an error names the one that is wrong."""
     import jsonargparse  # a tenth of a second that `mltr --help` needn't pay
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mltr train")

@@ -20,9 +20,9 @@ def read_coco(
 ) -> Split:
     """Read `root`/annotations/instances_{split}{year}.json; images lie in `root`/{split}{year}.
 
-    The classes stand in the order of their category ids. An image has a label if any annotation
-    says so, crowds included, as in ASL, CSRA and ML-GCN. `unlabelled` keeps or drops images
-    without any annotation (peers differ). An empty `year` finds the only one there.
+    The classes are in the order of their category ids. An image has a label if any annotation has
+    it, crowds included, as in ASL, CSRA and ML-GCN. `unlabelled` keeps or drops images without any
+    annotation (peers differ). An empty `year` finds the only one there.
     """
     root = Path(root)
     path = _annotation_file(root, split, str(year))

@@ -52,7 +52,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Describe each source; what is wrong is told, and is no failure of the command."""
+    """Describe each source; faults are reported, and don't make the command fail."""
     from rich.console import Console
 
     from mltr.data.sources import open_splits
@@ -241,7 +241,7 @@ def _print_labels(console: Console, report: dict[str, Any]) -> None:
 
 
 def _print_findings(console: Console, report: dict[str, Any]) -> None:
-    """Tell what is wrong, or that nothing is."""
+    """Report the faults, or that there are none."""
     for split, notes in report["notes"].items():
         for key, count in notes.items():
             if count:
@@ -276,7 +276,7 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
 
 
 def draw(folder: Path, splits: Splits) -> Path:
-    """Draw how often each label comes, and which come together, into labels.png."""
+    """Draw the label frequencies and co-occurrences to labels.png."""
     import matplotlib as mpl
 
     mpl.use("Agg")

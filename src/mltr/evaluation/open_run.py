@@ -1,4 +1,4 @@
-"""A run and the images that it was made from, opened together, and its scores of a split."""
+"""A run and its images, opened together, and its scores of a split."""
 
 from __future__ import annotations
 

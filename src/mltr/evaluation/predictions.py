@@ -1,4 +1,4 @@
-"""Scores of a whole split beside its labels: made once, kept in a file, read by every measure."""
+"""Scores and labels of a whole split: computed once, stored in a file, read by every measure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says of N images, and what is true."""
+    """The probabilities of a network for N images, and their true labels."""
 
     probs: NDArray[np.float32]  #: [N, K], before any scaling unless `calibrated` made them
     targets: NDArray[np.int8]  #: [N, K] of 1, 0, -1; a broken image has -1 everywhere

@@ -40,7 +40,7 @@ class TimmBackbone(nn.Module):
         return logits
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay: the backbone's, and the head's queries and tables."""
+        """Parameters without weight decay: the backbone's, and the head's queries and tables."""
         spared: set[str] = getattr(self.backbone, "no_weight_decay", set)()
         endings = ("queries", "relative_position_bias_table")
         own = {name for name, _ in self.head.named_parameters() if name.endswith(endings)}

@@ -1,8 +1,8 @@
-"""Networks in a file of their own: ONNX runs on onnxruntime alone, a .pt2 program on torch.
+"""Exported networks: ONNX runs on onnxruntime alone, a .pt2 program on torch.
 
-Either file brings the JSON of a bundle's ``config.json`` with it, and an entry `export` that says
-how it was made and what goes in: uint8 pixels [B, S, S, 3], or preprocessed float32
-[B, 3, S, S]. Out come logits float32 [B, K]. `mltr export` writes them.
+Both files contain the JSON of a bundle's ``config.json``, with an entry `export` on how it was made
+and its input: uint8 pixels [B, S, S, 3], or preprocessed float32 [B, 3, S, S]. The output is logits
+float32 [B, K]. `mltr export` writes them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class OnnxNetwork:
     limit_s: float  #: for one image: a file may hold a loop without end
 
     def __call__(self, images: NDArray[Any]) -> Floats:
-        """Return logits float32 [B, K] of the images; raises `MltrError` if that can't be."""
+        """Return logits float32 [B, K] of the images; raises `MltrError` if that fails."""
         import onnxruntime
 
         options = onnxruntime.RunOptions()
@@ -111,10 +111,10 @@ def load_onnx(
 ) -> tuple[OnnxNetwork, dict[str, Any]]:
     """Return the network of an ONNX file and its checked config. Torch isn't imported.
 
-    `device` is cpu, cuda or cuda:N, by default a GPU if this onnxruntime can use one; `threads`
-    is how many one call may use, by default OMP_NUM_THREADS, as for torch, or all cores. Raises
-    `MltrError` for a file that is missing, damaged or not by `mltr export`, and for one that gives
-    no logits of a black image within `limit_s`.
+    `device` is cpu, cuda or cuda:N, by default a GPU if this onnxruntime can use one; `threads` is
+    how many one call may use, by default OMP_NUM_THREADS, as for torch, or all cores. Raises
+    `MltrError` for a file that is missing, damaged or not written by `mltr export`, and for one
+    that returns no logits for a black image within `limit_s`.
     """
     _check_file(path)
     ort = require("onnxruntime", "onnx", str(path))

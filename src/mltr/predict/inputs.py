@@ -1,6 +1,6 @@
 """The images that a command names, each once, lazily.
 
-They lie in files, folders, patterns, lists, Parquet tables and shards.
+They come from files, folders, patterns, lists, Parquet tables and shards.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a long prediction has done, beside its output: the same command again goes on from there.
+"""The finished part of a long prediction, beside its output: repeating the command resumes from it.
 
 One SQLite file holds the probabilities of each image that was predicted, by its path and by its
-content. Output is always made from the images of the present run, in their order; the journal only
-saves the network's work, so it may be deleted at any time. Each entry has a checksum: one that the
-disk has damaged is not believed, but predicted anew.
+content. Output always contains the images of the current run, in their order; the journal only
+saves the network's work, so it can be deleted at any time. Each entry has a checksum: the image of
+a damaged entry is predicted again.
 """
 
 from __future__ import annotations

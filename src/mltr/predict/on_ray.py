@@ -1,7 +1,7 @@
-"""The network of `mltr predict` in processes of a Ray cluster; all else stays where it was.
+"""The network of `mltr predict` in processes of a Ray cluster; the rest stays in the command.
 
-Images go out by name and probabilities come back, in their order. A process that dies takes nothing
-along: Ray starts another one, which does its images again.
+Names of images go out and probabilities come back, in order. If a process dies, Ray starts another,
+which repeats its images.
 """
 
 from __future__ import annotations

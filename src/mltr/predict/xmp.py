@@ -1,4 +1,4 @@
-"""Keywords in XMP, the metadata that photo managers read, beside what others keep there.
+"""Keywords in XMP, the metadata that photo managers read, added to existing content.
 
 Keywords stand in ``dc:subject`` (XMP specification, part 1, 8.3: Dublin Core namespace), a bag of
 texts. digiKam and Lightroom prefer their own trees of keywords where there are some, so keywords go

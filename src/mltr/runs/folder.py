@@ -1,4 +1,4 @@
-"""The folder of a run: all that is needed to repeat it, and what came of it."""
+"""The folder of a run: everything needed to repeat it, and its results."""
 
 from __future__ import annotations
 
