@@ -174,7 +174,7 @@ def test_photos_may_be_named_after_the_recipe(small_run: Path, tmp_path: Path, c
     assert load_recipe(out / "config.yaml").data.root == photos
     assert main(["plan", "photos", photos, *TINY_ON_PHOTOS, "--gpus", "A100-80GB"]) == 0
     assert main(["train", "photos", photos, "--data.root", "elsewhere"]) == 2
-    assert "both say where the photos are" in capsys.readouterr().err
+    assert "both give the photos" in capsys.readouterr().err
 
 
 def test_help_lists_the_fields_with_the_values_of_the_recipe(capsys) -> None:

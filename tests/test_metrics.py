@@ -241,7 +241,7 @@ def test_wrong_arrays_are_refused(probs: np.ndarray, targets: np.ndarray, words:
 
 
 def test_wrong_threshold_is_refused() -> None:
-    with pytest.raises(ValueError, match="one a class"):
+    with pytest.raises(ValueError, match="one per class"):
         evaluate(np.zeros((3, 2)), np.zeros((3, 2)), [0.5] * 3)
 
 

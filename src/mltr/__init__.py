@@ -1,4 +1,4 @@
-"""MlTr: multi-label image classification with a transformer of windows.
+"""MlTr: multi-label image classification with a window transformer.
 
 The public names are imported when first used, so that ``import mltr`` costs nothing.
 """

@@ -152,8 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{speaker}: error: {printable(_explain_os_error(error))}", file=sys.stderr)
             return 1
         print(
-            f"{speaker}: unexpected {type(error).__name__}: {printable(str(error))}\n"
-            "Run it again with --debug for the traceback, and please report it.",
+            f"{speaker}: internal error: {type(error).__name__}: {printable(str(error))}\n"
+            "Run the command again with --debug for a traceback, and report it as a bug.",
             file=sys.stderr,
         )
         return 1

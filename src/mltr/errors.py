@@ -1,4 +1,4 @@
-"""Errors a user can mend: the command line prints them in one line, without a traceback."""
+"""Errors that the user can fix: the command line prints them in one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 
 class MltrError(Exception):
-    """Something went wrong that the user can mend; the message says what and how. Exit code 1."""
+    """An error that the user can fix; the message says what is wrong and how to fix it.
+
+    Exit code 1.
+    """
 
     exit_code = 1
 

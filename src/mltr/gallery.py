@@ -1,7 +1,7 @@
 """Pictures to look at: photos with bars for their labels, as one image or as a page.
 
-Where the truth is known, a label is right (green), wrong (red), or missed (an outline); each
-also has its own sign, for eyes that don't tell red from green.
+If the truth is known, a label is right (green), wrong (red), or missed (an outline). Each also has
+its own sign, for readers who can't distinguish red from green.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Tile(NamedTuple):
 
 
 def judge(predicted: Sequence[tuple[str, float]], truth: Sequence[str] | None) -> list[Tag]:
-    """Return the tags of a tile: the predicted labels, then those that were missed."""
+    """Mark each predicted label as right or wrong, then append the missed labels."""
     if truth is None:
         return [Tag(name, prob, "open") for name, prob in predicted]
     tags = [Tag(name, prob, "right" if name in truth else "wrong") for name, prob in predicted]
@@ -233,7 +233,7 @@ def write_page(
     figures: Sequence[tuple[str, bytes]] = (),
     intro: str = "",
 ) -> None:
-    """Write one HTML file with everything inlined: nothing is fetched when it is opened.
+    """Write one self-contained HTML file: nothing is fetched when it is opened.
 
     `headline` maps a name to a figure as text; `figures` are captions with PNG bytes. Raises
     `MltrError` if the file can't be written.
@@ -251,12 +251,12 @@ def write_page(
 
 
 def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a picture, whole or not at all, in the format that its name ends in."""
+    """Write a picture atomically, in the format given by its extension."""
     write_atomically(path, lambda temporary: image.save(temporary))
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure of matplotlib likewise, and forget it."""
+    """Write a matplotlib figure in the same way, and close it."""
     import matplotlib.pyplot as plt
 
     try:

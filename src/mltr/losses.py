@@ -1,9 +1,9 @@
-"""Losses of multi-label classification, and one of single-label pretraining.
+"""Losses for multi-label classification, and one for single-label pretraining.
 
-Shapes: logits and targets [B, K]. A target is 1, 0, any value between (mixed or smoothed labels),
-or negative for a cell that is unknown, which then gives neither loss nor gradient. Everything is
-computed in float32 (float64 for float64 logits) from log-sigmoids, so that a confident wrong
-answer keeps its gradient and no logit, however large, gives an infinity.
+Shapes: logits and targets [B, K]. A target is 1, 0, any value between them (mixed or smoothed
+labels), or negative if the label is unknown; unknown labels contribute neither loss nor gradient.
+Everything is computed in float32 (float64 for float64 logits) from log-sigmoids, so that a
+confident wrong prediction keeps its gradient and no logit, however large, gives infinity.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _prepare(
 def _reduce(
     losses: Tensor, known: Tensor, class_weights: Tensor | None, reduction: Reduction
 ) -> Tensor:
-    """Weight the classes, drop unknown cells, and reduce; a mean is over the known cells."""
+    """Weight the classes, drop unknown labels, and reduce; the mean is over known labels."""
     if class_weights is not None:
         losses = losses * class_weights.to(losses)
     losses = torch.where(known, losses, 0.0)
@@ -78,10 +78,11 @@ def ce_loss(
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Softmax cross entropy of images with one label, or shares of several that sum to 1.
+    """Softmax cross entropy of images with one label, or with soft labels that sum to 1.
 
-    As torch's, smoothing gives each class label_smoothing / K. An image with an unknown cell has no
-    loss. A mean is over the images; without reduction it is the terms of the classes [B, K].
+    As in torch, smoothing gives each class label_smoothing / K. An image with an unknown label has
+    no loss. The mean is over images; without reduction, the terms of the classes [B, K] are
+    returned.
 
     >>> ce_loss(torch.zeros(2, 4), torch.eye(4)[:2], "mean")  # log 4
     tensor(1.3863)
@@ -135,11 +136,11 @@ def asymmetric_loss(
 ) -> Tensor:
     """Asymmetric loss (ASL, arXiv 2009.14119).
 
-    Positives cost -(1-p)^gamma_pos log(p), negatives -(p_m)^gamma_neg log(1-p_m) with the
-    shifted probability p_m = max(p - clip, 0). `detach_focus` keeps the gradient out of the
-    focusing weights, as ASL's training script does. Equals the public code wherever that does not
-    clamp probabilities by an epsilon; where it does (logits beyond about 17), its gradient
-    vanishes and ours stays.
+    Positives cost -(1-p)^gamma_pos log(p), negatives -(p_m)^gamma_neg log(1-p_m) with the shifted
+    probability p_m = max(p - clip, 0). `detach_focus` keeps the gradient out of the focusing
+    weights, as ASL's training script does. The result equals the public code, except where that
+    clamps probabilities with an epsilon (logits beyond about 17): there its gradient vanishes and
+    ours doesn't.
 
     >>> asymmetric_loss(torch.tensor([[0.0, -9.0]]), torch.tensor([[1.0, 0.0]]))  # -9: below clip
     tensor(0.6931)
@@ -185,7 +186,7 @@ class Loss(nn.Module):
         return self.function(logits, targets, class_weights=self.class_weights, **self.settings)
 
     def per_image(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of each image's losses [B], and of how many known cells it is [B]."""
+        """Return the sum of each image's losses [B], and its number of known labels [B]."""
         settings = self.settings | {"reduction": "none"}
         losses = self.function(logits, targets, class_weights=self.class_weights, **settings)
         known = targets >= 0
@@ -200,7 +201,7 @@ class Loss(nn.Module):
 
 
 def build_loss(config: LossConfig, class_weights: Tensor | None = None) -> Loss:
-    """Return the loss that a recipe asks for; `class_weights` [K] multiply each class's cells.
+    """Return the loss of a recipe; `class_weights` [K] multiply the terms of each class.
 
     >>> build_loss(LossConfig("bce", reduction="mean"))(torch.zeros(2, 3), torch.ones(2, 3))
     tensor(0.6931)

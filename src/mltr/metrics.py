@@ -1,18 +1,20 @@
-"""The field's metrics, each protocol by its name. Functions of arrays; nothing is kept.
+"""The standard metrics, each protocol under its own name, as stateless functions of arrays.
 
-Shapes: probs [N, K] in 0..1 and targets [N, K] in {1, 0, -1 = unknown}, numpy or torch. An unknown
-cell counts neither way anywhere. Work goes by blocks of classes or images, a few at a time in
-threads, so the memory needed beyond the inputs is some hundred MB, whatever N and K.
+Shapes: probs [N, K] in 0..1 and targets [N, K] in {1, 0, -1 = unknown}, numpy or torch. Unknown
+labels are ignored everywhere. Blocks of classes or images are processed in threads, a few at a
+time, so the memory beyond the inputs is a few hundred MB, whatever N and K.
 
-Conventions, where the field has several (see the table in the documentation):
+Conventions where several are in use (see the table in the documentation):
 
-* ``map`` is the macro mean of non-interpolated average precision; tied scores are one threshold,
-  as in scikit-learn and torchmetrics. ``map_voc2010`` makes the precision monotone from the right.
-* A class without a positive has no average precision, recall or F1: it is left out of every macro
+* ``map`` is the macro mean of non-interpolated average precision; tied scores are one threshold, as
+  in scikit-learn and torchmetrics. ``map_voc2010`` makes the precision monotone from the right.
+* * A class without positives has no average precision, recall or F1: it is left out of every macro
   mean, and `per_class` shows it as nan with a support of 0.
-* A score at or above the threshold counts as predicted. A class never predicted has precision 0.
+* A score at or above the threshold counts as predicted. A class that is never predicted has
+  precision 0.
 * ``cf1`` is the harmonic mean of ``cp`` and ``cr``; ``cf1_mean`` is the mean of class F1.
-* ``_top3``: the three best labels of an image, and only those at or above the threshold.
+* * ``_top3`` counts only the three best labels of an image, and of those only the ones at or above
+  the threshold.
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ Result = TypeVar("Result")
 
 
 def evaluate(probs: Array, targets: Array, threshold: float | ArrayLike = 0.5) -> dict[str, float]:
-    """Return every metric by its name, as fractions.
+    """Return all metrics by name, as fractions.
 
-    The names are `map`, `map_voc2010`, and `cp, cr, cf1, cf1_mean, op, or, of1`, the latter also
-    with `_top3`. `threshold` is one number or one for each class [K]. Raises `ValueError` for
+    The names are `map`, `map_voc2010`, and `cp, cr, cf1, cf1_mean, op, or, of1`; the latter also
+    exist with `_top3`. `threshold` is one number or one for each class [K]. Raises `ValueError` for
     arrays that don't fit, scores outside 0..1 or nan, and targets other than 1, 0, -1.
 
     >>> found = evaluate([[0.9, 0.2], [0.6, 0.7], [0.1, 0.4]], [[1, 0], [0, 1], [1, -1]])
@@ -60,8 +62,8 @@ def per_class(
 ) -> dict[str, Floats]:
     """Return arrays [K]: ap, ap_voc2010, precision, recall, f1, support, predicted, known.
 
-    `support`, `predicted` and `known` count images: with the label, predicted to have it, and
-    with a known answer. Arguments and errors as in `evaluate`.
+    `support`, `predicted` and `known` count the images that have the label, are predicted to have
+    it, and have a known label. Arguments and errors as in `evaluate`.
 
     >>> found = per_class([[0.9, 0.2], [0.6, 0.7], [0.1, 0.4]], [[1, 0], [0, 1], [1, -1]])
     >>> found["recall"].tolist(), found["known"].tolist()
@@ -73,7 +75,7 @@ def per_class(
 def measure(
     probs: Array, targets: Array, threshold: float | ArrayLike = 0.5
 ) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Return what `evaluate` and `per_class` return, in the time of the former alone.
+    """Return the results of `evaluate` and of `per_class`, in the time of `evaluate` alone.
 
     >>> metrics, classes = measure([[0.9, 0.2], [0.6, 0.7]], [[1, 0], [0, 1]])
     >>> metrics["map"], classes["ap"].tolist()
@@ -100,7 +102,7 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
 
 
 def is_single_label(targets: Array) -> bool:
-    """Whether each image with an answer has exactly one label: targets [N, K] of 1, 0, -1.
+    """Whether each image with known labels has exactly one: targets [N, K] of 1, 0, -1.
 
     >>> is_single_label([[1, 0], [0, 1], [-1, 0]]), is_single_label([[1, 1], [0, 1]])
     (True, False)
@@ -113,15 +115,15 @@ def is_single_label(targets: Array) -> bool:
 def top_accuracy(probs: Array, targets: Array, k: int = 1) -> float:
     """Return the share of images whose one label is among the `k` best (ImageNet's top-1, top-5).
 
-    Of equal scores the earlier class wins; images without an answer are left out. Raises
-    `ValueError` as `evaluate` does, and for targets with several labels an image.
+    Ties go to the earlier class; images without known labels are left out. Raises `ValueError` as
+    `evaluate` does, and for targets with several labels per image.
 
     >>> top_accuracy([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], [[1, 0, 0], [0, 1, 0]])
     0.5
     """
     probs, targets, _ = _checked(probs, targets, 0.5)
     if not is_single_label(targets):
-        raise ValueError("top-k accuracy is of targets with exactly one label an image")
+        raise ValueError("top-k accuracy needs targets with exactly one label per image")
     hits = images = 0
     rows_at_a_time = max(1, _BLOCK_CELLS // probs.shape[1])
     for start in range(0, len(probs), rows_at_a_time):
@@ -176,7 +178,7 @@ def _average_precision(ranked: NDArray[Any], positive: NDArray[Any]) -> tuple[fl
 
 
 def _go_through(probs: NDArray[Any], targets: NDArray[Any], thresholds: NDArray[Any]) -> _Classes:
-    """Sort each class's scores once, and read everything about the class off them."""
+    """Sort the scores of each class once, and compute everything about the class from them."""
     N, K = probs.shape
     width = max(1, min(_BLOCK_CELLS // N, -(-K // _THREADS)))
 
@@ -216,15 +218,15 @@ class _Decisions:
     support: Counts
 
     def precision(self) -> Floats:
-        """0 for a class never predicted."""
+        """0 for a class that is never predicted."""
         return self.hits / np.maximum(self.predicted, 1)
 
     def recall(self) -> Floats:
-        """Nan for a class without a positive."""
+        """Nan for a class without positives."""
         return np.where(self.support > 0, self.hits / np.maximum(self.support, 1), np.nan)
 
     def f1(self) -> Floats:
-        """Nan for a class without a positive."""
+        """Nan for a class without positives."""
         f1 = 2 * self.hits / np.maximum(self.predicted + self.support, 1)
         return np.where(self.support > 0, f1, np.nan)
 
@@ -234,8 +236,8 @@ def _count_top(
 ) -> _Decisions:
     """Count decisions among the best labels of each image that reach their threshold.
 
-    Unknown cells compete for the three places, as in CSRA, but are not counted. Of equal scores
-    the earlier class wins.
+    Unknown labels compete for the three places, as in CSRA, but are not counted. Ties go to the
+    earlier class.
     """
     K = probs.shape[1]
 
@@ -333,11 +335,11 @@ def _are_targets(block: NDArray[Any]) -> bool:
 def _checked(
     probs: Array, targets: Array, threshold: float | ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return numpy arrays that fit together, or say what doesn't."""
+    """Return consistent numpy arrays, or raise an error that names what doesn't fit."""
     probs, targets = _as_numpy(probs), _as_numpy(targets)
     if probs.ndim != 2 or probs.shape != targets.shape or 0 in probs.shape:
         raise ValueError(
-            f"probs {probs.shape} and targets {targets.shape} must be of one shape [N, K], "
+            f"probs {probs.shape} and targets {targets.shape} must have the same shape [N, K], "
             "with at least one image and one class"
         )
     if not np.issubdtype(probs.dtype, np.floating):
@@ -352,6 +354,6 @@ def _checked(
         raise ValueError(f"targets of {_first(blocks, fits)} must be 1, 0 or -1 (unknown)")
     thresholds = np.asarray(threshold, dtype=np.float64)
     if thresholds.shape not in ((), (probs.shape[1],)):
-        raise ValueError(f"threshold {thresholds.shape} must be one number or one a class")
+        raise ValueError(f"threshold {thresholds.shape} must be one number or one per class")
     # Compare in the scores' own precision: float32 0.8 is at the threshold 0.8.
     return probs, targets, np.broadcast_to(thresholds.astype(probs.dtype), probs.shape[1])

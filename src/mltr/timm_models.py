@@ -1,12 +1,12 @@
-"""The variants among timm's own models: importing this module registers them there.
+"""The variants as timm models: importing this module registers them with timm.
 
-``import mltr.timm_models`` makes ``timm.create_model("mltr_s", num_classes=80)`` work, and
-whatever else builds its networks through timm: its training scripts, feature pyramids
-(``features_only=True``), optimisers with layer decay. The words are timm's (`img_size`,
-`drop_path_rate`, `global_pool`), the other fields of `variants.Variant` can be given too, and the
-weights have the names that `mltr.create_model` gives them, so that they go both ways.
+``import mltr.timm_models`` enables ``timm.create_model("mltr_s", num_classes=80)`` and everything
+else that builds networks through timm: its training scripts, feature pyramids
+(``features_only=True``), optimisers with layer decay. The argument names are timm's (`img_size`,
+`drop_path_rate`, `global_pool`); the other fields of `variants.Variant` can be given too. The
+weights have the same names as in `mltr.create_model`, so they can be exchanged in both directions.
 
-What timm asks of a model is in its ``models/_builder.py``, ``_features.py`` and, for a network
+What timm requires of a model is in its ``models/_builder.py``, ``_features.py`` and, for a network
 whose maps are B H W C as ours, ``swin_transformer.py``.
 """
 

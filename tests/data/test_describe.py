@@ -68,8 +68,8 @@ def test_classes_without_a_single_no_are_shouted(photos: Path, tmp_path: Path, c
     report = describe(tmp_path, photos, "--quick")
     assert report["classes_without_negatives"] == ["sea", "sky", "never"]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "NO TRAINING IMAGE IS KNOWN TO BE WITHOUT: sea, sky, never" in printed
-    assert "--missing negative here, --data.missing negative there" in printed
+    assert "NO TRAINING IMAGE IS A KNOWN NEGATIVE FOR: sea, sky, never" in printed
+    assert "--missing negative here and --data.missing negative there" in printed
     report = describe(tmp_path, photos, "--quick", "--missing", "negative")
     assert report["classes_without_negatives"] == ["sky"]  # which every image has
     assert report["splits"]["train"]["unknown_cells"] == 0

@@ -131,8 +131,8 @@ def test_a_run_trains_on_a_saved_data_set(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"images": "imag"}, "did you mean 'image'"),
-        ({"labels": "image"}, "no column of labels 'image'; .*: labels, more"),
-        ({}, "which column has the labels.*: labels, more"),
+        ({"labels": "image"}, "no labels column 'image'; .*: labels, more"),
+        ({}, "set data.labels to the column of the labels.*: labels, more"),
     ],
 )
 def test_columns_are_asked_for(tmp_path: Path, options: dict[str, str], words: str) -> None:

@@ -355,7 +355,7 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("width", "told"),
-    [((4, 1, 32_768), "a tile of more pixels than the limit"), ((2, 4, 0x00616161), "damaged")],
+    [((4, 1, 32_768), "a tile with more pixels than the limit"), ((2, 4, 0x00616161), "damaged")],
 )
 def test_a_tiff_with_a_huge_tile_is_refused_before_room_is_made_for_it(
     width: tuple[int, int, int], told: str

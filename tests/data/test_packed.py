@@ -143,10 +143,10 @@ def test_tables_that_cannot_be_used(photos: list[Path], tmp_path: Path) -> None:
     with pytest.raises(MltrError, match=r"no column of bytes.*called path; it has n, m"):
         tag(tmp_path / "tags.jsonl", table)
     table.write_bytes(b"PAR1 no table")
-    with pytest.raises(MltrError, match=r"numbers.parquet: not a whole Parquet file"):
+    with pytest.raises(MltrError, match=r"numbers.parquet: not a complete Parquet file"):
         tag(tmp_path / "tags.jsonl", table)
     write_table(table, {"image": [photos[0].read_bytes()]})
-    with pytest.raises(UsageError, match="no place beside .*numbers.parquet:0 for a sidecar"):
+    with pytest.raises(UsageError, match="a sidecar can't be written beside .*numbers.parquet:0"):
         tag(tmp_path / "tags.jsonl", table, "--sidecars")
     with pytest.raises(UsageError, match="numbers.parquet holds the images to read"):
         tag(table, table)
@@ -216,7 +216,7 @@ def test_the_same_command_again_passes_over_its_output(photos: list[Path], tmp_p
 
 def test_addresses_of_single_files_are_refused(tmp_path: Path) -> None:
     for name in ("photo.jpg", "photos.parquet"):
-        with pytest.raises(UsageError, match="only shards are read from an address"):
+        with pytest.raises(UsageError, match="only shards can be read from a URL"):
             tag(tmp_path / "tags.jsonl", f"https://photos.example/{name}")
 
 

@@ -223,7 +223,7 @@ def test_repeated_pictures_are_told(flipped: dict[str, int], tmp_path: Path, cap
         first, second = (labels[tuple(image.split(": "))] for image in group["images"])
         differ = [name for name, a, b in zip(CLASSES, first, second, strict=True) if a != b]
         assert group["conflict"] == differ
-    assert "2 pictures are there more than once: 1 in two splits" in capsys.readouterr().out
+    assert "2 pictures have duplicates: 1 in two splits" in capsys.readouterr().out
     audit = tmp_path / "run" / "audit"
     with (audit / "duplicates.csv").open() as file:
         assert [row["group"] for row in csv.DictReader(file)] == ["1", "1", "2", "2"]
@@ -320,7 +320,7 @@ def test_a_review_changes_what_was_edited_and_nothing_else(
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("label", "2", "row 2: label '2' is not 1, 0, or nothing"),
+        ("label", "2", "row 2: label '2' is not 1, 0, or empty"),
         ("image", "none.png", "row 2: this source has no image 'none.png' in its train split"),
         ("class", "rod", "row 2: unknown class 'rod'; did you mean 'red'?"),
         ("label", None, "no column label; is it an issues.csv?"),
@@ -402,19 +402,19 @@ def test_composed_scenes_get_no_table(tmp_path: Path, caplog, capsys) -> None:
     run = str(tmp_path / "run")
     review = str(tmp_path / "run" / "audit" / "issues.csv")
     assert main(["audit", "--run", run, "--review", review]) == 1
-    assert "are no files" in capsys.readouterr().err
+    assert "are not files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--folds", "1"], "--folds 1 must be at least 2"),
-        (["--folds", "200"], "--folds 200: there are only 60 images to divide"),
+        (["--folds", "200"], "--folds 200: there are only 60 images to split"),
         (["--top", "0"], "--top 0 must be at least 1"),
         (["--apply", "-1"], "--apply -1 must be at least 0"),
         (["--apply-above", "1.5"], "must lie in 0..1"),
         (["--apply", "3", "--apply-above", "0.5"], "not allowed with"),
-        (["--review", "none.csv"], "none.csv: no such list of issues"),
+        (["--review", "none.csv"], "none.csv: no such file of issues"),
         (["tabel:x"], "no format 'tabel'; did you mean 'table'"),
         (["nowhere"], "nowhere: no such file or folder"),
         (["--split", "tset"], "invalid choice"),

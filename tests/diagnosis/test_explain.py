@@ -89,7 +89,7 @@ def test_timm_networks_are_explained_where_it_is_exact(name: str, options: dict[
 
 def test_a_class_token_is_refused_with_a_way_out() -> None:
     model = mltr.create_model("timm/vit_tiny_patch16_224", 4, image_size=64, depth=1).eval()
-    with pytest.raises(UsageError, match="no sum over places.*--model.head csra"):
+    with pytest.raises(UsageError, match="not a sum over positions.*--model.head csra"):
         evidence_maps(model, torch.randn(1, 3, 64, 64))
 
 
@@ -262,8 +262,8 @@ def test_wrong_wishes_are_told(
 ) -> None:
     photo = str(write_image(tmp_path / "a.png"))
     for arguments, words in (
-        ([str(bundle)], "give images to explain, or --pointing"),
-        ([str(bundle), photo, "--pointing"], "one of them"),
+        ([str(bundle)], "give either images to explain, or --pointing"),
+        ([str(bundle), photo, "--pointing"], "give either images"),
         ([str(bundle), photo, "--label", "see"], "did you mean 'sea'"),
     ):
         assert main(["explain", *arguments]) in (1, 2)

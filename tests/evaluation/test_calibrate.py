@@ -514,7 +514,7 @@ def test_images_that_were_trained_on_are_refused(run: Path, capsys, caplog) -> N
     assert (run / "config.json").read_bytes() == before
     # From another source they may well be others that are called alike.
     assert main("calibrate", run, "--min-positives", 5, "--data.scenes.seed", 4) == 0
-    assert "make sure that they are others" in caplog.text
+    assert "make sure that they are different images" in caplog.text
 
 
 def test_another_source_is_scored_anew(run: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_every_kind_of_file_predicts_as_the_run(
     np.testing.assert_array_equal(exported.thresholds, expected.thresholds)
     for before, after in zip(expected(paths), exported(paths), strict=True):
         np.testing.assert_allclose(after.probs, before.probs, atol=tolerance)
-    with pytest.raises(UsageError, match="an exported network only predicts"):
+    with pytest.raises(UsageError, match="an exported network can only predict"):
         _ = exported.model
     if precision in ("fp16", "int8"):
         assert path.stat().st_size < 0.6 * onnx_file.stat().st_size
@@ -266,7 +266,7 @@ def test_damaged_and_foreign_files_are_named(onnx_file: Path, run: Path, tmp_pat
     foreign = onnx.load(onnx_file)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    assert "it isn't by `mltr export`" in told(tmp_path / "foreign.onnx")
+    assert "it wasn't written by `mltr export`" in told(tmp_path / "foreign.onnx")
     onnx.helper.set_model_props(foreign, {"mltr": (run / "config.json").read_text()})
     onnx.save(foreign, tmp_path / "foreign.onnx")
     assert "export.input must be uint8 or float32" in told(tmp_path / "foreign.onnx")
@@ -282,7 +282,7 @@ def test_damaged_and_foreign_files_are_named(onnx_file: Path, run: Path, tmp_pat
         (["--out", "model.pt2"], "a file for --to onnx ends in .onnx"),
         (["--out", "taken.onnx"], "taken.onnx is there already"),
         (["--images", "nowhere"], "no such file or folder: nowhere"),
-        (["--precision", "int8"], "int8 is calibrated on real images"),
+        (["--precision", "int8"], "int8 needs real images for calibration"),
     ],
 )
 def test_wrong_usage_is_named(
@@ -375,7 +375,7 @@ def endless_loop() -> list[Any]:
 
 def test_a_network_without_end_is_given_up(tmp_path: Path) -> None:
     path = save_onnx(tmp_path / "endless.onnx", endless_loop())
-    with pytest.raises(MltrError, match="no answer within 1 s"):
+    with pytest.raises(MltrError, match="no result within 1 s"):
         load_onnx(path, limit_s=1)
 
 

@@ -124,7 +124,7 @@ def test_what_is_not_there_is_told_in_one_line(hub: FakeHub, bundle: Path, tmp_p
     for arguments, words in (
         (["predict", "hf-hub:me/none", str(bundle)], "hf-hub:me/none can't be fetched"),
         (["predict", "hf-hub:not a name", str(bundle)], "expected hf-hub:OWNER/NAME"),
-        (["push", str(bundle), "a/b/c"], "is no OWNER/NAME"),
+        (["push", str(bundle), "a/b/c"], "is not OWNER/NAME"),
         (["push", str(tmp_path / "none"), "me/x"], "no such folder"),
     ):
         (bundle / "photo.png").write_bytes(b"")

@@ -121,7 +121,7 @@ def test_the_command_lists_and_deletes(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert main(["cache"]) == 0
-    assert "0.0 MB in all" in capsys.readouterr().out
+    assert "0.0 MB in total" in capsys.readouterr().out
     folder = tmp_path / "mltr" / "photos"
     Cache(folder).get("squashed-24-ab.u8", 5_000_000, filled(5_000_000))
     (folder / "mine.u8").touch()
@@ -129,7 +129,7 @@ def test_the_command_lists_and_deletes(
     printed = capsys.readouterr().out
     assert "squashed-24-ab.u8" in printed
     assert "mine.u8" not in printed
-    assert "5.0 MB in all; delete them by --clear" in printed
+    assert "5.0 MB in total; delete it with --clear" in printed
     assert main(["cache", "--clear"]) == 0
     assert "deleted 5.0 MB" in capsys.readouterr().out
     assert names(folder) == {"mine.u8"}

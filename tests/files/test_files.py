@@ -56,7 +56,7 @@ def test_only_files_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     before = state(tmp_path)
     for name, kind in (("pipe", "a pipe"), ("folder", "a folder")):
-        with pytest.raises(MltrError, match=f"{name}: {kind} is there, not a file"):
+        with pytest.raises(MltrError, match=f"{name}: {kind} is in its place"):
             write_atomically(tmp_path / name, text_writer("mine"))
     assert state(tmp_path) == before
     with pytest.raises(MltrError, match="/dev/null: a device is there"):

@@ -160,12 +160,12 @@ def test_a_training_that_fails_at_once_leaves_no_folder(
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").touch()
     assert train(tmp_path / "file") == 2
-    assert "is a file; --out names a folder" in capsys.readouterr().err
+    assert "is a file; --out must be a folder" in capsys.readouterr().err
 
 
 def test_a_name_that_is_no_text_is_refused_before_anything_is_trained(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / os.fsdecode(b"run\xff")) == 2
-    assert "isn't text in UTF-8" in capfd.readouterr().err
+    assert "isn't valid UTF-8" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())

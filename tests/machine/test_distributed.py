@@ -202,4 +202,4 @@ def test_processes_need_a_folder_that_all_know(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", "scenes_nano", *STEPS]) == 2
-    assert "name the run's folder by --out" in capsys.readouterr().err
+    assert "give the run folder with --out" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_wrong_heads_are_named(arguments: dict[str, object], words: str) -> None
 def test_a_backbone_without_a_map_is_refused() -> None:
     model = mltr.create_model("timm/resnet18", 3, head="csra")
     model.backbone.forward_features = lambda images: images.mean((2, 3))  # type: ignore[attr-defined]
-    with pytest.raises(UsageError, match="no map of the image"):
+    with pytest.raises(UsageError, match="not a map of the image"):
         model(torch.randn(1, 3, 64, 64))
 
 

@@ -143,7 +143,7 @@ def test_rows_that_were_not_run_say_why(capsys) -> None:
 
 def test_folders_that_are_no_runs_are_refused(tmp_path: Path, capsys) -> None:
     assert main(["results", str(tmp_path)]) == 1
-    assert "is no run: it has no config.yaml" in capsys.readouterr().err
+    assert "is not a run folder: it has no config.yaml" in capsys.readouterr().err
     run = make_run(tmp_path / "run", "coco")
     (run / "metrics.json").write_text('{"loss": 1}')
     assert main(["results", str(run)]) == 1

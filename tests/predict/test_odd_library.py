@@ -202,7 +202,7 @@ def test_an_output_that_is_no_file_stays_and_leaves_no_journal(
     for words in (["--out", out], ["--json", out], ["--sheet", out.with_suffix(".png")]):
         if "--sheet" in words:
             make(out.with_suffix(".png"))
-        with pytest.raises(MltrError, match="is there, not a file"):
+        with pytest.raises(MltrError, match="is in its place"):
             command(photos, *words)
     assert out.lstat().st_mode == before
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "tags.csv", "tags.png"}
@@ -315,7 +315,7 @@ def test_damage_in_the_journal_gives_no_wrong_value(tmp_path: Path) -> None:
                         np.testing.assert_array_equal(probs, truth[image])
                         outcomes["right"] += 1
         except MltrError as error:
-            assert "delete it to start anew" in str(error)
+            assert "delete it to start from the beginning" in str(error)
             outcomes["told"] += 1
     assert outcomes["right"] > 1000
     assert outcomes["anew"] > 20
@@ -357,7 +357,7 @@ def test_a_database_of_something_else_is_left_alone(
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE images (mine)")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="is a database of something else"):
+    with pytest.raises(UsageError, match="is a database of another program"):
         command(photos, "--out", tmp_path / "tags.csv")
     assert path.read_bytes() == before
 

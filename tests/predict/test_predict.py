@@ -432,14 +432,14 @@ def test_a_contact_sheet(bundle: Path, photos: Path, tmp_path: Path) -> None:
         (["{photos}", "--workers", "-1"], "--workers -1"),
         (["{photos}", "--only", "sunse"], "'sunse' among the 4 .* did you mean 'sunset'"),
         (["{photos}", "--exclude", "sea,sunset,tree,path"], "leave no class"),
-        (["{photos}", "--json", "-", "--format", "csv"], "--json FILE stands for"),
+        (["{photos}", "--json", "-", "--format", "csv"], "--json FILE means"),
         (["{photos}", "--format", "parquet"], "needs --out"),
-        (["{photos}", "--sheet", "sheet.pdf"], "sheet.pdf: end the name with .jpg"),
+        (["{photos}", "--sheet", "sheet.pdf"], "sheet.pdf: the name must end in .jpg"),
         (["{photos}", "--sheet", "{photos}/0.png"], "0.png is one of the images"),
         (["{photos}/0.png", "--json", "{photos}/../photos/0.png"], "is one of the images"),
-        (["{photos}", "--out", "{photos}/tags"], r"tags: end the name with \.jsonl, .*\.tsv, "),
-        (["{photos}", "--out", "{photos}/tags.xlsx"], r"end the name with .*or give --format"),
-        (["{photos}", "--out", "{photos}/tags.txt"], r"end the name with .*or give --format"),
+        (["{photos}", "--out", "{photos}/tags"], r"tags: the name must end in \.jsonl, .*\.tsv, "),
+        (["{photos}", "--out", "{photos}/tags.xlsx"], r"the name must end in .*unless --format"),
+        (["{photos}", "--out", "{photos}/tags.txt"], r"the name must end in .*unless --format"),
         (["{photos}/nowhere.jpg"], "no such file or folder: .*nowhere.jpg"),
         (["{photos}/*.webp"], "no images in .*webp"),
         (["{photos}/empty"], "no images in .*empty"),
@@ -466,7 +466,7 @@ def test_sidecars_that_could_not_be_right_are_refused(
     config = json.loads((tmp_path / "config.json").read_text())
     config["classes"][1] = "sun, set"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="'sun, set' can't stand in a sidecar"):
+    with pytest.raises(UsageError, match="'sun, set' can't be written to a sidecar"):
         command(tmp_path, photos / "1.png", "--sidecars")
     assert command(tmp_path, photos / "1.png", "--sidecars", "--exclude", "sun, set") == 0
     assert "photos/1.txt" in files_in(tmp_path)

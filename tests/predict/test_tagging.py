@@ -75,7 +75,7 @@ def test_options_need_no_new_prediction_but_another_model_does(
     network.fingerprint = "second"
     command(photos, "--out", out)
     assert network.seen == 7
-    assert "tags.csv is of another model: starting anew" in capsys.readouterr().err
+    assert "tags.csv is from another model: starting from the beginning" in capsys.readouterr().err
     command(photos, "--out", out, "--overwrite")
     assert network.seen == 14
 
@@ -114,7 +114,9 @@ def test_an_interruption_spares_the_output_of_an_earlier_run(
     with pytest.raises(raised):
         command(photos, "--out", out)
     assert 2 <= len(rows_of(out)) <= 4
-    assert "the results so far are written; the same command goes on" in capsys.readouterr().err
+    assert (
+        "the results so far are written; repeat the command to continue" in capsys.readouterr().err
+    )
     network.stops_after = float("inf")
     command(photos, "--out", out)
     content = out.read_bytes()
@@ -165,7 +167,9 @@ def test_a_journal_that_cannot_be_used(network: MeanColour, photos: Path, tmp_pa
     ):
         command(photos, "--out", out)
     path.write_bytes(b"no database" * 100)
-    with pytest.raises(MltrError, match=r"tags.csv.journal: .*delete it to start anew"):
+    with pytest.raises(
+        MltrError, match=r"tags.csv.journal: .*delete it to start from the beginning"
+    ):
         command(photos, "--out", out)
     assert path.read_bytes() == b"no database" * 100
 
@@ -282,7 +286,7 @@ def test_a_folder_that_cannot_be_read_is_told(
 
     monkeypatch.setattr(os, "scandir", refusing)
     assert [path.name for path in Inputs([str(photos)])] == ["0.png", "1.png", "2.png", "6.png"]
-    assert f"{photos / '1'}: can't look into this folder (Permission denied)" in caplog.text
+    assert f"{photos / '1'}: can't read this folder (Permission denied)" in caplog.text
 
 
 # Progress.

@@ -104,8 +104,8 @@ def edit(path: Path, old: str, new: str) -> None:
     ("change", "words"),
     [
         ("label", r"other labels of 1 image: 7\.png\. Restore"),
-        ("class name", "other classes or another order of them: sea, sky"),
-        ("class order", "other classes or another order of them: sea, sky"),
+        ("class name", "other classes, or in another order: sea, sky"),
+        ("class order", "other classes, or in another order: sea, sky"),
         ("file", r"other files of 1 image: 7\.png"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     best = sorted((unfinished / "checkpoint").glob("best-*"))[-1]
     harm(best / "part-0.pt" if what == "best" else latest / what)
     assert resume(unfinished) == 0
-    assert "deleted, going back to the one before" in caplog.text
+    assert "deleted it and going back to the one before" in caplog.text
     assert same_weights(whole, unfinished)
 
 
@@ -77,7 +77,7 @@ def test_without_a_sound_checkpoint_there_is_no_way_on(unfinished: Path, capsys)
     for path in checkpoints(unfinished):
         flip(path / "part-0.pt")
     assert resume(unfinished) == 1
-    assert "holds no sound checkpoint: start by --overwrite" in capsys.readouterr().err
+    assert "holds no valid checkpoint: start again with --overwrite" in capsys.readouterr().err
 
 
 def test_the_last_few_checkpoints_and_the_best_weights_are_kept(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_auto_resume_starts_goes_on_and_is_content(
     assert same_weights(whole, unfinished)
     caplog.set_level("INFO", "mltr")
     assert train(unfinished, *options) == 0
-    assert "is finished already" in caplog.text
+    assert "is already finished" in caplog.text
     begun = tmp_path / "begun"
     begun.mkdir()
     shutil.copy(whole / "config.yaml", begun)  # killed before its first checkpoint
@@ -112,7 +112,7 @@ def test_auto_resume_overwrites_no_other_run(unfinished: Path, capsys) -> None:
     assert train(unfinished, "--auto-resume") == 2
     assert "holds a run already" in capsys.readouterr().err
     assert train(unfinished, "--auto-resume", "--overwrite") == 2
-    assert "leave out --resume and --overwrite" in capsys.readouterr().err
+    assert "can't be combined with --resume or --overwrite" in capsys.readouterr().err
 
 
 def start(run: Path, *options: str) -> subprocess.Popen[str]:

@@ -83,7 +83,7 @@ def test_predictions_are_shares_of_one(run: Path, imagenet: Path, tmp_path: Path
     )
     for options in ([], ["--reset"]):
         assert main(["calibrate", str(run), *options]) == 2
-        assert "chooses one class" in capsys.readouterr().err
+        assert "predicts one class" in capsys.readouterr().err
     assert mltr.load(run)(image).probs.sum() == pytest.approx(1, abs=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_a_multi_label_training_starts_from_it(run: Path, tmp_path: Path, capsys
     assert tuned.calibration is None
     assert main([*command, "--loss.name=ce", "--out", str(tmp_path / "wrong")]) == 2
     message = capsys.readouterr().err
-    assert "needs one label an image; " in message
+    assert "needs one label per image; " in message
 
 
 def test_the_folders_of_imagenet_and_their_splits(imagenet: Path, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_ctrl_c_before_the_first_validation_says_that_there_is_nothing_yet(
     assert train(tmp_path / "run") == 130
     assert "no epoch is validated yet" in caplog.text
     assert main(["evaluate", str(tmp_path / "run")]) == 1
-    assert "stopped it after a validation" in capsys.readouterr().err
+    assert "stopped by Ctrl-C after a validation" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_a_worker_that_dies_is_told_in_one_line(tmp_path: Path, capsys, monkeypa
     monkeypatch.setattr(ImageDataset, "__getitem__", lambda *_: os.kill(os.getpid(), 9))
     assert train(tmp_path / "run", "--data.workers=1") == 1
     message = capsys.readouterr().err
-    assert "a process that loads images died" in message
+    assert "a data worker died" in message
     assert "lower data.workers" in message
 
 
@@ -639,7 +639,7 @@ def test_a_table_without_a_single_no_is_refused_with_the_way_out(tmp_path: Path,
     folder, run = write_only_ones(tmp_path / "photos"), tmp_path / "run"
     assert train_photos(folder, run) == 1
     message = capsys.readouterr().err
-    assert "no training image is known to be without: light, dark" in message
+    assert "no training image is a known negative for: light, dark" in message
     assert "--data.missing negative" in message
     assert train_photos(folder, run, "--data.missing=negative") == 0
     assert train_photos(write_photos(tmp_path / "told"), tmp_path / "other") == 0
@@ -659,7 +659,7 @@ def test_a_class_that_every_image_has_is_refused(tmp_path: Path, capsys) -> None
         command = ["train", "photos", "--data.root", str(tmp_path / "photos"), *options, *more]
         assert main([*command, "--out", str(tmp_path / "run")]) == 1
         message = capsys.readouterr().err
-        assert "no training image is known to be without: beach" in message
+        assert "no training image is a known negative for: beach" in message
         assert "add images without them" in message
 
 

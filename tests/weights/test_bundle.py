@@ -249,7 +249,7 @@ DAMAGES: list[tuple[Callable[[Path], None], list[str]]] = [
     (put("config.json", b"\xff\xfe\x00"), ["config.json"]),
     (put("config.json", b"[]"), ["config.json", "object"]),
     (put("config.json", b""), ["config.json is not JSON"]),
-    (drop_key("classes"), ["config.json", "lacks the key 'classes'"]),
+    (drop_key("classes"), ["config.json", "has no key 'classes'"]),
     (change(format_version=99), ["format_version 99", "upgrade mltr"]),
     (change(format_version="one"), ["format_version"]),
     (change(model="mltr_s"), ["config.json", "model must be"]),
@@ -291,7 +291,7 @@ def test_the_folder_itself_is_checked(bundle: Path, tmp_path: Path) -> None:
         load_bundle(bundle / "model.safetensors")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
-    with pytest.raises(MltrError, match="Ctrl-C stopped it after a validation"):
+    with pytest.raises(MltrError, match="stopped by Ctrl-C after a validation"):
         load_bundle(tmp_path / "run")
 
 

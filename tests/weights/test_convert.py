@@ -306,9 +306,9 @@ def test_bad_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     text = tmp_path / "text.pth"
     text.write_text("no weights")
-    assert "damaged or no PyTorch file" in convert_fails(text, out, capsys)
+    assert "damaged or not a PyTorch file" in convert_fails(text, out, capsys)
     torch.save([1, 2, 3], text)
-    assert "no tensors by name" in convert_fails(text, out, capsys)
+    assert "no named tensors" in convert_fails(text, out, capsys)
     assert "no such file" in convert_fails(tmp_path / "none.pth", out, capsys)
 
 
@@ -380,7 +380,7 @@ def test_wrong_names_are_told(
 def test_timm_backbones_take_no_cat_weights() -> None:
     with pytest.raises(UsageError, match="not ResNet"):
         load_cat(mltr.create_model("timm/resnet18", 3), small_cat(32, (1,), 2, 5))
-    with pytest.raises(MltrError, match="no weights of Swin"):
+    with pytest.raises(MltrError, match="not weights of Swin"):
         load_swin(mltr.create_model("mltr_s", 3), {"a": torch.zeros(1)})
 
 

@@ -350,7 +350,9 @@ def test_files_that_are_no_weights_of_the_network(tmp_path: Path) -> None:
     write_folder(tmp_path / "hub", "test_vit")
     weights = tmp_path / "hub" / "model.safetensors"
     told = refused(name="timm/test_resnet", init=str(weights))
-    assert f"model.init {weights}: these aren't weights of timm/test_resnet: missing: conv1" in told
+    assert (
+        f"model.init {weights}: these are not weights of timm/test_resnet: missing: conv1" in told
+    )
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(weights.read_bytes()[:-1000])
     assert "damaged or cut short" in refused(name="timm/test_vit", init=str(cut))
@@ -369,15 +371,16 @@ def test_what_a_folder_is_of_is_told(tmp_path: Path) -> None:
     write_folder(folder, "test_vit")
     told = refused(name="timm/test_resnet", init=str(folder))
     assert (
-        "weights of timm/test_vit, not of timm/test_resnet: say --model.name timm/test_vit" in told
+        "weights of timm/test_vit, not of timm/test_resnet: use --model.name timm/test_vit" in told
     )
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    assert "names no network of timm" in refused(name="timm/test_vit", init=str(folder))
+    assert "names no timm network" in refused(name="timm/test_vit", init=str(folder))
     (folder / "config.json").write_text("{")
     assert "can't be read as JSON" in refused(name="timm/test_vit", init=str(folder))
     (folder / "config.json").unlink()
     told = refused(name="timm/test_vit", init=str(folder))
-    assert f"give the file: --model.name timm/NAME --model.init {folder}/model.safetensors" in told
+    options = f"--model.name timm/NAME --model.init {folder}/model.safetensors"
+    assert f"give the network and the file: {options}" in told
     (folder / "model.safetensors").unlink()
     assert "holds no model.safetensors" in refused(name="timm/test_vit", init=str(folder))
 
@@ -386,11 +389,14 @@ def test_what_a_folder_is_of_is_told(tmp_path: Path) -> None:
     ("model", "words"),
     [
         ({"name": "timm/resnet18", "overrides": {"pretrained": True}}, "--model.init pretrained"),
-        ({"name": "mltr_nano", "init": "pretrained"}, "mltr_nano has no weights"),
-        ({"name": "mltr_nano", "init": __file__}, "say whose weights they are: cat:"),
+        (
+            {"name": "mltr_nano", "init": "pretrained"},
+            "no pretrained weights are available for mltr_nano",
+        ),
+        ({"name": "mltr_nano", "init": __file__}, "the origin of the weights is unknown: use cat:"),
         ({"name": "timm/resnet18.tv_in2k", "init": "pretrained"}, "it has resnet18.a1_in1k"),
         ({"name": "timm/resnet81", "init": "pretrained"}, "timm has no model 'resnet81'"),
-        ({"name": "timm/resnet18", "init": __file__}, "damaged or no PyTorch file"),
+        ({"name": "timm/resnet18", "init": __file__}, "damaged or not a PyTorch file"),
         ({"name": "timm/resnet18", "init": "nowhere"}, "model.init nowhere: no such folder"),
     ],
 )
@@ -405,7 +411,7 @@ def test_a_pickled_program_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pth")
     told = refused(name="timm/test_resnet", init=str(tmp_path / "bomb.pth"))
-    assert "holds more than tensors" in told
+    assert "contains more than tensors" in told
     assert not (tmp_path / "executed").exists()
 
 

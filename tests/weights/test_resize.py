@@ -180,7 +180,7 @@ def test_a_squash_smaller_than_the_image_is_dropped(tmp_path: Path) -> None:
         ("mltr_nano", [], "nothing to do"),
         ("mltr_nano", ["--image-size", "0"], "must be positive"),
         ("mltr_nano", ["--window-size", "-1"], "window_size"),
-        ("timm/resnet10t", ["--window-size", "7"], "only MlTr's windows"),
+        ("timm/resnet10t", ["--window-size", "7"], "only MlTr has windows"),
     ],
 )
 def test_wrong_sizes_are_refused(

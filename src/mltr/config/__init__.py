@@ -1,4 +1,4 @@
-"""What a recipe may say, and how one is read: `schema` has the fields, `recipe` reads YAML.
+"""Recipes: `schema` defines the fields, `recipe` reads YAML.
 
-No torch here, and nothing that acts on a recipe.
+Nothing here imports torch or acts on a recipe.
 """

@@ -42,7 +42,7 @@ def find_recipe(name: str) -> Path:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the recipe in a YAML file, changed by overrides such as ``--train.epochs 3``.
+    """Return the recipe in a YAML file, with overrides such as ``--train.epochs 3`` applied.
 
     Raises `UsageError` for a file that isn't YAML, a key that doesn't exist (with the nearest
     one), a value of the wrong type, or one that a section refuses.
@@ -59,7 +59,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Return a recipe changed by overrides; raises `UsageError` as `load_recipe` does."""
+    """Return a recipe with overrides applied; raises `UsageError` as `load_recipe` does."""
     _check_options(overrides)
     return _parse(Path("recipe"), dataclasses.asdict(config), overrides)
 
@@ -74,15 +74,15 @@ def _check_options(overrides: Sequence[str]) -> None:
 
 
 def with_photos(photos: str | None, overrides: Sequence[str]) -> list[str]:
-    """Return overrides by which a recipe reads the PHOTOS of a command line, where some are named.
+    """Return overrides that make a recipe read the PHOTOS of the command line, if given.
 
-    Raises `UsageError` where ``--data.root`` names some too.
+    Raises `UsageError` if ``--data.root`` is given too.
     """
     if photos is None:
         return list(overrides)
     for override in overrides:
         if override.startswith("--data.root="):
-            raise UsageError(f"{photos} and {override} both say where the photos are: keep one")
+            raise UsageError(f"{photos} and {override} both give the photos: use one of them")
     return [f"--data.root={photos}", *overrides]
 
 
@@ -97,12 +97,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         loader = yaml.SafeLoader(path.read_text("utf-8"))
         root = loader.get_single_node()
         if _count_values(root, {}) > MAX_VALUES:
-            raise UsageError(
-                f"{path}: more than {MAX_VALUES:,} values, with its aliases written out"
-            )
+            raise UsageError(f"{path}: more than {MAX_VALUES:,} values after expanding its aliases")
         content: Any = loader.construct_document(root) if root else None
     except RecursionError as error:
-        raise UsageError(f"{path}: nested too deeply, or within itself") from error
+        raise UsageError(f"{path}: nested too deeply, or contains itself") from error
     except (yaml.YAMLError, ValueError) as error:  # such as a thirteenth month
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -111,12 +109,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     sections = content.values() if isinstance(content, dict) else [content]
     if not all(isinstance(section, dict) for section in sections):
-        raise UsageError(f"{path}: a recipe has sections with keys, such as train: {{epochs: 3}}")
+        raise UsageError(
+            f"{path}: a recipe consists of sections with keys, such as train: {{epochs: 3}}"
+        )
     return dict(content)
 
 
 def _translate(content: dict[str, Any]) -> None:
-    """Replace what recipes of earlier versions say: a warm-up in epochs by its share of them."""
+    """Translate recipes of earlier versions: a warm-up in epochs becomes a share of the run."""
     section = content.get("train") or {}
     epochs = section.get("epochs", TrainConfig().epochs)
     if isinstance(section.get("warmup_epochs"), int | float) and isinstance(epochs, int) and epochs:
@@ -148,7 +148,7 @@ class Field:
 
 @cache
 def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
-    """Return everything that a recipe may hold, sections included, in the order of `schema`."""
+    """Return all fields of a recipe, sections included, in the order of `schema`."""
     found: list[Field] = []
     hints, comments, bounds = get_type_hints(section), _comments(section), bounds_of(section)
     for field in dataclasses.fields(section):
@@ -176,7 +176,7 @@ def _comments(section: type) -> dict[str, str]:
 
 
 def value_of(config: Config, key: str) -> Any:
-    """Return what a recipe says of a dotted key."""
+    """Return the value of a dotted key in a recipe."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)
@@ -207,7 +207,7 @@ def _is_inside_dict(key: str) -> bool:
 
 
 def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """Check the file, then the overrides, so that an error blames the one that is wrong."""
+    """Check the file, then the overrides, so that an error names the one that is wrong."""
     import jsonargparse  # a tenth of a second that `mltr --help` needn't pay
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mltr train")

@@ -1,4 +1,4 @@
-"""Images with labels: readers, splits, and what turns them into batches.
+"""Images with labels: readers, splits, preprocessing and batches.
 
 The names are imported when first used: the readers need no torch.
 """

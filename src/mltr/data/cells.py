@@ -1,4 +1,4 @@
-"""Texts in CSV tables that spreadsheets would compute: marked on writing, unmarked on reading."""
+"""CSV cells that spreadsheets would evaluate: escaped on writing, unescaped on reading."""
 
 from __future__ import annotations
 

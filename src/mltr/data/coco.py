@@ -20,9 +20,9 @@ def read_coco(
 ) -> Split:
     """Read `root`/annotations/instances_{split}{year}.json; images lie in `root`/{split}{year}.
 
-    The classes stand in the order of their category ids. An image has a label if any annotation
-    says so, crowds included, as in ASL, CSRA and ML-GCN. `unlabelled` keeps or drops images
-    without any annotation (peers differ). An empty `year` finds the only one there.
+    The classes are in the order of their category ids. An image has a label if any annotation has
+    it, crowds included, as in ASL, CSRA and ML-GCN. `unlabelled` keeps or drops images without any
+    annotation (peers differ). An empty `year` finds the only one there.
     """
     root = Path(root)
     path = _annotation_file(root, split, str(year))
@@ -30,7 +30,7 @@ def read_coco(
         content = json.loads(path.read_text("utf-8"))
         return _to_split(content, root / path.stem.removeprefix("instances_"), split, unlabelled)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MltrError(f"{path}: not a whole JSON file ({error}); fetch it again") from error
+        raise MltrError(f"{path}: not a complete JSON file ({error}); download it again") from error
     except (KeyError, TypeError) as error:
         raise MltrError(f"{path}: not COCO instance annotations: no {error}") from error
 
@@ -44,7 +44,7 @@ def _annotation_file(root: Path, split: str, year: str) -> Path:
         raise MltrError(f"no {pattern} in {root / 'annotations'}: is {root} a COCO folder?")
     if len(found) > 1:
         years = [path.stem[-4:] for path in found]
-        raise UsageError(f"{root} holds COCO of {' and '.join(years)}: choose one by data.year")
+        raise UsageError(f"{root} holds COCO of {' and '.join(years)}: choose one with data.year")
     return found[0]
 
 

@@ -54,7 +54,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Describe each source; what is wrong is told, and is no failure of the command."""
+    """Describe each source; faults are reported, and don't make the command fail."""
     from rich.console import Console
 
     from mltr.data.sources import open_splits
@@ -247,7 +247,7 @@ def _print_labels(console: Console, report: dict[str, Any]) -> None:
 
 
 def _print_findings(console: Console, report: dict[str, Any]) -> None:
-    """Tell what is wrong, or that nothing is."""
+    """Report the faults, or that there are none."""
     for split, notes in report["notes"].items():
         for key, count in notes.items():
             if count:
@@ -257,9 +257,10 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
     if report["classes_without_negatives"]:
         names = ", ".join(report["classes_without_negatives"])
         console.print(
-            f"NO TRAINING IMAGE IS KNOWN TO BE WITHOUT: {names}\n"
-            "mltr train refuses that: a network would learn to say yes to every picture. If an "
-            "empty cell means no, say so: --missing negative here, --data.missing negative there.",
+            f"NO TRAINING IMAGE IS A KNOWN NEGATIVE FOR: {names}\n"
+            "mltr train refuses such a source: a network would learn to predict these classes for "
+            "every picture. If an empty cell means no, use --missing negative here and "
+            "--data.missing negative there.",
             markup=False,
             style="bold red",
         )
@@ -282,7 +283,7 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
 
 
 def draw(folder: Path, splits: Splits) -> Path:
-    """Draw how often each label comes, and which come together, into labels.png."""
+    """Draw the label frequencies and co-occurrences to labels.png."""
     import matplotlib as mpl
 
     mpl.use("Agg")

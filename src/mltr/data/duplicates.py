@@ -43,7 +43,7 @@ class Seen:
 
 
 def look_at(splits: Splits) -> list[Seen]:
-    """Open every image of all splits once, with a bar on a terminal; broken ones have an error."""
+    """Open every image once, with a progress bar on a terminal; broken ones have an error."""
     from rich.console import Console
     from rich.progress import track
 
@@ -87,10 +87,10 @@ def identical_groups(seen: Sequence[Seen]) -> list[list[Seen]]:
 def similar_groups(seen: Sequence[Seen], least: float = SAME_PICTURE) -> list[list[Seen]]:
     """Return the groups of two and more images that show the same picture.
 
-    Two images do if their thumbnails correlate by at least `least`: saving anew, scaling and
-    changes of brightness, contrast or colour are overlooked; cropping and mirroring aren't. A
-    group is held together by such pairs. Every pair is compared, which takes less time than opening
-    the images did up to some 300 000 of them.
+    Two images do if their thumbnails correlate by at least `least`. Re-saving, scaling and changes
+    of brightness, contrast or colour don't matter; cropping and mirroring do. A group is held
+    together by such pairs. Every pair is compared, which takes less time than opening the images
+    did up to some 300 000 of them.
     """
     sound = [image for image in seen if not image.error]
     if len(sound) < 2:

@@ -1,4 +1,4 @@
-"""Your own folders: a text file of tags beside each photo, or a folder for each class."""
+"""Folders of photos: a text file of tags beside each photo, or one folder per class."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def split_tags(text: str) -> list[str]:
 def read_folder(root: str | Path, classes: Sequence[str] | None = None) -> Split:
     """Read photos with a sidecar of tags: `photo.txt` (or `photo.jpg.txt`) beside `photo.jpg`.
 
-    Tags stand in a line, separated by commas, or one a line. An empty sidecar says that nothing is
-    there; a photo without a sidecar is left out and counted. Without `classes`, every tag is one.
+    Tags are separated by commas, or one per line. An empty sidecar means that no label applies; a
+    photo without a sidecar is left out and counted. Without `classes`, every tag is a class.
     """
     root = Path(root)
     tagged: list[tuple[Path, Path]] = []
@@ -51,7 +51,7 @@ def read_folder(root: str | Path, classes: Sequence[str] | None = None) -> Split
 
 
 def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -> Split:
-    """Read one folder of images for each class, as ImageNet comes: one label an image."""
+    """Read one folder of images per class, as in ImageNet: one label per image."""
     root = Path(root)
     if not root.is_dir():
         raise MltrError(f"{root}: no such folder")
@@ -68,5 +68,5 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
         for image in find_images(root / name):
             records.append(Record(image, image.relative_to(root).as_posix(), labels))
     if not records:
-        raise MltrError(f"{root}: no folders of images in it")
+        raise MltrError(f"{root}: it contains no folders of images")
     return Split(tuple(classes), records)

@@ -139,10 +139,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch, check and unpack each archive that isn't there yet."""
+    """Download, verify and unpack each archive that is missing."""
     chosen, out = DATA_SETS[args.name], Path(args.out)
     if not get(chosen, out, args.mirror, keep=args.keep):
-        print(f"unpacked before: to fetch it anew, delete {out / DOWNLOADS}")
+        print(f"already unpacked; to download it again, delete {out / DOWNLOADS}")
     print(
         f"{args.name} is in {out}. Look at it, then train:\n"
         f"  mltr data {out} --year {chosen.year} --quick\n"
@@ -152,11 +152,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def get(data_set: DataSet, out: Path, mirror: str | None = None, keep: bool = False) -> int:
-    """Bring a data set into the folder `out`, from its sites or from `mirror`.
+    """Download a data set to the folder `out`, from its official sites or from `mirror`.
 
-    What was unpacked before isn't fetched again. Returns the number of archives that were. Raises
-    `MltrError` if the disk is too small, an archive can't be had, or one isn't what it should be;
-    partial downloads then stay.
+    Archives that were already unpacked are not downloaded again. Returns the number of downloaded
+    archives. Raises `MltrError` if the disk is too small, or an archive is unavailable or fails its
+    checksum; partial downloads are then kept.
     """
     with locked_folder(out):
         try:
@@ -188,7 +188,7 @@ def _mark(folder: Path, archive: Archive) -> Path:
 
 
 def _check_room(folder: Path, archives: list[Archive], keep: bool) -> None:
-    """Raise `MltrError` unless the disk has room for what is to come."""
+    """Raise `MltrError` unless the disk has enough free space."""
     unpacked = sum(archive.unpacked or archive.size for archive in archives)
     sizes = [archive.size for archive in archives]
     # Unless kept, an archive goes once it is unpacked, so the largest of them is the most beside.
@@ -198,7 +198,7 @@ def _check_room(folder: Path, archives: list[Archive], keep: bool) -> None:
     if needed > free:
         raise MltrError(
             f"{folder.parent}: needs about {needed / 1e9:.1f} GB and the disk has "
-            f"{free / 1e9:.1f} GB left: choose another --out, or make room"
+            f"{free / 1e9:.1f} GB left: choose another --out, or free some space"
         )
 
 
@@ -237,7 +237,7 @@ def _progress() -> Progress:
 
 
 def unpack(path: Path, out: Path) -> None:
-    """Unpack a .tar or .zip file into `out`; nothing in it may reach out of that folder.
+    """Unpack a .tar or .zip file to `out`; nothing in it may be written outside that folder.
 
     Raises `MltrError` for one that tries to, that is damaged, or for which the disk is too small.
     """

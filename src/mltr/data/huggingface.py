@@ -83,7 +83,7 @@ def read_dataset(
             raise MltrError(f"{source}: split {name!r} is not one of {', '.join(SPLITS)}")
         named[SPLITS[name]] = part
     if "train" not in named:
-        raise MltrError(f"{source}: no split called train, but {', '.join(parts)}")
+        raise MltrError(f"{source}: no split named train; found: {', '.join(parts)}")
     features = named["train"].features
     image_column = _choose(features, images, "images", _is_image, str(source))
     label_column = _choose(features, labels, "labels", _is_labels, str(source))
@@ -119,15 +119,15 @@ def _choose(features: Any, asked: str, what: str, is_kind: Any, source: str) -> 
         if asked not in features or not is_kind(features[asked]):
             kinds = ", ".join(name for name in features if is_kind(features[name])) or "none"
             raise UsageError(
-                f"data.{what}: {source} has no column of {what} {asked!r}"
-                f"{did_you_mean(asked, features)}; such are: {kinds}"
+                f"data.{what}: {source} has no {what} column {asked!r}"
+                f"{did_you_mean(asked, features)}; candidates: {kinds}"
             )
         return asked
     found = [str(name) for name in features if is_kind(features[name])]
     if len(found) != 1:
         raise UsageError(
-            f"{source}: which column has the {what}? Say by data.{what}; "
-            f"{'such are: ' + ', '.join(found) if found else 'none of these: '}"
+            f"{source}: set data.{what} to the column of the {what}; "
+            f"{'candidates: ' + ', '.join(found) if found else 'none of these qualifies: '}"
             f"{'' if found else ', '.join(features)}"
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""Opening an image, whatever it is: every kind that a camera or the web delivers, or a clear no."""
+"""Opening images: every kind that cameras and the web produce, or a clear error."""
 
 from __future__ import annotations
 
@@ -59,9 +59,8 @@ LEAST_SHARE = 0.9
 def open_image(source: ImageSource | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the image in RGB, upright, its first frame, transparency on white.
 
-    `source` is a path, the bytes of a file, or a `LazyImage`. Raises `BrokenImage`,
-    naming the file and the reason, for what is missing, damaged, not an image, or larger than
-    `max_pixels`.
+    `source` is a path, the bytes of a file, or a `LazyImage`. Raises `BrokenImage`, naming the file
+    and the reason, if it is missing, damaged, not an image, or larger than `max_pixels`.
     """
     return _open(source, max_pixels)[0]
 
@@ -71,9 +70,9 @@ def open_reduced(
 ) -> tuple[Image.Image, Region]:
     """Return an image as `open_image` does, perhaps reduced, and the place of a region in it.
 
-    JPEG decoders can leave out the finest detail, and most of the time goes with it. They may, as
-    long as `region`, given in shares of the image, keeps about `side` pixels in each direction.
-    The place is in pixels; its borders needn't be whole numbers.
+    JPEG decoders can skip the finest detail, which saves most of the time. They may, as long as
+    `region`, given in shares of the image, keeps about `side` pixels in each direction. The place
+    is in pixels; its borders needn't be whole numbers.
     """
     image, (x, y, end_x, end_y) = _open(source, max_pixels, side, region)
     left, top, right, bottom = region
@@ -136,7 +135,7 @@ def _reduce(image: Image.Image, side: int, region: Region) -> Region:
 
 @contextmanager
 def told(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
-    """Turn whatever Pillow raises for a file, or an image of it, into `BrokenImage`."""
+    """Convert whatever Pillow raises for a file or an image to `BrokenImage`."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of what our own check refuses, and of damage that it can live with.
@@ -189,7 +188,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     # A text is no number, and a billion times itself in Python.
     tile = int(tags.get(TIFF_TILE_WIDTH, 0)) * int(tags.get(TIFF_TILE_LENGTH, 0))
     if tile > max_pixels:  # the decoder makes room for a whole tile, however small the image
-        raise BrokenImage(f"{name}: a tile of more pixels than the limit of {max_pixels:,}")
+        raise BrokenImage(f"{name}: a tile with more pixels than the limit of {max_pixels:,}")
 
 
 def _check_scans(file: IO[bytes], name: str) -> None:

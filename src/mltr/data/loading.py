@@ -1,7 +1,7 @@
-"""One data set over any split, and batches that a seed determines.
+"""A data set over any split, and batches determined by a seed.
 
-What a sample looks like depends on (seed, epoch, index, copy) alone, and the order of an epoch on
-(seed, epoch): not on the number of workers, nor on where a run was resumed.
+A sample depends only on (seed, epoch, index, copy), and the order of an epoch only on (seed,
+epoch): not on the number of workers, nor on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MOST_WORKERS = 8  #: that are started unless a number is asked for
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of the network's size; a broken one is zeros with every label unknown."""
+    """One image of the network's size; a broken image is zeros with every label unknown."""
 
     image: Tensor  #: uint8 [3, S, S]
     targets: Tensor  #: int8 [K]
@@ -73,9 +73,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A `Batch` on its way from a worker: images in shared memory, or where that is full in a pipe.
+    """A `Batch` sent by a worker: images in shared memory, or in a pipe if that is full.
 
-    The rest is small, and always in the pipe.
+    The rest is small, and always sent through the pipe.
     """
 
     images: Tensor | NDArray[np.uint8]
@@ -98,11 +98,12 @@ class Parcel:
 
 
 class ImageDataset(Dataset[Sample]):
-    """The images of a split, preprocessed, and varied where `augment` is given.
+    """The images of a split, preprocessed, and augmented if `augment` is given.
 
-    `sizes` gives the image side of each epoch of training (the last one stays); without it, and
-    in evaluation, the side is the preprocessing's. `cache` is a folder for squashed images, made
-    once and memory-mapped; it needs `preprocess.base_size` and changes no pixel.
+    `sizes` gives the image side of each epoch of training (the last value is kept after that);
+    without it, and in evaluation, the side is that of the preprocessing. `cache` is a folder for
+    squashed images, which are created once and memory-mapped; it needs `preprocess.base_size` and
+    changes no pixel.
     """
 
     def __init__(
@@ -165,10 +166,10 @@ class ImageDataset(Dataset[Sample]):
 class EpochBatches(Sampler[list[Key]]):
     """The batches of one epoch as lists of keys; set `epoch` before iterating.
 
-    Of several processes each gets its share of every batch, so that the order of the images and
-    the place in it are the same for any number of them. With `repeats` each image comes so many
-    times in a row, and an epoch, as long as ever, goes through a part of the images (repeated
-    augmentation, arXiv 1901.09335).
+    Each of several processes gets its share of every batch, so that the order of the images and the
+    position in it are the same for any number of processes. With `repeats`, each image is used that
+    many times consecutively, and an epoch of the same length covers only part of the images
+    (repeated augmentation, arXiv 1901.09335).
     """
 
     def __init__(
@@ -206,16 +207,16 @@ Rows = TypeVar("Rows", NDArray[Any], Tensor)
 
 
 def share(batch: Rows, rank: int, processes: int) -> Rows:
-    """Return the rows of a batch that are one process's; without any, it repeats the first row.
+    """Return one process's rows of a batch; a process without rows repeats the first row.
 
-    So all processes go through the same number of batches, as divided networks need it.
+    All processes therefore have the same number of batches, as sharded networks need.
     """
     own = batch[rank::processes]
     return own if len(own) else batch[:1]
 
 
 class BatchLoader:
-    """Batches of a data set, epoch by epoch; workers live on from one epoch to the next."""
+    """Batches of a data set, epoch by epoch; workers are kept between epochs."""
 
     def __init__(
         self, dataset: ImageDataset, batches: EpochBatches, workers: int, device: torch.device
@@ -250,8 +251,8 @@ class BatchLoader:
             if not self.loader.num_workers:
                 raise
             raise MltrError(
-                f"processes that load images can't be started ({error.strerror or error}): free "
-                f"some of {SHARED_MEMORY} and of memory, or set data.workers to 0"
+                f"data workers can't be started ({error.strerror or error}): free some memory and "
+                f"some of {SHARED_MEMORY}, or set data.workers to 0"
             ) from error
         return map(self._receive, parcels)
 
@@ -276,9 +277,9 @@ def make_loader(
 ) -> BatchLoader:
     """Return the batches of a data set: `for batch in loader.epoch(number)`.
 
-    `batch_size` is that of all `processes` together; the one of `rank` gets its share. `repeats` is
-    how many times an image comes in a row. The images are put on `device`. `workers` -1 starts as
-    many as suit this machine.
+    `batch_size` is the total over all `processes`; the process `rank` gets its share. `repeats` is
+    how often an image is used consecutively. Images are moved to `device`. `workers` -1 starts a
+    number of workers that suits this machine.
     """
     batches = EpochBatches(
         dataset.split, batch_size, shuffle, drop_last, seed, rank, processes, repeats
@@ -293,7 +294,7 @@ def make_loader(
 
 @functools.cache
 def _tell_full(instead: str) -> None:
-    """Say once that shared memory is full, and what is done instead."""
+    """Log once that shared memory is full, and what is done instead."""
     log.warning(
         "%s is full: %s, which is slower; give it more space (docker run --shm-size 2g)",
         SHARED_MEMORY,
@@ -310,7 +311,7 @@ def _can_start(workers: int) -> bool:
 
 
 def suitable_workers(device: torch.device) -> int:
-    """Return how many workers to start: those that train on the same cores need most of them."""
+    """Return how many workers to start; training on the same cores needs most of them."""
     affinity = getattr(os, "sched_getaffinity", None)  # what a container allows, where one can ask
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, min(MOST_WORKERS, cores // 4 if device.type == "cpu" else cores - 1))
@@ -361,7 +362,7 @@ class SquashCache:
         size = math.prod(self.shape)
         if size > cache.limit:
             raise MltrError(
-                f"{size / 1e9:.3g} GB of squashed images are more than data.cache_gb "
+                f"{size / 1e9:.3g} GB of squashed images exceed data.cache_gb "
                 f"{cache.limit / 1e9:g}: raise it, or set data.cache to false"
             )
         name = f"squashed-{side}-{_fingerprint(split, side)}.u8"
@@ -376,7 +377,7 @@ class SquashCache:
             reason = getattr(error, "strerror", None) or error
             raise MltrError(
                 f"{cache.folder}: can't keep {size / 1e6:,.0f} MB of squashed images there "
-                f"({reason}); make room, or set data.cache to false"
+                f"({reason}); free some space, or set data.cache to false"
             ) from error
         self.errors: dict[int, str] = errors or {}
         self._pixels: NDArray[np.uint8] | None = None
@@ -409,7 +410,7 @@ class SquashCache:
 
     def _fill(self, split: Split, path: Path) -> None:
         """Decode every image."""
-        log.info("decoding %d images once, into %s", len(split), path)
+        log.info("decoding %d images once, to %s", len(split), path)
         part, side = part_of(path), self.shape[1]
         errors: dict[int, str] = {}
 

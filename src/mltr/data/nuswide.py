@@ -34,7 +34,7 @@ def read_nuswide(
     if protocol == "ratio_70_30":
         return _ratio_split(root, classes, split)
     if protocol not in ("official", "labelled"):
-        raise UsageError(f"protocol={protocol!r}: one of official, labelled, ratio_70_30")
+        raise UsageError(f"protocol={protocol!r} must be one of official, labelled, ratio_70_30")
     records = _read_part(root, classes, split)
     notes = {"unlabelled": sum(not record.labels.any() for record in records)}
     if protocol == "labelled":

@@ -85,7 +85,7 @@ class Preprocess:
             preprocess = cls(**{**values, **triples})
             preprocess._check()
         except (KeyError, TypeError, ValueError) as error:
-            raise MltrError(f"preprocessing can't be understood: {error}") from error
+            raise MltrError(f"the preprocessing is invalid: {error}") from error
         return preprocess
 
     def _check(self) -> None:
@@ -101,7 +101,9 @@ class Preprocess:
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be above 0")
         if self.interpolation not in FILTERS:
-            raise ValueError(f"interpolation {self.interpolation!r}: one of {', '.join(FILTERS)}")
+            raise ValueError(
+                f"interpolation {self.interpolation!r} must be one of {', '.join(FILTERS)}"
+            )
         if not 0 <= self.crop_pct <= 1:
             raise ValueError(f"crop_pct {self.crop_pct} must lie in 0..1")
 

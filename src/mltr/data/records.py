@@ -1,4 +1,4 @@
-"""What every reader returns: records of images with labels, gathered in a split."""
+"""The result of every reader: records of images with labels, collected in a split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Labels = NDArray[np.int8]
 
 @runtime_checkable
 class LazyImage(Protocol):
-    """An image made when asked for, such as a composed scene; picklable."""
+    """An image that is created on request, such as a composed scene; picklable."""
 
     def load(self) -> Image.Image:
         """Return the image in RGB."""
@@ -40,7 +40,7 @@ class LazyFile(LazyImage, Protocol):
 
 @runtime_checkable
 class PackedImage(LazyFile, Protocol):
-    """A lazy file that lies in a larger one with many others."""
+    """A lazy file that is part of a larger one."""
 
     @property
     def name(self) -> str:
@@ -48,9 +48,9 @@ class PackedImage(LazyFile, Protocol):
         ...
 
     def identity(self) -> tuple[bytes, int, int]:
-        """Return where it lies, and size and time of change (ns) of that file, if it has one.
+        """Return its location, and the size and modification time (ns) of its file, if it has one.
 
-        As long as they stay, it is the same image. Raises `OSError` if the file is gone.
+        As long as they don't change, it is the same image. Raises `OSError` if the file is gone.
         """
         ...
 
@@ -60,7 +60,7 @@ ImageSource = Path | bytes | LazyImage
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """An object of one class: pixels of the original image, origin at the top left."""
+    """The box of an object, in pixels of the original image, with the origin at the top left."""
 
     class_index: int
     x: float
@@ -109,7 +109,7 @@ class Split:
 
     @property
     def positives(self) -> csr_array:
-        """Which labels each record has, sparse, for sets with many classes: bool [N, K]."""
+        """The labels as a sparse array, for data sets with many classes: bool [N, K]."""
         rows = [np.flatnonzero(record.labels == 1) for record in self.records]
         columns = np.concatenate([np.zeros(0, np.int64), *rows])
         return sparse_rows(columns, np.cumsum([0, *map(len, rows)]), len(self.classes))
@@ -128,7 +128,7 @@ class Split:
         return [_file_size(record.image) for record in self.records]
 
     def count_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return how many images have each class, and how many are known not to: each [K]."""
+        """Return the number of positive and of negative images of each class: each [K]."""
         positives, negatives = np.zeros((2, len(self.classes)), np.int64)
         for record in self.records:
             positives += record.labels == 1
@@ -136,7 +136,7 @@ class Split:
         return positives, negatives
 
     def take_unknown_as_negative(self) -> None:
-        """Let every label that isn't known be 0."""
+        """Set every unknown label to 0."""
         self.records = [replace(r, labels=np.maximum(r.labels, 0)) for r in self.records]
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -144,14 +144,14 @@ class Split:
         return np.random.default_rng((seed, epoch)).permutation(len(self))
 
     def will_read(self, order: NDArray[np.int64]) -> None:
-        """Hear which records come next: a source that is far away can begin to fetch them."""
+        """Announce which records come next, so that a remote source can prefetch them."""
 
     def subset(self, indices: Iterable[int], name: str) -> Split:
         """Return the records at `indices`, in that order, under another name."""
         return Split(self.classes, [self.records[i] for i in indices], name)
 
     def missing(self) -> list[Record]:
-        """Return the records whose image file isn't there."""
+        """Return the records whose image file is missing."""
         return [r for r in self.records if isinstance(r.image, Path) and not r.image.is_file()]
 
 
@@ -168,7 +168,7 @@ def _file_size(image: ImageSource) -> int:
 
 @dataclass
 class Splits:
-    """What a run needs: to learn from, to choose the epoch on, to report."""
+    """The splits of a run: for training, for choosing the epoch, and for the report."""
 
     train: Split
     val: Split
@@ -178,19 +178,19 @@ class Splits:
         return iter((self.train, self.val, self.test))
 
     def check_single_label(self) -> None:
-        """Raise `UsageError` unless each image has exactly one label, as a softmax needs it."""
+        """Raise `UsageError` unless each image has exactly one label, as a softmax needs."""
         for split in self:
             wrong = np.flatnonzero(split.positives.sum(axis=1) != 1)
             if len(wrong):
                 raise UsageError(
-                    "loss.name ce needs one label an image; with none or several: "
+                    "loss.name ce needs one label per image; with none or several: "
                     f"{len(wrong)} of {counted(len(split), f'{split.name} image')}, e.g. "
                     f"{split[int(wrong[0])].name}: use asl or bce"
                 )
 
 
 def same_image(record: Record) -> object:
-    """Return what two records share exactly if they are of the same image, however it is named."""
+    """Return a key that records share exactly if they are the same image, however it is named."""
     if isinstance(record.image, Path):
         return record.image.resolve()
     return record.image if isinstance(record.image, bytes) else repr(record.image)
@@ -205,7 +205,7 @@ def sparse_rows(columns: NDArray[Any], starts: NDArray[Any], num_columns: int) -
 
 
 def indices_of(names: Iterable[str], classes: Sequence[str], where: str) -> list[int]:
-    """Return the class index of each name; `where` says in an error who used an unknown name."""
+    """Return the class index of each name; `where` locates an unknown name in the error message."""
     positions = {name: index for index, name in enumerate(classes)}
     found = []
     for name in names:
@@ -216,7 +216,7 @@ def indices_of(names: Iterable[str], classes: Sequence[str], where: str) -> list
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
-    """Return the classes that a text file names, one a line; blank lines are passed over."""
+    """Return the classes listed in a text file, one per line; blank lines are skipped."""
     if not path.is_file():
         raise MltrError(f"{path}: no such list of classes (one name a line)")
     names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())

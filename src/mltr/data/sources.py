@@ -1,4 +1,4 @@
-"""From what a recipe says of its data to three splits, by each source's own convention."""
+"""From the data section of a recipe to three splits, by each source's own convention."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 
 
 def open_splits(config: DataConfig) -> Splits:
-    """Return the training, validation and test split of a source.
+    """Return the training, validation and test splits of a source.
 
     The validation split is always held out from training images, stratified over the labels and
-    seeded; the test split is the source's own where it has one (COCO val, VOC test, or val where
-    the test isn't public, NUS-WIDE test, a table's column `split`), else held out alike. Records
-    without an image file are dropped and counted in each split's notes. Raises `MltrError` for an
-    unreadable source, an empty split, or more missing files than `data.max_broken` allows.
+    seeded; the test split is the source's own if it has one (COCO val, VOC test, or val if the test
+    isn't public, NUS-WIDE test, a table's column `split`), and else held out in the same way.
+    Records without an image file are dropped and counted in each split's notes. Raises `MltrError`
+    for an unreadable source, an empty split, or more missing files than `data.max_broken` allows.
     """
     form = _find_format(config)
     if form == "images":
-        raise UsageError("data.format images has no labels: it is for mltr pretrain and mltr shard")
+        raise UsageError(
+            "data.format images has no labels: use it with mltr pretrain and mltr shard only"
+        )
     if form == "scenes":
         from mltr.data.scenes import read_scenes
 
@@ -60,9 +62,9 @@ def open_splits(config: DataConfig) -> Splits:
 
 
 def check_classes(config: DataConfig, train: Split) -> None:
-    """Raise `MltrError` for classes that training images can't teach: all have them, or none.
+    """Raise `MltrError` for classes without a negative or without a positive training image.
 
-    The latter is no error where the source has a list of classes of its own, such as COCO's.
+    The latter is not an error if the source has its own list of classes, such as COCO.
     """
     positives, negatives = train.count_labels()
 
@@ -73,26 +75,26 @@ def check_classes(config: DataConfig, train: Split) -> None:
     if not negatives.all():
         unknown = (positives + negatives < len(train))[negatives == 0].any()
         way_out = (
-            "if an empty cell means no, say so by --data.missing negative"
+            "if an empty cell means no, set --data.missing negative"
             if unknown
             else "add images without them, or leave these classes out"
         )
         raise MltrError(
-            f"no training image is known to be without: {named(negatives == 0)}; a network would "
-            f"learn to say yes to every picture: {way_out}"
+            f"no training image is a known negative for: {named(negatives == 0)}; a network would "
+            f"learn to predict them for every picture: {way_out}"
         )
     if not positives.all() and _find_format(config) not in WITH_OWN_CLASSES:
         raise MltrError(
-            f"no training image has: {named(positives == 0)}; add images with them, or leave these "
-            "classes out"
+            f"no training image has: {named(positives == 0)}; add images that do, or leave out "
+            "these classes"
         )
 
 
 def open_images(config: DataConfig) -> Splits:
-    """Return images to learn from without labels: training and validation, and no test.
+    """Return images for training without labels: training and validation splits, and no test.
 
-    Of a labelled source these are its own training and validation split, never its test images;
-    of any other folder all images in it, some of which are held out. Raises `MltrError` if there
+    For a labelled source these are its own training and validation splits, never its test images;
+    for any other folder all images in it, some of which are held out. Raises `MltrError` if there
     are none.
     """
     root = Path(config.root)
@@ -118,7 +120,9 @@ def _find_format(config: DataConfig) -> str:
     if config.format in ("images", "scenes"):
         return config.format
     if not config.root:
-        raise UsageError("data.root is not set: say where the photos are by --data.root FOLDER")
+        raise UsageError(
+            "data.root is not set: give the folder of the photos with --data.root FOLDER"
+        )
     if config.root.startswith(PREFIX):
         return "huggingface"
     if is_address(config.root):
@@ -126,8 +130,8 @@ def _find_format(config: DataConfig) -> str:
     root = Path(config.root)
     if not root.exists():
         raise MltrError(
-            f"data.root {root}: no such file or folder; if it has moved, say where it is now by "
-            "--data.root NEW"
+            f"data.root {root}: no such file or folder; if it has moved, give the new location "
+            "with --data.root NEW"
         )
     return detect_format(root) if config.format == "auto" else config.format
 
@@ -135,8 +139,8 @@ def _find_format(config: DataConfig) -> str:
 def parse_source(source: str) -> tuple[str, str]:
     """Return `data.format` and `data.root` of a source as commands take it.
 
-    That is a folder or file, ``FORMAT:PATH`` where the format can't be told, an address of shards,
-    or ``scenes``. Raises `UsageError` for an unknown format.
+    That is a folder or file, ``FORMAT:PATH`` if the format is ambiguous, a URL of shards, or
+    ``scenes``. Raises `UsageError` for an unknown format.
     """
     if source == "scenes":
         return "scenes", ""
@@ -154,7 +158,7 @@ def parse_source(source: str) -> tuple[str, str]:
 
 
 def detect_format(root: str | Path) -> str:
-    """Return the format of a source, by the files that lie there.
+    """Return the format of a source, detected from its files.
 
     Raises `UsageError` if it looks like none or like several of them.
     """
@@ -185,10 +189,10 @@ def detect_format(root: str | Path) -> str:
     if _has_sidecars(root):
         return "sidecars"
     raise UsageError(
-        f"{root}: can't tell what it holds. Looked for annotations/instances_*.json (COCO), "
-        "VOC2007 or VOC2012, Concepts81.txt (NUS-WIDE), a .csv or .parquet table, photos with .txt "
-        "files of tags, folders of images named by class, shards, and a data set saved by Hugging "
-        "Face datasets; say which by data.format"
+        f"{root}: unknown format. Looked for annotations/instances_*.json (COCO), VOC2007 or "
+        "VOC2012, Concepts81.txt (NUS-WIDE), a .csv or .parquet table, photos with .txt files of "
+        "tags, folders of images named by class, shards, and a data set saved by Hugging Face "
+        "datasets; set data.format"
     )
 
 
@@ -206,7 +210,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _has_sidecars(folder: Path) -> bool:
-    """Whether any image in the folder, or below it, has a text file of its name."""
+    """Whether any image in the folder, or below it, has a text file of the same name."""
     for text in folder.rglob("*.txt"):
         stem = text.with_suffix("")
         if stem.suffix.lower() in IMAGE_SUFFIXES or any(
@@ -269,7 +273,9 @@ def _choose_table(root: Path, labels: str) -> Path:
     tables = _tables(root)
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "none"
-        raise UsageError(f"{root}: which table has the labels? Say by data.labels; found: {found}")
+        raise UsageError(
+            f"{root}: several tables: set data.labels to the one with the labels; found: {found}"
+        )
     return tables[0]
 
 
@@ -319,12 +325,12 @@ OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
 
 
 def _divide(whole: Split, config: DataConfig) -> Splits:
-    """Divide a source that has no split of its own."""
+    """Split a source that has no splits of its own."""
     return _complete(whole, Split(whole.classes, []), Split(whole.classes, []), config)
 
 
 def _complete(train: Split, val: Split, test: Split, config: DataConfig) -> Splits:
-    """Hold out what is missing of validation and test from the training part."""
+    """Hold out missing validation and test splits from the training part."""
     notes = train.notes
     missing = [n for n, part in (("test_fraction", test), ("val_fraction", val)) if not len(part)]
     _check_number(len(train), missing, config)
@@ -339,7 +345,7 @@ def _complete(train: Split, val: Split, test: Split, config: DataConfig) -> Spli
 
 
 def _check_number(number: int, names: Sequence[str], config: DataConfig) -> None:
-    """Raise `MltrError` where some part would be empty after holding out these fractions."""
+    """Raise `MltrError` if some part would be empty after holding out these fractions."""
     fractions = [getattr(config, name) for name in names]
 
     def suffices(left: int) -> bool:
@@ -352,8 +358,8 @@ def _check_number(number: int, names: Sequence[str], config: DataConfig) -> None
     if not suffices(number):
         shares = " and ".join(f"data.{name} {getattr(config, name):g}" for name in names)
         raise MltrError(
-            f"{counted(number, 'image')} can't be divided by {shares}: that takes at least "
-            f"{next(filter(suffices, count(1)))} images; add more, or raise these shares"
+            f"{counted(number, 'image')} can't be split with {shares}: at least "
+            f"{next(filter(suffices, count(1)))} images are needed; add more, or raise these shares"
         )
 
 

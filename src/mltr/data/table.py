@@ -83,8 +83,8 @@ def _load_csv(path: Path) -> _Table:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
             raise MltrError(
-                f"{path}, row {number}: {len(row)} columns where the header has {len(rows[0])} "
-                "(a list of labels with commas needs quotes)"
+                f"{path}, row {number}: {len(row)} columns, but the header has {len(rows[0])} (a "
+                "list of labels with commas needs quotes)"
             )
     return _Table(path, [name.strip() for name in rows[0]], rows[1:], first_line=2)
 
@@ -99,7 +99,7 @@ def open_parquet(path: Path) -> Iterator[ParquetFile]:
         with pq.ParquetFile(path) as file:
             yield file
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise MltrError(f"{path}: not a whole Parquet file ({error})") from error
+        raise MltrError(f"{path}: not a complete Parquet file ({error})") from error
 
 
 def _load_parquet(path: Path) -> _Table:
@@ -128,7 +128,7 @@ def _to_split(table: _Table, images: Path, classes: Sequence[str] | None) -> Spl
     if len(missing) == len(records):
         raise MltrError(
             f"{table.path}: none of its {len(records)} images is in {folder}, e.g. "
-            f"{missing[0].name!r}; say where they are by data.images"
+            f"{missing[0].name!r}; set data.images to their folder"
         )
     split.notes["missing_files"] = len(missing)
     return split
@@ -163,7 +163,7 @@ def _read_one_hot(
 ) -> tuple[tuple[str, ...], list[Labels]]:
     names = tuple(table.columns[index] for index in columns)
     if len(set(names)) < len(names):
-        raise MltrError(f"{table.path}: two columns have the same name in its header")
+        raise MltrError(f"{table.path}: two columns in the header have the same name")
     order = indices_of(names, classes, str(table.path)) if classes else list(range(len(names)))
     rows = []
     for number, row in enumerate(table.rows):
@@ -202,8 +202,8 @@ def _to_records(table: _Table, rows: Iterable[Labels], folder: Path) -> tuple[li
         if name in first_seen:
             if not np.array_equal(record_rows[name], labels):
                 raise MltrError(
-                    f"{table.where(number)}: {name!r} stands in row "
-                    f"{first_seen[name] + table.first_line} with other labels"
+                    f"{table.where(number)}: {name!r} is also in row "
+                    f"{first_seen[name] + table.first_line}, with other labels"
                 )
             duplicates += 1
             continue

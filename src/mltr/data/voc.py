@@ -72,7 +72,7 @@ def find_voc(root: Path, year: str = "") -> Path:
         )
     if len(found) > 1:
         raise UsageError(
-            f"{root} holds {' and '.join(f.name for f in found)}: choose one by data.year"
+            f"{root} holds {' and '.join(f.name for f in found)}: choose one with data.year"
         )
     return found[0]
 
@@ -116,7 +116,7 @@ def _labels_from_lists(folder: Path, split: str, difficult_label: int) -> dict[s
 def _boxes(path: Path, required: bool) -> tuple[Box, ...] | None:
     if not path.is_file():
         if required:
-            raise MltrError(f"{path} is missing, and with it the labels of its image")
+            raise MltrError(f"{path} is missing: it has the labels of its image")
         return None
     try:
         return tuple(_box(element) for element in ET.parse(path).getroot().iter("object"))

@@ -21,7 +21,7 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def _warn(error: OSError) -> None:
-    log.warning("%s: can't look into this folder (%s)", error.filename, error.strerror)
+    log.warning("%s: can't read this folder (%s)", error.filename, error.strerror)
 
 
 def walk_images(

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Audit; fields of a recipe, such as ``--data.labels FILE``, say how to read the source."""
     places = args.places if args.run is None else [args.run, *args.places]
     if not 1 <= len(places) <= 2:
-        raise UsageError("name a run, and no more than one source: mltr audit RUN [SOURCE]")
+        raise UsageError("give a run and at most one source: mltr audit RUN [SOURCE]")
     args.run, args.source = places[0], places[1] if len(places) == 2 else None
     _check_numbers(args)
     return _review(args, overrides) if args.review else _audit(args, overrides)
@@ -138,7 +138,7 @@ def _recipe(folder: str, overrides: Sequence[str] = ()) -> Config:
 
     path = Path(folder) / "config.yaml"
     if not path.is_file():
-        raise MltrError(f"{folder}: no such run folder, or no run: it has no config.yaml")
+        raise MltrError(f"{folder}: no such run folder (no config.yaml)")
     return load_recipe(path, overrides)
 
 
@@ -194,7 +194,7 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     folder = Path(args.out) if args.out else path.parent
     written = write_corrected(folder, splits, corrections)
     if written is None:
-        raise MltrError("the images of this source are no files, so no table can name them")
+        raise MltrError("the images of this source are not files, so no table can name them")
     changed = sum(map(len, corrections.values()))
     _print_files(Console(quiet=args.json == "-"), args, overrides, [written], changed)
     if args.json:
@@ -216,7 +216,7 @@ def _write_files(
     paths = [corrections.write_issues(folder, found, listed, accepted)]
     table = corrections.write_corrected(folder, splits, corrections.as_corrections(found, accepted))
     if table is None:
-        log.warning("no corrected.csv: the images of this source are no files to be named in it")
+        log.warning("no corrected.csv: the images of this source are not files that it could name")
     else:
         paths.append(table)
     paths += corrections.draw_issues(folder, found, listed)
@@ -249,7 +249,9 @@ def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]
             if has_learnt(split.name, record)
         }
     except MltrError as error:
-        log.warning("all images count as learnt from: the run's own can't be opened (%s)", error)
+        log.warning(
+            "all images are treated as training images: the run's own can't be opened (%s)", error
+        )
         return lambda split, record: True
     return lambda split, record: same_image(record) in learnt
 
@@ -333,13 +335,14 @@ def _print(
 ) -> None:
     from rich.table import Table
 
-    console.print("judged by models that have not learnt from the labels in question:")
+    console.print("scored by models that were not trained on the labels in question:")
     for method in found.methods:
         console.print(f"  {method}", markup=False)
     if found.not_judged:
         names = ", ".join(found.not_judged)
         console.print(
-            f"not judged, for want of two images with and two without: {names}", markup=False
+            f"not scored, with fewer than two positive or two negative images: {names}",
+            markup=False,
         )
     for error in found.errors[:SHOWN]:
         console.print(f"left out, broken: {error}", markup=False)
@@ -384,14 +387,13 @@ def _worst(found: Audit, listed: Sequence[Issue]) -> Table:
 
 def _print_duplicates(console: Console, groups: Sequence[dict[str, Any]]) -> None:
     if not groups:
-        console.print("no picture is there twice")
+        console.print("no duplicate pictures")
         return
     over = sum(group["over_splits"] for group in groups)
     conflicting = sum(bool(group["conflict"]) for group in groups)
     console.print(
-        f"{counted(len(groups), 'picture')} {'is' if len(groups) == 1 else 'are'} there more than "
-        f"once: {over:,} in two splits (leakage), "
-        f"{conflicting:,} with labels that contradict each other:"
+        f"{counted(len(groups), 'picture')} {'has' if len(groups) == 1 else 'have'} duplicates: "
+        f"{over:,} in two splits (leakage), {conflicting:,} with labels that contradict each other:"
     )
     for group in groups[:SHOWN]:
         words = " = ".join(group["images"])

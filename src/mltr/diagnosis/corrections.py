@@ -75,7 +75,7 @@ def read_review(path: Path, splits: Splits) -> Corrections:
         if key not in known:
             raise MltrError(f"{where}: this source has no image {key[1]!r} in its {key[0]} split")
         if value not in ONE_HOT:
-            raise MltrError(f"{where}: label {value!r} is not 1, 0, or nothing for unknown")
+            raise MltrError(f"{where}: label {value!r} is not 1, 0, or empty for unknown")
         (index,) = indices_of([row["class"]], splits.train.classes, where)
         if ONE_HOT[value] != known[key].labels[index]:
             corrections.setdefault(key, {})[index] = ONE_HOT[value]
@@ -84,7 +84,7 @@ def read_review(path: Path, splits: Splits) -> Corrections:
 
 def _read_csv(path: Path, needed: set[str]) -> list[dict[str, str]]:
     if not path.is_file():
-        raise MltrError(f"{path}: no such list of issues")
+        raise MltrError(f"{path}: no such file of issues")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = map(from_cells, csv.reader(file))

@@ -40,11 +40,11 @@ MANY_CLASSES = 40  #: names along a matrix from here on would be too small to re
 HEADLINES = {
     "ap_small": ("AP of small objects", False),
     "ap_large": ("AP of large objects", False),
-    "size_gap": ("AP of large less AP of small", True),
+    "size_gap": ("AP of large minus small objects", True),
     "recall_small": ("recall of small objects", False),
-    "mean_confusion": ("false positives where a look-alike is, excess", True),
-    "recall_gap": ("recall with the usual company less recall without", True),
-    "company_excess": ("false positives of absent company, excess", True),
+    "mean_confusion": ("excess false positives with a similar object", True),
+    "recall_gap": ("recall with minus without the usual company", True),
+    "company_excess": ("excess false positives of absent company", True),
 }
 
 
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     from mltr.files.writing import write_figures
 
     if len(args.runs) > 2:
-        raise UsageError(f"one run or two, not {len(args.runs)}")
+        raise UsageError(f"give one run or two, not {len(args.runs)}")
     if args.resamples < 20:
-        raise UsageError(f"--resamples {args.resamples}: at least 20 make an interval")
+        raise UsageError(f"--resamples {args.resamples}: an interval needs at least 20")
     console = Console(quiet=args.json == "-")
     subjects = [Subject.open(folder, args.split, overrides) for folder in args.runs]
     if len(subjects) == 2:
@@ -119,8 +119,8 @@ class Subject:
         chosen = opened.split(split)
         if predictions.images != tuple(record.name for record in chosen):
             raise MltrError(
-                f"{opened.path}: its saved scores are of other images than the data has now; name "
-                "the data anew, by --data.root DIR, and its images are scored again"
+                f"{opened.path}: its saved predictions are for other images than the data has now; "
+                "give the data with --data.root DIR to score its images again"
             )
         return cls(
             predictions, chosen, opened.splits.train.targets, _thresholds(opened), _edges(opened)
@@ -268,12 +268,13 @@ def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0
     if a.classes != b.classes or sorted(rows_of_b) != list(range(len(b.images))):
         raise MltrError(
             f"the runs can't be compared: {len(a.images)} images of {len(a.classes)} classes and "
-            f"{len(b.images)} of {len(b.classes)}, and not the same; choose both from one source"
+            f"{len(b.images)} of {len(b.classes)}, and they differ; choose two runs on the same "
+            "source"
         )
     targets = b.targets[rows_of_b]
     corrected = int((a.targets != targets).sum())
     if corrected:
-        log.info("%d labels of theirs differ: those of the second run count for both", corrected)
+        log.info("%d of their labels differ: those of the second run are used for both", corrected)
     first.predictions = replace(a, targets=targets)
     second.predictions = replace(a, targets=targets, probs=b.probs[rows_of_b])
     second.split = first.split
@@ -351,14 +352,14 @@ def _print_comparison(console: Console, runs: Sequence[str], figures: dict[str, 
     names = [Path(name).name for name in runs]
     console.print(
         f"first: [bold]{names[0]}[/], second: [bold]{names[1]}[/]; the same {figures['images']} "
-        "images, resampled in pairs; in %, with 95% intervals"
+        "images, paired resamples; in %, with 95% intervals"
     )
     rows = [
         (HEADLINES[name][0], percent(row["first"]), percent(row["second"]),
          percent(row["difference"], True), row["better"])
         for name, row in figures["headlines"].items()
     ]  # fmt: skip
-    _table(console, ("measure", "first", "second", "second less first", "better"), rows)
+    _table(console, ("measure", "first", "second", "second minus first", "better"), rows)
     if not rows:
         console.print("Nothing could be measured on both.")
 

@@ -81,8 +81,9 @@ def evidence_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, boo
             if error <= EXACT * logits.abs().max().clamp(min=1):
                 return logits, maps, True
     raise UsageError(
-        f"the logits of {type(model).__name__} are no sum over places (a class token, or another "
-        "pooling), so it has no exact maps; train it with --model.head csra or ml_decoder"
+        f"the logits of {type(model).__name__} are not a sum over positions (a class token, or "
+        "another pooling), so there are no exact maps; train it with --model.head csra or "
+        "ml_decoder"
     )
 
 
@@ -233,7 +234,9 @@ def _choose(
 
 def _rolled_out(model: nn.Module, image: Tensor, cells: Tensor) -> Tensor:
     if not isinstance(model, MlTr):
-        raise UsageError(f"roll-out follows MlTr's attentions; {type(model).__name__} has others")
+        raise UsageError(
+            f"roll-out needs MlTr's attentions, which {type(model).__name__} doesn't have"
+        )
     shares = cells.clamp(min=0)
     if not shares.any():  # no place speaks for the label: follow all of them
         shares = torch.ones_like(cells)
@@ -349,14 +352,14 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     from mltr.predict.predictor import load
 
     if bool(args.images) == args.pointing:
-        raise UsageError("give images to explain, or --pointing to score the maps; one of them")
+        raise UsageError("give either images to explain, or --pointing to score the maps")
     console = Console(quiet=args.json == "-")
     predictor = load(args.run, args.device)
     if args.pointing:
         figures = _point(console, predictor, args, overrides)
     else:
         if overrides:
-            raise UsageError(f"{overrides[0]}: fields of a recipe go with --pointing alone")
+            raise UsageError(f"{overrides[0]}: recipe fields can only be used with --pointing")
         figures, broken = _explain_all(console, predictor, args)
     if args.json:
         write_figures(args.json, figures)

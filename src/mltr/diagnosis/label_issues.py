@@ -278,7 +278,7 @@ def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predi
     from mltr.training.train import train_for
 
     if folds > len(part):
-        raise UsageError(f"--folds {folds}: there are only {len(part)} images to divide")
+        raise UsageError(f"--folds {folds}: there are only {len(part)} images to split")
     probs = np.full((len(part), len(part.classes)), np.nan, np.float32)
     targets = np.full(probs.shape, -1, np.int8)
     errors: list[str] = []

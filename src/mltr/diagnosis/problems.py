@@ -1,4 +1,4 @@
-"""The three problems of a diagnosis in words, for the screen and the report alike."""
+"""The three problems of a diagnosis in words, for the screen and for the report."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _share(figure: dict[str, Any] | None) -> str:
 def _describe_sizes(sizes: dict[str, Any] | None) -> Problem:
     title = "Small objects"
     if sizes is None:
-        return Problem(title, "", "The source has no boxes, so object sizes aren't known.")
+        return Problem(title, "", "The source has no boxes, so object sizes are unknown.")
     low, high = sizes["edges"]
     measure = f"Small: below {low:.0f} pixels; large: from {high:.0f} ({sizes['edges_from']})."
     gap = sizes["gap"]
@@ -60,12 +60,14 @@ def _describe_sizes(sizes: dict[str, Any] | None) -> Problem:
     if gap is None:
         verdict = f"Too few to compare: no class has {MIN_IMAGES} images of each size."
     elif not sizes["is_told"]:
-        verdict = f"No difference beyond noise: AP {percent(gap, True)} from small to large."
+        verdict = f"No significant difference: AP {percent(gap, True)} from small to large."
     else:
-        how = "less well" if gap["value"] > 0 else "better"
-        verdict = f"Small objects are found {how}: AP {percent(gap, True)} from small to large."
+        how = "worse" if gap["value"] > 0 else "better"
+        verdict = (
+            f"Small objects are recognised {how}: AP {percent(gap, True)} from small to large."
+        )
         if gap["value"] > 0:
-            remarks.append(f"Most so: {_worst_sizes(sizes)}.")
+            remarks.append(f"Largest differences: {_worst_sizes(sizes)}.")
     headings = ("largest object", "mean AP", "mean recall", "cases")
     rows = []
     for bucket in BUCKETS:
@@ -86,15 +88,19 @@ def _worst_sizes(sizes: dict[str, Any]) -> str:
 
 def _describe_confusions(found: dict[str, Any]) -> Problem:
     title = "Similar objects"
-    measure = "How often b is seen where only a is; for pairs that seldom meet."
+    measure = "b predicted where only a is present; for pairs that rarely occur together."
     pairs = found["pairs"]
     if not pairs:
-        return Problem(title, measure, f"No pair seldom meets and has {MIN_IMAGES} images.")
+        return Problem(
+            title,
+            measure,
+            f"No pair of classes rarely occurs together and has {MIN_IMAGES} images.",
+        )
     told = [f"{pair['a']} → {pair['b']}" for pair in pairs if pair["is_told"]]
-    verdict = "None told beyond chance, all pairs considered."
+    verdict = "None is significant, corrected for the number of pairs."
     if told:
         named = ", ".join(told[:NAMED]) + (", ..." if len(told) > NAMED else "")
-        verdict = f"{len(told)} told beyond chance, all pairs considered: {named}."
+        verdict = f"{len(told)} significant, corrected for the number of pairs: {named}."
     rows = [
         (
             f"{pair['a']} → {pair['b']}",
@@ -110,10 +116,10 @@ def _describe_confusions(found: dict[str, Any]) -> Problem:
         title,
         measure,
         f"{verdict} Mean excess: {percent(found['mean_excess'], True)}.",
-        ("a → b", "where a is", "elsewhere", "excess", "images", "told"),
+        ("a → b", "with a", "elsewhere", "excess", "images", "significant"),
         rows,
         [
-            f"AP of {name} against {', '.join(entry['look_alikes'])} alone: {percent(entry['ap'])}."
+            f"AP of {name} against only {', '.join(entry['look_alikes'])}: {percent(entry['ap'])}."
             for name, entry in found["against_look_alikes"].items()
         ],
     )
@@ -122,14 +128,14 @@ def _describe_confusions(found: dict[str, Any]) -> Problem:
 def _describe_company(found: dict[str, Any]) -> Problem:
     title = "Usual company"
     measure = (
-        "b usually is where a is, in training. Recall of a: with b / without. "
-        "Absent b seen: where a is / where neither is."
+        "b usually occurs with a in training. Recall of a: with b / without. "
+        "Absent b predicted: with a / with neither."
     )
     if not found["pairs"]:
-        return Problem(title, measure, "No class has a usual companion.")
+        return Problem(title, measure, "No class usually occurs with another.")
     means = [
-        (found["mean_recall_gap"], "Recall of a, with b less without"),
-        (found["mean_excess"], "Absent b seen where a is, less elsewhere"),
+        (found["mean_recall_gap"], "Recall of a, with b minus without"),
+        (found["mean_excess"], "Absent b predicted, with a minus with neither"),
     ]
     leans = any(figure is not None and figure["low"] > 0 for figure, _ in means)
     rows = [
@@ -148,7 +154,7 @@ def _describe_company(found: dict[str, Any]) -> Problem:
         measure,
         f"Labels {'lean' if leans else 'do not lean'} on their usual company"
         f"{'' if leans else ' beyond noise'}.",
-        ("a, b", "P(b|a)", "recall of a", "gap", "absent b seen", "excess"),
+        ("a, b", "P(b|a)", "recall of a", "gap", "absent b predicted", "excess"),
         rows,
         [
             f"{words}, on average: {percent(figure, True)}{_noise(figure)}."

@@ -1,5 +1,5 @@
-"""How good a run is: scores of a split, `mltr evaluate`, `mltr calibrate`.
+"""The quality of a run: scores of a split, `mltr evaluate`, `mltr calibrate`.
 
-`open_run` opens a run with its data, `predictions` keeps the scores that every measure reads. Why a
-run fails belongs to `diagnosis`.
+`open_run` opens a run with its data, `predictions` stores the scores that every measure reads.
+`diagnosis` covers why a run fails.
 """

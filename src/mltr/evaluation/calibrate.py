@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     _without_calibration(opened.path)  # refuses a network that can't have one, before any work
     _check_held_out(opened)
     if not RunFolder(opened.path).metrics.is_file():
-        log.warning("%s isn't finished: a better epoch will drop the calibration", opened.path)
+        log.warning("%s isn't finished: a better epoch will discard the calibration", opened.path)
     log.info("scoring %s", counted(len(opened.splits.val), "validation image"))
     val = opened.score_uncalibrated("val")
     fitted = fit(val, aim, args.scaling, args.min_positives)
@@ -115,7 +115,7 @@ def reset(folder: str | Path) -> int:
         print(f"{folder} has no thresholds and no calibration: nothing to remove")
         return 0
     update_config(folder, removed)
-    print(f"{folder}: plain probabilities and a threshold of 0.5 for every class again")
+    print(f"{folder}: reset to uncalibrated probabilities and a threshold of 0.5 for every class")
     return 0
 
 
@@ -124,7 +124,9 @@ def _without_calibration(folder: str | Path) -> dict[str, Any]:
 
     config = read_config(folder)
     if read_calibration(config) == SOFTMAX:
-        raise UsageError(f"{folder} chooses one class an image: it has no thresholds to calibrate")
+        raise UsageError(
+            f"{folder} predicts one class per image: it has no thresholds to calibrate"
+        )
     extra = dict(config.get("extra") or {})
     extra.pop("calibrated", None)
     return {"thresholds": None, "calibration": None, "extra": extra}
@@ -154,8 +156,8 @@ def _check_held_out(opened: OpenRun) -> None:
         recipes = load_recipe(folder.recipe), opened.config
         before, now = (with_absolute_paths(recipe).data for recipe in recipes)
         if all(getattr(before, field) == getattr(now, field) for field in SOURCE_FIELDS):
-            raise MltrError(f"{message}; restore the source and its division, or name another one")
-        log.warning("%s: make sure that they are others", message)
+            raise MltrError(f"{message}; restore the source and its splits, or give another source")
+        log.warning("%s: make sure that they are different images", message)
 
 
 def _test_predictions(opened: OpenRun, overrides: Sequence[str]) -> Predictions:

@@ -1,4 +1,4 @@
-"""A run and the images that it was made from, opened together, and its scores of a split."""
+"""A run and its images, opened together, and its scores of a split."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
     bundle = load_bundle(path)
     recipe = path / "config.yaml"
     if not recipe.is_file():
-        raise MltrError(f"{path} has no config.yaml, so what should it be scored on? Use a run")
+        raise MltrError(f"{path} has no config.yaml, so its data is unknown: use a run folder")
     config = load_recipe(recipe, overrides)
     splits = open_splits(config.data)
     if not any(option.removeprefix("--").startswith(DIVIDING) for option in overrides):

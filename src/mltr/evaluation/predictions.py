@@ -1,4 +1,4 @@
-"""Scores of a whole split beside its labels: made once, kept in a file, read by every measure."""
+"""Scores and labels of a whole split: computed once, stored in a file, read by every measure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says of N images, and what is true."""
+    """The probabilities of a network for N images, and their true labels."""
 
     probs: NDArray[np.float32]  #: [N, K], before any scaling unless `calibrated` made them
     targets: NDArray[np.int8]  #: [N, K] of 1, 0, -1; a broken image has -1 everywhere
@@ -120,7 +120,7 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 def load_predictions(path: Path) -> Predictions:
     """Read what `save_predictions` wrote; raises `MltrError` if it isn't there or is damaged."""
     if not path.is_file():
-        raise MltrError(f"{path}: no saved predictions; a finished run has them")
+        raise MltrError(f"{path}: no saved predictions; only a finished run has them")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = [tuple(map(str, arrays[key])) for key in ("images", "classes", "errors")]
@@ -130,7 +130,7 @@ def load_predictions(path: Path) -> Predictions:
                 raise ValueError(f"arrays of {found.probs.shape} and {found.targets.shape}")
             return found
     except Exception as error:  # its readers trip over damage in ways that no list can name
-        raise MltrError(f"{path}: damaged ({error}); make it anew by --rerun") from error
+        raise MltrError(f"{path} is damaged ({error}); recreate it with --rerun") from error
 
 
 def logits_of(probs: NDArray[np.float32]) -> NDArray[np.float32]:

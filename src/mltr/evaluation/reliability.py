@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: calibration error, reliability curves, gains in F1.
+"""Reliability of probabilities: calibration error, reliability curves, gains in F1.
 
 ``ece`` is the expected calibration error of single decisions: the probability of a label against
 its frequency, in 15 bins of equal width, each weighted by its decisions; over all known cells

@@ -124,8 +124,9 @@ def fit(val: Predictions, aim: Aim, scaling: str, min_positives: int) -> Fitted:
     if positives.sum() < min_positives or negatives.sum() == 0:
         raise MltrError(
             f"{len(val.images)} validation images with {positives.sum()} positive and "
-            f"{negatives.sum()} negative labels are too few to calibrate on: it takes at least "
-            f"{min_positives} (--min-positives) and 1. Hold out more by data.val_fraction"
+            f"{negatives.sum()} negative labels are too few to calibrate on: at least "
+            f"{min_positives} (--min-positives) and 1 are needed. Hold out more with "
+            "data.val_fraction"
         )
     enough = (positives >= min_positives) & (negatives > 0)
     calibration = None

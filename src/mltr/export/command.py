@@ -192,8 +192,8 @@ def write_onnx(model: onnx.ModelProto, path: Path, config: Mapping[str, Any]) ->
 
     if model.ByteSize() > LARGEST_ONNX:
         raise MltrError(
-            f"{model.ByteSize() / 1e9:.1f} GB don't fit into one ONNX file (2 GB at most): "
-            "take --precision fp16, or --to torch"
+            f"{model.ByteSize() / 1e9:.1f} GB don't fit into one ONNX file (2 GB at most): use "
+            "--precision fp16 or --to torch"
         )
     onnx.helper.set_model_props(model, {CONFIG_KEY: to_json(config)})
     path.write_bytes(model.SerializeToString())
@@ -237,7 +237,7 @@ def find_photos(
             raise
         side = bundle.preprocess.image_size
         made_up = _make_up(16, side)
-        reason = f"made up of noise, as the run's own can't be had ({error}); give --images FOLDER"
+        reason = f"of noise, because the run's own can't be opened ({error}); give --images FOLDER"
         return Photos(made_up, np.zeros((0, side, side, 3), np.uint8), reason)
     learnt_from = _spread(splits.train.records, MOST_IMAGES)
     calibration, _ = _read([record.image for record in learnt_from], bundle.preprocess)
@@ -398,10 +398,12 @@ def export(
             require(package, "export", "exporting to ONNX")
     bundle = load_bundle(run)
     if not bundle.classes:
-        raise MltrError(f"{run} has no labels yet: train it before it is exported")
+        raise MltrError(f"{run} has no labels yet: train it before exporting it")
     photos = find_photos(run, bundle, images, overrides)
     if precision == "int8" and not len(photos.calibration):
-        raise UsageError(f"int8 is calibrated on real images; the images here are {photos.source}")
+        raise UsageError(
+            f"int8 needs real images for calibration; the images here are {photos.source}"
+        )
     program = trace(bundle, takes_pixels, DTYPES.get(precision, torch.float32), to)
     entry = {
         "input": "uint8" if takes_pixels else "float32",
@@ -497,7 +499,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     )
     print(f"{out}: {args.precision}, {out.stat().st_size / 1e6:.1f} MB, takes {args.input}")
     print("\n".join(f"  {line}" for line in tell(result)))
-    print(f"Use it: mltr predict {out} PHOTOS")
+    print(f"To use it: mltr predict {out} PHOTOS")
     return 0
 
 
@@ -508,9 +510,9 @@ def _choose_out(args: argparse.Namespace) -> Path:
     infix = "" if args.precision == "fp32" else f".{args.precision}"
     out = Path(args.out or Path(args.bundle) / f"model{infix}{suffix}")
     if out.suffix != suffix:
-        raise UsageError(f"--out {out}: a file for --to {args.to} ends in {suffix}")
+        raise UsageError(f"--out {out}: the name of a file for --to {args.to} must end in {suffix}")
     if out.exists() and not args.overwrite:
-        raise UsageError(f"{out} is there already: choose another --out, or --overwrite")
+        raise UsageError(f"{out} already exists: choose another --out, or use --overwrite")
     return out
 
 

@@ -100,7 +100,7 @@ def push_to_hub(
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         except HFValidationError as error:
-            raise UsageError(f"{repo_id!r} is no OWNER/NAME ({error})") from error
+            raise UsageError(f"{repo_id!r} is not OWNER/NAME ({error})") from error
         except (HfHubHTTPError, OSError) as error:
             raise MltrError(
                 f"{repo_id} can't be uploaded: {first_line(error)}; is the name right, and are "
@@ -132,7 +132,10 @@ def run(args: argparse.Namespace) -> int:
     """Upload, or write a folder to look at first."""
     if args.dry_run:
         prepare(args.run, args.dry_run, args.repo_id, args.licence)
-        print(f"would be uploaded to {args.repo_id}: {args.dry_run}; look at its {CARD_FILE}")
+        print(
+            f"not uploaded to {args.repo_id}: the files are in {args.dry_run}; check its "
+            f"{CARD_FILE}"
+        )
         return 0
     address = push_to_hub(
         args.run,
@@ -141,5 +144,5 @@ def run(args: argparse.Namespace) -> int:
         licence=args.licence,
         message=args.message,
     )
-    print(f"{address}\nanybody with access loads it by mltr.load('{HUB_PREFIX}{args.repo_id}')")
+    print(f"{address}\nanyone with access can load it with mltr.load('{HUB_PREFIX}{args.repo_id}')")
     return 0

@@ -205,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
     if args.folder:
         folders = {Path(args.folder): "shards from elsewhere"}
         if not (Path(args.folder) / RECORD).is_file():
-            raise UsageError(f"{args.folder} holds no cache: there is no {RECORD}")
+            raise UsageError(f"{args.folder} is not a cache: it has no {RECORD}")
     total = 0
     for folder, words in folders.items():
         cache = Cache(folder)
@@ -222,5 +222,5 @@ def run(args: argparse.Namespace) -> int:
     if args.clear:
         print(f"deleted {total / 1e6:,.1f} MB")
     else:
-        print(f"{total / 1e6:,.1f} MB in all" + ("; delete them by --clear" if total else ""))
+        print(f"{total / 1e6:,.1f} MB in total" + ("; delete it with --clear" if total else ""))
     return 0

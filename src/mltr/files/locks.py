@@ -56,9 +56,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
     `UsageError` for a file, or a name that isn't UTF-8.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; --out names a folder")
+        raise UsageError(f"{folder} is a file; --out must be a folder")
     if not _is_text(folder):  # which libraries that write there can't name
-        raise UsageError(f"--out {folder}: a name that isn't text in UTF-8; choose another one")
+        raise UsageError(f"--out {folder}: the name isn't valid UTF-8; choose another one")
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def _remove_if_abandoned(lock: Path, target: Path) -> None:
         if holder is not None:
             _check_gone(holder, age, target)
         elif age < WRITTEN_S:
-            raise MltrError(f"{target} is being written by another command, which has just begun")
+            raise MltrError(f"{target} is being written by another command, which has just started")
         lock.unlink(missing_ok=True)
 
 

@@ -85,7 +85,7 @@ def check_target(path: str | Path, follow_links: bool = False) -> Path:
             f"can't write {target}: it is a link that leads {leads}; remove it, or write elsewhere"
         )
     if not stat.S_ISREG(kind):
-        raise MltrError(f"can't write {target}: {describe_kind(kind)} is there, not a file")
+        raise MltrError(f"can't write {target}: {describe_kind(kind)} is in its place")
     return target
 
 

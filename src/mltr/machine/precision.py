@@ -40,8 +40,8 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return told or ("bf16" if computes_in_bf16(device) else "fp32")
     if wanted == "bf16" and not computes_in_bf16(device):
         log.warning(
-            "this %s has no instructions for bf16 and is many times slower in it: "
-            "--train.precision auto (or fp32) avoids that",
+            "this %s has no bf16 instructions, so bf16 is many times slower than fp32: use "
+            "--train.precision auto (or fp32)",
             "processor" if device.type == "cpu" else "device",
         )
     return wanted

@@ -123,9 +123,9 @@ class Processes:
         what = "hangs or has ended" if len(silent) == 1 else "hang or have ended"
         waited = f" for {self.timeout_s:g} s (train.timeout_s)" if "out" in reason.lower() else ""
         return (
-            f"process {self.rank} of {self.count} waited{waited} in vain for the others; process "
-            f"{named} {what}: look at the last lines of its output (memory, disk, network), then "
-            "start all again with --auto-resume"
+            f"process {self.rank} of {self.count} waited{waited} for the others; "
+            f"process {named} {what}: look at the last lines of its output (memory, disk, "
+            "network), then restart all with --auto-resume"
         )
 
     def _silent(self) -> list[int]:
@@ -160,8 +160,8 @@ def join_processes(timeout_s: float) -> Processes:
     group = dist.new_group(backend="gloo", timeout=timeout)
     if may_restart_badly() and dist.get_rank() == 0:
         log.warning(
-            "a restart by torchrun may find addresses of processes that are gone and hang: "
-            "export %s=1 first",
+            "a restart by torchrun can find addresses of dead processes and hang: export %s=1 "
+            "first",
             OWN_STORE,
         )
     return Processes(dist.get_rank(), dist.get_world_size(), timeout_s, group, state.device)

@@ -54,7 +54,7 @@ def put_together(parts: Sequence[Any]) -> Any:
     if isinstance(first, Mapping) and first.keys() == {PIECE, SHAPE}:
         whole = torch.cat([part[PIECE] for part in parts])
         if list(whole.shape) != list(first[SHAPE]):
-            raise MltrError(f"pieces are missing of a tensor of {list(first[SHAPE])}")
+            raise MltrError(f"parts of a tensor of shape {list(first[SHAPE])} are missing")
         return whole
     if isinstance(first, Mapping):
         return {key: put_together([part[key] for part in parts]) for key in first}

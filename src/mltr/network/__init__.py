@@ -1,5 +1,6 @@
-"""The network: `model` from windows to logits in one sitting, and what can stand in its parts.
+"""The network: `model` goes from windows to logits; the other modules are its alternatives.
 
-`variants` is the table of sizes, `heads` turns maps into logits, `backbones` puts any timm network
-in MlTr's place, and `resampling` fits positions and windows to another image size. No files here.
+`variants` is the table of sizes, `heads` turns maps into logits, `backbones` wraps any timm
+network, and `resampling` adapts positions and windows to another image size. Nothing here reads or
+writes files.
 """

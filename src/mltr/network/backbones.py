@@ -1,4 +1,4 @@
-"""Any timm backbone in the place of MlTr, trained by the same command for a fair comparison."""
+"""Any timm backbone instead of MlTr, trained with the same command for a fair comparison."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class TimmBackbone(nn.Module):
         return logits
 
     def no_weight_decay(self) -> set[str]:
-        """Names of what the backbone wants spared, and of the head's queries and tables."""
+        """Parameters without weight decay: the backbone's, and the head's queries and tables."""
         spared: set[str] = getattr(self.backbone, "no_weight_decay", set)()
         endings = ("queries", "relative_position_bias_table")
         own = {name for name, _ in self.head.named_parameters() if name.endswith(endings)}
         return {f"backbone.{name}" for name in spared} | {f"head.{name}" for name in own}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, where timm and the head can do so."""
+        """Recompute activations in the backward pass, if timm and the head support it."""
         self.backbone.set_grad_checkpointing(enable)
         part: Any
         for part in self.head.modules():
@@ -58,7 +58,7 @@ class TimmBackbone(nn.Module):
 def to_maps(backbone: nn.Module, features: Tensor) -> Tensor:
     """Return the features of a timm backbone as maps [B, H, W, C], whatever their layout.
 
-    Raises `UsageError` for features that are no map, such as a pooled vector.
+    Raises `UsageError` for features that are not a map, such as a pooled vector.
     """
     if features.ndim == 4:
         if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
@@ -70,8 +70,8 @@ def to_maps(backbone: nn.Module, features: Tensor) -> Tensor:
         if grid is not None:
             return tokens.reshape(len(tokens), *grid, -1)
     raise UsageError(
-        f"{type(backbone).__name__} gives features of shape {list(features.shape)}, which are no "
-        "map of the image; use head average, which is its own"
+        f"{type(backbone).__name__} returns features of shape {list(features.shape)}, which is not "
+        "a map of the image; use head average, its own head"
     )
 
 
@@ -89,10 +89,9 @@ def create_timm(
 ) -> nn.Module:
     """Return timm's model `name`, randomly initialised, with `num_classes` logits.
 
-    Head average is the one that timm gives the model. Overrides use this project's words and are
-    passed on in timm's: `drop_path` as `drop_path_rate`, `image_size` as `img_size` where the
-    backbone is built for one size. Raises `UsageError` for a name or an argument that timm
-    doesn't know.
+    The head `average` is timm's own. Overrides use this project's names and are translated to
+    timm's: `drop_path` to `drop_path_rate`, and `image_size` to `img_size` if the backbone is built
+    for one size. Raises `UsageError` for a name or an argument that timm doesn't know.
     """
     if not timm.is_model(name):
         raise UsageError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
@@ -103,7 +102,7 @@ def create_timm(
         overrides["img_size"] = image_size
     keeps_own = head == "average"
     if keeps_own and head_options:
-        raise UsageError(f"head average has no options, and was given {dict(head_options)}")
+        raise UsageError(f"head average has no options, but was given {dict(head_options)}")
     try:
         model: nn.Module = timm.create_model(
             name, num_classes=num_classes if keeps_own else 0, **overrides

@@ -1,8 +1,7 @@
-"""From the final map to logits: pooling, residual attention, and queries; for any backbone.
+"""Heads from the final map to logits, for any backbone: pooling, residual attention, queries.
 
-Shapes as in `model.py`: maps are B H W C, logits B K. Each head maps the one to the other, and
-tells by `class_maps` [B, K, H, W] where it looked; with `exact_class_maps` these add up to the
-logits.
+Shapes as in `model.py`: maps are B H W C, logits B K. Each head turns the one into the other, and
+`class_maps` [B, K, H, W] show where it attended; with `exact_class_maps` they sum to the logits.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ WIDEST_QUERY = 768  #: width of the decoder in ML-Decoder, whatever the backbone
 
 
 class PoolHead(nn.Module):
-    """No classifier: the features alone, for a network that has none yet."""
+    """No classifier: only the features, for a network that has no classes yet."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return pooled features [B, C] for maps [B, H, W, C]."""
@@ -50,7 +49,7 @@ class AverageHead(nn.Linear):
         return super().forward(maps.mean(dim=(1, 2)))
 
     def class_maps(self, maps: Tensor) -> Tensor:
-        """Return each pixel's share of each logit: [B, K, H, W]."""
+        """Return each pixel's contribution to each logit: [B, K, H, W]."""
         shares = super().forward(maps) / (maps.shape[1] * maps.shape[2])
         return shares.permute(0, 3, 1, 2)
 
@@ -58,8 +57,8 @@ class AverageHead(nn.Linear):
 class CSRAHead(nn.Module):
     """Class-specific residual attention (arXiv 2108.02456).
 
-    Each class has a score at each pixel; its logit is the mean of them plus `lam` times their
-    mean weighted by their own softmax. Several heads, with rising temperatures, are added up.
+    Each class has a score at each pixel. Its logit is the mean of the scores plus `lam` times their
+    mean weighted by their own softmax. Several heads, with rising temperatures, are summed.
     """
 
     exact_class_maps = True
@@ -89,7 +88,7 @@ class CSRAHead(nn.Module):
         return logits
 
     def class_maps(self, maps: Tensor) -> Tensor:
-        """Return each pixel's share of each logit: [B, K, H, W]."""
+        """Return each pixel's contribution to each logit: [B, K, H, W]."""
         B, H, W, _ = maps.shape
         shares = maps.new_zeros(())
         for scores, temperature in zip(self._scores(maps), self.temperatures, strict=True):
@@ -99,16 +98,16 @@ class CSRAHead(nn.Module):
 
 
 def _attention(scores: Tensor, temperature: float) -> Tensor:
-    """Return weights [B, K, HW] that add up to 1 over the pixels."""
+    """Return weights [B, K, HW] that sum to 1 over the pixels."""
     if temperature == MAXIMUM:
         return F.one_hot(scores.argmax(dim=2), scores.shape[2]).to(scores.dtype)
     return (scores * temperature).softmax(dim=2)
 
 
 class QueryLayer(nn.Module):
-    """One layer of a decoder: queries look at each other (or not), then at the map, then an MLP.
+    """A decoder layer: optional self-attention of the queries, cross-attention to the map, an MLP.
 
-    Post-norm; the queries are added wherever they ask, as in DETR (arXiv 2005.12872).
+    Post-norm; the query embeddings are added before each attention, as in DETR (arXiv 2005.12872).
     """
 
     def __init__(
@@ -130,9 +129,9 @@ class QueryLayer(nn.Module):
     def forward(
         self, content: Tensor, queries: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return content [B, Q, D] after one more look, and where it looked [B, Q, HW].
+        """Return the updated content [B, Q, D] and the attention weights [B, Q, HW].
 
-        `queries` [Q, D] say which class or group each row of `content` stands for.
+        `queries` [Q, D] identify the class or group of each row of `content`.
         """
         if self.self_attention is not None:
             asking = content + queries
@@ -144,11 +143,11 @@ class QueryLayer(nn.Module):
 
 
 class QueryHead(nn.Module):
-    """Labels as queries that look for their evidence in the map.
+    """One query per label, or per group of labels, with attention to the map.
 
-    With `groups` 0 there is a query for each class, else so many groups of classes share one, for
-    thousands of classes. `make_head` has the settings of Query2Label (arXiv 2107.10834: learned
-    queries, positions, an encoder layer and two decoder layers) and of ML-Decoder (arXiv
+    With `groups` 0 each class has a query; otherwise that many groups of classes share one each,
+    which suits thousands of classes. `make_head` has the settings of Query2Label (arXiv 2107.10834:
+    learned queries, positions, an encoder layer and two decoder layers) and of ML-Decoder (arXiv
     2111.12933: fixed queries, at most 100 groups, one decoder layer, no self-attention).
     """
 
@@ -175,7 +174,9 @@ class QueryHead(nn.Module):
         if dim % num_heads:
             raise UsageError(f"query head: dim={dim} must be a multiple of num_heads={num_heads}")
         if groups < 0 or num_layers < 1 or encoder_layers < 0:
-            raise UsageError("query head: groups >= 0, num_layers >= 1, encoder_layers >= 0")
+            raise UsageError(
+                "query head: groups must be >= 0, num_layers >= 1 and encoder_layers >= 0"
+            )
         self.num_classes = num_classes
         self.positions = positions
         self.num_queries = min(groups or num_classes, num_classes)
@@ -219,7 +220,7 @@ class QueryHead(nn.Module):
         return logits.flatten(1)[:, : self.num_classes] + self.bias
 
     def class_maps(self, maps: Tensor) -> Tensor:
-        """Return where the query of each class looked, adding up to 1: [B, K, H, W]."""
+        """Return the attention of each class's query, which sums to 1: [B, K, H, W]."""
         _, weights = self._decode(maps)
         each = weights.repeat_interleave(self.classes_per_query, dim=1)[:, : self.num_classes]
         return each.reshape(len(maps), -1, *maps.shape[1:3])
@@ -258,7 +259,7 @@ HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 def make_head(
     name: str, num_features: int, num_classes: int, map_side: int = 7, **options: Any
 ) -> nn.Module:
-    """Return the head `name`, one of `HEADS`; without classes, none.
+    """Return the head `name`, one of `HEADS`, or no classifier if there are no classes.
 
     `map_side` is the larger side of the maps that it is built for. Raises `UsageError` for an
     unknown name or option.

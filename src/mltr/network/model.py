@@ -121,7 +121,7 @@ class PixelAttention(nn.Module):
 
 
 class CrossWindowAttention(nn.Module):
-    """Self-attention between windows, in each channel alone.
+    """Self-attention between windows, separately in each channel.
 
     The tokens are the N windows, the features of a token x the P pixel values of that channel. All
     channels and windows share the weights, so their number does not grow with C, and each pixel
@@ -200,7 +200,7 @@ def _without_autocast(kind: str) -> AbstractContextManager[None]:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between, in the place of its input where no gradient needs it."""
+    """Two linear layers with GELU between them, in place if no gradient needs its input."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def in_windows(w: int, maps: Tensor, transform: Callable[..., Tensor]) -> Tensor
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: 2x2 neighbours concatenated, normalised, projected from 4C to 2C channels.
+    """Halve the map: concatenate 2x2 neighbours, normalise, and project from 4C to 2C channels.
 
     The neighbours stand in the order (even row, even column), (odd, even), (even, odd),
     (odd, odd), as in CAT and Swin. An odd side is padded with zeros.
@@ -310,9 +310,9 @@ class Residual3x3(nn.Module):
 
 
 class ConvPosition(nn.Module):
-    """Where a pixel is, told by its neighbours: a residual depthwise 3x3 convolution.
+    """Position from the neighbours of a pixel: a residual depthwise 3x3 convolution.
 
-    Conditional position encoding (arXiv 2102.10882); on in `mltr_nano` only.
+    Conditional position encoding (arXiv 2102.10882); only used in `mltr_nano`.
     """
 
     def __init__(self, dim: int) -> None:
@@ -428,7 +428,7 @@ def resize_position(position: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class MlTr(nn.Module):
-    """The network: embedding, stages, norm, and a head that gives one logit a class."""
+    """The network: embedding, stages, norm, and a head that gives one logit per class."""
 
     slow_types = slow_cpu_types()  #: on a CPU, computed in float32 instead
 
@@ -574,11 +574,11 @@ def create_model(
 ) -> nn.Module:
     """Return a randomly initialised network that maps images [B, 3, H, W] to logits [B, K].
 
-    `name` is a variant (`list_models()`), whose fields `overrides` replace, or ``timm/NAME`` for
-    any timm backbone, whose arguments they are. `head` is average, csra, query2label, ml_decoder
-    (see `heads.py`, where `head_options` stand, too) or mltr (see `TripleHead`); with average, a
-    timm backbone keeps its own. Without classes the network gives its pooled features. Raises
-    `UsageError` for an unknown name or option.
+    `name` is a variant (`list_models()`) or ``timm/NAME`` for any timm backbone. `overrides`
+    replace fields of the variant, or are arguments of the backbone. `head` is average, csra,
+    query2label, ml_decoder (see `heads.py`, also for `head_options`) or mltr (see `TripleHead`);
+    with average, a timm backbone keeps its own head. Without classes, the network returns its
+    pooled features. Raises `UsageError` for an unknown name or option.
     """
     if num_classes < 0:
         raise UsageError(f"num_classes={num_classes} must not be negative")
@@ -589,7 +589,7 @@ def create_model(
 
 
 def default_image_size(name: str) -> int:
-    """Return the side in pixels that a model is meant for."""
+    """Return the default image side of a model, in pixels."""
     if name.startswith("timm/"):
         return timm_image_size(name.removeprefix("timm/"))
     return max(get_variant(name).image_hw)

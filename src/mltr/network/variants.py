@@ -1,4 +1,4 @@
-"""The table of variants: what fixes a network, and where each number comes from. No torch here."""
+"""The table of variants, with the source of each number. This module doesn't import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Attention = Literal["both", "pixel", "cross"]
 
 @dataclass(frozen=True)
 class Variant:
-    """Everything that fixes a network but its number of classes; each field can be overridden."""
+    """What defines a network except its number of classes; each field can be overridden."""
 
     embed_dim: int  #: C, channels of the first stage; doubles at each further stage
     depths: tuple[int, ...]  #: triples (pixel, cross-window, pixel block) of each stage
@@ -43,7 +43,9 @@ class Variant:
             if not isinstance(numbers, tuple) or not all(isinstance(n, int) for n in numbers):
                 raise UsageError(f"{name}={numbers!r} must be a list of whole numbers")
         if len(self.depths) == 0 or min(self.depths) < 0:
-            raise UsageError(f"depths={self.depths}: one number (0 or more) for each stage")
+            raise UsageError(
+                f"depths={self.depths} must have one number (0 or more) for each stage"
+            )
         if self.embed_dim < 1 or self.embed_dim % self.head_dim:
             raise UsageError(
                 f"embed_dim={self.embed_dim} must be a multiple of head_dim={self.head_dim}"
@@ -54,16 +56,16 @@ class Variant:
             raise UsageError(f"image_size={self.image_size} must be positive")
         if any(self.conv_depths[len(self.depths) :]):
             raise UsageError(
-                f"conv_depths={self.conv_depths} names more stages than depths={self.depths}"
+                f"conv_depths={self.conv_depths} has more stages than depths={self.depths}"
             )
         if not 0 <= self.drop_path < 1:
             raise UsageError(f"drop_path={self.drop_path} must lie in [0, 1)")
         if self.attention not in ("both", "pixel", "cross"):
-            raise UsageError(f"attention={self.attention!r}: one of both, pixel, cross")
+            raise UsageError(f"attention={self.attention!r} must be one of both, pixel, cross")
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Height and width in pixels that the network is built for."""
+        """Height and width in pixels for which the network is built."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
 

@@ -66,8 +66,8 @@ def parse_gpus(text: str) -> tuple[int, str]:
         begun = [device for device in DEVICES if device.startswith(name.upper())]
         hint = did_you_mean(name.upper(), begun or known.values())
         raise UsageError(
-            f"--gpus {text}: no device {name!r}{hint}; known: {listed}, with a number "
-            "before them, such as 8xH200"
+            f"--gpus {text}: no device {name!r}{hint}; known: {listed}, with a count in front, "
+            "such as 8xH200"
         )
     if count < 1:
         raise UsageError(f"--gpus {text}: at least one")

@@ -125,8 +125,8 @@ def count_images(
         total, test, disk_gb, number = known.train, known.test, known.disk_gb, known.classes
     else:
         raise UsageError(
-            "how many images? Say so by --images N (and --classes K), or where they are by "
-            "--data.root FOLDER"
+            "the number of images is unknown: give it with --images N (and --classes K), or give "
+            "the images with --data.root FOLDER"
         )
     val = round(total * data.val_fraction)
     return Images(total - val, val, test, classes or number, disk_gb), None
@@ -149,11 +149,11 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
 
     if device != _own_device():
         raise UsageError(
-            f"--gpus {device}: only {_own_device()} can be measured here; for another device give "
+            f"--gpus {device}: only {_own_device()} can be measured here; for another device, give "
             "its name, such as H200"
         )
     if device == "cpu" and count > 1:
-        raise UsageError(f"--gpus {count}xcpu: this machine is one; leave the number out")
+        raise UsageError(f"--gpus {count}xcpu: this machine counts as one; leave out the number")
     precision = choose_precision(config.train.precision, torch.device(device))
     config.train.precision = precision  # type: ignore[assignment]
     if device == "cpu":

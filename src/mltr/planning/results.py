@@ -121,7 +121,7 @@ def read_run(path: Path) -> Run:
 
     folder = RunFolder(path)
     if not folder.recipe.is_file():
-        raise MltrError(f"{path} is no run: it has no {folder.recipe.name}")
+        raise MltrError(f"{path} is not a run folder: it has no {folder.recipe.name}")
     config = load_recipe(folder.recipe)
     metrics = None
     if folder.metrics.is_file():
@@ -139,7 +139,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise MltrError(f"{path} can't be read: {error}") from error
     if not isinstance(content, dict):
-        raise MltrError(f"{path} must hold a JSON object")
+        raise MltrError(f"{path} must contain a JSON object")
     return content
 
 

@@ -71,9 +71,9 @@ def _connect(ray: Any, address: str | None) -> None:
         )
     except OSError as error:
         raise MltrError(
-            f"no Ray cluster answers at {ADDRESS_VARIABLE}={address} ({first_line(error)}): start "
-            "one by `ray start --head`, set RAY_AUTH_MODE=token if it asks for one, or unset "
-            f"{ADDRESS_VARIABLE} to use this machine alone"
+            f"no Ray cluster responds at {ADDRESS_VARIABLE}={address} ({first_line(error)}): start "
+            "one with `ray start --head`, set RAY_AUTH_MODE=token if it requires a token, or unset "
+            f"{ADDRESS_VARIABLE} to use only this machine"
         ) from error
 
 
@@ -127,7 +127,7 @@ def load_same(
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch or onnxruntime is imported
     predictor = load(bundle, device, batch_size)
     if predictor.fingerprint != fingerprint:
-        raise MltrError(f"{bundle} isn't what it was when the command began: start that again")
+        raise MltrError(f"{bundle} has changed since the command started: run it again")
     return predictor
 
 

@@ -271,10 +271,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if args.replicas is not None and args.engine != "ray":
-        raise UsageError("--replicas goes with --engine ray")
+        raise UsageError("--replicas needs --engine ray")
     if args.sheet:
         if Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
-            raise UsageError(f"--sheet {args.sheet}: end the name with {', '.join(SHEET_SUFFIXES)}")
+            raise UsageError(
+                f"--sheet {args.sheet}: the name must end in {', '.join(SHEET_SUFFIXES)}"
+            )
         args.sheet = check_target(args.sheet, args.follow_links)
 
 
@@ -284,7 +286,7 @@ def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
     Raises `UsageError` for options that don't fit, `MltrError` if there is no place for a file.
     """
     if args.json and (args.out or args.format):
-        raise UsageError("--json FILE stands for --format jsonl --out FILE: give one or the other")
+        raise UsageError("--json FILE means --format jsonl --out FILE: give only one of them")
     target = args.json or args.out
     out = check_target(target, args.follow_links) if target and target != "-" else None
     form = "jsonl" if args.json else args.format
@@ -292,7 +294,7 @@ def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
         form = FORMATS.get(out.suffix.lower())
         if form is None:
             raise UsageError(
-                f"--out {out}: end the name with {', '.join(FORMATS)}, or give --format"
+                f"--out {out}: the name must end in {', '.join(FORMATS)}, unless --format is given"
             )
     if form is None:
         form = "table" if sys.stdout is not None and sys.stdout.isatty() else "jsonl"
@@ -321,7 +323,7 @@ def choose_classes(classes: Sequence[str], only: list[str], exclude: list[str]) 
     unwanted = _known_names(exclude, classes)
     chosen = [k for k, name in enumerate(classes) if name in wanted and name not in unwanted]
     if not chosen:
-        raise UsageError("--only and --exclude leave no class")
+        raise UsageError("--only and --exclude leave no classes")
     return chosen
 
 
@@ -342,7 +344,7 @@ def _open_journal(out: Path, predictor: Predictor, survey: Survey, anew: bool) -
     journal = Journal(out.with_name(out.name + SUFFIX), predictor.fingerprint, anew)
     count = journal.count()
     if journal.is_of_other_model:
-        tell(f"{out} is of another model: starting anew")
+        tell(f"{out} is from another model: starting from the beginning")
     elif count:
         done = (
             f"{count:,}"
@@ -506,7 +508,7 @@ def _tell_summary(tally: _Tally, out: Path | None) -> None:
         kept = "the results so far are written"
         if out is not None and not tally.is_written:
             kept = f"{out} is as it was" if tally.keeps_out else f"{out} is not written"
-        again = "; the same command goes on from here" if out else ""
+        again = "; repeat the command to continue" if out else ""
         lines.append(f"interrupted after {images}; {kept}{again}")
     elif out is not None:
         lines.append(f"{images} -> {out}")

@@ -1,8 +1,8 @@
-"""Networks in a file of their own: ONNX runs on onnxruntime alone, a .pt2 program on torch.
+"""Exported networks: ONNX runs on onnxruntime alone, a .pt2 program on torch.
 
-Either file brings the JSON of a bundle's ``config.json`` with it, and an entry `export` that says
-how it was made and what goes in: uint8 pixels [B, S, S, 3], or preprocessed float32
-[B, 3, S, S]. Out come logits float32 [B, K]. `mltr export` writes them.
+Both files contain the JSON of a bundle's ``config.json``, with an entry `export` on how it was made
+and its input: uint8 pixels [B, S, S, 3], or preprocessed float32 [B, 3, S, S]. The output is logits
+float32 [B, K]. `mltr export` writes them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class OnnxNetwork:
     limit_s: float  #: for one image: a file may hold a loop without end
 
     def __call__(self, images: NDArray[Any]) -> Floats:
-        """Return logits float32 [B, K] of the images; raises `MltrError` if that can't be."""
+        """Return logits float32 [B, K] of the images; raises `MltrError` if that fails."""
         import onnxruntime
 
         options = onnxruntime.RunOptions()
@@ -60,7 +60,7 @@ class OnnxNetwork:
             logits: Floats = self.session.run([OUTPUT], inputs, options)[0]
         except Exception as error:  # its errors have no base of their own
             if options.terminate:
-                raise MltrError(f"{self.path} gives no answer within {limit_s:g} s") from error
+                raise MltrError(f"{self.path} returns no result within {limit_s:g} s") from error
             raise MltrError(f"{self.path} fails in onnxruntime: {first_line(error)}") from error
         finally:
             watch.cancel()
@@ -111,10 +111,10 @@ def load_onnx(
 ) -> tuple[OnnxNetwork, dict[str, Any]]:
     """Return the network of an ONNX file and its checked config. Torch isn't imported.
 
-    `device` is cpu, cuda or cuda:N, by default a GPU if this onnxruntime can use one; `threads`
-    is how many one call may use, by default OMP_NUM_THREADS, as for torch, or all cores. Raises
-    `MltrError` for a file that is missing, damaged or not by `mltr export`, and for one that gives
-    no logits of a black image within `limit_s`.
+    `device` is cpu, cuda or cuda:N, by default a GPU if this onnxruntime can use one; `threads` is
+    how many one call may use, by default OMP_NUM_THREADS, as for torch, or all cores. Raises
+    `MltrError` for a file that is missing, damaged or not written by `mltr export`, and for one
+    that returns no logits for a black image within `limit_s`.
     """
     _check_file(path)
     ort = require("onnxruntime", "onnx", str(path))
@@ -135,7 +135,7 @@ def load_onnx(
     logits = network(np.zeros((1, *shape), kind))
     if logits.shape != (1, len(config["classes"])):
         raise MltrError(
-            f"{path} gives {list(logits.shape)} values for an image, not one for each of its "
+            f"{path} returns {list(logits.shape)} values for an image, not one for each of its "
             f"{len(config['classes'])} classes; export the run again"
         )
     if not np.isfinite(logits).all():
@@ -149,10 +149,10 @@ def _choose_providers(ort: Any, device: str | None) -> list[Any]:
     if kind == "cuda" and not has_cuda:
         raise UsageError(
             f"device {device!r} can't be used: this onnxruntime has no CUDA; "
-            "pip install onnxruntime-gpu, or take cpu"
+            "pip install onnxruntime-gpu, or use cpu"
         )
     if kind not in ("", "cpu", "cuda") or (number and not number.isdecimal()):
-        raise UsageError(f"device {device!r} is none of onnxruntime's; cpu, cuda or cuda:N")
+        raise UsageError(f"device {device!r} is not one of onnxruntime's: use cpu, cuda or cuda:N")
     if has_cuda and kind != "cpu":
         cuda = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
         return [cuda, "CPUExecutionProvider"]
@@ -188,7 +188,9 @@ def _check_file(path: str | Path) -> None:
 
 def _read_config(text: str | None, path: str | Path) -> dict[str, Any]:
     if not text:
-        raise MltrError(f"{path} has no labels in it: it isn't by `mltr export`; export the run")
+        raise MltrError(
+            f"{path} contains no labels, so it wasn't written by `mltr export`; export the run"
+        )
     config = parse_config(text, Path(path))
     export = config.get("export")
     if not isinstance(export, dict) or export.get("input") not in ("uint8", "float32"):

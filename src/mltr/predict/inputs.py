@@ -1,6 +1,6 @@
 """The images that a command names, each once, lazily.
 
-They lie in files, folders, patterns, lists, Parquet tables and shards.
+They come from files, folders, patterns, lists, Parquet tables and shards.
 """
 
 from __future__ import annotations
@@ -76,12 +76,14 @@ class Inputs:
                 is_empty = False
                 key = _key(image) if isinstance(image, Path) else image.identity()[0]
                 if key in self._targets:
-                    raise UsageError(f"{image} is one of the images to read: write to another name")
+                    raise UsageError(
+                        f"{image} is one of the images to read: choose another output name"
+                    )
                 if may_repeat and _claim(owners, key, name_of(image)) is not None:
                     continue
                 for sidecar in self._sidecars:
                     if not isinstance(image, Path):
-                        raise UsageError(f"there is no place beside {image} for a sidecar")
+                        raise UsageError(f"a sidecar can't be written beside {image}")
                     if other := _claim(owners, _key(sidecar(image)), str(image)):
                         raise UsageError(f"{other} and {image} would share a sidecar; rename one")
                 yield image
@@ -101,7 +103,7 @@ class Inputs:
         elif _key(place) not in self._targets:
             yield from packed_images(place)
         elif is_named:  # else a pattern has found what an earlier run wrote
-            raise UsageError(f"{place} holds the images to read: write to another name")
+            raise UsageError(f"{place} holds the images to read: choose another output name")
 
 
 def _check(argument: str) -> None:
@@ -112,12 +114,12 @@ def _check(argument: str) -> None:
 
     if is_address(argument):
         if argument.lower().endswith((*IMAGE_SUFFIXES, PARQUET)):
-            raise UsageError(f"{argument}: only shards are read from an address; fetch it first")
+            raise UsageError(f"{argument}: only shards can be read from a URL; download it first")
     elif not (exists(argument) or glob.has_magic(argument)):
         try:
             Path(argument).stat()
         except PermissionError as error:
-            raise UsageError(f"not allowed to look at {argument}") from error
+            raise UsageError(f"no permission to read {argument}") from error
         except (OSError, ValueError):
             pass
         raise UsageError(f"no such file or folder: {argument}")

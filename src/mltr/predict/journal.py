@@ -1,9 +1,9 @@
-"""What a long prediction has done, beside its output: the same command again goes on from there.
+"""The finished part of a long prediction, beside its output: repeating the command resumes from it.
 
 One SQLite file holds the probabilities of each image that was predicted, by its path and by its
-content. Output is always made from the images of the present run, in their order; the journal only
-saves the network's work, so it may be deleted at any time. Each entry has a checksum: one that the
-disk has damaged is not believed, but predicted anew.
+content. Output always contains the images of the current run, in their order; the journal only
+saves the network's work, so it can be deleted at any time. Each entry has a checksum: the image of
+a damaged entry is predicted again.
 """
 
 from __future__ import annotations
@@ -113,9 +113,14 @@ class Journal:
         query("PRAGMA locking_mode = EXCLUSIVE")
         version = query("PRAGMA user_version").fetchone()[0]
         if version not in (0, FORMAT_VERSION):
-            raise UsageError(f"{self.path} is of another version of mltr: delete it to start anew")
+            raise UsageError(
+                f"{self.path} is from another version of mltr: delete it to start from the "
+                "beginning"
+            )
         if version == 0 and query("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            raise UsageError(f"{self.path} is a database of something else: write to another name")
+            raise UsageError(
+                f"{self.path} is a database of another program: choose another output name"
+            )
         query("PRAGMA journal_mode = WAL")
         query("PRAGMA synchronous = FULL")
         self._connection.executescript(SCHEMA)
@@ -135,7 +140,7 @@ class Journal:
         except (sqlite3.Error, UnicodeDecodeError) as error:
             if "locked" in str(error):
                 raise UsageError(f"another mltr predict is writing {self.path}") from error
-            hint = ": delete it to start anew" if _is_damage(error) else ""
+            hint = ": delete it to start from the beginning" if _is_damage(error) else ""
             raise MltrError(f"{self.path}: {error}{hint}") from error
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""The network of `mltr predict` in processes of a Ray cluster; all else stays where it was.
+"""The network of `mltr predict` in processes of a Ray cluster; the rest stays in the command.
 
-Images go out by name and probabilities come back, in their order. A process that dies takes nothing
-along: Ray starts another one, which does its images again.
+Names of images go out and probabilities come back, in order. If a process dies, Ray starts another,
+which repeats its images.
 """
 
 from __future__ import annotations
@@ -156,7 +156,11 @@ def on_cluster(
         starting = [tagger.is_ready.remote() for tagger in taggers]
         _, late = ray.wait(starting, num_returns=len(starting), timeout=START_S)
         if late:
-            log.warning("%d of %d processes wait for room on the cluster", len(late), part.count)
+            log.warning(
+                "%d of %d processes are waiting for free resources on the cluster",
+                len(late),
+                part.count,
+            )
         for reference in starting:
             cluster._get(reference)
         yield cluster

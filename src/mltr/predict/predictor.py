@@ -1,4 +1,7 @@
-"""From images to labels: the one inference path. No torch here: exported networks need none."""
+"""From images to labels: the only inference path.
+
+Torch isn't imported: exported networks need none.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,9 @@ EXPORTED = (".onnx", ".pt2")  #: endings of the files that `mltr export` writes
 
 
 class Network(Protocol):
-    """Whatever computes logits float32 [B, K] of preprocessed images float32 [B, 3, S, S].
+    """Anything that computes logits float32 [B, K] from preprocessed images float32 [B, 3, S, S].
 
-    One whose `takes_pixels` is True gets uint8 [B, S, S, 3] and scales them itself.
+    If `takes_pixels` is True, it gets uint8 [B, S, S, 3] and scales them itself.
     """
 
     def __call__(self, images: NDArray[Any]) -> Floats:
@@ -53,7 +56,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the network says about one image."""
+    """The prediction for one image."""
 
     probs: Floats  #: [K]
     classes: tuple[str, ...]  #: K names
@@ -61,7 +64,7 @@ class Prediction:
 
     @cached_property
     def labels(self) -> list[tuple[str, float]]:
-        """The classes at or above their threshold with their probabilities, best first."""
+        """The classes at or above their thresholds, with their probabilities, best first."""
         chosen = self.probs >= self.thresholds
         return [(self.classes[k], float(self.probs[k])) for k in self._order if chosen[k]]
 
@@ -70,7 +73,7 @@ class Prediction:
         return [(self.classes[index], float(self.probs[index])) for index in self._order[:k]]
 
     def only(self, indices: Sequence[int]) -> Prediction:
-        """Return the same prediction with some of the classes left."""
+        """Return the same prediction with only some of the classes."""
         classes = tuple(self.classes[index] for index in indices)
         return Prediction(self.probs[list(indices)], classes, self.thresholds[list(indices)])
 
@@ -82,10 +85,10 @@ class Prediction:
 
 @dataclass(eq=False)
 class Predictor:
-    """A network ready for use: call it with images.
+    """A network ready to use: call it with images.
 
     An image is a path, the bytes of an image file, a PIL image, or a uint8 array [H, W, 3] or
-    [H, W]. One image gives a `Prediction`, a list of them a list, in the same order.
+    [H, W]. One image gives a `Prediction`; a list gives a list, in the same order.
     """
 
     network: Network
@@ -115,7 +118,7 @@ class Predictor:
 
     @property
     def fingerprint(self) -> str:
-        """What tells the probabilities of this predictor from others'; thresholds don't matter."""
+        """Identifies the probabilities of this predictor; thresholds don't matter."""
         parts = (self.network.fingerprint, self.classes, self.preprocess, self.calibration)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -132,7 +135,9 @@ class Predictor:
     @property
     def _torch_network(self) -> TorchNetwork:
         if not hasattr(self.network, "model"):
-            raise UsageError("an exported network only predicts: use the run that it came from")
+            raise UsageError(
+                "an exported network can only predict: use the run that it was exported from"
+            )
         return cast("TorchNetwork", self.network)
 
     def predict_batch(self, pixels: Pixels) -> list[Prediction]:
@@ -141,12 +146,12 @@ class Predictor:
         return [self.to_prediction(row) for row in probs]
 
     def logits(self, pixels: Pixels) -> Floats:
-        """Return what the network says of images uint8 [B, S, S, 3]: float32 [B, K]."""
+        """Return the logits of images uint8 [B, S, S, 3]: float32 [B, K]."""
         takes_pixels = getattr(self.network, "takes_pixels", False)
         return self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
 
     def to_prediction(self, probs: Floats) -> Prediction:
-        """Return what probabilities [K] of one image say."""
+        """Return the prediction for probabilities [K] of one image."""
         return Prediction(probs, self.classes, self.thresholds.copy())
 
     def read(self, source: Any) -> Pixels:
@@ -167,7 +172,7 @@ def _is_file(source: Any) -> bool:
 
 
 def to_image(source: Any) -> Image.Image:
-    """Return any kind of image in RGB; raises `BrokenImage`, or `UsageError` for another kind."""
+    """Return any supported image in RGB; raises `BrokenImage`, or `UsageError` for other types."""
     from PIL import Image
 
     from mltr.data.images import open_image, to_rgb, told
@@ -177,8 +182,8 @@ def to_image(source: Any) -> Image.Image:
             source.size and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4)))
         ):
             raise BrokenImage(
-                f"array of {source.dtype} {list(source.shape)}: expected uint8 of [height, width, "
-                "3] or [height, width]"
+                f"array of {source.dtype} {list(source.shape)}: expected uint8 with shape [height, "
+                "width, 3] or [height, width]"
             )
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
@@ -195,8 +200,8 @@ def to_image(source: Any) -> Image.Image:
 def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> Predictor:
     """Load a bundle, a training run or an exported file for prediction.
 
-    On an accelerator where there is one. An ONNX file runs without torch. Raises `MltrError` if
-    there is nothing whole at `path` or the device can't be used.
+    The default device is an accelerator if available. An ONNX file runs without torch. Raises
+    `MltrError` if nothing complete is at `path` or the device can't be used.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} must be at least 1")
@@ -278,12 +283,12 @@ def predict_paths(
     batch_size: int | None = None,
     read: Callable[[Source], Opened] | None = None,
 ) -> Iterator[tuple[Source, Found]]:
-    """Yield each image with its prediction, or with why it can't be read, in the order given.
+    """Yield each image with its prediction, or with the reason it can't be read, in order.
 
-    Threads open images while the network works on those before them, and the caller on those
-    before these; no more than three batches are held at a time, however many images there are.
-    `read` opens an image in place of `predictor.read`, in a thread of its own; if it returns what
-    is known of the image already, or None, that is passed on.
+    Threads open images while the network processes the batch before, and the caller the one before
+    that; at most three batches are held at a time, however many images there are. `read` replaces
+    `predictor.read` and runs in threads; if it returns an existing result or None instead of
+    pixels, that is passed through.
     """
     size = batch_size or predictor.batch_size
     readers = ThreadPoolExecutor(workers or min(8, _usable_cores()))

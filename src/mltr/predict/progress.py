@@ -1,4 +1,4 @@
-"""How far a long command is, on stderr: a bar on a terminal, now and then a line elsewhere."""
+"""Progress of a long command on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 

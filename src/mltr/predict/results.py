@@ -2,7 +2,7 @@
 
 Rows are written as they come. CSV, TSV and Parquet have the columns `path`, `labels`, `probs` (of
 the labels), `error`, and then one for each class with its probability; JSON has the first three,
-and `error` where something is wrong: alone with `path` for an image that can't be read.
+and `error` if something is wrong; an image that can't be read has only `path` and `error`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which labels of a prediction a row tells."""
+    """The labels of a prediction that a row contains."""
 
     indices: tuple[int, ...]  #: of the classes wanted, among the network's
     top: int | None = None  #: at most so many labels
@@ -99,7 +99,7 @@ def write_rows(
 ) -> None:
     """Write all rows in the format `form` to stdout, or to a file that appears once it is whole.
 
-    A table aligns paths at `width` characters. Raises `MltrError` if that can't be written.
+    A table aligns paths at `width` characters. Raises `MltrError` if writing fails.
     """
 
     def write_text(file: TextIO) -> None:
@@ -247,7 +247,7 @@ def with_errors(rows: Iterable[Row], path: Path) -> Iterator[Row]:
             yield row
         if not _is_ours(path):
             if count:
-                log.warning("%s is no list of errors of ours: it stays as it is", path)
+                log.warning("%s is not a list of errors written by mltr: it is kept", path)
             return
         if not count:
             path.unlink(missing_ok=True)

@@ -110,8 +110,8 @@ def check_classes(classes: Sequence[str]) -> None:
     for name in classes:
         if split_tags(name) != [name]:
             raise UsageError(
-                f"class {name!r} can't stand in a sidecar, where tags are separated by commas; "
-                "leave it out by --exclude"
+                f"class {name!r} can't be written to a sidecar, where commas separate tags; leave "
+                "it out with --exclude"
             )
 
 

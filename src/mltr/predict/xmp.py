@@ -1,4 +1,4 @@
-"""Keywords in XMP, the metadata that photo managers read, beside what others keep there.
+"""Keywords in XMP, the metadata that photo managers read, added to existing content.
 
 Keywords stand in ``dc:subject`` (XMP specification, part 1, 8.3: Dublin Core namespace), a bag of
 texts. digiKam and Lightroom prefer their own trees of keywords where there are some, so keywords go
@@ -58,7 +58,7 @@ def set_labels(content: bytes, labels: Sequence[str]) -> bytes:
     rdf = root if root.tag == f"{{{RDF}}}RDF" else root.find(f"{{{RDF}}}RDF")
     description = None if rdf is None else rdf.find(DESCRIPTION)
     if rdf is None or description is None:
-        raise MltrError("no XMP: it has no rdf:Description")
+        raise MltrError("not XMP: it has no rdf:Description")
     labels = [_FORBIDDEN.sub("\ufffd", label) for label in labels]
     subject, own = _find_list(rdf, SUBJECT), _find_list(rdf, LABELS)
     present, ours = _texts(subject), _texts(own)
@@ -92,9 +92,9 @@ def _parse(content: bytes) -> _Element:
             content, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
         )
     except etree.XMLSyntaxError as error:
-        raise MltrError(f"no XMP: {error}") from error
+        raise MltrError(f"not XMP: {error}") from error
     if root.getroottree().docinfo.doctype:
-        raise MltrError("no XMP: it has a document type")
+        raise MltrError("not XMP: it has a document type")
     return root
 
 

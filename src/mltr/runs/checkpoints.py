@@ -1,4 +1,4 @@
-"""States of a run on disk: whole or absent, checked by sums, the last few kept.
+"""States of a run on disk: complete or absent, verified by checksums, the last few kept.
 
 A state is a folder with a file of each process, `part-RANK.pt`, and `sums.json`, which is written
 last. It gets its name once all that is safe.
@@ -87,7 +87,7 @@ class States:
         return shared, parts[rank]["own"] if rank < len(parts) else {}
 
     def latest(self) -> str:
-        """Return the name of the latest sound state; damaged ones are told of and deleted.
+        """Return the name of the latest valid state; damaged ones are reported and deleted.
 
         Raises `MltrError` where there is none.
         """
@@ -98,11 +98,13 @@ class States:
                 if not damage:
                     found = path.name
                     break
-                log.warning("%s; deleted, going back to the one before", damage)
+                log.warning("%s; deleted it and going back to the one before", damage)
                 shutil.rmtree(path, ignore_errors=True)
         found = self.processes.from_main(found)
         if not found:
-            self.processes.fail(f"{self.folder} holds no sound checkpoint: start by --overwrite")
+            self.processes.fail(
+                f"{self.folder} holds no valid checkpoint: start again with --overwrite"
+            )
         return found
 
     def _damage(self, path: Path) -> str:
@@ -130,7 +132,7 @@ class States:
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a state to go on from, sound or not."""
+    """Whether there is a state to resume from, valid or not."""
     return any(folder.glob(STATES))
 
 
@@ -178,7 +180,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Go on with the random numbers from where `random_states` was called."""
+    """Continue the random numbers from where `random_states` was called."""
     torch.set_rng_state(states["cpu"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

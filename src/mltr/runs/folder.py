@@ -1,4 +1,4 @@
-"""The folder of a run: all that is needed to repeat it, and what came of it."""
+"""The folder of a run: everything needed to repeat it, and its results."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class RunFolder:
             raise MltrError(f"{self.splits} can't be read: {error}") from error
         classes = list(splits.train.classes)
         if before.get("classes", classes) != classes:
-            self._refuse(f"with other classes or another order of them: {_told(before['classes'])}")
+            self._refuse(f"with other classes, or in another order: {_told(before['classes'])}")
         # First, as other labels may divide the same images otherwise.
         sums = {split.name: split.label_sums() for split in splits}
         sizes = {split.name: split.file_sizes() for split in splits}
@@ -159,7 +159,7 @@ class RunFolder:
 
     def _refuse(self, difference: str) -> NoReturn:
         raise MltrError(
-            f"{self.path} was started {difference}. Restore what it was, or start anew by "
+            f"{self.path} was started {difference}. Restore the original data, or start again with "
             "--overwrite"
         )
 
@@ -189,7 +189,7 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
     """
     folder = RunFolder(path)
     if resume and overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite deletes it: choose one")
+        raise UsageError("--resume continues a run and --overwrite deletes it: choose one")
     if resume:
         if folder.metrics.is_file():
             raise UsageError(f"{folder.path} is finished; see {folder.metrics}")
@@ -201,8 +201,8 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
         return folder
     if folder.holds_a_run() and not overwrite:
         raise UsageError(
-            f"{path} holds a run already: go on with it by --resume, replace it by "
-            "--overwrite, or choose another --out"
+            f"{path} already holds a run: continue it with --resume, replace it with --overwrite, "
+            "or choose another --out"
         )
     return folder
 
@@ -220,7 +220,7 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
     if changed:
         raise UsageError(
             f"{folder.path} was started with another recipe: {'; '.join(changed)}. "
-            f"Resume by: mltr train {folder.recipe} --out {folder.path} --resume"
+            f"Resume with: mltr train {folder.recipe} --out {folder.path} --resume"
         )
 
 

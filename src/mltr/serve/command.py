@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
     if args.replicas is not None and args.engine != "ray":
-        raise UsageError("--replicas goes with --engine ray; alone, --network-threads does more")
+        raise UsageError("--replicas needs --engine ray; without Ray, use --network-threads")
     if args.replicas is not None and args.replicas < 1:
         raise UsageError(f"--replicas {args.replicas} must be at least 1")
     replicas = (args.replicas or 1) if args.engine == "ray" else 0
@@ -148,7 +148,7 @@ def serve(
         predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # raises if it can't
         if not settings.keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             print(
-                f"Anyone who can reach {address} may use it: --keys FILE asks for a key.",
+                f"Anyone who can reach {address} can use it; --keys FILE requires a key.",
                 file=sys.stderr,
             )
         _log_to_stderr()
@@ -237,8 +237,8 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise MltrError(
-                f"port {port} is taken: stop what listens there, or choose another by --port "
-                "(0 finds a free one)"
+                f"port {port} is in use: stop the program that listens there, or choose another "
+                "with --port (0 picks a free one)"
             ) from error
         raise MltrError(f"can't listen on {host}, port {port}: {error.strerror}") from error
     return listener

@@ -43,8 +43,8 @@ class Gate:
         if scope["method"] in SAFE_METHODS or self._is_own(headers, hosts):
             return ""
         return (
-            "a page of another site may not send this: start the server with --cors to let it "
-            f"({headers.get('origin', 'no origin')[:100]})"
+            "requests from other sites' pages are refused: start the server with --cors to allow "
+            f"this one ({headers.get('origin', 'no origin')[:100]})"
         )
 
     def _is_known(self, host: str) -> bool:

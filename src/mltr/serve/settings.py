@@ -86,6 +86,6 @@ def read_keys(
             raise MltrError(f"can't read the API keys in {path}: {error}") from error
         written = [line.strip() for line in lines if not line.lstrip().startswith("#")]
         if not any(written):
-            raise MltrError(f"{path} holds no API key: write one a line")
+            raise MltrError(f"{path} contains no API key: write one per line")
         keys += written
     return tuple(key for key in keys if key)

@@ -250,7 +250,7 @@ class _Form:
             raise HTTPException(
                 422,
                 f"part {field!r} holds text, not a file (with curl: an @ before the file's name); "
-                "options belong into the address",
+                "options belong in the URL",
             )
         data = b"".join(self._data)
         self.uploads.append(Upload(_file_name(name.decode(errors="replace")), data))

@@ -30,7 +30,7 @@ def settle(config: Config) -> tuple[Config, Preprocess]:
     side = network.image_size or known.get("image_size") or default_image_size(network.name)
     preprocess = Preprocess.from_config(config.augment, side, config.data.base_size, known)
     if known:
-        log.info("images as the weights are used to: %s", preprocess)
+        log.info("preprocessing of the weights: %s", preprocess)
     overrides = weights.overrides | network.overrides if weights else network.overrides
     return replace(config, model=replace(network, image_size=side, overrides=overrides)), preprocess
 

@@ -75,8 +75,8 @@ def told_workers() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise MltrError(
-            f"a process that loads images died ({str(error).splitlines()[0]}); if memory ran out, "
-            "lower data.workers or train.batch_size; then go on by --resume"
+            f"a data worker died ({str(error).splitlines()[0]}); if memory ran out, lower "
+            "data.workers or train.batch_size; then continue with --resume"
         ) from error
 
 

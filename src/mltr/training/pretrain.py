@@ -116,13 +116,13 @@ class HiddenPixels(Objective):
         model, side = self.run.config.model, self.run.preprocess.image_size
         network = build_model(model, 0, side)
         if not isinstance(network, MlTr):
-            raise UsageError(f"{model.name} can't be pretrained: only MlTr's variants")
+            raise UsageError(f"{model.name} can't be pretrained: only MlTr's variants can")
         whole = MaskedImageModel(network)
         self.stride = whole.stride
         if side % self.stride:
             raise UsageError(f"model.image_size {side} must be a multiple of {self.stride}")
         if self.run.config.train.min_size:
-            raise UsageError("train.min_size: images of a pretraining don't grow; leave it at 0")
+            raise UsageError("train.min_size: image size is constant in pretraining; leave it at 0")
         return whole
 
     def losses(
@@ -210,7 +210,7 @@ class HiddenPixels(Objective):
         self.write_bundle(learner.whole, pretraining=figures)
         write_json(run.folder.metrics, figures)
         if not quiet:
-            print(f"{run.folder.path}: pretrained, {PICTURE_FILE} shows what it guesses")
+            print(f"{run.folder.path}: pretrained; {PICTURE_FILE} shows reconstructions")
         return figures
 
     def write_bundle(self, whole: Any, **about: Any) -> None:

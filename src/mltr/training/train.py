@@ -64,14 +64,16 @@ def run_recipe(
 
     config = load_recipe(find_recipe(args.recipe), with_photos(args.photos, overrides))
     if args.auto_resume and (args.resume or args.overwrite):
-        raise UsageError("--auto-resume decides itself: leave out --resume and --overwrite")
+        raise UsageError("--auto-resume can't be combined with --resume or --overwrite")
     if not args.out and (args.auto_resume or launched_processes() > 1):
-        raise UsageError("name the run's folder by --out: all processes and restarts need the same")
+        raise UsageError(
+            "give the run folder with --out: all processes and restarts need the same one"
+        )
     out = Path(args.out) if args.out else default_folder(args.recipe)
     folder = RunFolder(out)
     if args.auto_resume and folder.metrics.is_file():
         check_recipe(folder, config)
-        log.info("%s is finished already", out)
+        log.info("%s is already finished", out)
         figures = json.loads(folder.metrics.read_text())
     else:
         # One lock for all processes of a training.

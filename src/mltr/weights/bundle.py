@@ -1,7 +1,7 @@
-"""A bundle on disk: weights, network, classes, preprocessing and thresholds, always together.
+"""A bundle on disk: weights, network, classes, preprocessing and thresholds in one folder.
 
 A bundle is a folder with ``model.safetensors`` and ``config.json``; the folder of a training run
-is one. Nothing in it is pickled, so loading one runs nobody's code.
+is one. Nothing in it is pickled, so loading a bundle executes no code from it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network, in eval mode, and all that its use needs."""
+    """A trained network in eval mode, with everything needed to use it."""
 
     model: nn.Module  #: images [B, 3, H, W] to logits [B, K]
     classes: tuple[str, ...]  #: K names, in the order of the logits
@@ -94,9 +94,11 @@ def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
 
 
 def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
-    """Raise `UsageError` if weights lie in `folder` and may not be overwritten."""
+    """Raise `UsageError` if `folder` contains weights that must not be overwritten."""
     if (Path(folder) / WEIGHTS_FILE).exists() and not overwrite:
-        raise UsageError(f"{folder} holds weights already: choose another --out, or --overwrite")
+        raise UsageError(
+            f"{folder} already holds weights: choose another --out, or use --overwrite"
+        )
 
 
 def save_bundle(
@@ -111,11 +113,11 @@ def save_bundle(
     calibration: Calibration | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a bundle into `folder`, over a previous one there, all or nothing.
+    """Write a bundle to `folder` atomically, replacing a previous one.
 
-    `name` and `overrides` are what `create_model` built `model` from; `extra` is any JSON-able
-    matter worth keeping, stored under that key. Raises `MltrError` if the disk is full or the
-    weights hold NaN or infinity; the previous bundle then stays as it was.
+    `name` and `overrides` are the arguments of `create_model` that built `model`; `extra` is any
+    JSON-serialisable data, stored under that key. Raises `MltrError` if the disk is full or the
+    weights contain NaN or infinity; the previous bundle is then unchanged.
     """
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -175,7 +177,7 @@ def _crc32(tensors: Mapping[str, Tensor]) -> int:
 def _check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        raise MltrError(f"{subject} hold NaN or infinity in {_first_few(bad)}")
+        raise MltrError(f"{subject} contain NaN or infinity in {_first_few(bad)}")
 
 
 def _first_few(names: Sequence[str]) -> str:
@@ -184,11 +186,11 @@ def _first_few(names: Sequence[str]) -> str:
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
-    """Load the bundle, or the training run, in the folder `path`; the model comes in eval mode.
+    """Load the bundle, or the training run, in the folder `path`, with the model in eval mode.
 
-    ``hf-hub:OWNER/NAME`` is fetched from the Hugging Face Hub. Raises `MltrError` that names the
-    file and says what to do if anything is missing, damaged, from a newer version, or doesn't fit
-    together.
+    ``hf-hub:OWNER/NAME`` is fetched from the Hugging Face Hub. Raises `MltrError`, which names the
+    file and says what to do, if anything is missing, damaged, from a newer version, or
+    inconsistent.
     """
     folder = _locate(path)
     _check_folder(folder)
@@ -228,7 +230,7 @@ def _locate(path: str | Path) -> Path:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Return the checked config of a bundle; its weights aren't read, and needn't be there.
+    """Return the validated config of a bundle; its weights aren't read and may be absent.
 
     Raises `MltrError` as `load_bundle` does.
     """
@@ -240,7 +242,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def update_config(folder: str | Path, changes: Mapping[str, Any]) -> None:
-    """Replace some keys of a bundle's ``config.json``, all or nothing; the weights aren't touched.
+    """Replace some keys of a bundle's ``config.json`` atomically; the weights aren't touched.
 
     The copy of the config within the weights yields to this file, as `_pick_config` says. Raises
     `MltrError` as `load_bundle` does, and for values that it would refuse.
@@ -263,8 +265,8 @@ def _check_folder(folder: Path) -> None:
     if missing:
         hint = ""
         if (folder / "config.yaml").is_file():
-            hint = "; a run has them once it has ended, or Ctrl-C stopped it after a validation"
-        raise MltrError(f"{folder} holds no {' and no '.join(missing)}; expected {expected}{hint}")
+            hint = "; a run has them once it has ended, or was stopped by Ctrl-C after a validation"
+        raise MltrError(f"{folder} has no {' and no '.join(missing)}; expected {expected}{hint}")
 
 
 @contextmanager

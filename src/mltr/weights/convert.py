@@ -364,7 +364,7 @@ def read_source(family: str, source: str) -> Tensors:
     known = timm.list_models("swin_*", exclude_filters="*_mask*")
     if not timm.is_model(source) or timm.models.split_model_name_tag(source)[0] not in known:
         raise UsageError(
-            f"{source!r} is neither a file nor a Swin that timm has{did_you_mean(source, known)}"
+            f"{source!r} is neither a file nor a Swin network of timm{did_you_mean(source, known)}"
         )
     try:
         pretrained: nn.Module = timm.create_model(source, pretrained=True)
@@ -429,7 +429,7 @@ def convert(
     network = get_variant(name, **overrides)
     same = (layout.embed_dim, layout.depths) == (network.embed_dim, network.depths)
     if family == "cat" and name.startswith("cat_") and not same:
-        raise MltrError(f"{layout}, doesn't fit {name}; {layout.fitting()}")
+        raise MltrError(f"{layout}, which doesn't fit {name}; {layout.fitting()}")
     fits_head = layout.embed_dim == network.embed_dim
     model = create_model(name, layout.num_classes if fits_head else 0, **overrides)
     assert isinstance(model, MlTr)
@@ -439,7 +439,7 @@ def convert(
 def _own_network(layout: Layout) -> tuple[str, dict[str, Any]]:
     """Return name and overrides of the very network that a CAT checkpoint is of."""
     if layout.family != "CAT":
-        raise UsageError(f"{layout}: say which network it shall fill by --variant")
+        raise UsageError(f"{layout}: give the network to fill with --variant")
     overrides = {
         "embed_dim": layout.embed_dim,
         "depths": list(layout.depths),

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: read safely, and told for what they are."""
+"""Checkpoints of other projects: read safely and identified."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ CAT_BLOCKS = ("pre_ipsa_blocks", "cpsa_blocks", "post_ipsa_blocks")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or PyTorch file by name; nothing in it is run.
+    """Return the tensors of a .safetensors or PyTorch file by name; no code in it is executed.
 
-    The usual wrappers are taken off: an entry `model` or `state_dict`, names with `module.`.
+    The usual wrappers are removed: an entry `model` or `state_dict`, names with `module.`.
     Raises `MltrError` for a file that is missing, damaged, or holds code or no tensors.
     """
     path = Path(path)
@@ -46,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if isinstance(content, dict):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise MltrError(f"{path} holds no tensors by name, so it isn't a checkpoint of a network")
+        raise MltrError(f"{path} contains no named tensors, so it isn't a checkpoint of a network")
     return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 
@@ -56,11 +56,11 @@ def _load_pickled(path: Path) -> object:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
-            raise MltrError(f"{path} is damaged or no PyTorch file") from error
+            raise MltrError(f"{path} is damaged or not a PyTorch file") from error
         raise MltrError(
-            f"{path} holds more than tensors ({found[1]}), which could be anybody's program; it "
-            "was not opened, and nothing in it was run. If you trust where it comes from, save "
-            "its tensors alone: torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
+            f"{path} contains more than tensors ({found[1]}), which could execute arbitrary code; "
+            "it was not loaded, and nothing in it was run. If you trust its origin, save only its "
+            "tensors: torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -78,7 +78,7 @@ def first_few(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """What fixes the shapes of a checkpoint: like a `Variant`, read off its entries."""
+    """What determines the shapes of a checkpoint: like a `Variant`, inferred from its entries."""
 
     family: str  #: CAT or Swin
     embed_dim: int
@@ -110,9 +110,9 @@ class Layout:
 
 
 def read_layout(tensors: Tensors, family: str) -> Layout:
-    """Find out what the entries of a checkpoint are, and check every one of them.
+    """Identify the entries of a checkpoint, and check every one of them.
 
-    Raises `MltrError` naming the first few entries that are missing, unknown or misshapen.
+    Raises `MltrError` naming the first few entries that are missing, unknown or of the wrong shape.
     """
     blocks = CAT_BLOCKS[0] if family == "CAT" else "blocks"
     places = [re.match(rf"layers\.(\d+)\.{blocks}\.(\d+)\.", name) for name in tensors]
@@ -121,7 +121,7 @@ def read_layout(tensors: Tensors, family: str) -> Layout:
     if not found or norm is None or norm.ndim != 1:
         hint = _other_family(tensors, family)
         raise MltrError(
-            f"these are no weights of {family}: no entries such as layers.0.{blocks}.0, but "
+            f"these are not weights of {family}: no entries such as layers.0.{blocks}.0, but "
             f"{first_few(list(tensors))}{hint}"
         )
     stages = 1 + max(stage for stage, _ in found)

@@ -1,4 +1,4 @@
-"""What belongs to weights: classes, preprocessing, thresholds, calibration, as JSON. No torch here.
+"""The metadata of weights: classes, preprocessing, thresholds, calibration, as JSON, without torch.
 
 A bundle's ``config.json`` holds it, and an exported network's metadata.
 """
@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 class Calibration:
     """How logits become probabilities: ``sigmoid(scale * logit + shift)``, class by class.
 
-    That of `SOFTMAX` is another: a network that was trained to choose one class.
+    `SOFTMAX` is for a network that was trained to predict one class.
     """
 
     method: str  #: one of `SCALINGS`, or softmax
@@ -51,7 +51,8 @@ SOFTMAX = Calibration("softmax", (), ())
 def to_probs(logits: Floats, calibration: Calibration | None = None) -> Floats:
     """Return probabilities float32 [..., K] of logits [..., K]: sigmoid, if not calibrated.
 
-    The only way from a run's logits to its probabilities. Raises `MltrError` if they aren't finite.
+    This is the only path from a run's logits to its probabilities. Raises `MltrError` if they
+    aren't finite.
     """
     from scipy.special import expit, softmax
 
@@ -80,23 +81,23 @@ def read_calibration(config: Mapping[str, Any]) -> Calibration | None:
 
 
 def parse_config(text: str, path: Path) -> dict[str, Any]:
-    """Parse and check the text of a config; every complaint names `path`."""
+    """Parse and check the text of a config; every error names `path`."""
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
         raise MltrError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise MltrError(f"{path} must hold a JSON object, not {type(config).__name__}")
+        raise MltrError(f"{path} must contain a JSON object, not {type(config).__name__}")
     version = config.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise MltrError(
-            f"{path} has format_version {version}, and this mltr {__version__} reads up to "
+            f"{path} has format_version {version}, but this mltr {__version__} reads at most "
             f"{FORMAT_VERSION}: it was saved by a newer mltr ({config.get('mltr_version', '?')}); "
             "upgrade mltr"
         )
     for key in REQUIRED_KEYS:
         if key not in config:
-            raise MltrError(f"{path} lacks the key {key!r}{did_you_mean(key, config)}")
+            raise MltrError(f"{path} has no key {key!r}{did_you_mean(key, config)}")
     problem = _config_problem(config)
     if problem:
         raise MltrError(f"{path}: {problem}")
@@ -132,7 +133,7 @@ def _config_problem(config: Mapping[str, Any]) -> str:
 
 
 def _size_problem(overrides: object) -> str:
-    """Say which number in the options of a network is none that a network could have."""
+    """Return which number in the options of a network is impossible."""
     if isinstance(overrides, dict):
         overrides = list(overrides.values())
     if isinstance(overrides, list | tuple):

@@ -1,7 +1,7 @@
-"""Weights that others trained for timm's networks: where they lie, what they are, what they saw.
+"""Pretrained weights of timm's networks: their location, architecture and preprocessing.
 
-They come from timm's own source, from a file of tensors, or from a folder, here or on the Hugging
-Face Hub, whose ``config.json`` says in timm's words which network they are of.
+They come from timm's own source, from a file of tensors, or from a folder, local or on the Hugging
+Face Hub, whose ``config.json`` describes the network in timm's terms.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHOSEN_HERE = {"img_size", "num_classes", "in_chans", *WEIGHT_SOURCES}
 
 @dataclass(frozen=True)
 class TimmWeights:
-    """Weights of a timm network, and what its images went through."""
+    """Weights of a timm network, and the preprocessing of its images."""
 
     source: str  #: as the user named it
     architecture: str  #: timm's name, without the tag of the weights
@@ -130,15 +130,15 @@ def find_weights(name: str, init: str) -> TimmWeights | None:
     if init == PRETRAINED:
         if not tagged:
             raise UsageError(
-                f"{name} has no weights that anybody offers; name a network that has, "
-                "--model.name timm/NAME, or see docs/weights.md"
+                f"no pretrained weights are available for {name}; choose a network that has some "
+                "with --model.name timm/NAME, or see docs/weights.md"
             )
         return TimmWeights(name, plain, _config_of(tagged))
     if not init.startswith(HUB_PREFIX) and Path(init).is_file():
         if not tagged:
             raise UsageError(
-                f"say whose weights they are: cat:{init}, swin:{init}, or name timm's network by "
-                "--model.name timm/NAME"
+                f"the origin of the weights is unknown: use cat:{init} or swin:{init}, or name "
+                "timm's network with --model.name timm/NAME"
             )
         return TimmWeights(init, plain, _config_of(tagged), place=init)
     config = _read_folder_config(init)
@@ -147,8 +147,8 @@ def find_weights(name: str, init: str) -> TimmWeights | None:
     found = _from_config(init, config)
     if found.architecture != plain:
         raise UsageError(
-            f"these are weights of {TIMM}{found.architecture}, not of {name}: say "
-            f"--model.name {init if init.startswith(HUB_PREFIX) else TIMM + found.architecture}"
+            f"these are weights of {TIMM}{found.architecture}, not of {name}: use --model.name "
+            f"{init if init.startswith(HUB_PREFIX) else TIMM + found.architecture}"
         )
     return found
 
@@ -162,7 +162,7 @@ def _config_of(name: str) -> dict[str, Any]:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         known = timm.list_pretrained(f"{plain}.*")
-        raise UsageError(f"timm has no weights {name!r}; it has {', '.join(known)}") from error
+        raise UsageError(f"timm has no weights {name!r}; known: {', '.join(known)}") from error
     return {} if config is None else dict(config.to_dict())  # type: ignore[no-untyped-call]
 
 
@@ -175,15 +175,15 @@ def _read_folder_config(init: str) -> dict[str, Any] | None:
         if not weights:
             return None  # what is missing for a bundle is told by those who read one
         raise MltrError(
-            f"{folder} has no {CONFIG_FILE} to say which network its weights are of: name it and "
-            f"give the file: --model.name timm/NAME --model.init {folder / weights[0]}"
+            f"{folder} has no {CONFIG_FILE}, so the network of its weights is unknown: give the "
+            f"network and the file: --model.name timm/NAME --model.init {folder / weights[0]}"
         )
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise MltrError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(config, dict):
-        raise MltrError(f"{path} must hold a JSON object, not {type(config).__name__}")
+        raise MltrError(f"{path} must contain a JSON object, not {type(config).__name__}")
     return None if "format_version" in config else config
 
 
@@ -192,8 +192,8 @@ def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise MltrError(
-            f"{source}: its {CONFIG_FILE} names no network of timm (architecture: "
-            f"{architecture!r}); only timm networks and bundles by mltr can be loaded"
+            f"{source}: its {CONFIG_FILE} names no timm network (architecture: "
+            f"{architecture!r}); only timm networks and mltr bundles can be loaded"
         )
     given = dict(config.get("model_args") or {})
     arguments = {key: value for key, value in given.items() if key not in WEIGHT_SOURCES}
@@ -204,7 +204,7 @@ def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
         known["input_size"] = [3, side, side]
     channels = arguments.get("in_chans") or known.get("input_size", [3])[0]
     if channels != 3:
-        raise MltrError(f"{source}: its network takes images of {channels} channels, not RGB")
+        raise MltrError(f"{source}: its network needs images with {channels} channels, not RGB")
     if "num_classes" in config:
         arguments["num_classes"] = config["num_classes"]
     return TimmWeights(source, architecture, known, arguments, source)
@@ -212,7 +212,7 @@ def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
 
 @contextmanager
 def blaming(init: str) -> Iterator[None]:
-    """Let errors begin with the option that they are about."""
+    """Prefix errors with the option that they are about."""
     try:
         yield
     except MltrError as error:
@@ -223,16 +223,16 @@ def resolve_name(model: ModelConfig) -> ModelConfig:
     """Return the same with the network's own name where it was named by its place on the Hub."""
     for key in sorted(WEIGHT_SOURCES & model.overrides.keys()):
         raise UsageError(
-            f"model.overrides.{key}: say where weights come from by --model.init pretrained, "
-            "--model.init FILE or --model.init FOLDER"
+            f"model.overrides.{key}: give the weights with --model.init pretrained, --model.init "
+            "FILE or --model.init FOLDER"
         )
     if not model.name.startswith(HUB_PREFIX):
         return model
     config = _read_folder_config(model.name)
     if config is None:
         raise UsageError(
-            f"model.name {model.name} is a bundle by mltr: name its network, and say "
-            f"--model.init {model.name}"
+            f"model.name {model.name} is an mltr bundle: name its network, and use --model.init "
+            f"{model.name}"
         )
     found = _from_config(model.name, config)
     return replace(
@@ -282,7 +282,7 @@ def read_fitting(backbone: nn.Module, weights: TimmWeights) -> tuple[dict[str, T
         adapted = adapt(dict(tensors), backbone)
     except (KeyError, RuntimeError, ValueError, AttributeError, IndexError) as error:
         names = first_few(list(tensors))
-        raise MltrError(f"its entries are none of {weights.architecture}: {names}") from error
+        raise MltrError(f"its entries don't belong to {weights.architecture}: {names}") from error
     own = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
     classifier = classifier_of(backbone)
     complaints = _misfits(adapted, own, classifier)
@@ -291,7 +291,7 @@ def read_fitting(backbone: nn.Module, weights: TimmWeights) -> tuple[dict[str, T
         complaints = _misfits(adapted, expected, classifier)
     if complaints:
         raise MltrError(
-            f"these aren't weights of {TIMM}{weights.architecture}: {'; '.join(complaints)}"
+            f"these are not weights of {TIMM}{weights.architecture}: {'; '.join(complaints)}"
         )
     return adapted, by_order
 

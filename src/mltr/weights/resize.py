@@ -21,9 +21,9 @@ RECIPE_FILE = "config.yaml"
 
 
 def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = None) -> Bundle:
-    """Return the bundle for images of `image_size` pixels a side, and windows of `window_size`.
+    """Return the bundle for an image side of `image_size` pixels and windows of `window_size`.
 
-    For a timm backbone only the images change; a transformer's own tables are resampled by timm.
+    For a timm backbone only the image size changes; timm resamples a transformer's own tables.
     Raises `UsageError` for sizes that are not positive, and for windows of a timm backbone.
     """
     if image_size < 1:
@@ -32,7 +32,7 @@ def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = Non
     overrides["image_size"] = image_size
     if window_size is not None:
         if name.startswith("timm/"):
-            raise UsageError(f"{name}: only MlTr's windows can be resized")
+            raise UsageError(f"{name}: only MlTr has windows that can be resized")
         overrides["window_size"] = window_size
     model = create_model(name, num_classes=len(bundle.classes), **overrides)
     own: Mapping[str, Tensor] = bundle.model.state_dict()
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.image_size is None and args.window_size is None:
         raise UsageError("nothing to do: give --image-size, --window-size, or both")
     if Path(args.out).resolve() == Path(args.bundle).resolve():
-        raise UsageError("--out must be another folder: the run's own weights stay as they are")
+        raise UsageError("--out must be another folder: the run's own weights are not replaced")
     refuse_overwriting(args.out, args.overwrite)
     bundle = load_bundle(args.bundle)
     before = bundle.preprocess.image_size
@@ -110,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
     _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
-        f"(before: {before} px). Its figures are no longer those of {args.bundle}: check it by "
-        f"mltr evaluate {args.out}, or train on: mltr train RECIPE --model.init {args.out}"
+        f"(before: {before} px). The figures of {args.bundle} no longer apply: check it with mltr "
+        f"evaluate {args.out}, or continue training: mltr train RECIPE --model.init {args.out}"
     )
     return 0
 
