@@ -92,9 +92,9 @@ def test_what_has_come_is_not_fetched_again(mirror: Path, tmp_path: Path, capsys
         assert fetch(out, server.address, "--keep") == 0
         assert server.requests == [(TRAINVAL, f"bytes={size // 2}-"), (TEST, "")]
         assert fetch(out, server.address) == 0
-        assert len(server.requests) == 2  # unpacked before
+        assert len(server.requests) == 2  # already unpacked
     assert (out / get.DOWNLOADS / TRAINVAL).read_bytes() == (mirror / TRAINVAL).read_bytes()
-    assert "unpacked before" in capsys.readouterr().out
+    assert "already unpacked" in capsys.readouterr().out
 
 
 def test_a_crash_between_the_last_byte_and_the_check_does_no_harm(
@@ -139,7 +139,7 @@ def test_the_disk_is_looked_at_first(mirror: Path, tmp_path: Path, monkeypatch, 
     with serving(mirror) as server:
         assert fetch(tmp_path / "out", server.address) == 1
     assert not server.requests
-    assert "make room" in capsys.readouterr().err
+    assert "free some space" in capsys.readouterr().err
 
 
 def tar_of(path: Path, name: str, link: str = "") -> Path:

@@ -257,7 +257,7 @@ def test_a_file_that_made_room_for_another_is_missed_by_nobody(
     plain = ImageDataset(split, preprocess)
     for dataset in (first, pickle.loads(pickle.dumps(first))):
         assert torch.equal(dataset[2].image, plain[2].image)
-    with pytest.raises(MltrError, match=r"more than data\.cache_gb 1e-06: raise it"):
+    with pytest.raises(MltrError, match=r"exceed data\.cache_gb 1e-06: raise it"):
         ImageDataset(split, preprocess, cache=Cache(tmp_path / "c", 1000))
 
 

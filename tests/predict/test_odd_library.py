@@ -43,8 +43,8 @@ def link_to_a_victim(path: Path) -> None:
 
 
 NEIGHBOURS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "folder": (Path.mkdir, "a folder is there"),
-    "pipe": (os.mkfifo, "a pipe is there"),
+    "folder": (Path.mkdir, "a folder is in its place"),
+    "pipe": (os.mkfifo, "a pipe is in its place"),
     "loop": (lambda path: path.symlink_to(path.name), "it is a link"),
     "link": (link_to_a_victim, "it is a link"),
     "giant": (lambda path: (path.touch(), os.truncate(path, 10**12)), "has more than 16,000,000"),

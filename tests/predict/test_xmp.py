@@ -158,10 +158,10 @@ def test_any_labels_in_any_order(steps: list[list[str]]) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"not XML", "no XMP"),
+        (b"not XML", "not XMP"),
         (b"<svg/>", "no rdf:Description"),
         (b"<?xml version='1.0'?><!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "document type"),
-        (LIGHTROOM.encode()[:-300], "no XMP"),
+        (LIGHTROOM.encode()[:-300], "not XMP"),
         (
             DIGIKAM.replace("<r:Bag>", "").replace("</r:Bag>", "").encode(),
             "subject is not a list",
