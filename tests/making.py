@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mltr.cli import main
 from mltr.data.voc import VOC_CLASSES
 
 #: Options of a training on scenes that takes a second or two.
@@ -21,6 +22,12 @@ TINY = [
     "--train.min_size=0", "--augment.mixup=0", "--augment.cutmix=0", "--train.ema_decay=0.9",
     "--train.eval_every=1",
 ]  # fmt: skip
+
+
+def train(out: Path, *arguments: str, epochs: int = 2) -> int:
+    """Train on scenes through the command, for a second or two; return its exit code."""
+    options = ["--out", str(out), *TINY, f"--train.epochs={epochs}", *arguments]
+    return main(["train", "scenes_nano", *options])
 
 
 def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None = None) -> Path:

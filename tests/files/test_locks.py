@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from making import write_image
-from test_train import train
+from making import train, write_image
 
 from mltr.cli import main
 from mltr.errors import MltrError

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from making import TINY
-from test_train import checkpoints, progress, same_weights, train
+from making import TINY, train
+from test_train import checkpoints, progress, same_weights
 
 EVERY_STEP = "--train.save_minutes=0"
 

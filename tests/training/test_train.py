@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from making import TINY, write_image, write_voc
+from making import TINY, train, write_image, write_voc
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -28,11 +28,6 @@ from mltr.training import step, trainer
 from mltr.training.labels import Labels
 from mltr.training.optim import growing_sizes
 from mltr.training.run import prepare_run
-
-
-def train(out: Path, *arguments: str, epochs: int = 2) -> int:
-    return main(["train", "scenes_nano", "--out", str(out), *TINY, f"--train.epochs={epochs}",
-                 *arguments])  # fmt: skip
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
