@@ -169,6 +169,8 @@ class TrainConfig:
     patience: int = 0  #: stop after this many epochs without a better validation map (0: off)
     eval_every: int = 1  #: epochs between validations; the last is always validated
     min_size: int = 0  #: pixels; image side at the first epoch, growing to the full (0: constant)
+    freeze: Literal["none", "backbone"] | int = "none"  #: what doesn't learn; N: the first N stages
+    views: int = 1  #: of each photo, for a frozen backbone; 2: mirrored too, 3 and more: crops
     threads: int = 0  #: CPU threads of the main process (0: torch's default)
     compile: bool = False  #: torch.compile the network
     sharding: Literal["none", "fsdp"] = "none"  #: several processes: a whole network each, or parts
@@ -179,7 +181,7 @@ class TrainConfig:
     timeout_s: float = 1800.0  #: after which a process that doesn't answer the others is given up
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "eval_every", "keep"):
+        for name in ("epochs", "batch_size", "accumulation", "eval_every", "keep", "views"):
             _require(getattr(self, name) >= 1, f"train.{name} must be at least 1")
         for name in (
             "stop_epoch", "patience", "min_size", "threads", "clip_grad", "save_minutes",
@@ -191,6 +193,17 @@ class TrainConfig:
         _require(0 <= self.ema_decay < 1, "train.ema_decay must lie in [0, 1)")
         _require(0 < self.layer_decay <= 1, "train.layer_decay must lie in (0, 1]")
         _require(self.timeout_s > 0, "train.timeout_s must be positive")
+        _require(
+            isinstance(self.freeze, str) or self.freeze >= 1,
+            "train.freeze: none, backbone, or a number of stages from 1 on",
+        )
+        _require(
+            self.freeze == "none" or self.sharding == "none",
+            "train.freeze needs train.sharding none: little is left to divide",
+        )
+        _require(
+            self.freeze == "backbone" or self.views == 1, "train.views needs train.freeze backbone"
+        )
         _require(
             self.sharding == "none" or self.precision != "fp16",
             "train.sharding fsdp needs train.precision fp32 or bf16",

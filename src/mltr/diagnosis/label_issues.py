@@ -264,8 +264,7 @@ def _to_device(model: nn.Module) -> torch.device:
 
 def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predictions:
     """Return what networks say that were trained on the other folds, each in its own folder."""
-    from mltr.training.train import run_trainer
-    from mltr.training.trainer import Trainer
+    from mltr.training.train import train_on
 
     if folds > len(part):
         raise UsageError(f"--folds {folds}: there are only {len(part)} images to divide")
@@ -278,7 +277,7 @@ def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predi
         splits = Splits(part.subset(others, "train"), run.splits.val, part.subset(rows, "test"))
         target = RunFolder(folder / f"fold{number}")
         target.path.mkdir(parents=True, exist_ok=True)
-        run_trainer(Trainer, run.config, splits, target, resume=False, quiet=True)
+        train_on(run.config, splits, target, resume=False, quiet=True)
         found = load_predictions(target.predictions)
         probs[rows], targets[rows] = found.probs, found.targets
         errors += found.errors

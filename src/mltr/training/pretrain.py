@@ -115,6 +115,8 @@ class Pretrainer(Trainer):
     lower_is_better = True
 
     def _build_model(self) -> nn.Module:
+        if self.config.train.freeze != "none":
+            raise UsageError("train.freeze: all of a network is pretrained; leave it at none")
         network = build_model(self.config.model, 0, self.image_size)
         if not isinstance(network, MlTr):
             raise UsageError(f"{self.config.model.name} can't be pretrained: only MlTr's variants")

@@ -95,11 +95,21 @@ def train(
     `SystemExit` with code 75.
     """
     from mltr.data.sources import check_classes, open_splits
-    from mltr.training.trainer import Trainer
 
     splits = open_splits(config.data)
     check_classes(config.data, splits.train)
-    return run_trainer(Trainer, config, splits, folder, resume=resume, quiet=quiet)
+    return train_on(config, splits, folder, resume=resume, quiet=quiet)
+
+
+def train_on(
+    config: Config, splits: Splits, folder: RunFolder, *, resume: bool, quiet: bool
+) -> dict[str, Any]:
+    """Do what `train` does, on splits at hand."""
+    from mltr.training.probe import ProbeTrainer
+    from mltr.training.trainer import Trainer
+
+    kind = ProbeTrainer if config.train.freeze == "backbone" else Trainer
+    return run_trainer(kind, config, splits, folder, resume=resume, quiet=quiet)
 
 
 def run_trainer(

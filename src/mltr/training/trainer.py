@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mltr.config.schema import Config
-from mltr.data.loading import Batch, ImageDataset, make_loader
+from mltr.data.loading import Batch, ImageDataset, Loader, make_loader
 from mltr.data.records import Split, Splits
 from mltr.data.transforms import mix_batch
 from mltr.errors import MltrError, UsageError, counted
@@ -39,6 +39,7 @@ from mltr.metrics import evaluate, top_accuracy
 from mltr.runs.checkpoints import States, random_states, set_random_states
 from mltr.runs.folder import RunFolder, draw_curves
 from mltr.training.build import build_model, model_overrides, settle
+from mltr.training.freeze import freeze, set_training
 from mltr.training.guards import (
     BLAMED,
     EXIT_PREEMPTED,
@@ -105,16 +106,7 @@ class Trainer:
         if self.processes.rank:  # dropout of its own, once all have built the same network
             set_seed(settings.seed + self.processes.rank)
         self.loss = build_loss(config.loss).to(self.device)
-        sizes = growing_sizes(settings.min_size, self.image_size, settings.epochs)
-        dataset = ImageDataset(
-            splits.train, self.preprocess, config.augment, settings.seed, sizes, self.cache
-        )
-        self.loader = make_loader(
-            dataset, settings.batch_size, shuffle=True, drop_last=True,
-            workers=config.data.workers, seed=settings.seed, device=self.device,
-            rank=self.processes.rank, processes=self.processes.count,
-            repeats=config.augment.repeats,
-        )  # fmt: skip
+        self.loader = self._open_loader()
         self.progress = Progress()
         self.rows = folder.read_log()
         self.interrupted: int = 0  #: the signal that asks this process to stop
@@ -142,7 +134,30 @@ class Trainer:
     def _build_model(self) -> nn.Module:
         if self.single_label:
             self.splits.check_single_label()
-        return build_model(self.config.model, len(self.splits.train.classes), self.image_size)
+        network, config = self.config.model, self.config.train
+        model = build_model(network, len(self.splits.train.classes), self.image_size)
+        freeze(model, config.freeze, network.name)
+        return model
+
+    def _open_loader(self) -> Loader:
+        """Return the batches to learn from."""
+        config, settings = self.config, self.config.train
+        sizes = growing_sizes(settings.min_size, self.image_size, settings.epochs)
+        dataset = ImageDataset(
+            self.splits.train, self.preprocess, config.augment, settings.seed, sizes, self.cache
+        )
+        return make_loader(
+            dataset, settings.batch_size, shuffle=True, drop_last=True,
+            workers=config.data.workers, seed=settings.seed, device=self.device,
+            rank=self.processes.rank, processes=self.processes.count,
+            repeats=config.augment.repeats,
+        )  # fmt: skip
+
+    @property
+    def network(self) -> nn.Module:
+        """The whole network, also where only a part of it learns."""
+        network: nn.Module = self.model
+        return network
 
     def _prepare_network(self, model: Any) -> None:
         """Put the network on its device, in whole or divided, with its optimiser and average."""
@@ -210,7 +225,7 @@ class Trainer:
     def _train_epoch(self, last: int) -> None:
         """Go through the rest of the epoch under way."""
         progress = self.progress
-        self.model.train()
+        set_training(self.model)
         batches = self.loader.epoch(progress.epoch, progress.batch)
         shown = self.processes.is_main
         for batch in with_bar(batches, len(self.loader), progress, last, shown):
@@ -592,7 +607,7 @@ class Trainer:
             "seed": self.config.train.seed,
             "train_seconds": round(progress.seconds, 1),
             "train_images_per_s": round(rates[len(rates) // 2], 1),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for p in self.network.parameters()),
             "images_in_splits": {split.name: len(split) for split in self.splits},
             "skipped_steps": progress.skipped_steps,
             "broken_training_images": list(self.progress.broken.values()),
@@ -602,7 +617,7 @@ class Trainer:
 
     def _announce(self, last: int) -> None:
         tell_images(self.splits)
-        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        parameters = sum(p.numel() for p in self.network.parameters()) / 1e6
         log.info(
             "%s, %.2f M parameters, %d px, %s, on %s%s; run folder: %s",
             self.config.model.name, parameters, self.image_size, counted(last, "epoch"),
