@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import numpy as np
 import pytest
 import timm
 import torch
 from making import write_photos
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from serving import running
 from torch import nn
 
 import mltr
@@ -288,7 +284,7 @@ def test_the_first_stage_of_mltr_stays(photos: Path, cache: Path, tmp_path: Path
     ("recipe", "options", "message"),
     [
         ("photos", ["--train.freeze=9", "--model.name=timm/test_resnet"], "has 4 stages"),
-        ("photos", ["--train.freeze=9"], "mltr_nano has 4 stages"),
+        ("photos", ["--train.freeze=9"], "mltr_nano has 3 stages"),
         ("photos", ["--train.freeze=0"], "a number of stages from 1 on"),
         ("photos", ["--train.freeze=backbones"], "train.freeze"),
         ("photos", ["--train.views=2"], "train.views needs train.freeze backbone"),
@@ -324,9 +320,9 @@ def run(
     ("command", "options", "file"),
     [
         ("evaluate", ["--rerun"], "predictions.npz"),
-        ("diagnose", ["--resamples=20"], "diagnosis.json"),
-        ("explain", ["--limit=2"], "explain"),
-        ("calibrate", [], "calibration.json"),
+        ("diagnose", ["--resamples=20"], "config.json"),
+        ("explain", ["PHOTO", "--out=OUT"], "maps/0.png"),
+        ("calibrate", ["--min-positives=1"], "reliability.png"),
         ("audit", ["--folds=2", "--split=train"], "audit"),
         ("report", [], "report.html"),
         ("export", [], "model.onnx"),
@@ -334,8 +330,36 @@ def run(
     ],
 )
 def test_every_command_works_on_such_a_run(
-    run: Path, tmp_path: Path, command: str, options: list[str], file: str
+    run: Path, photos: Path, tmp_path: Path, command: str, options: list[str], file: str
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
+    places = {"PHOTO": str(photos / "0.png"), "--out=OUT": f"--out={copy / 'maps'}"}
+    options = [places.get(option, option) for option in options]
     assert main([command, str(copy / "config.yaml" if command == "plan" else copy), *options]) == 0
     assert (copy / file).exists()
+
+
+def test_predicting_and_serving_say_what_the_run_said(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from mltr.serve.app import create_app
+
+    test = open_splits(load_recipe(run / "config.yaml").data).test
+    with np.load(run / "predictions.npz") as saved:
+        expected = dict(zip(test.names, saved["probs"], strict=True))
+    record = test[0]
+    tags = tmp_path / "tags.jsonl"
+    assert main(["predict", str(run), str(record.image), "--out", str(tags), "--threshold=0"]) == 0
+    assert mltr.load(run)(record.image).probs == pytest.approx(expected[record.name], abs=1e-4)
+    with TestClient(create_app(mltr.load(run))) as client:
+        reply = client.post("/v1/predict?threshold=0", content=Path(record.image).read_bytes(),
+                            headers={"Content-Type": "image/png"})  # fmt: skip
+    probs = {found["label"]: found["prob"] for found in reply.json()["results"][0]["labels"]}
+    for answer in (
+        probs,
+        {name: prob for name, prob, *_ in json.loads(tags.read_text())["labels"]},
+    ):
+        assert [answer[name] for name in test.classes] == pytest.approx(
+            expected[record.name].tolist(), abs=1e-4
+        )
