@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from making import write_photos
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,15 +25,24 @@ from mltr.data import ImageDataset, open_splits
 from mltr.evaluation.predictions import predict_split
 from mltr.runs.folder import RunFolder
 from mltr.training.probe import ProbeTrainer
+from mltr.weights.bundle import load_bundle
 
 PHOTOS = 24
 SIDE = 64
 HEADS = ["average", "csra", "ml_decoder", "query2label", "mltr"]
+NETWORKS = [
+    *[("test_efficientnet", head) for head in HEADS],
+    ("test_vit", "average"), ("test_vit", "mltr"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos"), PHOTOS)
+    folder = write_photos(tmp_path_factory.mktemp("photos"), PHOTOS)
+    for index in range(PHOTOS):  # of colours that no two have
+        colours = np.random.default_rng(index).integers(0, 256, (3, 4, 3), np.uint8)
+        Image.fromarray(colours).resize((40, 30)).save(folder / f"{index}.png")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +112,7 @@ def same_weights(first: Path, second: Path) -> bool:
 # -- features ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+@pytest.mark.parametrize(("name", "head"), NETWORKS)
 def test_the_bundle_says_of_photos_what_the_head_said_of_their_features(
     photos: Path, cache: Path, weights, tmp_path: Path, name: str, head: str
 ) -> None:
@@ -111,12 +120,14 @@ def test_the_bundle_says_of_photos_what_the_head_said_of_their_features(
     assert (
         probe(photos, run, f"--model.init={weights[name]}", f"--model.head={head}", name=name) == 0
     )
-    bundle, config = mltr.weights.load_bundle(run), load_recipe(run / "config.yaml")
+    bundle, config = load_bundle(run), load_recipe(run / "config.yaml")
     test = open_splits(config.data).test
     whole = predict_split(bundle.model, test, bundle.preprocess)
     with np.load(run / "predictions.npz") as saved:
-        assert saved["probs"] == pytest.approx(whole.probs, abs=1e-5 if head == "average" else 0.02)
-        assert saved["probs"].std(axis=0).max() > 0.02  # photos are told apart
+        error = np.abs(saved["probs"] - whole.probs).max()
+        spread = saved["probs"].std(axis=0).max()
+    assert error < (1e-5 if head == "average" else 0.01)
+    assert error < 0.2 * spread  # from photo to photo
 
 
 def test_features_of_each_view_are_those_of_timm(
@@ -156,7 +167,7 @@ def test_another_head_is_served_from_the_cache(
         assert probe(photos, tmp_path / "first", init) == 0
     assert calls
     with counted_convolutions() as calls:
-        for head in HEADS:
+        for head in ("csra", "mltr"):
             assert probe(photos, tmp_path / head, init, f"--model.head={head}") == 0
         assert probe(photos, tmp_path / "lr", init, "--train.lr=0.1", "--loss.name=asl") == 0
     assert not calls
@@ -202,7 +213,7 @@ def test_what_a_cache_of_little_room_says(
 # -- going on ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kept", [1, 5, 8])
+@pytest.mark.parametrize("kept", [1, 6])
 @pytest.mark.parametrize("freeze", ["backbone", "2"])
 def test_resume_is_exact(
     photos: Path, cache: Path, weights, tmp_path: Path, freeze: str, kept: int
@@ -355,11 +366,9 @@ def test_predicting_and_serving_say_what_the_run_said(run: Path, tmp_path: Path)
     with TestClient(create_app(mltr.load(run))) as client:
         reply = client.post("/v1/predict?threshold=0", content=Path(record.image).read_bytes(),
                             headers={"Content-Type": "image/png"})  # fmt: skip
-    probs = {found["label"]: found["prob"] for found in reply.json()["results"][0]["labels"]}
-    for answer in (
-        probs,
-        {name: prob for name, prob, *_ in json.loads(tags.read_text())["labels"]},
-    ):
+    served = {found["label"]: found["prob"] for found in reply.json()["results"][0]["labels"]}
+    told = json.loads(tags.read_text())
+    for answer in (served, dict(zip(told["labels"], told["probs"], strict=True))):
         assert [answer[name] for name in test.classes] == pytest.approx(
             expected[record.name].tolist(), abs=1e-4
         )
