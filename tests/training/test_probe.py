@@ -21,9 +21,11 @@ from torch import nn
 import mltr
 from mltr.cli import main
 from mltr.config.recipe import load_recipe
+from mltr.config.schema import ModelConfig
 from mltr.data import ImageDataset, open_splits
 from mltr.evaluation.predictions import predict_split
 from mltr.runs.folder import RunFolder
+from mltr.training.build import build_model
 from mltr.training.probe import ProbeTrainer
 from mltr.weights.bundle import load_bundle
 
@@ -208,6 +210,13 @@ def test_what_a_cache_of_little_room_says(
 ) -> None:
     assert probe(photos, tmp_path / "run", "--data.cache_gb=1e-6") == 1
     assert "of features are more than data.cache_gb" in capsys.readouterr().err
+
+
+def test_a_new_classifier_starts_near_zero(weights: dict[str, Path]) -> None:
+    """Timm draws this one from -0.7 to 0.7 for two classes."""
+    config = ModelConfig(name="timm/test_efficientnet", init=str(weights["test_efficientnet"]))
+    weight = build_model(config, 2, SIDE).classifier.weight
+    assert 0 < weight.abs().max() < 0.06
 
 
 # -- going on ----------------------------------------------------------------------------------
