@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import types
 import typing
 from collections import deque
 from collections.abc import Sequence
@@ -400,6 +401,9 @@ def _describe_kind(kind: Any) -> str:
     """Return what stands for a value of this type in a help text."""
     if typing.get_origin(kind) is typing.Literal:
         return f"{{{','.join(typing.get_args(kind))}}}"
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        parts = [part for part in typing.get_args(kind) if part is not type(None)]
+        return "|".join(map(_describe_kind, parts))
     names = {bool: "{true,false}", int: "N", float: "X", str: "TEXT"}
     return names.get(kind, "{...}" if typing.get_origin(kind) is dict else "X")
 

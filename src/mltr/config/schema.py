@@ -189,6 +189,9 @@ class TrainConfig:
     patience: Whole = 0  #: stop after this many epochs without a better validation map (0: off)
     eval_every: Count = 1  #: epochs between validations; the last epoch is always validated
     min_size: Whole = 0  #: image side in the first epoch, which grows to full size (0: constant)
+    #: what doesn't learn: nothing, the backbone, or the first N stages
+    freeze: Literal["none", "backbone"] | int = "none"
+    views: Count = 1  #: views of each photo for a frozen backbone; 2: also mirrored, 3 or more: crops
     threads: Whole = 0  #: CPU threads of the main process (0: torch's default)
     compile: bool = False  #: compile the network with torch.compile
     sharding: Literal["none", "fsdp"] = "none"  #: fsdp: shard over processes
@@ -204,6 +207,12 @@ class TrainConfig:
         _check_bounds("train", self)
         if self.sharding == "fsdp" and self.precision == "fp16":
             raise UsageError("train.sharding fsdp needs train.precision fp32 or bf16")
+        if isinstance(self.freeze, int) and self.freeze < 1:
+            raise UsageError("train.freeze: none, backbone, or a number of stages from 1 on")
+        if self.freeze != "none" and self.sharding != "none":
+            raise UsageError("train.freeze needs train.sharding none: little is left to shard")
+        if self.freeze != "backbone" and self.views != 1:
+            raise UsageError("train.views needs train.freeze backbone")
 
 
 @dataclass

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
-import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,11 +26,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from mltr.config.schema import AugmentConfig
 from mltr.data.colours import Planes
 from mltr.data.images import WHOLE, open_image, open_reduced
-from mltr.data.preprocess import Pixels, Preprocess, read_squashed
+from mltr.data.mapped import MappedRows
+from mltr.data.preprocess import Preprocess, read_squashed
 from mltr.data.records import LazyImage, Record, Split
 from mltr.data.transforms import TrainTransform, to_floats
 from mltr.errors import BrokenImage, MltrError
-from mltr.files.cache import Cache, part_of
+from mltr.files.cache import Cache
 from mltr.machine.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -215,6 +214,18 @@ def share(batch: Rows, rank: int, processes: int) -> Rows:
     return own if len(own) else batch[:1]
 
 
+class Loader(Protocol):
+    """Batches, epoch by epoch."""
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch."""
+        ...
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch, from `start_batch` on."""
+        ...
+
+
 class BatchLoader:
     """Batches of a data set, epoch by epoch; workers are kept between epochs."""
 
@@ -350,104 +361,40 @@ def _settle_worker(worker: int) -> None:
 DECODING = 2
 
 
-class SquashCache:
-    """The images of a split, squashed to a square and kept in one memory-mapped file.
+class SquashCache(MappedRows):
+    """The images of a split, squashed to a square: rows uint8 [side, side, 3].
 
-    Behind the pixels the file lists what is wrong with which image, as JSON. Raises `MltrError`
-    where the cache can't hold it.
+    Raises `MltrError` where the cache can't hold it.
     """
 
     def __init__(self, split: Split, side: int, cache: Cache) -> None:
-        self.shape = (len(split), side, side, 3)
-        size = math.prod(self.shape)
-        if size > cache.limit:
-            raise MltrError(
-                f"{size / 1e9:.3g} GB of squashed images exceed data.cache_gb "
-                f"{cache.limit / 1e9:g}: raise it, or set data.cache to false"
-            )
-        name = f"squashed-{side}-{_fingerprint(split, side)}.u8"
-        try:
-            self.path = cache.get(name, size + 1, lambda path: self._fill(split, path))
-            errors = self._read_errors()
-            if errors is None:  # cut off, as by a power cut
-                self.path.unlink(missing_ok=True)
-                self.path = cache.get(name, size + 1, lambda path: self._fill(split, path))
-                errors = self._read_errors()
-        except (OSError, MltrError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise MltrError(
-                f"{cache.folder}: can't keep {size / 1e6:,.0f} MB of squashed images there "
-                f"({reason}); free some space, or set data.cache to false"
-            ) from error
-        self.errors: dict[int, str] = errors or {}
-        self._pixels: NDArray[np.uint8] | None = None
+        def fill(pixels: NDArray[Any]) -> dict[int, str]:
+            log.info("decoding %d images once, to %s", len(split), cache.folder / name)
+            errors: dict[int, str] = {}
 
-    def _read_errors(self) -> dict[int, str] | None:
-        """Return what is wrong with which image, or nothing where the file is damaged."""
-        with self.path.open("rb") as file:
-            file.seek(math.prod(self.shape))
-            try:
-                return {int(index): text for index, text in json.loads(file.read()).items()}
-            except ValueError:
-                return None
+            def decode(index: int) -> None:
+                try:
+                    pixels[index] = np.asarray(read_squashed(split[index].image, side))
+                except BrokenImage as error:
+                    errors[index] = str(error)
 
-    def __getitem__(self, index: int) -> Pixels | None:
-        """Return uint8 [side, side, 3], or nothing once the file has made room for another.
-
-        Raises `BrokenImage`.
-        """
-        if index in self.errors:
-            raise BrokenImage(self.errors[index])
-        if self._pixels is None:  # opened in each worker, not sent to it
-            try:
-                self._pixels = np.memmap(self.path, np.uint8, "r", shape=self.shape)
-            except FileNotFoundError:
-                return None
-        return np.asarray(self._pixels[index])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pixels": None}
-
-    def _fill(self, split: Split, path: Path) -> None:
-        """Decode every image."""
-        log.info("decoding %d images once, to %s", len(split), path)
-        part, side = part_of(path), self.shape[1]
-        errors: dict[int, str] = {}
-
-        def decode(index: int) -> None:
-            try:
-                pixels[index] = np.asarray(read_squashed(split[index].image, side))
-            except BrokenImage as error:
-                errors[index] = str(error)
-
-        try:
-            _reserve(part, math.prod(self.shape))
-            pixels = np.memmap(part, np.uint8, "r+", shape=self.shape)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(decode, range(len(split))))
-            pixels.flush()
-            with part.open("ab") as file:
-                file.write(json.dumps(errors).encode())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+            return errors
+
+        name = f"squashed-{side}-{fingerprint(split, f'{DECODING} {side}')}.u8"
+        super().__init__(
+            cache, name, (len(split), side, side, 3), np.dtype(np.uint8), fill,
+            what="squashed images", instead="set data.cache to false",
+        )  # fmt: skip
 
 
-def _reserve(path: Path, size: int) -> None:
-    """Make a file of `size` bytes; raises OSError where the disk has no room for them.
+def fingerprint(split: Split, treatment: str) -> str:
+    """Return a short hash of which images these are and of what is done with them.
 
-    A mapped file without its room reserved would end the process with a bus error instead.
+    Of files it tells names, sizes and times.
     """
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-
-
-def _fingerprint(split: Split, side: int) -> str:
-    """Return a short hash of which images these are: names, sizes and times of their files."""
-    digest = hashlib.sha256(f"{DECODING} {side}".encode())
+    digest = hashlib.sha256(treatment.encode())
     if len(split) and isinstance(split[0].image, LazyImage):
         # The code that composes images may change: the first picture speaks for the others.
         digest.update(open_image(split[0].image).tobytes())

@@ -274,8 +274,7 @@ def _to_device(model: nn.Module) -> torch.device:
 
 def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predictions:
     """Return what networks say that were trained on the other folds, each in its own folder."""
-    from mltr.training.labels import Labels
-    from mltr.training.train import train_for
+    from mltr.training.train import train_on
 
     if folds > len(part):
         raise UsageError(f"--folds {folds}: there are only {len(part)} images to split")
@@ -288,7 +287,7 @@ def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predi
         splits = Splits(part.subset(others, "train"), run.splits.val, part.subset(rows, "test"))
         target = RunFolder(folder / f"fold{number}")
         target.path.mkdir(parents=True, exist_ok=True)
-        train_for(Labels, run.config, splits, target, quiet=True)
+        train_on(run.config, splits, target, quiet=True)
         found = load_predictions(target.predictions)
         probs[rows], targets[rows] = found.probs, found.targets
         errors += found.errors

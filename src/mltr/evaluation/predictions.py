@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mltr.data.images import open_image
-from mltr.data.loading import ImageDataset, make_loader
+from mltr.data.loading import ImageDataset, Loader, make_loader
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
 from mltr.errors import BrokenImage, MltrError
@@ -41,7 +41,6 @@ class Predictions:
         return Predictions(self.probs[rows], self.targets[rows], images, self.classes)
 
 
-@torch.inference_mode()
 def predict_split(
     model: nn.Module,
     split: Split,
@@ -64,23 +63,36 @@ def predict_split(
     them, and all get all scores. Raises `MltrError` if the network gives NaN.
     """
     processes = processes or Processes()
+    loader = make_loader(
+        ImageDataset(split, preprocess, cache=cache), batch_size, workers=workers, device=device,
+        rank=processes.rank, processes=processes.count,
+    )  # fmt: skip
+    return score_batches(
+        model, split, loader, device=torch.device(device), autocast=autocast,
+        calibration=calibration, on_batch=on_batch, processes=processes,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def score_batches(
+    model: nn.Module,
+    split: Split,
+    loader: Loader,
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    calibration: Calibration | None,
+    processes: Processes,
+    on_batch: Callable[[], object] = lambda: None,
+) -> Predictions:
+    """Score what a loader brings of a split, as `predict_split` does."""
     model.eval()
-    dataset = ImageDataset(split, preprocess, cache=cache)
     probs = np.zeros((len(split), len(split.classes)), np.float32)
     targets = np.full(probs.shape, -1, np.int8)
     seen = np.zeros((len(split), 1), np.float32)
     errors: list[str] = []
-    kind = torch.device(device).type
-    loader = make_loader(
-        dataset,
-        batch_size,
-        workers=workers,
-        device=device,
-        rank=processes.rank,
-        processes=processes.count,
-    )
-    for batch in loader:
-        with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
+    for batch in loader.epoch(0):
+        with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
             logits = model(batch.images)
         rows = batch.indices.numpy()
         probs[rows] = to_probs(logits.float().cpu().numpy(), calibration)

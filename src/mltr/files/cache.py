@@ -186,7 +186,7 @@ def _locked(path: Path, wait: bool = True) -> AbstractContextManager[None]:
 # -- the command -------------------------------------------------------------------------------
 
 KINDS = {
-    "photos": "photos squashed once (data.cache, data.cache_gb)",
+    "photos": "photos squashed once, features of frozen backbones (data.cache_gb)",
     "shards": "shards from elsewhere (data.shard_cache_gb)",
 }  #: folders of the caches below `cache_folder`
 

@@ -19,6 +19,7 @@ from mltr.machine.precision import AUTOCAST
 from mltr.metrics import evaluate, top_accuracy
 from mltr.runs.folder import draw_curves
 from mltr.training.build import build_model, model_overrides
+from mltr.training.freeze import freeze
 from mltr.training.learner import Learner
 from mltr.training.objective import PICTURES, Objective
 from mltr.training.progress import score_words, tensorboard
@@ -46,7 +47,10 @@ class Labels(Objective):
         run, train = self.run, self.run.splits.train
         if self.single_label:
             run.splits.check_single_label()
-        return build_model(run.config.model, len(train.classes), run.preprocess.image_size)
+        settings = run.config.model
+        network = build_model(settings, len(train.classes), run.preprocess.image_size)
+        freeze(network, run.config.train.freeze, settings.name)
+        return network
 
     def losses(
         self, forward: Any, images: Tensor, targets: Tensor, rng: np.random.Generator

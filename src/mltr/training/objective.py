@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from mltr.data.loading import BatchLoader, ImageDataset, make_loader
+from mltr.data.loading import ImageDataset, Loader, make_loader
 from mltr.training.learner import Learner
 from mltr.training.optim import growing_sizes
 from mltr.training.run import Run
@@ -36,7 +36,7 @@ class Objective(ABC):
     def build_network(self) -> nn.Module:
         """Return the network to train; raise `MltrError` where recipe or images don't suit it."""
 
-    def load_training(self) -> BatchLoader:
+    def load_training(self) -> Loader:
         """Return the batches of an epoch of training, this process's share of each."""
         run, settings = self.run, self.run.config.train
         sizes = growing_sizes(settings.min_size, run.preprocess.image_size, settings.epochs)

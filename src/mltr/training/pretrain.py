@@ -113,6 +113,8 @@ class HiddenPixels(Objective):
 
     def build_network(self) -> nn.Module:
         """Return the recipe's network with a layer that guesses pixels."""
+        if self.run.config.train.freeze != "none":
+            raise UsageError("train.freeze: all of a network is pretrained; leave it at none")
         model, side = self.run.config.model, self.run.preprocess.image_size
         network = build_model(model, 0, side)
         if not isinstance(network, MlTr):

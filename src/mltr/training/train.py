@@ -99,11 +99,26 @@ def train(
     `SystemExit` with code 75.
     """
     from mltr.data.sources import check_classes, open_splits
-    from mltr.training.labels import Labels
 
     splits = open_splits(config.data)
     check_classes(config.data, splits.train)
-    return train_for(Labels, config, splits, folder, resume=resume, quiet=quiet)
+    return train_on(config, splits, folder, resume=resume, quiet=quiet)
+
+
+def train_on(
+    config: Config,
+    splits: Splits,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Do what `train` does, on splits that are open already."""
+    from mltr.training.labels import Labels
+    from mltr.training.probe import FrozenLabels
+
+    objective = FrozenLabels if config.train.freeze == "backbone" else Labels
+    return train_for(objective, config, splits, folder, resume=resume, quiet=quiet)
 
 
 def train_for(

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from accelerate.utils import set_seed
 
 from mltr.errors import counted
+from mltr.training.freeze import set_training
 from mltr.training.guards import Signals, told_workers
 from mltr.training.learner import Learner
 from mltr.training.objective import Objective
@@ -76,7 +77,7 @@ class Trainer:
     def train_epoch(self, last: int) -> Iterator[Wishes]:
         """Go through the rest of the epoch under way; after each batch, say what is asked for."""
         progress = self.run.progress
-        self.learner.model.train()
+        set_training(self.learner.model)
         batches = self.loader.epoch(progress.epoch, progress.batch)
         shown = self.run.processes.is_main
         for batch in with_bar(batches, len(self.loader), progress, last, shown):

@@ -43,9 +43,16 @@ from mltr.weights.foreign import (
     read_layout,
     tidy,
 )
-from mltr.weights.pretrained import TimmWeights, blaming, find_weights, read_fitting
+from mltr.weights.pretrained import (
+    TimmWeights,
+    blaming,
+    classifier_of,
+    find_weights,
+    read_fitting,
+)
 
 Place = TypeVar("Place")
+CLASSIFIER_STD = 0.01  #: of the weights of a new classifier on a pretrained network
 
 
 @dataclass
@@ -156,8 +163,8 @@ def load_mltr(model: nn.Module, state_dict: Tensors, source: str = "bundle") -> 
 def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
     """Fill a timm network, under whichever head, with weights of its architecture.
 
-    A classifier for other classes stays as it is. Raises `MltrError` if the weights can't be had,
-    or belong to another network.
+    A classifier for other classes starts anew, near zero. Raises `MltrError` if the weights can't
+    be had, or belong to another network.
     """
     backbone: nn.Module = getattr(model, "backbone", model)
     tensors, by_order = read_fitting(backbone, weights)
@@ -169,6 +176,10 @@ def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
     backbone.load_state_dict(fitting, strict=False)
     report.taken = {name: name for name in fitting}
     report.fresh = [name for name in own if name not in fitting]
+    for name in report.fresh:
+        # Some of timm's start it so large that a short training never gets over it.
+        if name.rpartition(".")[0] in classifier_of(backbone) and own[name].ndim > 1:
+            nn.init.normal_(own[name], std=CLASSIFIER_STD)
     report.unused = [name for name in tensors if name not in fitting]
     for name in reversed(report.fresh):  # so that a part is told of by its first entry
         shapes = [list(t[name].shape) for t in (tensors, own) if name in t]
