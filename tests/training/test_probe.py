@@ -26,7 +26,8 @@ from mltr.data import ImageDataset, open_splits
 from mltr.evaluation.predictions import predict_split
 from mltr.runs.folder import RunFolder
 from mltr.training.build import build_model
-from mltr.training.probe import ProbeTrainer
+from mltr.training.probe import FrozenLabels
+from mltr.training.run import prepare_run
 from mltr.weights.bundle import load_bundle
 
 PHOTOS = 24
@@ -140,13 +141,16 @@ def test_features_of_each_view_are_those_of_timm(
         probe(photos, run, f"--model.init={weights['test_efficientnet']}", "--train.views=3") == 0
     )
     config = load_recipe(run / "config.yaml")
-    trainer = ProbeTrainer(config, open_splits(config.data), RunFolder(tmp_path / "other"))
-    features, split = trainer.features["train"], trainer.splits.train
+    training = prepare_run(config, open_splits(config.data), RunFolder(tmp_path / "other"))
+    objective = FrozenLabels(training)
+    objective.build_network()
+    loader = objective.load_training()
+    features, split = objective.features["train"], training.splits.train
     rows = np.arange(len(split))
-    pixels = torch.stack([sample.image for sample in ImageDataset(split, trainer.preprocess)])
+    pixels = torch.stack([sample.image for sample in ImageDataset(split, training.preprocess)])
     mean, std = (
         torch.tensor(values)[:, None, None]
-        for values in (trainer.preprocess.mean, trainer.preprocess.std)
+        for values in (training.preprocess.mean, training.preprocess.std)
     )
     images = (pixels / 255 - mean) / std
     network = timm.create_model("test_efficientnet").eval()
@@ -156,8 +160,8 @@ def test_features_of_each_view_are_those_of_timm(
             expected = network.forward_head(network.forward_features(seen), pre_logits=True)
             assert torch.allclose(features.read(view, rows), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(features.read(2, rows), features.read(0, rows), rtol=0.05)
-    views = [batch.images for batch in trainer.loader.epoch(0)]
-    again = [batch.images for batch in trainer.loader.epoch(0)]
+    views = [batch.images for batch in loader.epoch(0)]
+    again = [batch.images for batch in loader.epoch(0)]
     assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True))
 
 
