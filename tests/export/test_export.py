@@ -270,7 +270,7 @@ def test_damaged_and_foreign_files_are_named(onnx_file: Path, run: Path, tmp_pat
     onnx.helper.set_model_props(foreign, {"mltr": (run / "config.json").read_text()})
     onnx.save(foreign, tmp_path / "foreign.onnx")
     assert "export.input must be uint8 or float32" in told(tmp_path / "foreign.onnx")
-    assert "none of onnxruntime's" in told(onnx_file, device="tpu")
+    assert "not one of onnxruntime's" in told(onnx_file, device="tpu")
     assert "has no CUDA" in told(onnx_file, device="cuda")
 
 
