@@ -90,7 +90,7 @@ def test_an_unexpected_error_is_one_line_unless_debugged(monkeypatch, capsys) ->
     monkeypatch.setattr(cli, "_dispatch", fail)
     assert main(["list"]) == 1
     message = capsys.readouterr().err
-    assert "unexpected RuntimeError: boom" in message
+    assert "internal error: RuntimeError: boom" in message
     assert "--debug" in message
     with pytest.raises(RuntimeError):
         main(["list", "--debug"])

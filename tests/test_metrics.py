@@ -227,8 +227,8 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("probs", "targets", "words"),
     [
-        (np.zeros((3, 2)), np.zeros((2, 2)), "one shape"),
-        (np.zeros(3), np.zeros(3), "one shape"),
+        (np.zeros((3, 2)), np.zeros((2, 2)), "the same shape"),
+        (np.zeros(3), np.zeros(3), "the same shape"),
         (np.zeros((0, 2)), np.zeros((0, 2)), "at least one image"),
         (np.full((3, 2), np.nan), np.zeros((3, 2)), "no nan"),
         (np.full((3, 2), 1.5), np.zeros((3, 2)), r"0\.\.1"),

@@ -270,7 +270,7 @@ def test_damaged_and_foreign_files_are_named(onnx_file: Path, run: Path, tmp_pat
     onnx.helper.set_model_props(foreign, {"mltr": (run / "config.json").read_text()})
     onnx.save(foreign, tmp_path / "foreign.onnx")
     assert "export.input must be uint8 or float32" in told(tmp_path / "foreign.onnx")
-    assert "none of onnxruntime's" in told(onnx_file, device="tpu")
+    assert "not one of onnxruntime's" in told(onnx_file, device="tpu")
     assert "has no CUDA" in told(onnx_file, device="cuda")
 
 
@@ -280,7 +280,7 @@ def test_damaged_and_foreign_files_are_named(onnx_file: Path, run: Path, tmp_pat
         (["--to", "torch", "--precision", "int8"], "--to torch has fp32, fp16, bf16, not int8"),
         (["--precision", "bf16"], "--to onnx has fp32, fp16, int8, not bf16"),
         (["--out", "model.pt2"], "a file for --to onnx ends in .onnx"),
-        (["--out", "taken.onnx"], "taken.onnx is there already"),
+        (["--out", "taken.onnx"], "taken.onnx already exists"),
         (["--images", "nowhere"], "no such file or folder: nowhere"),
         (["--precision", "int8"], "int8 needs real images for calibration"),
     ],

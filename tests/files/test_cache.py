@@ -134,4 +134,4 @@ def test_the_command_lists_and_deletes(
     assert "deleted 5.0 MB" in capsys.readouterr().out
     assert names(folder) == {"mine.u8"}
     assert main(["cache", "--clear", "--folder", str(folder)]) == 2
-    assert "holds no cache" in capsys.readouterr().err
+    assert "is not a cache" in capsys.readouterr().err

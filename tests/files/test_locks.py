@@ -120,7 +120,7 @@ def test_what_a_lock_says_reaches_a_terminal_in_one_harmless_line(
 def test_a_lock_cut_off_by_a_crash_holds_for_a_moment(tmp_path: Path, content: str) -> None:
     lock = tmp_path / ".table.csv.lock"
     lock.write_text(content)
-    with pytest.raises(MltrError, match="just begun"), locked_output(tmp_path / "table.csv"):
+    with pytest.raises(MltrError, match="just started"), locked_output(tmp_path / "table.csv"):
         pass
     os.utime(lock, (1, 1))
     with locked_output(tmp_path / "table.csv"):

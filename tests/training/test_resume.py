@@ -110,7 +110,7 @@ def test_auto_resume_overwrites_no_other_run(unfinished: Path, capsys) -> None:
     assert "train.lr was" in capsys.readouterr().err
     shutil.rmtree(unfinished / "checkpoint")
     assert train(unfinished, "--auto-resume") == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert train(unfinished, "--auto-resume", "--overwrite") == 2
     assert "can't be combined with --resume or --overwrite" in capsys.readouterr().err
 

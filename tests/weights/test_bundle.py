@@ -239,7 +239,7 @@ def remove(name: str) -> Callable[[Path], None]:
 NANO = {"name": "mltr_nano", "overrides": {"depths": [0, 0, 2, 0], "image_size": 32}}
 DAMAGES: list[tuple[Callable[[Path], None], list[str]]] = [
     (remove("config.json"), ["holds no config.json", "mltr train"]),
-    (remove("model.safetensors"), ["holds no model.safetensors"]),
+    (remove("model.safetensors"), ["has no model.safetensors"]),
     (truncate, ["model.safetensors", "cut short"]),
     (put("model.safetensors", b""), ["model.safetensors", "cut short"]),
     (put("model.safetensors", b"PK\x03\x04 a pickle in a zip"), ["model.safetensors"]),

@@ -382,7 +382,7 @@ def test_what_a_folder_is_of_is_told(tmp_path: Path) -> None:
     options = f"--model.name timm/NAME --model.init {folder}/model.safetensors"
     assert f"give the network and the file: {options}" in told
     (folder / "model.safetensors").unlink()
-    assert "holds no model.safetensors" in refused(name="timm/test_vit", init=str(folder))
+    assert "has no model.safetensors" in refused(name="timm/test_vit", init=str(folder))
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_what_a_folder_is_of_is_told(tmp_path: Path) -> None:
             "no pretrained weights are available for mltr_nano",
         ),
         ({"name": "mltr_nano", "init": __file__}, "the origin of the weights is unknown: use cat:"),
-        ({"name": "timm/resnet18.tv_in2k", "init": "pretrained"}, "it has resnet18.a1_in1k"),
+        ({"name": "timm/resnet18.tv_in2k", "init": "pretrained"}, "known: resnet18.a1_in1k"),
         ({"name": "timm/resnet81", "init": "pretrained"}, "timm has no model 'resnet81'"),
         ({"name": "timm/resnet18", "init": __file__}, "damaged or not a PyTorch file"),
         ({"name": "timm/resnet18", "init": "nowhere"}, "model.init nowhere: no such folder"),
@@ -485,7 +485,7 @@ def test_timm_networks_come_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     assert "hf-hub:me/vti can't be fetched: no such repository, or a private one" in lines[3]
     assert "restricted: ask for it on its page, then log in by hf auth login" in lines[4]
     assert "hf-hub:me/bare can't be fetched" in lines[5]
-    assert "say --model.name hf-hub:me/vit" in lines[6]
+    assert "use --model.name hf-hub:me/vit" in lines[6]
     assert "model.init pretrained: " in lines[7]
     assert len(lines) == len(starts)
     # Without a network the cache serves, and what isn't in it is told.
