@@ -89,7 +89,7 @@ def test_a_taken_port_stops_the_demo_before_its_training(tmp_path: Path, capsys)
         port = taken.getsockname()[1]
         arguments = ["demo", "--serve", "--port", str(port), "--out", str(tmp_path / "demo")]
         assert main([*arguments, *TINY]) == 1
-    assert f"port {port} is taken" in capsys.readouterr().err
+    assert f"port {port} is in use" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

@@ -143,7 +143,7 @@ def test_tables_that_cannot_be_used(photos: list[Path], tmp_path: Path) -> None:
     with pytest.raises(MltrError, match=r"no column of bytes.*called path; it has n, m"):
         tag(tmp_path / "tags.jsonl", table)
     table.write_bytes(b"PAR1 no table")
-    with pytest.raises(MltrError, match=r"numbers.parquet: not a whole Parquet file"):
+    with pytest.raises(MltrError, match=r"numbers.parquet: not a complete Parquet file"):
         tag(tmp_path / "tags.jsonl", table)
     write_table(table, {"image": [photos[0].read_bytes()]})
     with pytest.raises(UsageError, match="a sidecar can't be written beside .*numbers.parquet:0"):

@@ -41,7 +41,7 @@ def test_voc2007_lists(shared: Path) -> None:
     trainval = read_voc(root, "trainval")
     assert (positives(trainval, "person"), positives(trainval, "car")) == (2008, 713)
     assert len(trainval.missing()) == 5011  # lists only: told, not hidden
-    with pytest.raises(MltrError, match=r"9963 of 9963 image files are missing"):
+    with pytest.raises(MltrError, match=r"9963 of 9,963 image files are missing"):
         open_splits(DataConfig(root=str(root)))
 
 

@@ -83,7 +83,7 @@ def test_a_sound_run_is_not_blamed(run: Path, tmp_path: Path, capsys: Any) -> No
     found = figures_of([str(sound)], tmp_path)
     text = capsys.readouterr().out
     assert not [pair for pair in found["similar_objects"]["pairs"] if pair["is_told"]]
-    assert "None significant" in text
+    assert "None is significant" in text
     assert "within noise" in text
     assert found["small_objects"]["edges_from"] == "terciles of these objects"
 

@@ -142,7 +142,7 @@ def test_what_is_not_there_or_damaged(tmp_path: Path, capsys) -> None:
     assert "no such run folder" in capsys.readouterr().err
     (tmp_path / "predictions.npz").write_bytes(b"PK half a file")
     assert main(["evaluate", str(tmp_path)]) == 1
-    assert "predictions.npz: damaged" in capsys.readouterr().err
+    assert "predictions.npz is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("classes", [1, 80])

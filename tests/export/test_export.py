@@ -279,7 +279,7 @@ def test_damaged_and_foreign_files_are_named(onnx_file: Path, run: Path, tmp_pat
     [
         (["--to", "torch", "--precision", "int8"], "--to torch has fp32, fp16, bf16, not int8"),
         (["--precision", "bf16"], "--to onnx has fp32, fp16, int8, not bf16"),
-        (["--out", "model.pt2"], "a file for --to onnx ends in .onnx"),
+        (["--out", "model.pt2"], "the name of a file for --to onnx must end in .onnx"),
         (["--out", "taken.onnx"], "taken.onnx already exists"),
         (["--images", "nowhere"], "no such file or folder: nowhere"),
         (["--precision", "int8"], "int8 needs real images for calibration"),

@@ -59,7 +59,7 @@ def test_only_files_are_replaced(tmp_path: Path) -> None:
         with pytest.raises(MltrError, match=f"{name}: {kind} is in its place"):
             write_atomically(tmp_path / name, text_writer("mine"))
     assert state(tmp_path) == before
-    with pytest.raises(MltrError, match="/dev/null: a device is there"):
+    with pytest.raises(MltrError, match="/dev/null: a device is in its place"):
         check_target("/dev/null")
 
 

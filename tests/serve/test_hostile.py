@@ -402,7 +402,7 @@ def test_paths_do_nothing_at_a_terminal(client: Any, caplog: Any) -> None:
 def test_the_command_lives_among_hostile_clients_and_ends_in_silence(tmp_path: Path) -> None:
     """With few files to open, as its benchmark does for longer; then Ctrl-C."""
     bundle = save_tiny_bundle(tmp_path / "tiny")
-    benchmark = Path(__file__).parent.parent / "benchmarks" / "hostile.py"
+    benchmark = Path(__file__).parents[2] / "benchmarks" / "hostile.py"
     out = tmp_path / "hostile.json"
     ended = subprocess.run(
         [sys.executable, benchmark, bundle, "--requests", "23", "--connections", "300",

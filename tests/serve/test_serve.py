@@ -528,7 +528,7 @@ def test_a_taken_port_and_a_wrong_one_are_told(bundle: Path, capsys: Any) -> Non
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["serve", str(bundle), "--port", str(port)]) == 1
-    assert f"port {port} is taken" in capsys.readouterr().err
+    assert f"port {port} is in use" in capsys.readouterr().err
     assert main(["serve", str(bundle), "--port", "70000"]) == 2
     assert main(["serve", str(bundle), "--host", "no.such.host.invalid"]) == 1
     assert "no.such.host.invalid" in capsys.readouterr().err

@@ -175,7 +175,7 @@ def test_what_cannot_be_pretrained_is_told(
     for options, words in (
         (["--model.name", "timm/resnet18"], "only MlTr's variants"),
         (["--model.image_size", "40"], "multiple of 16"),
-        (["--train.min_size", "16"], "don't grow"),
+        (["--train.min_size", "16"], "image size is constant"),
     ):
         assert main([*arguments, *QUICK, *options]) == 2
         assert words in capsys.readouterr().err

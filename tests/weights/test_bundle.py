@@ -238,7 +238,7 @@ def remove(name: str) -> Callable[[Path], None]:
 
 NANO = {"name": "mltr_nano", "overrides": {"depths": [0, 0, 2, 0], "image_size": 32}}
 DAMAGES: list[tuple[Callable[[Path], None], list[str]]] = [
-    (remove("config.json"), ["holds no config.json", "mltr train"]),
+    (remove("config.json"), ["has no config.json", "mltr train"]),
     (remove("model.safetensors"), ["has no model.safetensors"]),
     (truncate, ["model.safetensors", "cut short"]),
     (put("model.safetensors", b""), ["model.safetensors", "cut short"]),

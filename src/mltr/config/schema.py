@@ -191,9 +191,7 @@ class TrainConfig:
     min_size: Whole = 0  #: image side in the first epoch, which grows to full size (0: constant)
     #: what doesn't learn: nothing, the backbone, or the first N stages
     freeze: Literal["none", "backbone"] | int = "none"
-    views: Count = (
-        1  #: per photo, for a frozen backbone (2: also mirrored; 3 or more: crops)
-    )
+    views: Count = 1  #: per photo, for a frozen backbone (2: also mirrored; 3 or more: crops)
     threads: Whole = 0  #: CPU threads of the main process (0: torch's default)
     compile: bool = False  #: compile the network with torch.compile
     sharding: Literal["none", "fsdp"] = "none"  #: fsdp: shard over processes

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
@@ -45,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Declare the fields of a recipe's `data` section that say how a SOURCE is to be read."""
     words = {field.key: field.words.replace("%", "%%") for field in recipe.fields()}
+    kinds = get_type_hints(DataConfig)
     for name in OPTIONS:
-        kind = {field.name: field.type for field in fields(DataConfig)}[name]
-        convert = {"int": int, "float": float}.get(str(kind), str)
+        convert = kinds[name] if kinds[name] in (int, float) else str
         parser.add_argument(
             f"--{name}", type=convert, help=f"short for --data.{name}: {words[f'data.{name}']}"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mltr.errors import MltrError, UsageError, counted, did_you_mean
 
@@ -121,7 +121,8 @@ class Split:
 
     def label_sums(self) -> list[int]:
         """Return for each record a number that changes with its labels."""
-        return [zlib.crc32(record.labels.tobytes()) for record in self.records]
+        rows = (record.labels for record in self.records)
+        return [sum_of_labels(np.flatnonzero(row == 1), np.flatnonzero(row == -1)) for row in rows]
 
     def file_sizes(self) -> list[int]:
         """Return the bytes of each record's image file, where that is known; else 0."""
@@ -153,6 +154,12 @@ class Split:
     def missing(self) -> list[Record]:
         """Return the records whose image file is missing."""
         return [r for r in self.records if isinstance(r.image, Path) and not r.image.is_file()]
+
+
+def sum_of_labels(positive: ArrayLike, unknown: ArrayLike) -> int:
+    """Return a number that changes with the labels that an image has, or that are unknown."""
+    content = [np.sort(np.asarray(labels, np.int64)).tobytes() for labels in (positive, unknown)]
+    return zlib.crc32(b"?".join(content))
 
 
 def _file_size(image: ImageSource) -> int:

@@ -15,7 +15,6 @@ import os
 import re
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,7 +27,7 @@ from PIL import Image
 
 from mltr.config.schema import DataConfig
 from mltr.data.images import open_image
-from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows
+from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows, sum_of_labels
 from mltr.data.table import open_parquet
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.cache import FAILED, Cache, cache_folder
@@ -334,10 +333,7 @@ class ShardSplit(Split):
     def label_sums(self) -> list[int]:
         """Return for each record a number that changes with its labels."""
         positive, unknown = self.records.positive, self.records.unknown
-        return [
-            zlib.crc32(positive[index].tobytes() + b"?" + unknown[index].tobytes())
-            for index in range(len(self))
-        ]
+        return [sum_of_labels(positive[index], unknown[index]) for index in range(len(self))]
 
     def file_sizes(self) -> list[int]:
         """Return the bytes of each record's image file."""
