@@ -137,6 +137,19 @@ def test_data_with_other_classes_is_refused(tmp_path: Path, capsys) -> None:
     assert "knows 10 classes (zero, one, two, ...) and the data has 1" in capsys.readouterr().err
 
 
+def test_other_images_leave_the_curves_of_the_run_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_scenes_run(run)
+    assert main(["evaluate", str(run)]) == 0
+    before = (run / "precision_recall.png").read_bytes()
+    other = ["--data.scenes.seed=7", "--data.scenes.test=9"]
+    assert main(["evaluate", str(run), *other]) == 0
+    assert (run / "precision_recall.png").read_bytes() == before
+    assert main(["evaluate", str(run), *other, "--out", str(tmp_path / "other")]) == 0
+    assert (tmp_path / "other" / "precision_recall.png").is_file()
+
+
 def test_what_is_not_there_or_damaged(tmp_path: Path, capsys) -> None:
     assert main(["evaluate", str(tmp_path / "none")]) == 1
     assert "no such run folder" in capsys.readouterr().err

@@ -35,7 +35,7 @@ from mltr.data.shards import (
     seal,
     table_schema,
 )
-from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.errors import BrokenImage, MltrError, UsageError, counted
 from mltr.files.locks import locked_folder
 from mltr.files.writing import sha256_of, text_writer, write_atomically, write_json
 
@@ -117,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
         index = _write(args)
         for name, entry in index["splits"].items():
             print(
-                f"{name}: {entry['samples']:,} images in {len(entry['shards'])} shards, "
+                f"{name}: {counted(entry['samples'], 'image')} in "
+                f"{counted(len(entry['shards']), 'shard')}, "
                 f"{sum(file['size'] for file in entry['shards']) / 1e6:,.1f} MB; "
                 f"{len(entry['broken'])} broken left out"
             )

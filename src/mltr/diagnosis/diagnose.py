@@ -20,7 +20,7 @@ from mltr.data.records import same_image
 from mltr.diagnosis import bottlenecks as measures
 from mltr.diagnosis.bottlenecks import BUCKETS, COCO_EDGES, Company, Estimate, Scored
 from mltr.diagnosis.problems import SHOWN, describe_problems, percent
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError, UsageError, counted
 from mltr.evaluation.open_run import SPLITS, OpenRun, open_scored, scores_of
 from mltr.terminal import printable
 
@@ -324,7 +324,7 @@ def print_diagnosis(console: Console, figures: dict[str, Any], title: str) -> No
     """Print the three problems, each with what its figures say in a sentence."""
     from rich.markup import escape
 
-    told = f"{figures['images']} images; in %, with 95% intervals"
+    told = f"{counted(figures['images'], 'image')}; in %, with 95% intervals"
     console.print(f"[bold]{escape(printable(title))}[/]: {told}")
     for number, problem in enumerate(describe_problems(figures), start=1):
         console.print(f"\n[bold]{number}. {problem.title}[/]")

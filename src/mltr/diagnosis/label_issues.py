@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mltr.data.loading import ImageDataset, make_loader
 from mltr.data.records import Labels, Record, Split, Splits
 from mltr.data.stratify import stratified_split
-from mltr.errors import UsageError
+from mltr.errors import UsageError, counted
 from mltr.evaluation.open_run import OpenRun
 from mltr.evaluation.predictions import Predictions, load_predictions
 from mltr.network.backbones import TimmBackbone
@@ -127,7 +127,7 @@ def audit(
         targets[rows] = found.targets
         issues += _find(found, rows)
         where = dict.fromkeys(images[row][0] for row in rows)
-        methods.append(f"{', '.join(where)} ({len(rows):,} images): {method}")
+        methods.append(f"{', '.join(where)} ({counted(len(rows), 'image')}): {method}")
         errors += found.errors
     issues.sort(key=lambda issue: (not issue.likely, -issue.score))
     splits, records = zip(*images, strict=True)

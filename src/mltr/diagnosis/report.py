@@ -100,7 +100,8 @@ def _content(
     parameters = sum(p.numel() for p in opened.bundle.model.parameters()) / 1e6
     return {
         "title": f"{opened.path.name}: {model.name} on {_data_name(opened)}",
-        "intro": f"{len(predictions.images)} test images, {len(predictions.classes)} classes; "
+        "intro": f"{counted(len(predictions.images), 'test image')}, "
+        f"{counted(len(predictions.classes), 'class', 'classes')}; "
         f"{parameters:.2f} M parameters, {opened.bundle.preprocess.image_size} px. Written by mltr "
         f"{__version__} on {date.today()}.",
         "contents": [entry for entry in contents if tiles or entry[0] != "examples"],

@@ -51,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="probability at which a label counts (default: 0.5)",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="folder for the curves (default: RUN)")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="folder for the curves (default: RUN, unless --data options choose other images)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures as JSON (- for stdout)")
 
 
@@ -66,10 +70,11 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     figures = report(predictions, args.threshold, thresholds_of(args.run))
     if args.json != "-":
         print_report(figures, f"{Path(args.run).name}, {args.split}")
-    out = Path(args.out or args.run)
-    pictures = save_curves(out, predictions, args.split)
-    if args.json != "-":
-        print("curves:", ", ".join(map(str, pictures)))
+    is_own = not any(option.startswith("--data.") for option in overrides)
+    if args.out or is_own:  # the run's folder keeps the curves of its own images
+        pictures = save_curves(Path(args.out or args.run), predictions, args.split)
+        if args.json != "-":
+            print("curves:", ", ".join(map(str, pictures)))
     if args.json:
         write_figures(args.json, figures)
     return 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mltr.errors import BrokenImage, UsageError, did_you_mean
+from mltr.errors import BrokenImage, UsageError, counted, did_you_mean
 from mltr.files.locks import locked_folder, locked_output
 from mltr.files.writing import check_target, make_folder
 from mltr.predict.inputs import Inputs, Survey, exists
@@ -501,7 +501,7 @@ class _Source:
 def _tell_summary(tally: _Tally, out: Path | None) -> None:
     """Say on stderr what was done where, and name the images that can't be read."""
     lines = []
-    images = _count(tally.images, "image")
+    images = counted(tally.images, "image")
     if tally.known:
         images += f" ({tally.known:,} of them done before)"
     if tally.interruption is not None:
@@ -514,28 +514,24 @@ def _tell_summary(tally: _Tally, out: Path | None) -> None:
         lines.append(f"{images} -> {out}")
     if tally.tagged:
         lines.append(
-            f"passed over, with their sidecars there already: {_count(tally.tagged, 'image')}; "
+            f"passed over, with their sidecars there already: {counted(tally.tagged, 'image')}; "
             "--overwrite writes them again"
         )
     sidecars = tally.sidecars
     if sidecars.kept:
         lines.append(
-            f"kept as they were: {_count(sidecars.kept, 'sidecar')} ({sidecars.first_kept}); "
+            f"kept as they were: {counted(sidecars.kept, 'sidecar')} ({sidecars.first_kept}); "
             "--overwrite replaces them"
         )
     if tally.broken:
-        of = _count(tally.images, "image")
+        of = counted(tally.images, "image")
         lines.append(f"{tally.broken:,} of {of} can't be read:")
         lines += _first(tally.errors, tally.broken, out)
     if sidecars.failed:
-        lines.append(f"not written: {_count(sidecars.failed, 'sidecar')}:")
+        lines.append(f"not written: {counted(sidecars.failed, 'sidecar')}:")
         lines += _first(sidecars.failures, sidecars.failed, out)
     for line in lines:
         tell(line)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _first(reasons: Sequence[str], count: int, out: Path | None) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
+from mltr.errors import counted
 from mltr.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,6 @@ def _watch(
 def describe(count: int, total: int | None, rate: float) -> str:
     """Return such as ``1,200 of 5,000 images, 24.1/s, 0:02:38 left``."""
     if total is None:
-        return f"{count:,} images, {rate:.1f}/s"
+        return f"{counted(count, 'image')}, {rate:.1f}/s"
     left = timedelta(seconds=round(max(0, total - count) / rate))
-    return f"{count:,} of {total:,} images, {rate:.1f}/s, {left} left"
+    return f"{count:,} of {counted(total, 'image')}, {rate:.1f}/s, {left} left"

@@ -17,7 +17,7 @@ from mltr.config.schema import Config
 from mltr.data.huggingface import PREFIX as DATASETS_PREFIX
 from mltr.data.records import Split, Splits
 from mltr.data.shards import is_address
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError, UsageError, counted
 from mltr.files.download import HUB_PREFIX
 from mltr.files.writing import text_writer, to_json, write_atomically, write_json
 from mltr.runs.checkpoints import delete_states, has_state
@@ -146,7 +146,7 @@ class RunFolder:
         for what, key, now in (("labels", "label_sums", sums), ("files", "file_sizes", sizes)):
             changed = _changed(before, before.get(key, {}), splits, now)
             if changed:
-                images = "1 image" if len(changed) == 1 else f"{len(changed)} images"
+                images = counted(len(changed), "image")
                 self._refuse(f"with other {what} of {images}: {_told(changed)}")
         for split in splits:
             then, names = before.get(split.name, []), _names(split)
