@@ -35,7 +35,7 @@ class MappedRows:
         size = math.prod(shape) * dtype.itemsize
         if size > cache.limit:
             raise MltrError(
-                f"{size / 1e9:.3g} GB of {what} are more than data.cache_gb "
+                f"{size / 1e9:.3g} GB of {what} exceed data.cache_gb "
                 f"{cache.limit / 1e9:g}: raise it, or {instead}"
             )
         try:
