@@ -213,7 +213,7 @@ def test_what_a_cache_of_little_room_says(
     photos: Path, cache: Path, tmp_path: Path, capsys
 ) -> None:
     assert probe(photos, tmp_path / "run", "--data.cache_gb=1e-6") == 1
-    assert "of features are more than data.cache_gb" in capsys.readouterr().err
+    assert "of features exceed data.cache_gb" in capsys.readouterr().err
 
 
 def test_a_new_classifier_starts_near_zero(weights: dict[str, Path]) -> None:
