@@ -11,6 +11,7 @@ import numpy as np
 
 from mltr.config import recipe
 from mltr.config.schema import Config, DataConfig
+from mltr.errors import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -266,15 +267,16 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
     if "broken" not in report:
         console.print("images were not opened (--quick)")
         return
-    for key, words in (
-        ("broken", "broken image{s}"),
-        ("duplicates", "group{s} of identical images"),
-        ("near_duplicates", "group{s} of images that look the same"),
-        ("leaks", "of these groups in two splits (leakage)"),
+    alike = "of images that look the same"
+    leaks = "of these groups in two splits (leakage)"
+    for key, one, several in (
+        ("broken", "broken image", "broken images"),
+        ("duplicates", "group of identical images", "groups of identical images"),
+        ("near_duplicates", f"group {alike}", f"groups {alike}"),
+        ("leaks", leaks, leaks),
     ):
         found = report[key]
-        words = words.format(s="" if len(found) == 1 else "s")
-        console.print(f"{len(found):,} {words}" + (":" if found else ""))
+        console.print(counted(len(found), one, several) + (":" if found else ""))
         for entry in found[:SHOWN]:
             console.print(
                 "   ", entry if isinstance(entry, str) else " = ".join(entry), markup=False

@@ -26,6 +26,7 @@ import psutil
 from filelock import FileLock
 
 from mltr.errors import MltrError, UsageError
+from mltr.terminal import printable
 
 LOCK_FILE = ".lock"  #: within a folder that is written
 RENEWED_S = 15.0  #: between two renewals of a lock
@@ -131,7 +132,7 @@ def _this_process() -> Holder:
 
 def _shown(text: str) -> str:
     """Return text for a message: one line, not too long, nothing that a terminal obeys."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = printable(text)
     return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}..."
 
 
