@@ -89,6 +89,8 @@ class DataConfig:
     missing: Literal["unknown", "negative"] = "unknown"  #: meaning of an empty cell
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty: the only one present
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without annotations
+    #: folder of more photos, without labels, of which `train.teacher` knows them
+    unlabelled_root: str = ""
     difficult: Literal["ignore", "negative", "positive"] = "ignore"  #: voc: difficult-only classes
     protocol: Literal["official", "labelled", "ratio_70_30"] = "official"  #: nuswide: which split
     val_fraction: InnerShare = 0.1  #: share of the training images held out to choose the epoch
@@ -192,6 +194,11 @@ class TrainConfig:
     #: what doesn't learn: nothing, the backbone, or the first N stages
     freeze: Literal["none", "backbone"] | int = "none"
     views: Count = 1  #: per photo, for a frozen backbone (2: also mirrored; 3 or more: crops)
+    #: a run, a bundle or hf-hub:OWNER/NAME, whose predictions are learnt beside the labels
+    teacher: str = ""
+    #: its share in the target of a known label; an unknown one is all its own
+    teacher_weight: Share = 0.5
+    teacher_features: NotNegative = 0.0  #: weight of likeness to its features (0: off)
     threads: Whole = 0  #: CPU threads of the main process (0: torch's default)
     compile: bool = False  #: compile the network with torch.compile
     sharding: Literal["none", "fsdp"] = "none"  #: fsdp: shard over processes
@@ -213,6 +220,8 @@ class TrainConfig:
             raise UsageError("train.freeze needs train.sharding none: little is left to shard")
         if self.freeze != "backbone" and self.views != 1:
             raise UsageError("train.views needs train.freeze backbone")
+        if self.freeze == "backbone" and self.teacher:
+            raise UsageError("train.teacher needs a network that learns: not train.freeze backbone")
 
 
 @dataclass
@@ -229,4 +238,9 @@ class Config:
         if self.augment.resize == "crop" and self.data.base_size:
             raise UsageError(
                 "augment.resize crop needs whole images: set data.base_size 0 and data.cache false"
+            )
+        if self.data.unlabelled_root and not self.train.teacher:
+            raise UsageError(
+                "data.unlabelled_root needs train.teacher, which labels its photos; to learn from "
+                "photos alone, use mltr pretrain"
             )

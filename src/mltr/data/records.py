@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -180,9 +181,24 @@ class Splits:
     train: Split
     val: Split
     test: Split
+    #: more photos to learn from, none of whose labels is known
+    unlabelled: Split = field(default_factory=lambda: Split((), [], "unlabelled"))
 
     def __iter__(self) -> Iterator[Split]:
         return iter((self.train, self.val, self.test))
+
+    @property
+    def parts(self) -> list[Split]:
+        """The three, and the photos without labels if there are any."""
+        return [*self, *[self.unlabelled] * bool(len(self.unlabelled))]
+
+    @cached_property
+    def learnt(self) -> Split:
+        """All images that are learnt from, those without labels last."""
+        if not len(self.unlabelled):
+            return self.train
+        records = [*self.train, *self.unlabelled]
+        return Split(self.train.classes, records, self.train.name)
 
     def check_single_label(self) -> None:
         """Raise `UsageError` unless each image has exactly one label, as a softmax needs."""

@@ -16,8 +16,8 @@ from mltr.data.folders import read_class_folders, read_folder
 from mltr.data.huggingface import PREFIX, is_saved_dataset, read_dataset
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.nuswide import read_nuswide
-from mltr.data.records import Record, Split, Splits, read_class_list
-from mltr.data.shards import is_address, is_shards, read_shards
+from mltr.data.records import Record, Split, Splits, read_class_list, same_image
+from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
 from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.table import read_table
 from mltr.data.voc import find_voc, has_list, read_voc
@@ -113,6 +113,26 @@ def open_images(config: DataConfig) -> Splits:
     if not records:
         raise MltrError(f"{root}: no images; looked for {', '.join(IMAGE_SUFFIXES)}")
     return _hold_out_val(Split((), records), Split((), []), config)
+
+
+def open_unlabelled(config: DataConfig, splits: Splits) -> Split:
+    """Return the photos of `data.unlabelled_root`, but for those that are in a split already.
+
+    None of their labels is known. Raises `MltrError` if no photo is left.
+    """
+    root, known = Path(config.unlabelled_root), {same_image(r) for split in splits for r in split}
+    if isinstance(splits.train, ShardSplit):
+        raise UsageError("data.unlabelled_root: labelled photos in shards can't have others beside")
+    classes = splits.train.classes
+    nothing = np.full(len(classes), -1, np.int8)
+    found = [Record(path, str(path.relative_to(root)), nothing) for path in find_images(root)]
+    records = [record for record in found if same_image(record) not in known]
+    if not records:
+        raise MltrError(
+            f"data.unlabelled_root {root}: no photos but those of the labelled data; looked for "
+            f"{', '.join(IMAGE_SUFFIXES)}"
+        )
+    return Split(classes, records, "unlabelled", {"labelled_too": len(found) - len(records)})
 
 
 def _find_format(config: DataConfig) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,11 +111,13 @@ def as_trained(folder: Path, splits: Splits) -> Splits:
     if now == then or not known:
         return splits
     records = dict(zip(names, chain(*splits), strict=True))
-    parts = (
-        Split(split.classes, [records[name] for name in then[split.name]], split.name, split.notes)
+    parts = {
+        split.name: Split(
+            split.classes, [records[name] for name in then[split.name]], split.name, split.notes
+        )
         for split in splits
-    )
-    return Splits(*parts)
+    }
+    return replace(splits, **parts)
 
 
 def _as_json(name: str) -> str:

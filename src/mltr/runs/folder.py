@@ -27,11 +27,13 @@ from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE
 FREE_FIELDS = frozenset(
     {
         "data.root",
+        "data.unlabelled_root",
         "data.workers",
         "data.cache",
         "data.cache_gb",
         "data.shard_cache",
         "data.shard_cache_gb",
+        "train.teacher",
     }
 )
 PREDICTIONS_FILE = "predictions.npz"
@@ -119,9 +121,9 @@ class RunFolder:
         self.write_recipe(config)
         write_json(self.path / "versions.json", _versions())
         content: dict[str, Any] = {"classes": splits.train.classes}
-        content |= {split.name: _names(split) for split in splits}
-        content["label_sums"] = {split.name: split.label_sums() for split in splits}
-        content["file_sizes"] = {split.name: split.file_sizes() for split in splits}
+        content |= {split.name: _names(split) for split in splits.parts}
+        content["label_sums"] = {split.name: split.label_sums() for split in splits.parts}
+        content["file_sizes"] = {split.name: split.file_sizes() for split in splits.parts}
         write_json(self.splits, content)
 
     def write_recipe(self, config: Config) -> None:
@@ -141,14 +143,14 @@ class RunFolder:
         if before.get("classes", classes) != classes:
             self._refuse(f"with other classes, or in another order: {_told(before['classes'])}")
         # First, as other labels may divide the same images otherwise.
-        sums = {split.name: split.label_sums() for split in splits}
-        sizes = {split.name: split.file_sizes() for split in splits}
+        sums = {split.name: split.label_sums() for split in splits.parts}
+        sizes = {split.name: split.file_sizes() for split in splits.parts}
         for what, key, now in (("labels", "label_sums", sums), ("files", "file_sizes", sizes)):
             changed = _changed(before, before.get(key, {}), splits, now)
             if changed:
                 images = counted(len(changed), "image")
                 self._refuse(f"with other {what} of {images}: {_told(changed)}")
-        for split in splits:
+        for split in (*splits, splits.unlabelled):
             then, names = before.get(split.name, []), _names(split)
             if then != names:
                 differing = sorted(set(then) ^ set(names)) or ["the same in another order"]
@@ -226,10 +228,12 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
 
 def with_absolute_paths(config: Config) -> Config:
     """Return a recipe whose paths mean the same from any folder; names and addresses stay."""
-    data, model = replace(config.data), replace(config.model)
+    data, model, train = replace(config.data), replace(config.model), replace(config.train)
     is_named = data.root.startswith(DATASETS_PREFIX)
     if data.root and not is_named and not is_address(data.root):
         data.root = str(Path(data.root).absolute())
+    if data.unlabelled_root:
+        data.unlabelled_root = str(Path(data.unlabelled_root).absolute())
     if data.classes and (is_named or data.format == "huggingface"):  # elsewhere: below the root
         data.classes = str(Path(data.classes).absolute())
     if data.shard_cache:
@@ -239,7 +243,9 @@ def with_absolute_paths(config: Config) -> Config:
         model.init = str(Path(model.init).absolute())
     elif colon and f"{kind}{colon}" != HUB_PREFIX and Path(path).exists():
         model.init = f"{kind}:{Path(path).absolute()}"
-    return replace(config, data=data, model=model)
+    if train.teacher and not train.teacher.startswith(HUB_PREFIX):
+        train.teacher = str(Path(train.teacher).absolute())
+    return replace(config, data=data, model=model, train=train)
 
 
 def differences(
@@ -279,7 +285,7 @@ def _changed(
     old = {name: value for key in then for name, value in zip(names[key], then[key], strict=True)}
     return [
         name
-        for split in splits
+        for split in splits.parts
         for name, value in zip(_names(split), now[split.name], strict=True)
         if old.get(name, value) != value
     ]

@@ -145,7 +145,7 @@ class Labels(Objective):
             "train_seconds": round(progress.seconds, 1),
             "train_images_per_s": round(rates[len(rates) // 2], 1),
             "parameters": parameters,
-            "images_in_splits": {split.name: len(split) for split in run.splits},
+            "images_in_splits": {split.name: len(split) for split in run.splits.parts},
             "skipped_steps": progress.skipped_steps,
             "broken_training_images": list(progress.broken.values()),
         }

@@ -41,7 +41,7 @@ class Objective(ABC):
         run, settings = self.run, self.run.config.train
         sizes = growing_sizes(settings.min_size, run.preprocess.image_size, settings.epochs)
         dataset = ImageDataset(
-            run.splits.train, run.preprocess, run.config.augment, settings.seed, sizes, run.cache
+            run.splits.learnt, run.preprocess, run.config.augment, settings.seed, sizes, run.cache
         )
         return make_loader(
             dataset,

@@ -46,13 +46,14 @@ def _layer_numbers(names: list[str]) -> dict[str, int]:
     """Number the layers from the input on, for each parameter name.
 
     A layer is what shares a name up to its last list index, such as `stages.2.blocks.5`; a head is
-    one layer, whatever it is made of.
+    one layer, whatever it is made of. An objective may hold the network under that name.
     """
     layers: dict[str, int] = {}
     numbers = {}
     for name in names:
-        indexed = re.match(r"(.*\.\d+)\.", name)
-        layer = name.split(".")[0] if indexed is None or name.startswith("head.") else indexed[1]
+        own = name.removeprefix("network.")
+        indexed = re.match(r"(.*\.\d+)\.", own)
+        layer = own.split(".")[0] if indexed is None or own.startswith("head.") else indexed[1]
         numbers[name] = layers.setdefault(layer, len(layers))
     return numbers
 

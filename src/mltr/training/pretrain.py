@@ -115,6 +115,8 @@ class HiddenPixels(Objective):
         """Return the recipe's network with a layer that guesses pixels."""
         if self.run.config.train.freeze != "none":
             raise UsageError("train.freeze: all of a network is pretrained; leave it at none")
+        if self.run.config.train.teacher:
+            raise UsageError("train.teacher: mltr pretrain has no use for one; use mltr train")
         model, side = self.run.config.model, self.run.preprocess.image_size
         network = build_model(model, 0, side)
         if not isinstance(network, MlTr):

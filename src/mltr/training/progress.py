@@ -63,7 +63,7 @@ class Progress:
 def tell_images(splits: Splits) -> None:
     """Log what a run learns from, and which classes it can't learn."""
     train = splits.train
-    sizes = ", ".join(f"{len(split)} {split.name}" for split in splits)
+    sizes = ", ".join(f"{len(split)} {split.name}" for split in splits.parts)
     classes = counted(len(train.classes), "class", "classes")
     log.info("images: %s; %s", sizes, classes)
     positives = train.positives.sum(axis=0) > 0

@@ -97,7 +97,7 @@ def prepare_run(
     precision = choose_precision(settings.precision, processes.device)
     if processes.device.type == "cpu":
         keep_freed_memory()
-    smallest = min(settings.batch_size, len(splits.train))
+    smallest = min(settings.batch_size, len(splits.learnt))
     if smallest < processes.count:
         raise UsageError(
             f"{counted(smallest, 'image')} a batch can't be shared by {processes.count} "

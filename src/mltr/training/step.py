@@ -142,7 +142,7 @@ class Stepper:
     def _leave_out(self, reason: str, losses: Tensor, indices: Tensor) -> None:
         """Let the step under way change nothing; after too many of them in a row, stop."""
         run, progress, limit = self.run, self.run.progress, self.run.config.train.max_bad_steps
-        own = [run.splits.train[int(index)].name for index in blame(losses, indices)]
+        own = [run.splits.learnt[int(index)].name for index in blame(losses, indices)]
         names = ", ".join(run.processes.gather_lists(own)[:BLAMED])
         if not self.is_spoiled:
             progress.bad_steps += 1
@@ -164,7 +164,7 @@ class Stepper:
             if name not in broken:
                 broken[name] = message
                 log.warning("left out, broken: %s", message)
-        total, limit = len(run.splits.train), run.config.data.max_broken
+        total, limit = len(run.splits.learnt), run.config.data.max_broken
         if len(broken) > limit * total:
             examples = "; ".join(list(broken.values())[:3])
             run.processes.fail(

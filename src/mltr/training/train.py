@@ -98,10 +98,12 @@ def train(
     many broken images; after saving, where Ctrl-C was pressed, `KeyboardInterrupt`, and on SIGTERM
     `SystemExit` with code 75.
     """
-    from mltr.data.sources import check_classes, open_splits
+    from mltr.data.sources import check_classes, open_splits, open_unlabelled
 
     splits = open_splits(config.data)
     check_classes(config.data, splits.train)
+    if config.data.unlabelled_root:
+        splits.unlabelled = open_unlabelled(config.data, splits)
     return train_on(config, splits, folder, resume=resume, quiet=quiet)
 
 
@@ -114,10 +116,13 @@ def train_on(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Do what `train` does, on splits that are open already."""
+    from mltr.training.distil import Distilled
     from mltr.training.labels import Labels
     from mltr.training.probe import FrozenLabels
 
-    objective = FrozenLabels if config.train.freeze == "backbone" else Labels
+    objective: type[Labels] = Distilled if config.train.teacher else Labels
+    if config.train.freeze == "backbone":
+        objective = FrozenLabels
     return train_for(objective, config, splits, folder, resume=resume, quiet=quiet)
 
 

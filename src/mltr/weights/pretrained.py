@@ -211,12 +211,12 @@ def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
 
 
 @contextmanager
-def blaming(init: str) -> Iterator[None]:
+def blaming(source: str, option: str = "model.init") -> Iterator[None]:
     """Prefix errors with the option that they are about."""
     try:
         yield
     except MltrError as error:
-        raise type(error)(f"model.init {init}: {error}") from error
+        raise type(error)(f"{option} {source}: {error}") from error
 
 
 def resolve_name(model: ModelConfig) -> ModelConfig:
