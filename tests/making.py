@@ -1,9 +1,11 @@
-"""Small files that tests make for themselves."""
+"""Small files and short trainings that several tests need."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,6 +30,11 @@ def train(out: Path, *arguments: str, epochs: int = 2) -> int:
     """Train on scenes through the command, for a second or two; return its exit code."""
     options = ["--out", str(out), *TINY, f"--train.epochs={epochs}", *arguments]
     return main(["train", "scenes_nano", *options])
+
+
+#: Command that launches so many processes on this machine, and the environment it needs.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Errors that the user can fix: the command line prints them in one line, without a traceback."""
+"""Errors that the user can fix. The command line prints them in one line without a traceback."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Iterable
 
 
 class MltrError(Exception):
-    """An error that the user can fix; the message says what is wrong and how to fix it.
-
-    Exit code 1.
-    """
+    """An error whose message says what is wrong and how to fix it. Exit code 1."""
 
     exit_code = 1
 
@@ -22,7 +19,7 @@ class UsageError(MltrError):
 
 
 class BrokenImage(MltrError):
-    """An image can't be read or is refused; the message names it and says why."""
+    """An image that can't be read or is refused; the message names it and says why."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Caches: what was unused for the longest time goes first, and nothing that is the user's."""
+"""Caches evict the least recently used files first and never touch the user's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mltr.files.cache import Cache, part_of
 
 
 def filled(size: int):
-    """What makes a file of so many bytes."""
+    """Return a function that makes a file of `size` bytes."""
 
     def make(path: Path) -> None:
         part_of(path).write_bytes(bytes(size))
@@ -98,7 +98,7 @@ def test_what_is_being_made_is_not_deleted_and_what_was_given_up_is(tmp_path: Pa
     begun.wait(20)
     cache.get("next", 90, filled(90))
     assert part_of(tmp_path / "slow").is_file()
-    cache.get("last", 30, filled(30))  # 60 are on their way, so `next` can't stay
+    cache.get("last", 30, filled(30))  # `slow` counts with its final 60 bytes, so `next` must go
     assert not (tmp_path / "next").exists()
     go_on.set()
     thread.join()
@@ -110,7 +110,7 @@ def test_what_is_being_made_is_not_deleted_and_what_was_given_up_is(tmp_path: Pa
 
     with pytest.raises(MltrError, match="has gone"):
         cache.get("half", 50, broken)
-    assert part_of(tmp_path / "half").is_file()  # another try goes on from it
+    assert part_of(tmp_path / "half").is_file()  # another attempt resumes from it
     age(part_of(tmp_path / "half"), 10_000)
     cache.get("new", 70, filled(70))
     assert not part_of(tmp_path / "half").exists()

@@ -1,4 +1,4 @@
-"""Files appear whole, in their own place, as any other new file does, or not at all."""
+"""Atomic writes: complete or not at all, never through a link, with the usual permissions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mode(path: Path) -> int:
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Kinds and contents of all that lies in a folder; links aren't followed."""
+    """Return mode and content of each entry of a folder, without following links."""
     return {
         path.name: (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in folder.iterdir()
@@ -87,7 +87,7 @@ def test_the_longest_of_names_can_be_written(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("umask")
 def test_new_files_have_the_mode_of_any_other(tmp_path: Path) -> None:
     def private(path: Path) -> None:
-        """As some libraries do: a file of their own in place of the one given."""
+        """Replace the given file by a new, private one, as some libraries do."""
         path.unlink()
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 

@@ -1,4 +1,4 @@
-"""Locks on run folders and outputs: who holds them, and when they no longer count."""
+"""Locks on run folders and outputs: messages name the holder, and stale locks are removed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with locked_folder(Path({!r})):
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the folder `run`."""
+    """Start another process that holds the folder `run`."""
     code = HOLD.format(str(tmp_path / "run"))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

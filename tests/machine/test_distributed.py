@@ -1,24 +1,23 @@
-"""Several processes: the same steps as one, every image once, and what happens if one is lost."""
+"""Several processes take the same steps as one, count every image once, and survive a loss."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from making import ENVIRONMENT, TORCHRUN
 from safetensors.torch import load_file
 
 from mltr.cli import main
 
 pytestmark = pytest.mark.timeout(900)  # each launch loads torch in every process
 
-# One batch an epoch, so that a line of the log is a step; nothing random in the network.
+# One batch per epoch, so that each line of the log is a step; a deterministic network.
 STEPS = [
     "--data.scenes.train=24", "--data.scenes.val=7", "--data.scenes.test=401",
     "--data.scenes.side=32", "--data.base_size=32", "--data.cache=false", "--data.workers=0",
@@ -27,12 +26,10 @@ STEPS = [
     "--train.batch_size=24", "--train.precision=fp32", "--train.ema_decay=0.9",
     "--train.epochs=20", "--train.eval_every=10", "--train.min_size=0",
 ]  # fmt: skip
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def start(processes: int, out: Path, *options: str, launch: tuple[str, ...] = ()):
-    """Start a training under torchrun; `launch` are options of torchrun's own."""
+    """Start a training under torchrun; `launch` holds options of torchrun."""
     command = [*TORCHRUN, str(processes), *launch, "-m", "mltr", "train", "scenes_nano",
                "--out", str(out), *STEPS, *options]  # fmt: skip
     return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
@@ -46,7 +43,7 @@ def train(processes: int, out: Path, *options: str) -> str:
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], run: Path, number: int) -> None:
-    """Return once the run has a checkpoint of this epoch, or a later one."""
+    """Wait until the run has a checkpoint of this epoch or a later one."""
     deadline = time.monotonic() + 120
     while not any(
         path.name >= f"epoch-{number:04d}" for path in (run / "checkpoint").glob("epoch-*")
@@ -77,7 +74,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "two"
     messages = train(2, run)
-    assert messages.count("images: 24 train") == 1  # only one of them talks
+    assert messages.count("images: 24 train") == 1  # only rank 0 logs
     assert messages.count("run folder:") == 2  # at the start and at the end
     return run
 
@@ -91,7 +88,7 @@ def test_two_processes_take_the_steps_of_one(one: Path, two: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [("--loss.reduction=sum",), ("--train.batch_size=7",)])
 def test_so_do_three_with_unequal_shares(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """24 or 7 images a batch for 3 processes; the loss summed or averaged; two batches a step."""
+    """24 or 7 images per batch over 3 processes; summed or mean loss; two batches per step."""
     options = (*options, "--train.accumulation=2", "--train.epochs=4", "--data.scenes.test=10")
     command = ["train", "scenes_nano", "--out", str(tmp_path / "one"), *STEPS, *options]
     assert main(command) == 0
@@ -102,11 +99,11 @@ def test_so_do_three_with_unequal_shares(tmp_path: Path, options: tuple[str, ...
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_image_counts_once_in_the_figures(one: Path, processes: int) -> None:
-    """401 images for 2 and 3 processes, 24 at a time: the last batch has 17."""
+    """401 images over 2 and 3 processes in batches of 24: the last batch has 17."""
     before = figures(one)
     assert before["images"] == 401
     (one / "metrics.json").unlink()
-    train(processes, one, "--resume")  # all that is left to do is the test
+    train(processes, one, "--resume")  # only the test is left to do
     assert figures(one) == pytest.approx(before, abs=1e-9)
 
 
@@ -121,7 +118,7 @@ def test_a_divided_network_learns_the_same_and_becomes_an_ordinary_bundle(
     assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in whole.items()}
     parts = sorted((run / "checkpoint").glob("epoch-*"))[-1].glob("part-*.pt")
     assert len(list(parts)) == 2
-    # One process takes up the pieces of two, and goes on to the same bundle.
+    # One process resumes from the shards of two and writes the same bundle.
     (run / "metrics.json").unlink()
     (run / "model.safetensors").unlink()
     command = ["train", "scenes_nano", "--out", str(run), *STEPS, "--train.sharding=fsdp"]
@@ -158,7 +155,7 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(two: Path, tmp_path: 
     assert not (run / "metrics.json").exists()
     train(2, run, "--auto-resume")
     assert losses(run) == losses(two)
-    train(2, run, "--auto-resume")  # finished: nothing is left to do, and that is no error
+    train(2, run, "--auto-resume")  # a finished run is no error
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process, so that the next step needn't fetch it."""
+"""Freed memory stays with the process, so that reusing it causes no page faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ print(kept, faults())
 
 
 def second_block(mode: str, **environment: str) -> tuple[bool, int]:
-    """Return whether memory is kept, and the page faults of a block like one freed before."""
+    """Return whether memory is kept, and the page faults of allocating a freed block again."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", BLOCKS, mode],

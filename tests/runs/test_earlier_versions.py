@@ -1,4 +1,4 @@
-"""Runs, bundles, checkpoints and exported files as the version before the folders wrote them."""
+"""Runs, bundles, checkpoints and exported files written by version 0.1 still load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def earlier(tmp_path: Path) -> Path:
 
 def test_a_finished_run_is_evaluated_as_then(earlier: Path) -> None:
     then = json.loads((earlier / "finished" / "metrics.json").read_text())
-    (earlier / "finished" / "predictions.npz").unlink()  # scored anew, with the loaded weights
+    (earlier / "finished" / "predictions.npz").unlink()  # so that `evaluate` uses the weights
     assert main(["evaluate", str(earlier / "finished"), "--json", str(earlier / "now.json")]) == 0
     now = json.loads((earlier / "now.json").read_text())
     for name in ("map", "cf1", "of1"):

@@ -1,4 +1,4 @@
-"""A run and its data: found from any folder, told when it has moved or changed."""
+"""A run finds its data from any folder, and reports data that has moved or changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def train(*options: str) -> int:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos and a run on them, which was started by relative paths."""
+    """Make a folder with photos and a run on them that was started with relative paths."""
     folder = tmp_path_factory.mktemp("home")
     lines = ["path,sea,sky"]
     for index in range(40):
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as if the training had been cut off at its end, and the current folder."""
+    """Copy that folder, remove the run's final figures, and make it the current folder."""
     shutil.copytree(made, tmp_path / "home")
     recipe = tmp_path / "home" / "run" / "config.yaml"
     recipe.write_text(recipe.read_text().replace(str(made), str(tmp_path / "home")))
@@ -81,7 +81,7 @@ def test_what_changes_no_result_may_change_on_resuming(home: Path, capsys) -> No
 
 
 def test_runs_of_earlier_versions_go_on_where_they_did(home: Path) -> None:
-    """They hold paths as given, and of the images no more than the names."""
+    """Such runs hold relative paths, and only the names of the images."""
     recipe = home / "run" / "config.yaml"
     content = yaml.safe_load(recipe.read_text())
     content["data"]["root"] = "photos"

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import write_image
-from test_distributed import ENVIRONMENT, TORCHRUN
+from making import ENVIRONMENT, TORCHRUN, write_image
 
 from mltr.cli import main
 

@@ -483,7 +483,7 @@ def test_timm_networks_come_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
         assert (name, side) == ("timm/test_vit", "64")
         assert float(found) == pytest.approx(total, rel=1e-5)
     assert "hf-hub:me/vti can't be fetched: no such repository, or a private one" in lines[3]
-    assert "restricted: ask for it on its page, then log in by hf auth login" in lines[4]
+    assert "restricted: request it on its page, then log in with hf auth login" in lines[4]
     assert "hf-hub:me/bare can't be fetched" in lines[5]
     assert "use --model.name hf-hub:me/vit" in lines[6]
     assert "model.init pretrained: " in lines[7]

@@ -1,4 +1,4 @@
-"""A recipe: YAML plus command-line overrides, checked, as a `Config`."""
+"""Reads a recipe: YAML plus command-line overrides, checked and returned as a `Config`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import yaml
 from mltr.config.schema import Config, TrainConfig, bounds_of
 from mltr.errors import MltrError, UsageError, did_you_mean
 
-# Where recipes lie: beside the user, in an installed package, in a checkout of the project.
+# Searched in order: the current folder, the installed package, a checkout of the project.
 RECIPE_FOLDERS = (
     Path("recipes"),
     Path(__file__).parents[1] / "recipes",
     Path(__file__).parents[3] / "recipes",
 )
 
-MAX_VALUES = 10_000  #: of a recipe: a few aliases of aliases would stand for billions
+MAX_VALUES = 10_000  #: maximum values of a recipe, as nested aliases can expand to billions
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe given by its path or its name; raises `UsageError` if none."""
+    """Return the file of a recipe given by path or name; raises `UsageError` if there is none."""
     path = Path(name)
     if path.is_file():
         return path
@@ -44,8 +44,8 @@ def find_recipe(name: str) -> Path:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Return the recipe in a YAML file, with overrides such as ``--train.epochs 3`` applied.
 
-    Raises `UsageError` for a file that isn't YAML, a key that doesn't exist (with the nearest
-    one), a value of the wrong type, or one that a section refuses.
+    Raises `UsageError` for a file that isn't YAML, an unknown key (suggesting the nearest one), and
+    a value of the wrong type or out of bounds.
     """
     path = Path(path)
     content = _read_yaml(path)
@@ -74,7 +74,7 @@ def _check_options(overrides: Sequence[str]) -> None:
 
 
 def with_photos(photos: str | None, overrides: Sequence[str]) -> list[str]:
-    """Return overrides that make a recipe read the PHOTOS of the command line, if given.
+    """Return the overrides, with PHOTOS from the command line as ``--data.root`` if given.
 
     Raises `UsageError` if ``--data.root`` is given too.
     """
@@ -87,7 +87,7 @@ def with_photos(photos: str | None, overrides: Sequence[str]) -> list[str]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return a resolved recipe as YAML that `load_recipe` reads back."""
+    """Return a recipe as YAML that `load_recipe` reads back."""
     text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     return text
 
@@ -101,7 +101,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content: Any = loader.construct_document(root) if root else None
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deeply, or contains itself") from error
-    except (yaml.YAMLError, ValueError) as error:  # such as a thirteenth month
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as a date in month 13
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise MltrError(f"{path}: can't be read: {error.strerror}") from error
@@ -116,7 +116,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _translate(content: dict[str, Any]) -> None:
-    """Translate recipes of earlier versions: a warm-up in epochs becomes a share of the run."""
+    """Convert `warmup_epochs` of earlier versions to `warmup`, a share of the run."""
     section = content.get("train") or {}
     epochs = section.get("epochs", TrainConfig().epochs)
     if isinstance(section.get("warmup_epochs"), int | float) and isinstance(epochs, int) and epochs:
@@ -124,7 +124,7 @@ def _translate(content: dict[str, Any]) -> None:
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Return how many values a document has once each alias is replaced by what it stands for."""
+    """Return the number of values in a document after expanding its aliases."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
@@ -139,16 +139,16 @@ def _count_values(node: yaml.Node | None, known: dict[int, int]) -> int:
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a recipe, or a section of them."""
+    """A field or section of a recipe."""
 
-    key: str  #: dotted
-    kind: Any  #: its type; of a section, its dataclass
-    words: str  #: what it is, and its bound, in a line
+    key: str  #: dotted name
+    kind: Any  #: type, for a section its dataclass
+    words: str  #: one line of documentation, with its bound
 
 
 @cache
 def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
-    """Return all fields of a recipe, sections included, in the order of `schema`."""
+    """Return all fields and sections of a recipe in the order of `schema`."""
     found: list[Field] = []
     hints, comments, bounds = get_type_hints(section), _comments(section), bounds_of(section)
     for field in dataclasses.fields(section):
@@ -164,7 +164,7 @@ def fields(section: type = Config, prefix: str = "") -> tuple[Field, ...]:
 
 
 def _comments(section: type) -> dict[str, str]:
-    """Return the `#:` comment that documents each field, beside it or in the lines above it."""
+    """Return each field's `#:` comment, from its own line or those above it."""
     found: dict[str, str] = {}
     above: list[str] = []
     for line in inspect.getsource(section).splitlines():
@@ -184,13 +184,13 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def known_keys() -> list[str]:
-    """Return every dotted key that a recipe may have, sections included."""
+    """Return the dotted keys of all fields and sections."""
     return [field.key for field in fields()]
 
 
 @cache
 def switches() -> frozenset[str]:
-    """Return the dotted keys that are true or false."""
+    """Return the dotted keys of boolean fields."""
     return frozenset(field.key for field in fields() if field.kind is bool)
 
 
@@ -202,13 +202,13 @@ def _keys_of(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _is_inside_dict(key: str) -> bool:
-    """Whether a key belongs to options whose names the network or its head knows, not we."""
+    """Return whether a key belongs to options that the network or its head defines."""
     return key.startswith(("model.overrides.", "model.head_options."))
 
 
 def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """Check the file, then the overrides, so that an error names the one that is wrong."""
-    import jsonargparse  # a tenth of a second that `mltr --help` needn't pay
+    """Check the file, then the overrides, so that an error names the right one."""
+    import jsonargparse  # takes 0.1 s, which `mltr --help` shouldn't pay
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mltr train")
     parser.add_class_arguments(Config, nested_key="recipe")
@@ -229,7 +229,7 @@ def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Con
 
 
 def _plain(message: str) -> str:
-    """Say the key, the value and what was expected, in fewer words than jsonargparse does."""
+    """Shorten a message of jsonargparse to the key, the expected type and the value."""
     message = " ".join(message.replace("recipe.", "").split())
     wrong = re.search(r'key "(.+?)": Expected a (.+?)\. Got value: (.*)', message)
     if not wrong:

@@ -1,7 +1,7 @@
-"""What a recipe may say. Each dataclass documents its fields, and bounds them by their types.
+"""The fields of a recipe. Each dataclass documents its fields and bounds them by their types.
 
-Fields have dotted names, in YAML and on the command line alike: ``data.root``,
-``model.name``, ``train.epochs``. This module imports nothing heavy.
+Fields have dotted names, both in YAML and on the command line: ``data.root``, ``model.name``,
+``train.epochs``. This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mltr.errors import UsageError
 
 
 class Bound(NamedTuple):
-    """What a number must do, in words and as a check; nan passes none."""
+    """A condition on a number, in words and as a check that nan never passes."""
 
     words: str
     holds: Callable[[float], bool]
@@ -37,7 +37,7 @@ Magnitude = Annotated[int, Bound("lie in 0..30", lambda x: 0 <= x <= 30)]
 
 
 def bounds_of(section: type) -> dict[str, Bound]:
-    """Return the bound of each field of a section that has one."""
+    """Return the bounds of a section's fields, by name."""
     kinds = get_type_hints(section, include_extras=True).items()
     return {name: kind.__metadata__[0] for name, kind in kinds if hasattr(kind, "__metadata__")}
 
@@ -226,7 +226,7 @@ class TrainConfig:
 
 @dataclass
 class Config:
-    """A whole recipe."""
+    """A recipe."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -1,5 +1,5 @@
-"""Files and folders, whatever is in them: written whole or not at all, locked, fetched, cached.
+"""Files and folders of any content: atomic writes, locks, downloads, caches.
 
-`writing` is the one way to write a file, `download` the one way to fetch one. What a file means
-belongs to the room that reads it.
+All files are written with `writing` and fetched with `download`. File formats belong to the
+folders that read them.
 """

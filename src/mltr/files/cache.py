@@ -1,6 +1,6 @@
 """`mltr cache`: list or clear the caches of images and shards.
 
-A cache is a folder with a record of the files that it created, and deletes no others. The least
+A cache is a folder with a record of the files that it created; it deletes no others. The least
 recently used files are evicted first. Any number of processes can share a cache.
 """
 
@@ -24,43 +24,43 @@ from mltr.errors import UsageError
 from mltr.files.locks import exclusive
 from mltr.files.writing import write_json
 
-RECORD = "made.json"  #: in a cache's folder: the names of its files, and their sizes in bytes
-PART = ".part"  #: ends the name of a file that isn't whole yet
-FAILED = ".failed"  #: ends the name of a note why a file can't be had
+RECORD = "made.json"  #: file in a cache's folder: names of its files and their sizes in bytes
+PART = ".part"  #: suffix of an incomplete file
+FAILED = ".failed"  #: suffix of a note on why a file couldn't be made
 
 
 def cache_folder() -> Path:
-    """Return where copies are kept that can be made again: a folder of the user's, for all runs."""
+    """Return the user's folder of caches, shared by all runs: ``~/.cache/mltr`` by default."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltr"
 
 
 def part_of(path: Path) -> Path:
-    """Return where a file of a cache is made before it gets its name."""
+    """Return the temporary path of a cached file while it is being made."""
     return path.with_name(path.name + PART)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A file of a cache."""
+    """A cached file."""
 
     path: Path
-    size: int  #: bytes on the disk
-    used: float  #: s since 1970
+    size: int  #: bytes on disk
+    used: float  #: time of last use, seconds since 1970
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Files in a folder, up to a limit in bytes; what is being made may exceed it."""
+    """Files in a folder, up to a limit in bytes; files still being made may exceed it."""
 
     folder: Path
     limit: int = sys.maxsize
 
     def get(self, name: str, size: int, make: Callable[[Path], object]) -> Path:
-        """Return the file `name`, of `size` bytes or more, which `make` makes unless it is there.
+        """Return the file `name` of at least `size` bytes, calling `make` if it is missing.
 
-        `make` gets the path, and makes the file whole or not at all, beside it as `part_of` says.
-        Of several processes one does so; the others wait for it. Raises OSError where the folder
-        can't be written, and what `make` raises.
+        `make` gets the final path; it writes to `part_of` that path and renames at the end. If
+        several processes ask for the file, one makes it and the others wait. Raises `OSError` if
+        the folder isn't writable, and whatever `make` raises.
         """
         path = self.folder / name
         if _is_here(path, size):
@@ -77,12 +77,12 @@ class Cache:
         return path
 
     def kept(self) -> list[Kept]:
-        """Return the files that the record names, those unused for the longest time first."""
+        """Return the recorded files, least recently used first."""
         found = [_look(self.folder / name) for name in self._read()]
         return sorted((kept for kept in found if kept.size), key=lambda kept: kept.used)
 
     def clear(self) -> int:
-        """Delete every file that the record names and nobody is making; return their bytes."""
+        """Delete all recorded files but those being made; return the number of bytes freed."""
         if not (self.folder / RECORD).is_file():
             return 0
         freed = 0
@@ -92,11 +92,11 @@ class Cache:
         return freed
 
     def _make_room(self, name: str, size: int) -> None:
-        """Note a file that is to be made, and delete others until it fits below the limit."""
+        """Record a file that is about to be made, and evict others until it fits the limit."""
         with self._record() as record:
             record[name] = size
             others = {other: _look(self.folder / other) for other in record if other != name}
-            # Of what is just being made, the size that it will have counts.
+            # A file that is still being made counts with its final size.
             used = size + sum(max(kept.size, record[other]) for other, kept in others.items())
             for other, _ in sorted(others.items(), key=lambda item: item[1].used):
                 if used <= self.limit:
@@ -106,32 +106,32 @@ class Cache:
                 used -= counted if other not in record else 0
 
     def _forget(self, name: str) -> None:
-        """Take from the record what left no trace."""
+        """Remove a file from the record if nothing of it is on disk."""
         with self._record() as record:
             if not any(path.exists() for path in _traces(self.folder / name)):
                 record.pop(name, None)
 
     def _delete(self, record: dict[str, int], name: str) -> int:
-        """Delete a file unless somebody is making it; return how many bytes that freed."""
+        """Delete a file unless a process is making it; return the number of bytes freed."""
         path, freed = self.folder / name, 0
         try:
             with _locked(path, wait=False):
                 freed = _look(path).size
                 for gone in _traces(path):
-                    gone.unlink(missing_ok=True)  # who has it open can read on
+                    gone.unlink(missing_ok=True)  # processes that have it open can read on
         except Timeout:
             return 0
-        except FileNotFoundError:  # not even its folder is there
+        except FileNotFoundError:  # its folder is missing too
             pass
         del record[name]
         if path.parent != self.folder:
-            with contextlib.suppress(OSError):  # others are there
+            with contextlib.suppress(OSError):  # not empty
                 path.parent.rmdir()
         return freed
 
     @contextmanager
     def _record(self) -> Iterator[dict[str, int]]:
-        """Give the record to one at a time, and write it if it has changed."""
+        """Yield the record under a lock, and write it afterwards if it has changed."""
         with _locked(self.folder / RECORD):
             record = self._read()
             before = dict(record)
@@ -154,7 +154,7 @@ class Cache:
 
 
 def _traces(path: Path) -> tuple[Path, ...]:
-    """Return all files that belong to one of a cache."""
+    """Return every path that a cached file may leave: itself, its part, its failure note."""
     return path, part_of(path), path.with_name(path.name + FAILED)
 
 
@@ -164,13 +164,13 @@ def _is_here(path: Path, size: int) -> bool:
             return False
     except FileNotFoundError:
         return False
-    with contextlib.suppress(OSError):  # a cache that may only be read
+    with contextlib.suppress(OSError):  # a read-only cache
         os.utime(path)
     return True
 
 
 def _look(path: Path) -> Kept:
-    """Return what is on the disk of a file, whole or not."""
+    """Return the size and time of last use of a file or its part; size 0 if there is neither."""
     for candidate in (path, part_of(path)):
         with contextlib.suppress(OSError):
             about = candidate.stat()
@@ -179,16 +179,16 @@ def _look(path: Path) -> Kept:
 
 
 def _locked(path: Path, wait: bool = True) -> AbstractContextManager[None]:
-    """Hold a file of the cache; raises `Timeout` where somebody else does and `wait` is false."""
+    """Lock a cached file. Without `wait`, raises `Timeout` if another process holds the lock."""
     return exclusive(path.with_name(f".{path.name}.lock"), wait)
 
 
 # -- the command -------------------------------------------------------------------------------
 
 KINDS = {
-    "photos": "photos squashed once, features of frozen backbones (data.cache_gb)",
-    "shards": "shards from elsewhere (data.shard_cache_gb)",
-}  #: folders of the caches below `cache_folder`
+    "photos": "resized photos, features of frozen backbones (data.cache_gb)",
+    "shards": "remote shards (data.shard_cache_gb)",
+}  #: subfolders of `cache_folder`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,10 +200,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List what the caches hold, or delete it."""
+    """List the cached files, or delete them."""
     folders = {cache_folder() / kind: words for kind, words in KINDS.items()}
     if args.folder:
-        folders = {Path(args.folder): "shards from elsewhere"}
+        folders = {Path(args.folder): "remote shards"}
         if not (Path(args.folder) / RECORD).is_file():
             raise UsageError(f"{args.folder} is not a cache: it has no {RECORD}")
     total = 0

@@ -1,6 +1,7 @@
-"""Files from elsewhere: bundles on the Hugging Face Hub, and large files that arrive in the end.
+"""Downloads: bundles from the Hugging Face Hub, and large files with resume and retries.
 
-A bundle of the Hub is the same files as on disk, and read like any bundle: nothing in it is run.
+A bundle on the Hub has the same files as one on disk and is read the same way. None of its
+content is executed.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ from mltr.errors import MltrError, UsageError
 
 log = logging.getLogger(__name__)
 
-HUB_PREFIX = "hf-hub:"  #: of the name of a bundle on the Hub
-ATTEMPTS = 6  #: in a row without a new byte, until a file is given up
-DAMAGED_ATTEMPTS = 3  #: whole files with a wrong checksum, until it is given up
-FIRST_PAUSE_S = 1.0  #: before the second attempt; then doubled each time
-TIMEOUT_S = 30.0  #: without a byte
-BLOCK = 1 << 20  #: bytes read at a time
-# Answers that waiting may change: timeout, too early, too many requests; and those of 500 and on.
+HUB_PREFIX = "hf-hub:"  #: prefix of the name of a bundle on the Hub
+ATTEMPTS = 6  #: consecutive attempts without a new byte before giving up
+DAMAGED_ATTEMPTS = 3  #: complete downloads with a wrong checksum before giving up
+FIRST_PAUSE_S = 1.0  #: backoff before the second attempt, in seconds; doubled each time
+TIMEOUT_S = 30.0  #: socket timeout in seconds
+BLOCK = 1 << 20  #: bytes per read
+# Transient HTTP errors besides 5xx: request timeout, too early, too many requests.
 PASSING_STATUS = (408, 425, 429)
-# What no repetition mends: a full disk, a quota, a folder that may not be written.
+# Permanent errors of this machine: full disk, quota, read-only file system, file too large.
 OWN_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
-_commits: dict[str, str] = {}  #: of each name, so that a process asks but once and sees one version
+_commits: dict[str, str] = {}  #: commit of each name, so that a process sees a single version
 
 
 def fetch(name: str, files: list[str]) -> Path:
     """Return a local folder with the named files of ``hf-hub:OWNER/NAME`` or ``...@REVISION``.
 
-    Each is downloaded once; without a network, what was downloaded before is used. Raises
-    `MltrError` if it isn't there or can't be reached.
+    Files are cached; without a network the cached copies are used. Raises `UsageError` for a
+    malformed name, and `MltrError` if a file doesn't exist or the Hub can't be reached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -51,7 +52,7 @@ def fetch(name: str, files: list[str]) -> Path:
     try:
         for file in files:
             path = Path(hf_hub_download(repo_id, file, revision=revision or None))
-            revision = path.parent.name  # the other files of this very commit, come what may
+            revision = path.parent.name  # take the other files from the same commit
     except HFValidationError as error:
         raise UsageError(f"{name}: expected {HUB_PREFIX}OWNER/NAME ({error})") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -61,16 +62,16 @@ def fetch(name: str, files: list[str]) -> Path:
 
 
 def reason_of(error: Exception) -> str:
-    """Say in one line why something can't be had from the Hub, and what to do about it."""
+    """Return one line on why a file can't be fetched from the Hub, and what to do about it."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
-        return "access to it is restricted: ask for it on its page, then log in by hf auth login"
+        return "access is restricted: request it on its page, then log in with hf auth login"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such repository, or a private one: check the name, or log in by hf auth login"
+        return "no such repository, or a private one: check the name, or log in with hf auth login"
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         if constants.HF_HUB_OFFLINE:
-            return "it isn't in the cache, and HF_HUB_OFFLINE is set: unset it, or fetch it before"
+            return "it isn't in the cache, and HF_HUB_OFFLINE is set: unset it, or fetch it first"
         return (
             f"it isn't in the cache, and {constants.ENDPOINT} can't be reached: check the network"
         )
@@ -81,7 +82,7 @@ def reason_of(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's text in one line."""
+    """Return the first line of an error's text that isn't blank, or its type."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -90,11 +91,11 @@ def first_line(error: Exception) -> str:
 
 
 class _Damaged(Exception):
-    """A whole file came that isn't the right one."""
+    """A complete download has the wrong checksum."""
 
 
 class _TooLarge(Exception):
-    """More is sent than the file may have."""
+    """The server sends more than the limit."""
 
 
 def download_file(
@@ -104,15 +105,14 @@ def download_file(
     on_bytes: Callable[[int], object] = lambda count: None,
     limit: int = sys.maxsize,
 ) -> None:
-    """Fetch a file into `target`, going on where an earlier attempt, or process, stopped.
+    """Download a file to `target`, resuming an earlier attempt or process.
 
-    `addresses` are those of one and the same file, tried in turn: http, https, or any that fsspec
-    knows, such as ``s3://BUCKET/KEY``. `digest` is ``sha256:HEX`` or ``md5:HEX``; a file with
-    another one is fetched anew. No more than `limit` bytes are taken. What has come so far stays in
-    ``target.part``. `on_bytes` is told how many bytes have come since it was last called; a
-    negative number takes some back. Raises
-    `MltrError` once nothing has come for `ATTEMPTS` attempts, and at once for what waiting won't
-    change: no such file, no permission, a full disk, too many bytes.
+    `addresses` are mirrors of the same file, tried in turn: http, https, or any protocol of fsspec
+    such as ``s3://BUCKET/KEY``. `digest` is ``sha256:HEX`` or ``md5:HEX``; a file that doesn't
+    match it is downloaded again. `limit` is the maximum size in bytes. A partial download stays in
+    ``target.part``. `on_bytes` gets the number of bytes received since its last call, negative if
+    bytes were discarded. Raises `MltrError` after `ATTEMPTS` attempts without a new byte, and at
+    once for permanent errors: no such file, no permission, a full disk, more than `limit` bytes.
     """
     part = target.with_name(target.name + ".part")
     failures = damaged = 0
@@ -131,20 +131,20 @@ def download_file(
         except _TooLarge:
             on_bytes(-_size(part))
             part.unlink(missing_ok=True)
-            reason, given_up = f"it is larger than the {limit:,} bytes that it may have", True
+            reason, given_up = f"it is larger than the limit of {limit:,} bytes", True
         except (OSError, http.client.HTTPException) as error:
             failures = 0 if _size(part) > before else failures + 1
             reason = _reason(error)
             given_up = failures == ATTEMPTS or _is_final(error)
         if given_up:
-            kept = f"; what has come is kept in {part}" if _size(part) else ""
+            kept = f"; the partial download is kept in {part}" if _size(part) else ""
             raise MltrError(f"{address} can't be fetched: {reason}{kept}")
         log.info("%s: %s; trying again", address, reason)
         time.sleep(FIRST_PAUSE_S * 2 ** max(failures - 1, damaged - 1, 0))
 
 
 def _receive(address: str, part: Path, on_bytes: Callable[[int], object], limit: int) -> None:
-    """Append what is missing to `part`, or all of it where the server can't begin in the middle."""
+    """Append the missing bytes to `part`; restart it if the server ignores range requests."""
     if not address.startswith(("http://", "https://")):
         _receive_by_fsspec(address, part, on_bytes, limit)
         return
@@ -155,7 +155,7 @@ def _receive(address: str, part: Path, on_bytes: Callable[[int], object], limit:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # there is nothing more: whether it is the whole file, its digest says
+            return  # no more bytes; the digest tells whether the file is complete
         raise
     with response, part.open("ab") as file:
         begin = (response.headers.get("Content-Range") or "").removeprefix("bytes ")
@@ -174,7 +174,7 @@ def _receive(address: str, part: Path, on_bytes: Callable[[int], object], limit:
             on_bytes(len(block))
             missing = missing and missing - len(block)
     if missing:
-        raise ConnectionError(f"broke off, {missing:,} bytes before the end")
+        raise ConnectionError(f"the connection broke {missing:,} bytes before the end")
 
 
 def _receive_by_fsspec(
@@ -184,7 +184,7 @@ def _receive_by_fsspec(
 
     try:
         system, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:  # no such protocol, or its package isn't there
+    except (ImportError, ValueError) as error:  # unknown protocol, or its package is missing
         raise MltrError(f"{address}: {first_line(error)}") from error
     on_bytes(-_size(part))
     have = 0
@@ -198,12 +198,12 @@ def _receive_by_fsspec(
                 on_bytes(len(block))
     except (OSError, _TooLarge):
         raise
-    except Exception as error:  # each kind of store has its own
+    except Exception as error:  # each file system raises its own errors
         raise ConnectionError(first_line(error)) from error
 
 
 def _check(part: Path, digest: str, on_bytes: Callable[[int], object]) -> None:
-    """Raise `_Damaged`, and drop the file, unless it has the digest."""
+    """Delete the file and raise `_Damaged` unless it has the digest."""
     if not digest:
         return
     kind, _, expected = digest.partition(":")
@@ -212,7 +212,7 @@ def _check(part: Path, digest: str, on_bytes: Callable[[int], object]) -> None:
     if found != expected:
         on_bytes(-_size(part))
         part.unlink()
-        raise _Damaged(f"damaged, its {kind} is {found} and not {expected}")
+        raise _Damaged(f"damaged: its {kind} is {found}, not {expected}")
 
 
 def _is_final(error: Exception) -> bool:

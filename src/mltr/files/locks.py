@@ -1,8 +1,8 @@
-"""Locks on run folders and outputs, so that no two commands write the same one at a time.
+"""Locks on run folders and outputs, so that no two commands write to the same one at a time.
 
-A lock is a small file with who holds it, made in one step or not at all. Its holder renews the time
-of it. So one that was left behind is known: on this machine by its process, which has ended, and on
-another one by that time.
+A lock is a small file that names its holder and is created atomically. The holder renews its
+modification time. A stale lock is recognized by its process having ended if it is from this
+machine, and by its age if it is from another.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ from filelock import FileLock
 from mltr.errors import MltrError, UsageError
 from mltr.terminal import printable
 
-LOCK_FILE = ".lock"  #: within a folder that is written
-RENEWED_S = 15.0  #: between two renewals of a lock
-ABANDONED_S = 120.0  #: without renewal, until a lock of another machine no longer counts
-WRITTEN_S = 5.0  #: in which whoever makes a lock has written who that is
-SAME_START_S = 60.0  #: by which a clock that is set moves the beginning of a process
-SHOWN_LENGTH = 80  #: characters of a command that a message shows
+LOCK_FILE = ".lock"  #: name in a locked folder, suffix for a locked file
+RENEWED_S = 15.0  #: seconds between two renewals of a lock
+ABANDONED_S = 120.0  #: age in seconds from which a lock of another machine is stale
+WRITTEN_S = 5.0  #: seconds after which a lock without a holder is stale
+SAME_START_S = 60.0  #: tolerance for a process's start time, in seconds: clocks get adjusted
+SHOWN_LENGTH = 80  #: maximum characters of a command in a message
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock."""
+    """The process that holds a lock."""
 
     command: str
-    process: int
-    started: float  #: when that process began, s since 1970; numbers of processes come again
+    process: int  #: process ID
+    started: float  #: start time of the process, seconds since 1970, as process IDs are reused
     host: str
-    place: str  #: within which numbers of processes are unique: a host, or a container of it
-    since: float  #: s since 1970
-    token: str  #: of this lock alone
+    place: str  #: PID namespace: a host, or a container on it
+    since: float  #: time the lock was taken, seconds since 1970
+    token: str  #: unique to this lock
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder that a command writes; it is made if need be, and goes if it stays empty.
+    """Lock the output folder of a command. Creates it, and removes it again if it stays empty.
 
-    Raises `MltrError` that names the holder, or says why the folder can't be written, and
-    `UsageError` for a file, or a name that isn't UTF-8.
+    Raises `MltrError` if another command holds it (with its name) or it isn't writable, and
+    `UsageError` if it is a file or its name isn't UTF-8.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out must be a folder")
-    if not _is_text(folder):  # which libraries that write there can't name
+    if not _is_text(folder):  # some libraries that write there need UTF-8
         raise UsageError(f"--out {folder}: the name isn't valid UTF-8; choose another one")
     is_new = not folder.exists()
     try:
@@ -70,28 +70,28 @@ def locked_folder(folder: Path) -> Iterator[None]:
             yield
     finally:
         if is_new:
-            with contextlib.suppress(OSError):  # there is something in it, as there should be
+            with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
 
 @contextmanager
 def locked_output(path: Path) -> Iterator[None]:
-    """Hold a file that a command writes; raises `MltrError` like `locked_folder`."""
+    """Lock the output file of a command; raises `MltrError` like `locked_folder`."""
     with _held(path.with_name(f".{path.name}{LOCK_FILE}"), path):
         yield
 
 
 @contextmanager
 def exclusive(lock: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock of the system for a moment, by a file that goes with it.
+    """Hold a system lock for a short time; its file is deleted on release.
 
-    Raises `filelock.Timeout` where somebody else holds it and `wait` is false.
+    Without `wait`, raises `filelock.Timeout` if another process holds the lock.
     """
     with FileLock(lock, blocking=wait):
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone
+            lock.unlink(missing_ok=True)  # before the release, so that waiters notice
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _held(lock: Path, target: Path) -> Iterator[None]:
         yield
     finally:
         done.set()
-        if os.getpid() == holder.process and _read(lock) == holder:  # not a process forked since
+        if os.getpid() == holder.process and _read(lock) == holder:  # not in a forked child
             with contextlib.suppress(OSError):
                 lock.unlink()
 
@@ -131,7 +131,7 @@ def _this_process() -> Holder:
 
 
 def _shown(text: str) -> str:
-    """Return text for a message: one line, not too long, nothing that a terminal obeys."""
+    """Return text fit for a message: printable and at most `SHOWN_LENGTH` characters."""
     text = printable(text)
     return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}..."
 
@@ -144,7 +144,7 @@ def _place() -> str:
 
 
 def _make(lock: Path, holder: Holder) -> bool:
-    """Make a lock; false where there is one."""
+    """Create a lock file; return False if there is one already."""
     try:
         descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -159,7 +159,7 @@ def _make(lock: Path, holder: Holder) -> bool:
 
 
 def _read(lock: Path) -> Holder | None:
-    """Return who holds a lock; nobody where it isn't there, or isn't written yet."""
+    """Return the holder of a lock, or None if the file is missing or not yet written."""
     try:
         holder = Holder(**json.loads(lock.read_text("utf-8")))
         datetime.fromtimestamp(holder.since)
@@ -175,8 +175,8 @@ def _read(lock: Path) -> Holder | None:
 
 
 def _remove_if_abandoned(lock: Path, target: Path) -> None:
-    """Remove a lock that its holder has left behind; raises `MltrError` if it still counts."""
-    # One at a time looks and removes: whoever was faster may have made a new lock by now.
+    """Remove a stale lock; raises `MltrError` if its holder is still alive."""
+    # Check and removal must be exclusive: a faster process may have taken a new lock in between.
     with exclusive(lock.with_name(f"{lock.name}-taken")):
         try:
             age = time.time() - lock.stat().st_mtime
@@ -191,7 +191,7 @@ def _remove_if_abandoned(lock: Path, target: Path) -> None:
 
 
 def _check_gone(holder: Holder, age: float, target: Path) -> None:
-    """Raise `MltrError` unless a holder has ended, or gave no sign for so many seconds."""
+    """Raise `MltrError` unless the holder has ended, or its lock of `age` seconds is stale."""
     elsewhere = holder.place != _place()
     if (age > ABANDONED_S) if elsewhere else not _runs(holder):
         return
@@ -213,12 +213,12 @@ def _runs(holder: Holder) -> bool:
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-    except psutil.AccessDenied:  # another user's, so it runs
+    except psutil.AccessDenied:  # it runs, as another user
         return True
 
 
 def _renew(lock: Path, holder: Holder, done: threading.Event) -> None:
-    """Say from time to time that the holder is still there."""
+    """Renew a lock until `done` is set or the lock has a new holder."""
     while not done.wait(RENEWED_S):
         if _read(lock) != holder:
             return

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and stay as they were where writing fails."""
+"""Atomic writes: a file appears complete or not at all, and a failed write changes nothing."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from mltr.errors import MltrError
 Writer = Callable[[Path], object]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-LONGEST_SUFFIX = 32  #: characters; what formats are known by is far shorter
+LONGEST_SUFFIX = 32  #: maximum characters of a temporary file's suffix
 
 
 def write_atomically(
     path: str | Path, writer: Writer, flush: bool = True, follow_links: bool = False
 ) -> None:
-    """Let `writer` fill a temporary file beside `path` and put it in its place once it is safe.
+    """Write a file through a temporary file beside it, renamed into place once it is on disk.
 
-    `writer` gets the path of the temporary file, with the suffix of `path`. Whatever fails, a
-    previous file at `path` stays as it was; a new one has its mode and, where that is allowed, its
-    owner. Without `flush` a power cut may leave a new file empty, and writing takes a hundredth
-    of the time. Raises `MltrError` if the file can't be written, as `check_target` does too.
+    `writer` gets the path of the temporary file, which has the suffix of `path`. If anything
+    fails, a previous file at `path` is unchanged. A new file takes over its mode and, where
+    permitted, its owner. Without `flush` writing takes a hundredth of the time, but a power cut
+    may leave the new file empty. Raises `MltrError` if the file can't be written, or as
+    `check_target` does.
     """
     write_together({Path(path): writer}, flush, follow_links)
 
@@ -38,9 +39,9 @@ def write_atomically(
 def write_together(
     writers: Mapping[Path, Writer], flush: bool = True, follow_links: bool = False
 ) -> None:
-    """Like `write_atomically` for several files: all are on the disk before the first is replaced.
+    """Write several files like `write_atomically`; all are on disk before the first is replaced.
 
-    They are replaced in the order given. Raises `MltrError` naming the file that failed.
+    Files are replaced in the given order. Raises `MltrError` that names the file that failed.
     """
     targets = {check_target(path, follow_links): writer for path, writer in writers.items()}
     staged: dict[Path, Path] = {}
@@ -61,16 +62,16 @@ def write_together(
         raise MltrError(_explain_write_error(current, error)) from error
     finally:
         for temporary in staged.values():
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # don't hide the first error
                 temporary.unlink()
 
 
 def check_target(path: str | Path, follow_links: bool = False) -> Path:
-    """Return where a file called `path` is to be written.
+    """Return the path to write a file called `path` to.
 
-    That is `path` itself: a link there could lead anywhere, so it is refused, unless
-    `follow_links` says to write where it leads. Raises `MltrError` for such a link and for
-    whatever else is there and is no regular file, such as a folder, a device or a pipe.
+    With `follow_links` that is the target of a symbolic link. Otherwise a link is refused, as it
+    could lead anywhere. Raises `MltrError` for a refused link, and if something other than a
+    regular file is in place, such as a folder, a device or a pipe.
     """
     target = Path(os.path.realpath(path)) if follow_links else Path(path)
     try:
@@ -90,7 +91,7 @@ def check_target(path: str | Path, follow_links: bool = False) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, unless it is there; raises `MltrError`."""
+    """Create a folder and its parents if missing; raises `MltrError` if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,7 +99,7 @@ def make_folder(folder: Path) -> None:
 
 
 def describe_kind(mode: int) -> str:
-    """Return what a file of this mode (`st_mode`) is, in words."""
+    """Return the kind of a file in words, by its mode (`st_mode`)."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a pipe",
@@ -107,13 +108,13 @@ def describe_kind(mode: int) -> str:
         stat.S_IFBLK: "a device",
         stat.S_IFLNK: "a link",
     }
-    return kinds.get(stat.S_IFMT(mode), "a file of no known kind")
+    return kinds.get(stat.S_IFMT(mode), "a file of unknown kind")
 
 
 def open_regular(path: str | Path, noun: str = "a file") -> BinaryIO:
-    """Open a file to read from; whatever else is there is neither read nor waited for.
+    """Open a regular file for reading, without blocking on a pipe or a device.
 
-    Raises `OSError`, which says for a pipe, a device or a folder that it is not `noun`.
+    Raises `OSError`; for a pipe, a device or a folder its text says that it is not `noun`.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
@@ -125,16 +126,16 @@ def open_regular(path: str | Path, noun: str = "a file") -> BinaryIO:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content, as hexadecimal digits."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_target(path: str | Path, limit: int, follow_links: bool = False) -> bytes:
-    """Return the content of what is to be written anew; empty if it isn't there yet.
+    """Return the content of a file that is about to be replaced, or b"" if there is none.
 
-    Raises `MltrError` as `check_target` does, for more than `limit` bytes, and if the file can't
-    be read.
+    Raises `MltrError` as `check_target` does, if the file has more than `limit` bytes, and if it
+    can't be read.
     """
     try:
         with open_regular(check_target(path, follow_links)) as file:
@@ -149,9 +150,9 @@ def read_target(path: str | Path, limit: int, follow_links: bool = False) -> byt
 
 
 def _create_beside(target: Path) -> tuple[Path, int]:
-    """Create an empty file whose name nobody can foresee; return it, and its mode.
+    """Create an empty file with an unpredictable name beside `target`; return it and its mode.
 
-    The mode is that of any new file, by the umask: some writers would make it private.
+    The mode follows the umask, as for any new file. Some writers would make the file private.
     """
     name = f".tmp-{secrets.token_hex(8)}{target.suffix[:LONGEST_SUFFIX]}"
     temporary = target.with_name(name)
@@ -163,7 +164,7 @@ def _create_beside(target: Path) -> tuple[Path, int]:
 
 
 def _take_over(previous: Path, temporary: Path, mode: int) -> None:
-    """Give a new file the mode and the owner of the one that it replaces, or else `mode`."""
+    """Give a new file the mode and owner of the file it replaces, or `mode` if there is none."""
     try:
         about = previous.stat()
     except OSError:
@@ -177,7 +178,7 @@ def _take_over(previous: Path, temporary: Path, mode: int) -> None:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Wait until a file's or a folder's content has reached the disk."""
+    """Wait until the content of a file or folder is on disk (fsync)."""
     if path.is_dir() and os.name == "nt":  # Windows can't open folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -197,21 +198,20 @@ def _explain_write_error(path: Path, error: OSError) -> str:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write strict JSON atomically; what is not a finite number becomes null."""
+    """Write strict JSON atomically; nan and infinities become null."""
     write_atomically(path, text_writer(to_json(content)))
 
 
 def text_writer(text: str) -> Writer:
-    r"""Return a writer, for `write_atomically`, of a text file in UTF-8.
+    r"""Return a writer of a UTF-8 text file for `write_atomically`.
 
-    What has no place in UTF-8, such as parts of odd file names, is written as ``\udcff``, which is
-    what stands for it in JSON.
+    Surrogates, as in file names that aren't UTF-8, are escaped as in JSON: ``\udcff``.
     """
     return lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def to_json(content: object, indent: int | None = 2, ascii_only: bool = False) -> str:
-    """Return strict JSON text; what is not a finite number becomes null."""
+    """Return strict JSON text; nan and infinities become null."""
     finite = _finite_or_null(content)
     return json.dumps(finite, indent=indent, ensure_ascii=ascii_only, allow_nan=False) + "\n"
 
@@ -227,8 +227,8 @@ def _finite_or_null(value: object) -> object:
 
 
 def write_figures(target: str, figures: dict[str, Any]) -> None:
-    """Write figures as JSON into a file, or to standard output for ``-``."""
+    """Write figures as JSON to a file, or to standard output for ``-``."""
     if target == "-":
-        print(to_json(figures, ascii_only=True), end="")  # whatever the encoding
+        print(to_json(figures, ascii_only=True), end="")  # ASCII suits any console encoding
     else:
         write_json(target, figures)

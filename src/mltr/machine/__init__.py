@@ -1,4 +1,4 @@
-"""What depends on the machine: number formats, memory, processes, networks divided among them.
+"""Machine-dependent code: precision, memory, processes, and sharding of a network over them.
 
 Nothing here knows what is computed.
 """

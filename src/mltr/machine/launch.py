@@ -1,4 +1,4 @@
-"""What `torchrun` and `accelerate launch` tell each process that they start."""
+"""Environment variables that `torchrun` and `accelerate launch` set in each process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def launched_processes() -> int:
-    """Return how many processes were started together, this one included."""
+    """Return the number of processes launched together, including this one (the world size)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launched_rank() -> int:
-    """Return the number of this process among them; the main one, 0, writes, logs and prints."""
+    """Return the rank of this process. Rank 0 is the main process: it writes, logs and prints."""
     return int(os.environ.get("RANK", "0"))

@@ -1,4 +1,4 @@
-"""Which numbers a device computes in fast."""
+"""Choice of the floating-point precision by device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mltr.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-CHOICE = "MLTR_PRECISION"  #: environment variable: what `auto` is, fp32 or bf16
+CHOICE = "MLTR_PRECISION"  #: environment variable that sets `auto` to fp32 or bf16
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def slow_cpu_types() -> frozenset[torch.dtype]:
-    """Return what this processor has no instructions for: many times slower than float32."""
+    """Return the types this CPU has no instructions for; they are far slower than float32."""
     known = torch.cpu.get_capabilities()
     types = {torch.bfloat16: "bf16", torch.float16: "fp16"}
     return frozenset(
@@ -27,11 +27,12 @@ def slow_cpu_types() -> frozenset[torch.dtype]:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """Return fp32, bf16 or fp16: what is `wanted`, or for ``auto`` the fastest sound one.
+    """Resolve `wanted` to fp32, bf16 or fp16.
 
-    That is bf16 where the device has instructions for it, unless the environment variable
-    MLTR_PRECISION says fp32 or bf16. A processor without them takes many times as long in bf16 as
-    in fp32, so asking for it there is worth a warning. Raises `UsageError` for another value.
+    ``auto`` is bf16 if the device has instructions for it and fp32 otherwise, unless the
+    environment variable MLTR_PRECISION sets fp32 or bf16. Without such instructions bf16 takes
+    many times as long as fp32, so an explicit bf16 logs a warning. Raises `UsageError` for any
+    other value of MLTR_PRECISION.
     """
     if wanted == "auto":
         told = os.environ.get(CHOICE, "")
@@ -48,7 +49,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Tell whether a device has instructions for bf16."""
+    """Return whether a device has instructions for bf16."""
     if device.type == "cpu":
         return torch.bfloat16 not in slow_cpu_types()
     if device.type == "cuda":
@@ -57,5 +58,5 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return a context in which a device computes in fp32, bf16 or fp16, where that is safe."""
+    """Return the autocast context for `precision`: fp32 (disabled), bf16 or fp16."""
     return torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32")

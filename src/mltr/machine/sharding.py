@@ -1,4 +1,4 @@
-"""A network in pieces, one in each process (FSDP2), and its pieces put together again."""
+"""Sharding a network over processes (FSDP2), and reassembling its shards."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mltr.errors import MltrError
 
-PIECE, SHAPE = "piece", "shape"  #: of a tensor that is saved in pieces along its first dimension
+PIECE, SHAPE = "piece", "shape"  #: keys of a saved shard: its rows, and the shape of the whole
 
 
 def shard(model: nn.Module, processes: int, device: torch.device) -> None:
-    """Divide a network's weights over the processes, in place, block by block.
+    """Shard a network's parameters over the processes, in place, with one unit per block.
 
-    Blocks are what stands in a list called `blocks`, as in MlTr and timm's transformers; all else
-    is one piece more, which is whole during forward and backward.
+    Blocks are the entries of lists named `blocks`, as in MlTr and timm's transformers. The
+    remaining parameters form one more unit, which stays gathered during forward and backward.
     """
     mesh = init_device_mesh(device.type, (processes,))
     for module in list(model.modules()):
@@ -32,9 +32,10 @@ def shard(model: nn.Module, processes: int, device: torch.device) -> None:
 
 
 def to_pieces(value: Any, keep_rest: bool = True) -> Any:
-    """Return nested dictionaries and lists with this process's piece of each divided tensor.
+    """Replace each sharded tensor in nested dictionaries and lists by this process's shard.
 
-    Without `keep_rest`, what isn't divided, and so the same in all processes, becomes None.
+    Without `keep_rest`, values that aren't sharded, which are the same in all processes, become
+    None.
     """
     if isinstance(value, DTensor):
         return {PIECE: value.to_local().detach(), SHAPE: list(value.shape)}
@@ -46,9 +47,9 @@ def to_pieces(value: Any, keep_rest: bool = True) -> Any:
 
 
 def put_together(parts: Sequence[Any]) -> Any:
-    """Undo `to_pieces`, given what all processes have of the same nested value, by rank.
+    """Invert `to_pieces`; `parts` holds its result from every process, in rank order.
 
-    Raises `MltrError` where pieces are missing.
+    Raises `MltrError` if shards are missing.
     """
     first = parts[0]
     if isinstance(first, Mapping) and first.keys() == {PIECE, SHAPE}:
@@ -64,12 +65,12 @@ def put_together(parts: Sequence[Any]) -> Any:
 
 
 def placed_like(values: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Divide whole tensors as those of the same names are; no process needs another for it."""
+    """Shard full tensors like the templates of the same names, without communication."""
     return {name: _place_like(value, templates[name]) for name, value in values.items()}
 
 
 def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """Load an optimiser's state, put together, into one whose parameters may be divided."""
+    """Load a full optimizer state into an optimizer whose parameters may be sharded."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, moments in state["state"].items():
         for name, value in moments.items():
@@ -78,7 +79,7 @@ def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
 
 
 def _place_like(value: Tensor, template: Tensor) -> Tensor:
-    """Divide a whole tensor as `template` is, if it is divided and of the same shape."""
+    """Shard a full tensor like `template` if that is sharded and has the same shape."""
     if not isinstance(template, DTensor) or value.shape != template.shape:
         return value
     mesh, placements = template.device_mesh, template.placements

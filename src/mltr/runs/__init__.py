@@ -1,1 +1,1 @@
-"""The folder of a run: which file is which (`folder`), and checkpoints (`checkpoints`)."""
+"""The folder of a run: its files (`folder`) and its checkpoints (`checkpoints`)."""

@@ -1,7 +1,7 @@
-"""States of a run on disk: complete or absent, verified by checksums, the last few kept.
+"""Checkpoints of a run: written atomically, verified by checksums, the latest few kept.
 
-A state is a folder with a file of each process, `part-RANK.pt`, and `sums.json`, which is written
-last. It gets its name once all that is safe.
+A checkpoint (state) is a folder with one file per process, `part-RANK.pt`, and `sums.json`, which
+is written last. The folder gets its final name once all files are on disk.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mltr.weights.bundle import checkpoint_writer
 log = logging.getLogger(__name__)
 
 SUMS = "sums.json"
-STATES = "epoch-*"  #: glob of what a run can go on from
-BEST = "best-*"  #: glob of the weights that did best
-UNFINISHED = ".tmp-"  #: prefix of what is being written
+STATES = "epoch-*"  #: glob of the states a run can resume from
+BEST = "best-*"  #: glob of the best weights
+UNFINISHED = ".tmp-"  #: prefix of a state that is being written
 
 
 @dataclass(frozen=True)
 class States:
-    """The folder of a run's states, as one of its processes sees it."""
+    """The states of a run, as one of its processes reads and writes them."""
 
     folder: Path
     processes: Processes
@@ -46,11 +46,11 @@ class States:
         own: Mapping[str, Any] | None = None,
         needs: str = "",
     ) -> None:
-        """Write a state under `name`, over one of that name; all processes call this together.
+        """Write a state called `name`, replacing an earlier one. All processes call this together.
 
-        `shared` is the same in each process, or divided over them; `own` is of each process
-        alone; `needs` names another state without which this one is worthless. Raises
-        `MltrError` in all processes where one can't write; nothing else is touched then.
+        `shared` is replicated or sharded over the processes; `own` belongs to this process alone;
+        `needs` names another state that this one depends on. If any process can't write, raises
+        `MltrError` in all of them and leaves other states untouched.
         """
         is_main, staged = self.processes.is_main, self.folder / f"{UNFINISHED}{name}"
         if is_main:
@@ -75,10 +75,10 @@ class States:
             raise MltrError(failure)
 
     def read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what `write` got: what is shared, put together, and this process's own.
+        """Return what `write` got: `shared`, reassembled, and this process's `own`.
 
-        A process more than there were then has nothing of its own. Raises `MltrError` where the
-        state is missing or damaged.
+        `own` is empty for ranks that didn't exist when the state was written. Raises `MltrError`
+        if the state is missing or damaged.
         """
         names = list(_read_sums(self.folder / name)["sha256"])
         parts = [_load(self.folder / name / part) for part in names]
@@ -87,9 +87,9 @@ class States:
         return shared, parts[rank]["own"] if rank < len(parts) else {}
 
     def latest(self) -> str:
-        """Return the name of the latest valid state; damaged ones are reported and deleted.
+        """Return the name of the latest valid state. Damaged ones are reported and deleted.
 
-        Raises `MltrError` where there is none.
+        Raises `MltrError` if none is valid.
         """
         found: str = ""
         if self.processes.is_main:
@@ -108,7 +108,7 @@ class States:
         return found
 
     def _damage(self, path: Path) -> str:
-        """Return what is wrong with a state, or with what it needs; nothing for a sound one."""
+        """Return what is wrong with a state or the one it needs, or "" if both are valid."""
         try:
             sums = _read_sums(path)
             for name, expected in sums["sha256"].items():
@@ -119,11 +119,11 @@ class States:
         return self._damage(self.folder / sums["needs"]) if sums["needs"] else ""
 
     def prune(self, keep: int) -> None:
-        """Delete all but the last `keep` states and what these need."""
+        """Delete all but the latest `keep` states and those that they need."""
         kept = sorted(self.folder.glob(STATES))[-keep:]
         needed = set()
         for path in kept:
-            with contextlib.suppress(MltrError):  # a damaged one needs nothing any more
+            with contextlib.suppress(MltrError):  # damaged
                 needed.add(self.folder / _read_sums(path)["needs"])
         for pattern in (STATES, BEST, f"{UNFINISHED}*"):
             for path in self.folder.glob(pattern):
@@ -132,12 +132,12 @@ class States:
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a state to resume from, valid or not."""
+    """Return whether there is a state to resume from, valid or not."""
     return any(folder.glob(STATES))
 
 
 def delete_states(folder: Path) -> None:
-    """Delete all states, and nothing else that may lie there."""
+    """Delete all states and no other files."""
     for pattern in (STATES, BEST, f"{UNFINISHED}*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
@@ -148,7 +148,7 @@ def _part(rank: int) -> str:
 
 
 def _write_part(path: Path, part: Mapping[str, Any]) -> tuple[str, str]:
-    """Return why a part couldn't be written, or nothing, and its checksum."""
+    """Write a part; return an error message, or "", and its checksum."""
     try:
         write_atomically(path, checkpoint_writer(part))
         return "", sha256_of(path)
@@ -165,7 +165,7 @@ def _read_sums(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Load a file of tensors and plain values; nothing in it is run."""
+    """Load a file of tensors and plain values, without executing any of its content."""
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -174,13 +174,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def random_states() -> dict[str, Any]:
-    """Return where this process's random numbers stand, for `set_random_states`."""
+    """Return the state of torch's random number generators in this process."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Continue the random numbers from where `random_states` was called."""
+    """Restore the random number generators to what `random_states` returned."""
     torch.set_rng_state(states["cpu"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -1,4 +1,4 @@
-"""The folder of a run: everything needed to repeat it, and its results."""
+"""The folder of a run: its results, and everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mltr.files.writing import text_writer, to_json, write_atomically, write_jso
 from mltr.runs.checkpoints import delete_states, has_state
 from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE
 
-#: Of a recipe: where a run finds its images and how fast; what comes of it stays the same.
+#: Recipe fields that may change on resuming: where images are and how fast they load.
 FREE_FIELDS = frozenset(
     {
         "data.root",
@@ -37,63 +37,63 @@ FREE_FIELDS = frozenset(
     }
 )
 PREDICTIONS_FILE = "predictions.npz"
-FREE_KEYS = ("overrides", "head_options")  #: of a recipe: options with names of their own
-TOLD = 3  #: names of images in a message
+FREE_KEYS = ("overrides", "head_options")  #: recipe fields that are dictionaries with any keys
+TOLD = 3  #: maximum number of image names in a message
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names of the files of a run, and how they are written."""
+    """The files of a run, and how they are written."""
 
     path: Path
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe, which `mltr train` takes again."""
+        """The resolved recipe, which `mltr train` accepts."""
         return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
-        """Everything needed to go on, and the weights that did best; see `States`."""
+        """Checkpoints to resume from, and the best weights; see `States`."""
         return self.path / "checkpoint"
 
     @property
     def splits(self) -> Path:
-        """Which images the run learns from, chooses its epoch on, and reports on."""
+        """The classes, and the names, labels' checksums and file sizes of each split's images."""
         return self.path / "splits.json"
 
     @property
     def log(self) -> Path:
-        """One line of JSON for each epoch."""
+        """The log: one line of JSON per epoch."""
         return self.path / "log.jsonl"
 
     @property
     def metrics(self) -> Path:
-        """The test figures; written last, so a run that has them is finished."""
+        """The test figures. They are written last and so mark a finished run."""
         return self.path / "metrics.json"
 
     @property
     def predictions(self) -> Path:
-        """Scores of the test images."""
+        """The scores of the test images."""
         return self.path / PREDICTIONS_FILE
 
     @property
     def tensorboard(self) -> Path:
-        """Event files."""
+        """The folder of TensorBoard event files."""
         return self.path / "tensorboard"
 
     def holds_a_run(self) -> bool:
-        """Whether anything here would be lost by writing another run."""
+        """Return whether writing another run here would destroy anything."""
         own = (self.recipe, self.path / WEIGHTS_FILE, self.path / CONFIG_FILE)
         return any(path.exists() for path in own) or self.holds_a_state()
 
     def holds_a_state(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Return whether there is a checkpoint to resume from."""
         return has_state(self.checkpoints)
 
     def has_only_begun(self) -> bool:
-        """Whether a run was started here and ended before anything was worth keeping."""
+        """Return whether a run was started here and ended before its first checkpoint."""
         return (
             self.recipe.exists()
             and not self.holds_a_state()
@@ -101,7 +101,7 @@ class RunFolder:
         )
 
     def clear(self) -> None:
-        """Delete a previous run's files, and nothing else."""
+        """Delete the files of a previous run and no others."""
         names = [
             self.recipe,
             self.log,
@@ -116,7 +116,7 @@ class RunFolder:
         delete_states(self.checkpoints)
 
     def begin(self, config: Config, splits: Splits) -> None:
-        """Delete a previous run and write what this one starts from: recipe, versions, images."""
+        """Delete a previous run and write this one's recipe, package versions and splits."""
         self.clear()
         self.write_recipe(config)
         write_json(self.path / "versions.json", _versions())
@@ -127,13 +127,13 @@ class RunFolder:
         write_json(self.splits, content)
 
     def write_recipe(self, config: Config) -> None:
-        """Write the recipe, with paths that mean the same from any folder."""
+        """Write the recipe with absolute paths."""
         write_atomically(self.recipe, text_writer(to_yaml(with_absolute_paths(config))))
 
     def check_images(self, splits: Splits) -> None:
-        """Raise `MltrError` unless the run was started on these very images and labels.
+        """Raise `MltrError` unless the run was started on the same images and labels.
 
-        Runs of earlier versions hold no more than the names.
+        Runs of earlier versions recorded only names, so only these are compared.
         """
         try:
             before = json.loads(self.splits.read_text("utf-8"))
@@ -142,7 +142,7 @@ class RunFolder:
         classes = list(splits.train.classes)
         if before.get("classes", classes) != classes:
             self._refuse(f"with other classes, or in another order: {_told(before['classes'])}")
-        # First, as other labels may divide the same images otherwise.
+        # Labels come first, as other labels may change the random split of the same images.
         sums = {split.name: split.label_sums() for split in splits.parts}
         sizes = {split.name: split.file_sizes() for split in splits.parts}
         for what, key, now in (("labels", "label_sums", sums), ("files", "file_sizes", sizes)):
@@ -166,28 +166,28 @@ class RunFolder:
         )
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
-        """Write the lines of all epochs so far."""
+        """Write the rows of all epochs so far."""
         text = "".join(to_json(row, indent=None) for row in rows)
         write_atomically(self.log, text_writer(text))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Return the lines of all epochs so far."""
+        """Return the rows of all epochs so far."""
         if not self.log.is_file():
             return []
         return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
 
 
 def default_folder(recipe: str) -> Path:
-    """Return runs/NAME-DATE-TIME for a recipe given by name or path."""
+    """Return ``runs/NAME-DATE-TIME`` for a recipe given by name or path."""
     return Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> RunFolder:
-    """Return the folder of a run, new or to be resumed; no file in it is touched yet.
+    """Return the folder of a new or resumed run, without touching its files.
 
-    The caller holds the folder by `locked_folder`. Raises `UsageError` where a run would be
-    overwritten without `overwrite`, and `MltrError` where there is nothing to resume or it was
-    started with another recipe.
+    The caller holds the lock of the folder (`locked_folder`). Raises `UsageError` if a run would
+    be overwritten without `overwrite`, if the run to resume is finished or used another recipe,
+    and `MltrError` if there is nothing to resume.
     """
     folder = RunFolder(path)
     if resume and overwrite:
@@ -210,7 +210,7 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
 
 
 def check_recipe(folder: RunFolder, config: Config) -> None:
-    """Raise `UsageError` unless a run was started with this recipe, but for `FREE_FIELDS`."""
+    """Raise `UsageError` unless a run was started with this recipe, ignoring `FREE_FIELDS`."""
     before, now = (
         asdict(with_absolute_paths(recipe)) for recipe in (load_recipe(folder.recipe), config)
     )
@@ -227,14 +227,14 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return a recipe whose paths mean the same from any folder; names and addresses stay."""
+    """Return a recipe with absolute paths; names and URLs are unchanged."""
     data, model, train = replace(config.data), replace(config.model), replace(config.train)
     is_named = data.root.startswith(DATASETS_PREFIX)
     if data.root and not is_named and not is_address(data.root):
         data.root = str(Path(data.root).absolute())
     if data.unlabelled_root:
         data.unlabelled_root = str(Path(data.unlabelled_root).absolute())
-    if data.classes and (is_named or data.format == "huggingface"):  # elsewhere: below the root
+    if data.classes and (is_named or data.format == "huggingface"):  # others: relative to the root
         data.classes = str(Path(data.classes).absolute())
     if data.shard_cache:
         data.shard_cache = str(Path(data.shard_cache).absolute())
@@ -251,7 +251,7 @@ def with_absolute_paths(config: Config) -> Config:
 def differences(
     old: dict[str, Any], new: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the dotted fields in which two resolved recipes differ, with both values."""
+    """Yield each field in which two resolved recipes differ: dotted name, old and new value."""
     for key in old:
         if isinstance(old[key], dict) and isinstance(new[key], dict) and key not in FREE_KEYS:
             yield from differences(old[key], new[key], f"{prefix}{key}.")
@@ -279,7 +279,7 @@ def _changed(
     splits: Splits,
     now: Mapping[str, list[int]],
 ) -> list[str]:
-    """Return the images of which a number has changed; both are lists for each split."""
+    """Return the names of the images whose number differs between `then` and `now`."""
     if then == now:
         return []
     old = {name: value for key in then for name, value in zip(names[key], then[key], strict=True)}
@@ -292,17 +292,17 @@ def _changed(
 
 
 def _told(names: Sequence[str]) -> str:
-    """Return the first few of some names."""
+    """Return the first few names, separated by commas."""
     return ", ".join(map(str, names[:TOLD])) + (", ..." if len(names) > TOLD else "")
 
 
 def _names(split: Split) -> list[str]:
-    """Return the names of the images as a JSON file gives them back."""
+    """Return the names of the images as they read back from a JSON file."""
     return [name.encode("utf-8", "replace").decode("utf-8") for name in split.names]
 
 
 def draw_curves(folder: RunFolder) -> bytes:
-    """Draw loss and validation map of every epoch into curves.png; return its content."""
+    """Draw the loss and the validation score by epoch to curves.png; return its content."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -317,7 +317,7 @@ def draw_curves(folder: RunFolder) -> bytes:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     left.plot([r["epoch"] for r in rows], [r["train_loss"] for r in rows], color="#3b7dd8")
     left.set(xlabel="epoch", yscale="log")
-    left.set_title("training loss, each image", loc="left")
+    left.set_title("training loss per image", loc="left")
     for key, label, colour in (
         (judged_by, "weights", "#3b7dd8"),
         (f"{judged_by}_ema", "averaged weights", "#e07b39"),
