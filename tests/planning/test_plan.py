@@ -1,4 +1,4 @@
-"""`mltr plan`: figures known from elsewhere, and advice that holds when it is followed."""
+"""`mltr plan`: its figures match independent sources, and its advice works."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(*arguments: str, capsys: Any) -> dict[str, Any]:
 def test_a_known_recipe_has_the_documented_figures(capsys) -> None:
     figures = plan("coco", "--gpus=8xH200", capsys=capsys)
     assert figures["network"]["parameters"] == 33_039_086
-    # 6.096 G of the plain network, less what two products in place of four save (test_model.py).
+    # 6.096 G of the plain network, less the savings of two products for four (test_model.py).
     assert figures["network"]["multiply_adds"] == pytest.approx(6.018e9, rel=1e-3)
     images = figures["images"]
     assert images["train"] + images["val"] == 82_081
@@ -58,7 +58,7 @@ def test_growing_images_take_less_time(capsys) -> None:
 
 
 def test_advice_fits_when_it_is_followed(capsys) -> None:
-    """Options, given as they stand; the optimiser sees as many images as before."""
+    """The options work as printed, and keep the number of images per optimiser step."""
     command = [*NANO, "--gpus=A10", "--train.precision=fp32", "--train.batch_size=16384"]
     figures = plan(*command, capsys=capsys)
     assert not figures["memory_gib"]["fits"]
@@ -118,7 +118,7 @@ def test_the_numbers_of_voc_are_those_of_its_lists(shared: Path) -> None:
 
 
 def test_memory_of_a_step_by_hand() -> None:
-    """One linear layer with ReLU: the ReLU's result is kept, weights' gradients come."""
+    """One linear layer with ReLU: the ReLU's output is kept; the weights' gradients are added."""
     B, inputs, outputs = 32, 3 * 8 * 8, 16
 
     def build() -> nn.Module:
@@ -161,7 +161,7 @@ def test_this_machine_is_measured(capsys) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_plans_hold_beside_short_runs() -> None:
-    """Within 25 % in time and 15 % in memory, by the benchmark's own comparison."""
+    """The benchmark's comparison holds within 25 % in time and 15 % in memory."""
     path = ROOT / "benchmarks" / "plan.py"
     spec = importlib.util.spec_from_file_location("plan_benchmark", path)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""`mltr results`: which run counts for which published row, and which does not."""
+"""`mltr results`: which run counts for which published row, and which doesn't."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def test_a_batch_in_parts_is_the_same_recipe(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "counts", "difference"),
     [
-        ((WEIGHTS, "--loss.gamma_neg=2"), None, "loss.gamma_neg 2.0 in place of 4.0"),
-        ((WEIGHTS, "--model.image_size=448"), None, "448 px in place of 224"),
-        ((WEIGHTS, "--train.batch_size=64"), None, "64 images a step in place of 128"),
-        ((), None, "from scratch in place of ImageNet weights"),
-        ((WEIGHTS,), (70, 10, 79), "80 + 79 images in place of 82,081 + 40,137"),
-        ((WEIGHTS, "--model.head=csra"), None, "model.head 'csra' in place of 'average'"),
+        ((WEIGHTS, "--loss.gamma_neg=2"), None, "loss.gamma_neg 2.0 instead of 4.0"),
+        ((WEIGHTS, "--model.image_size=448"), None, "448 px instead of 224"),
+        ((WEIGHTS, "--train.batch_size=64"), None, "64 images per step instead of 128"),
+        ((), None, "from scratch instead of ImageNet weights"),
+        ((WEIGHTS,), (70, 10, 79), "80 + 79 images instead of 82,081 + 40,137"),
+        ((WEIGHTS, "--model.head=csra"), None, "model.head 'csra' instead of 'average'"),
         (
             (WEIGHTS, "--data.unlabelled=keep"), (78_644, 4_139, 40_504),
-            "data.unlabelled 'keep' in place of 'drop'",
+            "data.unlabelled 'keep' instead of 'drop'",
         ),
     ],
 )  # fmt: skip
@@ -156,7 +156,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path, capsys) -> None:
 
 
 def test_the_page_of_the_documents_has_every_row(tmp_path: Path) -> None:
-    """Figures of plans are checked by the slow tests; what is published must be there always."""
+    """The slow tests check the plans' figures; the published rows and commands are checked here."""
     out = tmp_path / "results.md"
     assert main(["results", "--out", str(out)]) == 0
     fresh = [line for line in out.read_text().splitlines() if line.startswith("mltr train")]

@@ -1,7 +1,7 @@
 """Locks on run folders and outputs, so that no two commands write to the same one at a time.
 
 A lock is a small file that names its holder and is created atomically. The holder renews its
-modification time. A stale lock is recognized by its process having ended if it is from this
+modification time. A stale lock is recognised by its process having ended if it is from this
 machine, and by its age if it is from another.
 """
 

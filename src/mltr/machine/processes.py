@@ -148,7 +148,7 @@ def may_restart_badly() -> bool:
 
 
 def join_processes(timeout_s: float) -> Processes:
-    """Initialize the process group of the launched processes; return this process's view of it."""
+    """Initialise the process group of the launched processes; return this process's view of it."""
     timeout = timedelta(seconds=timeout_s)
     # By default accelerate looks for GPUs only; on CPUs each process would believe it is alone.
     state = PartialState(

@@ -70,7 +70,7 @@ def placed_like(values: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -
 
 
 def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """Load a full optimizer state into an optimizer whose parameters may be sharded."""
+    """Load a full optimiser state into an optimiser whose parameters may be sharded."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, moments in state["state"].items():
         for name, value in moments.items():

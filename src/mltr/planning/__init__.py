@@ -1,6 +1,6 @@
-"""What training takes, before it is begun, and what came of it beside the published figures.
+"""Estimates of what a training run needs, and results beside published figures.
 
-`plan` and `reproduction` are the commands `mltr plan` and `mltr results`. `estimate` puts a plan
-together from `workload` (a step's memory, without content), `devices` (a table of GPUs) and `probe`
-(this machine, measured); `published` is the one table of published figures.
+`plan` and `results` are the commands `mltr plan` and `mltr results`. `estimate` combines `workload`
+(memory and operations of a step, on fake tensors), `devices` (a table of GPUs) and `speed`
+(measured on this machine). `published` is the only table of published figures.
 """

@@ -1,4 +1,4 @@
-"""Devices to plan for: memory, speed, and how much of it such networks get. No torch here."""
+"""GPUs to plan for: memory, peak speed, and the share of it that training reaches. No torch."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ from mltr.errors import UsageError, did_you_mean
 
 HERE = ("cpu", "cuda")  #: devices of this machine, whose speed is measured
 
-# How fast a training step is on a device that isn't here, in mixed precision. Such networks wait
-# for memory, not for products: `python benchmarks/plan.py --swin` compares with the published speed
-# of training six Swins on an RTX 3090, 0.25 to 0.45 of its peak, and finds each byte kept for the
-# backward pass moved 21 to 26 times. Devices with other ratios of bandwidth to products, fused
-# kernels and torch.compile will be off from that.
-TRAFFIC = 22.5  #: bytes moved in a step for each byte kept for the backward pass (measured, above)
-BEST_SHARE = 0.5  #: of the peak, at most, whatever the bandwidth (assumed)
-OPERATION_S = (
-    5e-6  #: of Python and the launch of a kernel, for each of torch's operations (assumed)
-)
-SCALING = 0.95  #: speed of N devices together, as a share of N times one (assumed)
-CONTEXT_GIB = 1.0  #: what CUDA and its libraries take of a device's memory (assumed)
+# Model of a training step's speed in mixed precision on a device that isn't present. Such networks
+# are bound by memory bandwidth, not by matrix products. `python benchmarks/plan.py --swin` compares
+# with the published training speeds of six Swins on an RTX 3090, at 0.25 to 0.45 of its peak: each
+# byte kept for the backward pass is moved 21 to 26 times. The model is less accurate for devices
+# with another ratio of bandwidth to compute, fused kernels and torch.compile.
+TRAFFIC = 22.5  #: bytes moved per byte kept for the backward pass (measured, see above)
+BEST_SHARE = 0.5  #: maximum share of the peak, whatever the bandwidth (assumed)
+OPERATION_S = 5e-6  #: seconds of Python and kernel launch per torch operation (assumed)
+SCALING = 0.95  #: speed of N devices as a share of N times one (assumed)
+CONTEXT_GIB = 1.0  #: device memory used by CUDA and its libraries (assumed)
 
 
 @dataclass(frozen=True)
 class Device:
-    """A processor as its maker describes it."""
+    """A GPU by its data sheet."""
 
     memory_gib: float
-    tflops: float  #: dense, bfloat16 with float32 sums; 1e12 operations/s, an addition counts
-    fp32_tflops: float  #: without tensor cores, as torch multiplies float32 by default
-    bandwidth_gb_s: float  #: of its memory, 1e9 bytes/s
+    tflops: float  #: dense bf16 with fp32 accumulation, 1e12 FLOP/s
+    fp32_tflops: float  #: fp32 without tensor cores (torch's default), 1e12 FLOP/s
+    bandwidth_gb_s: float  #: memory bandwidth, 1e9 bytes/s
 
     def peak(self, precision: str) -> float:
-        """Return operations a second in fp32, bf16 or fp16."""
+        """Return the peak in FLOP/s for fp32, bf16 or fp16."""
         return 1e12 * (self.fp32_tflops if precision == "fp32" else self.tflops)
 
 
-# From the makers' data sheets (NVIDIA: figures "with sparsity" halved).
+# From the vendors' data sheets (NVIDIA: figures "with sparsity" halved).
 DEVICES = {
     "L4": Device(24, 121, 30.3, 300),
     "A10": Device(24, 125, 31.2, 600),
@@ -54,9 +52,9 @@ DEVICES = {
 
 
 def parse_gpus(text: str) -> tuple[int, str]:
-    """Return how many of which device ``8xH200``, ``A100-80GB`` or ``cpu`` names.
+    """Parse a number and name of devices, such as ``8xH200``, ``A100-80GB`` or ``cpu``.
 
-    Raises `UsageError` for a device that isn't in the table, with the nearest one.
+    Raises `UsageError` for an unknown device, suggesting the nearest one.
     """
     counted = re.fullmatch(r"(\d+)\s*[x*]\s*(.+)", text.strip())
     count, name = (int(counted[1]), counted[2]) if counted else (1, text.strip())
@@ -66,9 +64,9 @@ def parse_gpus(text: str) -> tuple[int, str]:
         begun = [device for device in DEVICES if device.startswith(name.upper())]
         hint = did_you_mean(name.upper(), begun or known.values())
         raise UsageError(
-            f"--gpus {text}: no device {name!r}{hint}; known: {listed}, with a count in front, "
+            f"--gpus {text}: no device {name!r}{hint}; known: {listed}; put a number in front, "
             "such as 8xH200"
         )
     if count < 1:
-        raise UsageError(f"--gpus {text}: at least one")
+        raise UsageError(f"--gpus {text}: needs at least one device")
     return count, known[name.lower()]

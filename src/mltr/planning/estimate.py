@@ -1,4 +1,4 @@
-"""What a recipe takes on a device: memory, time, disk, and what to change where it doesn't fit."""
+"""Estimates a recipe's memory, time and disk space on a device, and changes that make it fit."""
 
 from __future__ import annotations
 
@@ -27,47 +27,47 @@ from mltr.training.build import model_overrides
 from mltr.training.optim import growing_sizes
 
 GIB = 2**30
-FITS = 0.95  #: share of a device's memory that a run may be planned to fill
-FORWARD_SHARE = 1 / 3  #: of a training step that a forward pass takes: backward is two of them
+FITS = 0.95  #: maximum planned share of a device's memory
+FORWARD_SHARE = 1 / 3  #: share of a training step in the forward pass; backward takes two thirds
 
 
 @dataclass(frozen=True)
 class Images:
-    """How many images a run sees, and of how many classes."""
+    """Numbers of images and classes of a run."""
 
     train: int
     val: int
     test: int
     classes: int
-    disk_gb: float = 0.0  #: of the data set, 1e9 bytes; 0: not known
+    disk_gb: float = 0.0  #: size of the data set, 1e9 bytes (0: unknown)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run shall take place, and what is known of it."""
+    """The devices of a run."""
 
     name: str
     count: int
-    memory_gib: float  #: of each device
-    context_gib: float  #: of it what the program takes without any network
-    device: Device | None = None  #: None: its speed was measured
-    train_images_per_s: float = 0.0  #: measured, of one device
-    val_images_per_s: float = 0.0
+    memory_gib: float  #: memory of each device
+    context_gib: float  #: memory used by the program without a network
+    device: Device | None = None  #: data sheet; None if the speed was measured
+    train_images_per_s: float = 0.0  #: measured speed of training on one device
+    val_images_per_s: float = 0.0  #: measured speed of validation on one device
 
 
 def place_of(name: str, count: int) -> Place:
-    """Return a device of the table."""
+    """Return `count` devices of the table."""
     device = DEVICES[name]
     return Place(name, count, device.memory_gib, CONTEXT_GIB, device)
 
 
 def image_side(config: Config) -> int:
-    """Return the side in pixels that the network sees."""
+    """Return the side of the network's input in pixels."""
     return config.model.image_size or default_image_size(config.model.name)
 
 
 def workload_of(config: Config, classes: int, batch_size: int, checkpointing: bool) -> Workload:
-    """Return what a step of a recipe's network takes, by its batch size on one device."""
+    """Return the workload of a step of a recipe's network; `batch_size` is that of one device."""
     side = image_side(config)
     overrides = json.dumps(model_overrides(config.model, side), sort_keys=True)
     name, precision = config.model.name, config.train.precision
@@ -86,7 +86,7 @@ def _workload(
 
 
 def estimate(config: Config, images: Images, place: Place) -> dict[str, Any]:
-    """Return what a recipe takes in a place, by name; units are part of the names."""
+    """Return a recipe's memory, speed, time and disk space by name; names contain the units."""
     train = config.train
     each = -(-train.batch_size // place.count)
     plain = workload_of(config, images.classes, each, checkpointing=False)
@@ -96,7 +96,7 @@ def estimate(config: Config, images: Images, place: Place) -> dict[str, Any]:
         work = workload_of(config, images.classes, each, checkpointing=True)
     epochs = min(train.stop_epoch or train.epochs, train.epochs)
     steps = max(images.train // train.batch_size, 1)
-    # Smaller images at first take as much less time as they have fewer pixels.
+    # With smaller images in early epochs, time is proportional to the number of pixels.
     sizes = growing_sizes(train.min_size, image_side(config), train.epochs)
     sides = [sizes[min(epoch, len(sizes) - 1)] for epoch in range(epochs)]
     full_epochs = sum((side / image_side(config)) ** 2 for side in sides)
@@ -133,7 +133,7 @@ def _memory(config: Config, work: Workload, place: Place) -> dict[str, Any]:
     kept = gradients if config.train.accumulation > 1 else 0.0
     if config.train.sharding == "fsdp":
         states, kept = states / place.count, kept / place.count
-    # Adam works on copies of the gradients when nothing is left of the images.
+    # Adam's step needs a copy of the gradients, when the activations are already freed.
     step = max(work.peak_bytes / GIB, work.kept_bytes / GIB + kept, 2 * gradients)
     total = states + step + place.context_gib
     return {
@@ -147,7 +147,7 @@ def _memory(config: Config, work: Workload, place: Place) -> dict[str, Any]:
 
 
 def _speed(config: Config, work: Workload, place: Place) -> tuple[float, float, str]:
-    """Return images a second of training and of scoring, all devices, and what limits them."""
+    """Return images/s of training and of validation on all devices, and the limiting factor."""
     if place.device is None:
         rates = place.train_images_per_s, place.val_images_per_s
         return rates[0] * place.count, rates[1] * place.count, "measured"
@@ -165,7 +165,7 @@ def _speed(config: Config, work: Workload, place: Place) -> tuple[float, float, 
 
 
 def _share(work: Workload, rate: float, place: Place, config: Config) -> float | None:
-    """Return which share of the devices' peak the products of training make up."""
+    """Return the share of the devices' peak that training reaches; None for a measured speed."""
     if place.device is None:
         return None
     peak = place.count * place.device.peak(config.train.precision)
@@ -173,10 +173,10 @@ def _share(work: Workload, rate: float, place: Place, config: Config) -> float |
 
 
 def _disk(config: Config, images: Images, work: Workload) -> dict[str, float | None]:
-    """Return what a run needs on disk, 1e9 bytes.
+    """Return the disk space of a run, its cache and its data, in 1e9 bytes.
 
-    Checkpoints hold what stays in memory; two are kept, and there are three while one is written;
-    besides, the best weights twice and the bundle.
+    A run has two checkpoints of the training state, a third while it is written, the best weights
+    twice, and the bundle.
     """
     states = state_bytes(work, config.train.ema_decay > 0)
     side = config.data.base_size
@@ -192,10 +192,10 @@ def _disk(config: Config, images: Images, work: Workload) -> dict[str, float | N
 
 
 def advice(config: Config, images: Images, place: Place) -> list[dict[str, Any]]:
-    """Return changes that make a recipe fit into a device's memory, each of them tried.
+    """Return changes with which a recipe fits into a device's memory, by new estimates.
 
-    Each has `options` to add to the command, what it does in words, and the estimate with it. The
-    batch that an optimiser step sees stays the same.
+    Each has `options` to add to the command, `words` that explain it, and the `estimate` with it.
+    The effective batch size of an optimiser step stays the same.
     """
     found = []
     for options, words, changed in _changes(config, place):
@@ -210,20 +210,18 @@ def _changes(config: Config, place: Place) -> Iterator[tuple[list[str], str, Con
     if train.precision == "fp32" and place.name != "cpu":
         yield _changed(config, "half the memory of most tensors", precision="bf16")
     if not train.grad_checkpointing:
-        yield _changed(
-            config, "blocks are computed twice: a third more time", grad_checkpointing=True
-        )
+        yield _changed(config, "recomputes activations: a third more time", grad_checkpointing=True)
     for parts in (2, 4, 8, 16, 32, 64, 128):
         if train.batch_size % parts or train.batch_size // parts < place.count:
             break
         yield _changed(
             config,
-            "the same optimiser steps, in parts",
+            "the same optimiser steps from smaller batches",
             batch_size=train.batch_size // parts,
             accumulation=train.accumulation * parts,
         )
     if place.count > 1 and train.sharding == "none":
-        yield _changed(config, "weights and moments divided over the devices", sharding="fsdp")
+        yield _changed(config, "shards weights and moments over the devices", sharding="fsdp")
 
 
 def _changed(config: Config, words: str, **fields: Any) -> tuple[list[str], str, Config]:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from mltr.data.records import Splits
     from mltr.planning.estimate import Images, Place
 
-OWN_CLASSES = 20  #: assumed where neither the data nor --classes says how many
+OWN_CLASSES = 20  #: number of classes if neither the data nor --classes gives it (assumed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; any field of a recipe is one more."""
+    """Declare the command's arguments. It also accepts any field of a recipe."""
     parser.add_argument("recipe", metavar="RECIPE", help="a name such as coco, or a YAML file")
     parser.add_argument(
         "photos", metavar="PHOTOS", nargs="?", help="the photos: short for --data.root PHOTOS"
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus",
         metavar="N x DEVICE",
-        help="such as 8xH200 or A100-80GB; cpu and cuda are this machine's own, whose speed is "
+        help="such as 8xH200 or A100-80GB; cpu and cuda stand for this machine, whose speed is "
         "measured (default: cuda if available, else cpu)",
     )
     parser.add_argument(
@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON (- for stdout)")
     parser.epilog = (
-        "The data isn't needed: the image counts of the public data sets are known, others are "
-        "given by --images. Any field of the recipe can be changed, as in mltr train."
+        "The data isn't needed: the image counts of public data sets are known, and --images "
+        "gives others. Any field of the recipe can be changed, as in mltr train."
     )
 
 
@@ -76,11 +76,11 @@ def make_plan(
     classes: int | None = None,
     recipe: str = "",
 ) -> dict[str, Any]:
-    """Return the figures of a plan, with `advice` where the recipe doesn't fit.
+    """Return the figures of a plan, with `advice` if the recipe doesn't fit.
 
-    `recipe` is its name, which tells ImageNet's images. `device` is of the table of devices, or
-    ``cpu`` or ``cuda`` of this machine. Raises `UsageError` where the number of images can't be
-    known.
+    `device` is a name of the table of devices, or ``cpu`` or ``cuda`` for this machine. `recipe` is
+    the recipe's name, which identifies the ImageNet data sets. Raises `UsageError` if the number of
+    images is unknown.
     """
     from mltr.planning.devices import HERE
     from mltr.planning.estimate import advice, estimate, place_of
@@ -101,14 +101,14 @@ def make_plan(
 
         figures["loading_images_per_s"] = measure_loading(config)
         workers = config.data.workers
-        figures["workers"] = workers if workers >= 0 else MOST_WORKERS  # as it has many cores
+        figures["workers"] = workers if workers >= 0 else MOST_WORKERS  # assumes enough cores
     return figures
 
 
 def count_images(
     config: Config, images: int | None, classes: int | None, recipe: str = ""
 ) -> tuple[Images, Splits | None]:
-    """Return how many images a recipe's splits have, and the splits where the data is there."""
+    """Return the image counts of a recipe's splits, and the splits if the data is available."""
     from mltr.data.sources import open_splits
     from mltr.planning.estimate import Images
     from mltr.planning.published import public_set
@@ -139,7 +139,7 @@ def _own_device() -> str:
 
 
 def _this_machine(config: Config, device: str, count: int, splits: Splits | int) -> Place:
-    """Return this machine's device, its speed measured by a few steps of the recipe."""
+    """Return this machine's device, with its speed measured over a few steps of the recipe."""
     import torch
 
     from mltr.machine.precision import choose_precision
@@ -153,7 +153,7 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
             "its name, such as H200"
         )
     if device == "cpu" and count > 1:
-        raise UsageError(f"--gpus {count}xcpu: this machine counts as one; leave out the number")
+        raise UsageError(f"--gpus {count}xcpu: this machine counts as one device; use --gpus cpu")
     precision = choose_precision(config.train.precision, torch.device(device))
     config.train.precision = precision  # type: ignore[assignment]
     if device == "cpu":
@@ -174,8 +174,8 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
 
 
 def _program_gib() -> float:
-    """Return how much memory this process has, with all that training loads, and no network."""
-    import psutil  # comes with accelerate
+    """Return this process's memory in GiB with all of training imported and no network."""
+    import psutil  # a dependency of accelerate
 
     import mltr.training.labels
     import mltr.training.trainer  # noqa: F401
@@ -187,7 +187,7 @@ def _program_gib() -> float:
 
 
 def print_plan(figures: dict[str, Any]) -> None:
-    """Print a plan as a table, and what to change where something is in the way."""
+    """Print a plan as a table, followed by remarks on problems."""
     from rich.console import Console
     from rich.table import Table
 
@@ -205,7 +205,7 @@ def print_plan(figures: dict[str, Any]) -> None:
 
 
 def plan_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of a plan: what it is, and its figure in words."""
+    """Return the rows of a plan's table: name and figure."""
     network, images, batch = figures["network"], figures["images"], figures["batch"]
     memory, speed, disk = figures["memory_gib"], figures["speed"], figures["disk_gb"]
     share = speed["share_of_peak"]
@@ -214,22 +214,22 @@ def plan_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         if share is None
         else (f"assumed: {100 * share:.1f} % of the peak, limited by {speed['limited_by']}")
     )
-    parts = f" x {batch['accumulation']} a step" if batch["accumulation"] > 1 else ""
-    data = "size not known" if disk["data"] is None else f"{disk['data']:.1f} GB"
-    cache = f", {disk['cache']:.1f} GB of squashed images" if disk["cache"] else ""
+    parts = f" x {batch['accumulation']} per step" if batch["accumulation"] > 1 else ""
+    data = "of unknown size" if disk["data"] is None else f"{disk['data']:.1f} GB"
+    cache = f", cache {disk['cache']:.1f} GB" if disk["cache"] else ""
     return [
         ("parameters", f"{network['parameters'] / 1e6:.2f} M"),
-        ("multiply-adds", f"{network['multiply_adds'] / 1e9:.2f} G an image"),
+        ("multiply-adds", f"{network['multiply_adds'] / 1e9:.2f} G per image"),
         (
             "images",
             f"{images['train']:,} training, {images['val']:,} validation, {images['test']:,} test; "
             f"{images['classes']} classes",
         ),
-        ("batch", f"{batch['all']}{parts}, {batch['a_device']} a device"),
+        ("batch", f"{batch['all']}{parts}, {batch['a_device']} per device"),
         ("steps", f"{batch['steps']:,} in {batch['epochs']} epochs"),
         (
             "memory",
-            f"{memory['total']:.2f} of {memory['available']:.0f} GiB a device: weights, moments "
+            f"{memory['total']:.2f} of {memory['available']:.0f} GiB per device: weights, moments "
             f"and average {memory['states']:.2f}, a step {memory['step']:.2f}, program "
             f"{memory['program']:.2f}" + ("" if memory["fits"] else "; doesn't fit"),
         ),
@@ -248,10 +248,10 @@ def plan_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def remarks(figures: dict[str, Any]) -> list[str]:
-    """Return what is in the way of a plan, and how to mend it."""
+    """Return the problems of a plan and how to fix them."""
     lines = []
     if not figures["memory_gib"]["fits"]:
-        lines.append("It doesn't fit. What would:")
+        lines.append("It doesn't fit into memory. These options would fit:")
         for found in figures["advice"]:
             changed = found["estimate"]
             lines.append(
@@ -259,12 +259,12 @@ def remarks(figures: dict[str, Any]) -> list[str]:
                 f"{in_words(changed['hours'])} ({found['words']})"
             )
         if not figures["advice"]:
-            lines.append("  no change of the recipe alone; take a larger device or a smaller image")
+            lines.append("  none; choose a larger device or smaller images")
     if figures["speed"]["limited_by"] == "launching kernels":
         lines.append(
-            f"{figures['batch']['a_device']} images a step are too few for such a device: its time "
-            "goes into launching kernels. Fewer devices, a larger train.batch_size or "
-            "--train.compile true make better use of it."
+            f"{figures['batch']['a_device']} images per step are too few for this device: "
+            "launching kernels takes most of the time. Use fewer devices, a larger train.batch_size or "
+            "--train.compile true."
         )
     if "loading_images_per_s" in figures:
         wanted = figures["speed"]["images_per_s"] / figures["device"]["count"]
@@ -273,14 +273,14 @@ def remarks(figures: dict[str, Any]) -> list[str]:
             lines.append(
                 f"Loading: a core like this machine's prepares "
                 f"{figures['loading_images_per_s']:.0f} photos/s of 500 x 375 pixels, so each "
-                f"device needs about {needed} workers (--data.workers; the recipe: "
-                f"{figures['workers']}), else it waits for them."
+                f"device needs about {needed} workers (--data.workers; the recipe has "
+                f"{figures['workers']}). With fewer it waits for images."
             )
     return lines
 
 
 def in_words(hours: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a duration in seconds, minutes or hours."""
     if hours < 1 / 20:
         return f"{3600 * hours:.0f} s"
     return f"{60 * hours:.1f} min" if hours < 2 else f"{hours:.1f} h"

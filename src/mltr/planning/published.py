@@ -1,7 +1,7 @@
-"""What others have published: how large the public data sets are, and which figures to reach.
+"""Published facts, with sources: sizes of the public data sets, and figures to reproduce.
 
-One table, cited; no torch here. `mltr results` sets our runs beside it, `mltr plan` takes numbers
-of images from it where the data isn't there.
+`mltr results` compares our runs with them. `mltr plan` takes numbers of images from here if the
+data isn't available. No torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from mltr.config.schema import Config, DataConfig
 
-Origin = Literal["scratch", "pretrained", "coco"]  #: what weights a run starts from
+Origin = Literal["scratch", "pretrained", "coco"]  #: initial weights of a run
 
 PAPER = "arXiv 2106.06195"
 SIBLING = "arXiv 2106.05786"
@@ -19,25 +19,25 @@ SIBLING = "arXiv 2106.05786"
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A public data set, as one protocol divides it."""
+    """A public data set under one split protocol."""
 
     name: str
-    train: int  #: images to learn from, before any are held out to choose the epoch
+    train: int  #: training images, including those held out for validation
     test: int
     classes: int
-    disk_gb: float = 0.0  #: 1e9 bytes, unpacked; 0: not known
+    disk_gb: float = 0.0  #: unpacked size, 1e9 bytes (0: unknown)
 
     def matches(self, train: int, test: int, share: float) -> bool:
-        """Whether so many images are this set, but for a share of files that may be missing."""
+        """Return whether the counts match, except for at most a `share` of missing files."""
         return all(
             (1 - share) * whole <= found <= whole
             for found, whole in ((train, self.train), (test, self.test))
         )
 
 
-# Images: cocodataset.org and, less the images without annotations, the peers' figures (ASL,
-# ML-Decoder, CSRA); the VOC development kits; the NUS-WIDE page and TSFormer; image-net.org and
-# timm's lists of classes. Disk: the archives as they are published.
+# Sources of the counts: cocodataset.org, and ASL, ML-Decoder and CSRA for the sets without
+# unlabelled images; the VOC development kits; the NUS-WIDE page and TSFormer; image-net.org and
+# timm's lists of classes. Sizes are those of the published archives.
 COCO_2014 = PublicSet("MS-COCO 2014", 82_783, 40_504, 80, 21.2)
 COCO_2014_LABELLED = PublicSet("MS-COCO 2014", 82_081, 40_137, 80, 21.2)
 COCO_2017 = PublicSet("MS-COCO 2017", 118_287, 5_000, 80, 21.2)
@@ -48,13 +48,13 @@ NUSWIDE_OFFICIAL = PublicSet("NUS-WIDE, official split", 161_789, 107_859, 81)
 NUSWIDE_LABELLED = PublicSet("NUS-WIDE, labelled images", 125_449, 83_898, 81)
 NUSWIDE_RATIO = PublicSet("NUS-WIDE, 70/30 of all files", 188_754, 80_894, 81)
 IMAGENET_1K = PublicSet("ImageNet-1K", 1_281_167, 50_000, 1000, 144)
-# All 14,197,122 images of the release of autumn 2011, of which the recipe holds 0.2 % out to test.
+# All 14,197,122 images of the fall 2011 release, of which the recipe holds out 0.2 % for testing.
 IMAGENET_21K = PublicSet("ImageNet-21K", 14_168_728, 28_394, 21_841)
-PRETRAINING = {"imagenet1k": IMAGENET_1K, "imagenet21k": IMAGENET_21K}  #: by recipe
+PRETRAINING = {"imagenet1k": IMAGENET_1K, "imagenet21k": IMAGENET_21K}  #: data sets by recipe name
 
 
 def public_set(data: DataConfig, recipe: str = "") -> PublicSet | None:
-    """Return the public data set of a recipe, if its fields, or else its name, tell which."""
+    """Return the public data set of a recipe, identified by its fields or else its name."""
     if data.format == "coco":
         labelled = data.unlabelled == "drop"
         if data.year == "2017":
@@ -76,28 +76,28 @@ def public_set(data: DataConfig, recipe: str = "") -> PublicSet | None:
 class Row:
     """A published figure, and the run that would reproduce it."""
 
-    data: str  #: as the table calls it
+    data: str  #: name of the data set in the table
     network: str
-    figure: float | None  #: percent; None: not published
+    figure: float | None  #: percent (None: not published)
     source: str
     recipe: str
-    options: tuple[str, ...]  #: on top of the recipe
+    options: tuple[str, ...]  #: overrides of the recipe
     origin: Origin = "pretrained"
     metric: Literal["map", "top1"] = "map"
     note: str = ""
 
     @property
     def command(self) -> str:
-        """What to type; words in capitals are the user's folders."""
+        """The command to run; words in capitals stand for the user's folders."""
         return " ".join(("mltr train", self.recipe, *self.options))
 
     @property
     def pretrains(self) -> bool:
-        """Whether it is about ImageNet, with one label an image."""
+        """Whether the row is a pretraining on ImageNet, with one label per image."""
         return self.recipe in PRETRAINING
 
 
-LARGE_BATCH = ("--train.batch_size", "56")  #: of images at 384 pixels and above (ASL)
+LARGE_BATCH = ("--train.batch_size", "56")  #: batch size from 384 pixels on (ASL)
 UNNAMED = "variant not stated; L is our choice"
 
 
@@ -120,7 +120,7 @@ def _imagenet(network: str, figure: float | None, *options: str) -> Row:
     )  # fmt: skip
 
 
-#: Pretraining at 224 pixels, as Swin's; `mltr resize`, or model.init, fits what it gives to 384.
+#: Pretraining at 224 pixels, like Swin; `mltr resize` or model.init adapts the weights to 384.
 SMALL_IMAGES = ("--model.image_size", "224", "--model.overrides.window_size", "7")
 
 ROWS = (
@@ -152,7 +152,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Peer:
-    """What another project has published on the same test images."""
+    """A figure published by another project on the same test images."""
 
     data: str
     method: str
@@ -160,7 +160,7 @@ class Peer:
     source: str
 
 
-# As their papers and repositories give them; protocols differ (docs/protocols.md).
+# From their papers and repositories; protocols differ (docs/protocols.md).
 PEERS = (
     Peer("MS-COCO 2014", "ASL, TResNet-M, 224 px", 81.8, "arXiv 2009.14119"),
     Peer("MS-COCO 2014", "ASL, TResNet-L, 448 px", 86.6, "arXiv 2009.14119"),
@@ -185,7 +185,7 @@ PEERS = (
     Peer("NUS-WIDE, labelled images", "TSFormer", 69.3, "doi 10.1145/3503161.3548343"),
 )
 
-# Fields of a recipe that say where, how fast or from which seed, and change no figure by intent.
+# Recipe fields in which a run may deviate: paths, speed, seeds; none is meant to change figures.
 FREE_FIELDS = frozenset(
     {
         "data.root", "data.workers", "data.max_broken", "data.cache", "data.cache_gb",
@@ -198,5 +198,5 @@ FREE_FIELDS = frozenset(
 
 
 def effective_batch(config: Config) -> int:
-    """Return how many images an optimiser step sees."""
+    """Return the number of images per optimiser step."""
     return config.train.batch_size * config.train.accumulation

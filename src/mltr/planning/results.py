@@ -1,4 +1,4 @@
-"""`mltr results`: published figures, our own beside them, and what has not been run and why.
+"""`mltr results`: published figures, our own beside them, and rows not yet run, with the reason.
 
 A run counts for a published row only if it used that row's recipe: the same data, protocol,
 network, size and training, on all the images. Runs that deviate are listed with the differences.
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Set the runs beside the published rows."""
+    """Compare the runs with the published rows."""
     from mltr.files.writing import text_writer, write_atomically, write_figures
     from mltr.planning.devices import parse_gpus
 
@@ -68,12 +68,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-# -- which run is which row's -----------------------------------------------------------------
+# -- matching runs to rows --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: its recipe, where its weights came from, and its test figures, if finished."""
+    """A run: its folder, recipe, initial weights, and test figures (None if unfinished)."""
 
     path: Path
     config: Config
@@ -83,16 +83,16 @@ class Run:
 
 @dataclass
 class Standing:
-    """All runs, by the row of the table that they are for."""
+    """All runs, grouped by the row of the table that they belong to."""
 
     matching: list[list[Run]] = field(default_factory=lambda: [[] for _ in ROWS])
     unfinished: list[list[Run]] = field(default_factory=lambda: [[] for _ in ROWS])
     deviating: list[tuple[Run, Row, list[str]]] = field(default_factory=list)
-    others: list[Run] = field(default_factory=list)  #: of data or networks that no row has
+    others: list[Run] = field(default_factory=list)  #: runs with data or a network of no row
 
 
 def stand(folders: Sequence[str | Path]) -> Standing:
-    """Read run folders and find the row of each. Raises `MltrError` for one that is no run."""
+    """Read run folders and find the row of each; raises `MltrError` for other folders."""
     standing = Standing()
     seen = set()
     for folder in map(Path, folders):
@@ -115,7 +115,7 @@ def stand(folders: Sequence[str | Path]) -> Standing:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run folder. Raises `MltrError` if there is no recipe, or its figures are damaged."""
+    """Read a run folder; raises `MltrError` if it has no recipe or its figures are damaged."""
     from mltr.config.recipe import load_recipe
     from mltr.runs.folder import RunFolder
 
@@ -144,7 +144,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _origin(init: str) -> Origin:
-    """Return what a run started from; of a folder that is gone, pretrained is all we know."""
+    """Return the kind of a run's initial weights: ``coco`` if `init` is a bundle from COCO."""
     if not init:
         return "scratch"
     bundle = Path(init) / "config.json"
@@ -154,7 +154,7 @@ def _origin(init: str) -> Origin:
 
 
 def set_of(found: Run) -> PublicSet | None:
-    """Return the public data set of a run; ImageNet is told by how many images there are."""
+    """Return the public data set of a run; ImageNet is identified by its number of images."""
     config = found.config
     if config.loss.name != "ce" or found.metrics is None:
         return public_set(config.data)
@@ -164,7 +164,7 @@ def set_of(found: Run) -> PublicSet | None:
 
 
 def _counts(found: Run) -> tuple[int, int]:
-    """Return how many images a finished run learnt from or chose on, and was tested on."""
+    """Return the number of training and validation images of a finished run, and of test images."""
     counts = (found.metrics or {}).get("images_in_splits", {})
     return counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)
 
@@ -177,7 +177,7 @@ def set_of_row(row: Row) -> PublicSet:
 
 
 def _row_of(found: Run) -> int | None:
-    """Return the number of the row with the run's data, network and start, if there is one."""
+    """Return the index of the row with the run's data, network and initial weights, or None."""
     known = set_of(found)
     candidates = [
         number
@@ -194,44 +194,44 @@ def _row_of(found: Run) -> int | None:
 
 @cache
 def recipe_of(row: Row) -> Config:
-    """Return the recipe of a row, resolved; not to be changed."""
+    """Return the resolved recipe of a row. It is cached: don't modify it."""
     from mltr.config.recipe import find_recipe, load_recipe
 
     return load_recipe(find_recipe(row.recipe), row.options)
 
 
 def deviations(found: Run, row: Row) -> list[str]:
-    """Return in which points a run is not the row's recipe; none if it is."""
+    """Return the points in which a run deviates from the row's recipe."""
     from mltr.planning.estimate import image_side
     from mltr.runs.folder import differences
 
     wanted, config = recipe_of(row), found.config
     points = [
-        f"{key} {new!r} in place of {old!r}"
+        f"{key} {new!r} instead of {old!r}"
         for key, old, new in differences(asdict(wanted), asdict(config))
         if key not in FREE_FIELDS and key != "model.image_size"
     ]
     for what, old, new in (
         ("px", image_side(wanted), image_side(config)),
-        ("images a step", effective_batch(wanted), effective_batch(config)),
+        ("images per step", effective_batch(wanted), effective_batch(config)),
     ):
         if old != new:
-            points.append(f"{new} {what} in place of {old}")
+            points.append(f"{new} {what} instead of {old}")
     if found.origin != row.origin:
         words = {"scratch": "from scratch", "pretrained": "from other weights", "coco": "from COCO"}
-        points.append(f"{words[found.origin]} in place of {_start(row)}")
+        points.append(f"{words[found.origin]} instead of {_start(row)}")
     return points + _missing_images(found)
 
 
 def _missing_images(found: Run) -> list[str]:
-    """Say so if a run saw another number of images than the data set has."""
+    """Return a remark, in a list, if a run's number of images isn't that of the data set."""
     known = set_of(found)
     if known is None or found.metrics is None:
         return []
     train, test = _counts(found)
     if known.matches(train, test, found.config.data.max_broken):
         return []
-    return [f"{train:,} + {test:,} images in place of {known.train:,} + {known.test:,}"]
+    return [f"{train:,} + {test:,} images instead of {known.train:,} + {known.test:,}"]
 
 
 def _start(row: Row) -> str:
@@ -257,7 +257,7 @@ def _plan(row: Row, name: str, count: int) -> dict[str, Any]:
 def to_markdown(
     standing: Standing, plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]
 ) -> str:
-    """Return the page: published, ours, not yet run; what each row takes; peers; other runs."""
+    """Return the page: table of published and own figures, commands, plans, peers, other runs."""
     options = f" --gpus {' '.join(gpus)}" if gpus else ""
     lines = [
         "# Published figures, ours, and what has not been run",
@@ -340,7 +340,7 @@ def _plan_lines(plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]) 
     from mltr.planning.devices import BEST_SHARE, OPERATION_S, SCALING, TRAFFIC
 
     lines = [
-        "## What each row takes, as planned",
+        "## Planned cost of each row",
         "",
         _paragraph(
             "These figures are not measured; each comes from `mltr plan RECIPE --gpus ...`. No "
@@ -424,7 +424,7 @@ def _map(found: Run) -> str:
 def to_figures(
     standing: Standing, plans: Sequence[Sequence[dict[str, Any]]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return what the page holds as plain values."""
+    """Return the content of the page as plain values."""
     rows = []
     for number, row in enumerate(ROWS):
         runs = standing.matching[number]

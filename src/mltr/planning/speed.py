@@ -1,4 +1,4 @@
-"""How fast this machine trains by a recipe: the real loop, for a few steps, on stand-in photos."""
+"""Measures the training speed of a recipe on this machine: the real loop, for a few steps."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from mltr.training.labels import Labels
 from mltr.training.run import prepare_run
 from mltr.training.trainer import Trainer
 
-PHOTO_SIZE = (500, 375)  #: of a stand-in photo; VOC's and Flickr's usual one
-PHOTOS = 32  #: different ones; they are repeated
-STEPS = 12  #: at most, a quarter of them to warm up
-LEAST_STEPS = 6
-STEP_S = 4.0  #: where a step would take longer, its batch is made smaller
-MEASURED_S = 24.0  #: about as long is measured, so that a slow network gets fewer steps
-TRIAL_BATCH, TRIAL_STEPS = 4, 4
+PHOTO_SIZE = (500, 375)  #: width and height of a stand-in photo, the usual size in VOC
+PHOTOS = 32  #: number of distinct stand-in photos, which are repeated
+STEPS = 12  #: maximum number of steps; the first quarter is warm-up
+LEAST_STEPS = 6  #: minimum number of steps
+STEP_S = 4.0  #: maximum duration of a step in seconds; longer ones get a smaller batch
+MEASURED_S = 24.0  #: target duration in seconds; a slow network gets fewer steps
+TRIAL_BATCH, TRIAL_STEPS = 4, 4  #: batch size and steps of the trial that sets these
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured; loading and, for training, the optimiser included."""
+    """Measured speeds, including loading and, for training, the optimiser."""
 
     train_images_per_s: float
     val_images_per_s: float
 
 
 def measure_speed(config: Config, splits: Splits | int) -> Speed:
-    """Return the speed of training by a recipe on this machine's GPU, or CPU if it has none.
+    """Measure the training speed of a recipe on this machine's GPU, or CPU if it has none.
 
-    `splits` are the recipe's own images, or how many classes stand-ins shall have. Loading, every
+    `splits` holds the recipe's images, or is the number of classes for stand-in photos. Loading,
     augmentation and validation run as in the recipe, with the batch size of one process.
     """
     config = deepcopy(config)
@@ -60,7 +60,7 @@ def measure_speed(config: Config, splits: Splits | int) -> Speed:
     steps = min(max(int(MEASURED_S / (image_s * batch_size)), LEAST_STEPS), STEPS)
     with _trainer(config, splits, batch_size, steps) as (trainer, labels):
         step_s = median(_train_seconds(trainer)[steps // 4 :])
-        _val_seconds(trainer, labels)  # to warm up
+        _val_seconds(trainer, labels)  # warm-up
         return Speed(batch_size / step_s, 2 * batch_size / _val_seconds(trainer, labels))
 
 
@@ -68,7 +68,7 @@ def measure_speed(config: Config, splits: Splits | int) -> Speed:
 def _trainer(
     config: Config, splits: Splits | int, batch_size: int, steps: int
 ) -> Iterator[tuple[Trainer, Labels]]:
-    """Give a trainer of just so many batches; its folder goes again, cache and all."""
+    """Yield a trainer with epochs of `steps` batches; its files are temporary."""
     config.train.batch_size = batch_size
     train = _some(splits, "train", steps * batch_size)
     val = _some(splits, "val", 2 * batch_size)
@@ -82,7 +82,7 @@ def _trainer(
 
 
 def _train_seconds(trainer: Trainer) -> list[float]:
-    """Return the time of each batch of an epoch, of its loading too; the first is left out."""
+    """Return the seconds of each batch of an epoch but the first, including its loading."""
     done = []
     for _ in trainer.train_epoch(1):
         if trainer.run.device.type == "cuda":
@@ -92,20 +92,20 @@ def _train_seconds(trainer: Trainer) -> list[float]:
 
 
 def _val_seconds(trainer: Trainer, labels: Labels) -> float:
-    """Return the time of scoring the validation images."""
+    """Return the seconds of scoring the validation images."""
     began = time.perf_counter()
     labels.predict(trainer.learner.plain, trainer.run.splits.val)
     return time.perf_counter() - began
 
 
 def _some(splits: Splits | int, name: str, count: int) -> Split:
-    """Return so many records, real ones or stand-ins, repeated if need be."""
+    """Return `count` records, real or stand-ins, repeated if necessary."""
     split = stand_ins(splits) if isinstance(splits, int) else getattr(splits, name)
     return split.subset((number % min(len(split), count) for number in range(count)), name)
 
 
 def stand_ins(classes: int) -> Split:
-    """Return photos of the usual size, as JPEG files in memory, with labels at random."""
+    """Return stand-in photos: JPEG files in memory, with random labels."""
     generator = np.random.default_rng(0)
     records = []
     for number in range(PHOTOS):
@@ -119,7 +119,7 @@ def stand_ins(classes: int) -> Split:
 
 
 def measure_loading(config: Config) -> float:
-    """Return how many images a second one core of this machine prepares for training."""
+    """Return the images/s that one core of this machine prepares for training."""
     side = config.model.image_size or default_image_size(config.model.name)
     preprocess = Preprocess.from_config(config.augment, side, config.data.base_size)
     dataset = ImageDataset(stand_ins(1), preprocess, config.augment)

@@ -1,8 +1,8 @@
-"""What a training step of a network takes: parameters, multiply-adds, memory. Nothing is computed.
+"""Parameters, multiply-adds and memory of a training step, without computing it.
 
-The network runs on tensors without content (torch's FakeTensorMode), forward and backward, while
-every tensor that is made is counted until it is gone. So the peak is that of the real step, but
-for what libraries take besides.
+The network runs forward and backward on fake tensors (torch's FakeTensorMode), while the bytes of
+all live tensors are counted. The peak is therefore that of the real step, except for workspaces
+of libraries.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Workload:
     """One training step of a network."""
 
     parameters: int
-    weight_bytes: int  #: parameters and buffers
-    multiply_adds: float  #: of an image, forward
-    operations: int  #: calls of torch's kernels, forward and backward
+    weight_bytes: int  #: bytes of parameters and buffers
+    multiply_adds: float  #: multiply-adds of the forward pass per image
+    operations: int  #: torch operations of the forward and backward pass
     batch_size: int
-    kept_bytes: int  #: what the forward pass leaves for the backward pass
-    peak_bytes: int  #: most at a time in forward and backward, beyond the weights
+    kept_bytes: int  #: activations kept for the backward pass
+    peak_bytes: int  #: peak of the forward and backward pass, without the weights
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations, and the bytes of all tensors that are alive."""
+    """Counts operations, and the bytes of all live tensors."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -75,9 +75,10 @@ def measure_step(
     precision: str = "fp32",
     grad_checkpointing: bool = False,
 ) -> Workload:
-    """Return what a step of the network that `build` makes takes, at images of `side` pixels.
+    """Return the workload of a training step of the network that `build` returns.
 
-    `precision` is fp32, bf16 or fp16. Raises `UsageError` for images that the network can't take.
+    `side` is the images' side in pixels; `precision` is fp32, bf16 or fp16. Raises `UsageError` if
+    the network doesn't accept images of this size.
     """
     half = AUTOCAST[precision]
     with torch.device("meta"):
@@ -85,7 +86,7 @@ def measure_step(
     multiply_adds = _multiply_adds(model, side)
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
         model = model.train().to_empty(device="cpu")
-        # As where there are instructions for half precision.
+        # Plan for a device with instructions for half precision.
         model.slow_types = frozenset()  # type: ignore[assignment]
         if grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
@@ -117,6 +118,6 @@ def _multiply_adds(model: nn.Module, side: int) -> float:
 
 
 def state_bytes(workload: Workload, averaged: bool) -> int:
-    """Return what stays in memory between steps: weights, Adam's two moments, their average."""
+    """Return the bytes kept between steps: weights, Adam's two moments, and averaged weights."""
     moments = 2 * 4 * workload.parameters
     return workload.weight_bytes + moments + (workload.weight_bytes if averaged else 0)
