@@ -263,8 +263,8 @@ def remarks(figures: dict[str, Any]) -> list[str]:
     if figures["speed"]["limited_by"] == "launching kernels":
         lines.append(
             f"{figures['batch']['a_device']} images per step are too few for this device: "
-            "launching kernels takes most of the time. Use fewer devices, a larger train.batch_size or "
-            "--train.compile true."
+            "launching kernels takes most of the time. Use fewer devices, a larger "
+            "train.batch_size or --train.compile true."
         )
     if "loading_images_per_s" in figures:
         wanted = figures["speed"]["images_per_s"] / figures["device"]["count"]
