@@ -50,7 +50,7 @@ COMMANDS = {
         "mltr train photos {sources[0]}",
     ),
     "data get": Command("mltr.data.get", "download VOC or COCO from its official site"),
-    "shard": Command("mltr.data.shard", "pack a source into a few large files"),
+    "shard": Command("mltr.data.shard", "pack a source into a few large files", True),
     "train": Command(
         "mltr.training.train", "train a network from a recipe", takes_recipe_fields=True
     ),

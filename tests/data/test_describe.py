@@ -107,3 +107,19 @@ def test_real_sources(shared: Path, tmp_path: Path) -> None:
 def test_mistakes_are_named(arguments: list[str], words: str, capsys) -> None:
     assert main(["data", *arguments]) in (1, 2)
     assert words in capsys.readouterr().err
+
+
+def test_what_was_understood_is_told(photos: Path, tmp_path: Path, capsys, caplog) -> None:
+    report = describe(tmp_path, photos, "--quick")
+    understood = report["understood"]
+    assert understood["files"] == ["labels.csv"]
+    uses = {"path": "photos", "sea": "labels", "sky": "labels", "never": "labels"}
+    assert understood["columns"] == uses | {"split": "split"}
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith("table: labels.csv; photos from 'path', labels from 3 columns ('sea',")
+    assert second.startswith("images: 6 train, 3 val, 3 test; 3 classes")
+    assert (
+        main(["shard", str(photos), "--out", str(tmp_path / "shards"), "--data.missing=negative"])
+        == 0
+    )
+    assert "images: 6 train, 3 val, 3 test; 3 classes" in caplog.text

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mltr.data.records import Box, Record, Split
+from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
 
 
@@ -28,7 +29,7 @@ def read_coco(
     path = _annotation_file(root, split, str(year))
     try:
         content = json.loads(path.read_text("utf-8"))
-        return _to_split(content, root / path.stem.removeprefix("instances_"), split, unlabelled)
+        return _to_split(content, path, split, unlabelled)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MltrError(f"{path}: not a complete JSON file ({error}); download it again") from error
     except (KeyError, TypeError) as error:
@@ -48,7 +49,8 @@ def _annotation_file(root: Path, split: str, year: str) -> Path:
     return found[0]
 
 
-def _to_split(content: dict[str, Any], folder: Path, split: str, unlabelled: str) -> Split:
+def _to_split(content: dict[str, Any], path: Path, split: str, unlabelled: str) -> Split:
+    folder = path.parent.parent / path.stem.removeprefix("instances_")
     categories = sorted(content["categories"], key=lambda category: category["id"])
     index_of = {category["id"]: index for index, category in enumerate(categories)}
     boxes: dict[int, list[Box]] = {image["id"]: [] for image in content["images"]}
@@ -70,6 +72,7 @@ def _to_split(content: dict[str, Any], folder: Path, split: str, unlabelled: str
         name = image["file_name"]
         records.append(Record(folder / name, name, labels, tuple(own)))
     result = Split(tuple(category["name"] for category in categories), records, split)
+    result.understood = Understood("COCO", (path.name,), meanings={"no annotation": "absent"})
     bare = sum(not own for own in boxes.values())
     result.notes["unlabelled_dropped" if unlabelled == "drop" else "unlabelled_kept"] = bare
     return result

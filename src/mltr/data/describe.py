@@ -12,6 +12,7 @@ import numpy as np
 from mltr.config import recipe
 from mltr.config.schema import Config, DataConfig
 from mltr.errors import counted
+from mltr.terminal import printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         config = source_config(source, args, overrides)
         splits = open_splits(config)
         report = reports[source] = describe(splits, open_images=not args.quick)
+        for line in splits.understood.to_lines(splits):
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
         _print(console, source, report)
         if args.out:
             folder = Path(args.out)
@@ -103,6 +106,7 @@ def describe(splits: Splits, open_images: bool = True) -> dict[str, Any]:
     """
     classes = splits.train.classes
     report: dict[str, Any] = {
+        "understood": splits.understood.to_figures(splits),
         "classes": list(classes),
         "splits": {split.name: _describe_split(split) for split in splits},
         "labels": _label_table(splits),
@@ -248,10 +252,6 @@ def _print_labels(console: Console, report: dict[str, Any]) -> None:
 
 def _print_findings(console: Console, report: dict[str, Any]) -> None:
     """Report the faults, or that there are none."""
-    for split, notes in report["notes"].items():
-        for key, count in notes.items():
-            if count:
-                console.print(f"{split}: {key.replace('_', ' ')}: {count:,}", markup=False)
     if report["empty_classes"]:
         console.print(f"no training image has: {', '.join(report['empty_classes'])}", markup=False)
     if report["classes_without_negatives"]:

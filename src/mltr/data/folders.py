@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mltr.data.records import Record, Split, indices_of
+from mltr.data.understood import Understood
 from mltr.data.walk import find_images
 from mltr.errors import MltrError
 
@@ -47,7 +48,9 @@ def read_folder(root: str | Path, classes: Sequence[str] | None = None) -> Split
         labels = np.zeros(len(classes), np.int8)
         labels[indices_of(own, classes, str(sidecar))] = 1
         records.append(Record(image, image.relative_to(root).as_posix(), labels))
-    return Split(tuple(classes), records, notes={"without_sidecar_dropped": untagged})
+    meanings = {"not in the .txt file": "absent"}
+    understood = Understood("photos with a .txt file of tags", meanings=meanings)
+    return Split(tuple(classes), records, "", {"without_sidecar_dropped": untagged}, understood)
 
 
 def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -> Split:
@@ -69,4 +72,6 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
             records.append(Record(image, image.relative_to(root).as_posix(), labels))
     if not records:
         raise MltrError(f"{root}: it contains no folders of images")
-    return Split(tuple(classes), records)
+    meanings = {"in another folder": "absent"}
+    understood = Understood("folders of photos named by class", meanings=meanings)
+    return Split(tuple(classes), records, understood=understood)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mltr.data.images import open_image
 from mltr.data.records import Labels, Record, Split, indices_of
+from mltr.data.understood import Understood
 from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def read_dataset(
     known = _class_names(features[label_column])
     names = tuple(classes or known or _names_in(cells.values()))
     return {
-        name: _to_split(part, name, image_column, cells[name], names, known)
+        name: _to_split(part, name, image_column, label_column, cells[name], names, known)
         for name, part in named.items()
     }
 
@@ -166,6 +167,7 @@ def _to_split(
     part: Dataset,
     name: str,
     image_column: str,
+    label_column: str,
     cells: list[Any],
     names: tuple[str, ...],
     known: list[str] | None,
@@ -178,7 +180,11 @@ def _to_split(
         where = f"{name}, row {index}"
         labels = _to_labels(cell, names, known, where)
         records.append(Record(DatasetImage(rows, image_column, index), f"{name}/{index}", labels))
-    return Split(names, records, name)
+    columns = {image_column: "photos", label_column: "labels"}
+    passed_over = tuple(column for column in part.column_names if column not in columns)
+    meanings = {"null" if known is None else "null or -1": "unknown", "not in the list": "absent"}
+    understood = Understood("Hugging Face data set", (), (), columns, passed_over, meanings)
+    return Split(names, records, name, understood=understood)
 
 
 def _to_labels(cell: Any, names: tuple[str, ...], known: list[str] | None, where: str) -> Labels:

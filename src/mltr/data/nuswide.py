@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from mltr.data.records import Labels, Record, Split, read_class_list
+from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
 
 Protocol = Literal["official", "labelled", "ratio_70_30"]
@@ -40,9 +41,14 @@ def read_nuswide(
     if protocol == "labelled":
         records = [record for record in records if record.labels.any()]
         notes = {"unlabelled_dropped": notes["unlabelled"]}
-    result = Split(classes, records, split, notes)
+    result = Split(classes, records, split, notes, _understood(protocol))
     result.notes["missing_files"] = len(result.missing())
     return result
+
+
+def _understood(protocol: Protocol) -> Understood:
+    files = ("ImageList/*Imagelist.txt", "TrainTestLabels/Labels_*.txt")
+    return Understood("NUS-WIDE", files, (f"protocol {protocol}",))
 
 
 def _ratio_split(root: Path, classes: tuple[str, ...], split: str) -> Split:
@@ -52,7 +58,8 @@ def _ratio_split(root: Path, classes: tuple[str, ...], split: str) -> Split:
     order = np.random.default_rng(SPLIT_SEED).permutation(len(records))
     border = round(0.7 * len(records))
     chosen = order[:border] if split == "train" else order[border:]
-    result = Split(classes, records).subset(np.sort(chosen), split)
+    whole = Split(classes, records, understood=_understood("ratio_70_30"))
+    result = whole.subset(np.sort(chosen), split)
     result.notes["missing_files"] = len(missing)
     return result
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError, counted, did_you_mean
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Split:
     records: Sequence[Record]
     name: str = ""
     notes: dict[str, int] = field(default_factory=dict)  #: counts worth telling the user
+    understood: Understood = field(default_factory=Understood)  #: how its source was read
 
     def __len__(self) -> int:
         return len(self.records)
@@ -150,7 +152,8 @@ class Split:
 
     def subset(self, indices: Iterable[int], name: str) -> Split:
         """Return the records at `indices`, in that order, under another name."""
-        return Split(self.classes, [self.records[i] for i in indices], name)
+        records = [self.records[i] for i in indices]
+        return Split(self.classes, records, name, understood=self.understood)
 
     def missing(self) -> list[Record]:
         """Return the records whose image file is missing."""
@@ -199,6 +202,11 @@ class Splits:
             return self.train
         records = [*self.train, *self.unlabelled]
         return Split(self.train.classes, records, self.train.name)
+
+    @property
+    def understood(self) -> Understood:
+        """How the source was read."""
+        return self.train.understood
 
     def check_single_label(self) -> None:
         """Raise `UsageError` unless each image has exactly one label, as a softmax needs."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mltr.config.schema import ScenesConfig
 from mltr.data.records import Box, Labels, Record, Split, Splits
+from mltr.data.understood import Understood
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LOOK_ALIKES = ((1, 7), (3, 8), (4, 9))  #: pairs that resemble each other; they seldom meet
@@ -75,6 +76,7 @@ def read_scenes(config: ScenesConfig) -> Splits:
             CLASSES,
             [_record(config, number, index) for index in range(count)],
             SPLIT_NAMES[number],
+            understood=Understood("composed scenes"),
         )
         for number, count in enumerate(counts)
     )

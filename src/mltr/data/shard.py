@@ -35,6 +35,7 @@ from mltr.data.shards import (
     seal,
     table_schema,
 )
+from mltr.data.understood import tell_understood
 from mltr.errors import BrokenImage, MltrError, UsageError, counted
 from mltr.files.locks import locked_folder
 from mltr.files.writing import sha256_of, text_writer, write_atomically, write_json
@@ -110,11 +111,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Interrupted? Give the same command again: it goes on after the last shard."
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Write shards, or check some, or both; 1 if the check finds anything."""
     _check_numbers(args)
     if args.out:
-        index = _write(args)
+        index = _write(args, overrides)
         for name, entry in index["splits"].items():
             print(
                 f"{name}: {counted(entry['samples'], 'image')} in "
@@ -146,15 +147,16 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UsageError(f"--max-broken {args.max_broken:g} must lie in 0..1")
 
 
-def _write(args: argparse.Namespace) -> dict[str, Any]:
+def _write(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     from mltr.data.sources import open_images, open_splits
 
     out = Path(args.out)
     if is_shards(out) and not args.overwrite:
         raise UsageError(f"{out} holds shards already: check them by --verify, or --overwrite them")
-    config = source_config(args.source, args)
+    config = source_config(args.source, args, overrides)
     config.max_broken = args.max_broken
     splits = open_images(config) if config.format == "images" else open_splits(config)
+    tell_understood(splits)
     encoding = Encoding(args.side, args.quality)
     with locked_folder(out):
         return write_shards(

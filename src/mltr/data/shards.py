@@ -29,6 +29,7 @@ from mltr.config.schema import DataConfig
 from mltr.data.images import open_image
 from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows, sum_of_labels
 from mltr.data.table import open_parquet
+from mltr.data.understood import Understood
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.cache import FAILED, Cache, cache_folder
 from mltr.files.download import DAMAGED_ATTEMPTS, download_file
@@ -468,7 +469,9 @@ def _read_split(store: ShardStore, index: Index, name: str) -> ShardSplit:
         )
     table = _read_table(store, files, len(index.classes))
     records = ShardRecords(store, files.shards, table, len(index.classes))
-    return ShardSplit(index.classes, records, name, {"broken_dropped": files.broken})
+    understood = Understood("shards", (INDEX_FILE,))
+    notes = {"broken_dropped": files.broken}
+    return ShardSplit(index.classes, records, name, notes, understood)
 
 
 def table_schema() -> pa.Schema:

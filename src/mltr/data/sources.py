@@ -20,6 +20,7 @@ from mltr.data.records import Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
 from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.table import read_table
+from mltr.data.understood import Understood
 from mltr.data.voc import find_voc, has_list, read_voc
 from mltr.data.walk import find_images
 from mltr.errors import MltrError, UsageError, counted, did_you_mean
@@ -56,6 +57,7 @@ def open_splits(config: DataConfig) -> Splits:
             raise MltrError(f"{config.root}: the {split.name} split is empty")
         if config.missing == "negative":
             split.take_unknown_as_negative()
+            split.understood = split.understood.with_unknown_as_absent()
     if not any((record.labels == 1).any() for record in splits.train):
         raise MltrError(f"{config.root}: no training image has any label")
     return splits
@@ -110,9 +112,10 @@ def open_images(config: DataConfig) -> Splits:
                 raise
     nothing = np.zeros(0, np.int8)
     records = [Record(path, str(path.relative_to(root)), nothing) for path in find_images(root)]
+    photos = Split((), records, understood=Understood("photos without labels"))
     if not records:
         raise MltrError(f"{root}: no images; looked for {', '.join(IMAGE_SUFFIXES)}")
-    return _hold_out_val(Split((), records), Split((), []), config)
+    return _hold_out_val(photos, Split((), []), config)
 
 
 def open_unlabelled(config: DataConfig, splits: Splits) -> Split:
@@ -246,6 +249,7 @@ def _has_sidecars(folder: Path) -> bool:
 def _open_coco(root: Path, config: DataConfig) -> Splits:
     train = read_coco(root, "train", config.year, config.unlabelled)
     test = read_coco(root, "val", config.year, config.unlabelled)
+    train.understood |= test.understood
     return _hold_out_val(train, test, config)
 
 
@@ -258,6 +262,7 @@ def _open_voc(root: Path, config: DataConfig) -> Splits:
     else:
         return _divide(read_voc(folder, "all", difficult=config.difficult), config)
     train, test = (read_voc(folder, name, difficult=config.difficult) for name in names)  # type: ignore[arg-type]
+    train.understood |= test.understood
     return _hold_out_val(train, test, config)
 
 

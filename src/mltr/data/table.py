@@ -14,6 +14,7 @@ import numpy as np
 from mltr.data.cells import from_cells
 from mltr.data.folders import split_tags
 from mltr.data.records import Labels, Record, Split, indices_of
+from mltr.data.understood import Understood
 from mltr.errors import MltrError
 
 if TYPE_CHECKING:
@@ -123,7 +124,10 @@ def _to_split(table: _Table, images: Path, classes: Sequence[str] | None) -> Spl
         names, rows = _read_one_hot(table, label_columns, classes)
     folder = _image_folder(table, images)
     records, duplicates = _to_records(table, rows, folder)
-    split = Split(names, records, notes={"duplicate_rows_dropped": duplicates})
+    columns = {table.columns[0]: "photos"} | {table.columns[i]: "labels" for i in label_columns}
+    columns |= {SPLIT_COLUMN: "split"} if SPLIT_COLUMN in table.columns[1:] else {}
+    understood = Understood("table", (table.path.name,), columns=columns)
+    split = Split(names, records, "", {"duplicate_rows_dropped": duplicates}, understood)
     missing = split.missing()
     if len(missing) == len(records):
         raise MltrError(

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from mltr.data.records import Box, Labels, Record, Split
+from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
 
 VOC_CLASSES = (
@@ -39,7 +40,8 @@ def read_voc(
     if difficult not in DIFFICULT_LABEL:
         raise UsageError(f"difficult={difficult!r}: one of {', '.join(DIFFICULT_LABEL)}")
     has_lists = (folder / "ImageSets" / "Main").is_dir()
-    if split == "all" or source == "xml" or (source == "auto" and not has_lists):
+    takes_lists = split != "all" and (source == "lists" or (source == "auto" and has_lists))
+    if not takes_lists:
         names = _names_in_xml(folder) if split == "all" else _names_in_list(folder, split)
         labels = dict.fromkeys(names)
     else:
@@ -50,7 +52,11 @@ def read_voc(
         own = listed if listed is not None else _labels_from_boxes(boxes or (), difficult)
         image = folder / "JPEGImages" / f"{name}.jpg"
         records.append(Record(image, f"{name}.jpg", own, boxes))
-    return Split(VOC_CLASSES, records, split)
+    files = f"ImageSets/Main/*_{split}.txt" if takes_lists else "Annotations/*.xml"
+    meaning = {-1: "unknown", 0: "absent", 1: "present"}[DIFFICULT_LABEL[difficult]]
+    meanings = {"only as difficult": meaning, "not listed": "absent"}
+    understood = Understood("PASCAL VOC", (f"{folder.name}/{files}",), meanings=meanings)
+    return Split(VOC_CLASSES, records, split, understood=understood)
 
 
 def find_voc(root: Path, year: str = "") -> Path:

@@ -149,11 +149,13 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Find issues, write all files, tell."""
     from rich.console import Console
 
+    from mltr.data.understood import tell_understood
     from mltr.diagnosis.label_issues import audit
     from mltr.evaluation.open_run import open_scored
     from mltr.files.writing import write_figures
 
     opened = open_scored(args.run, _fields(args, overrides))
+    tell_understood(opened.splits)
     folder = _folder(args)
     found = audit(
         opened,
@@ -185,11 +187,13 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
     from mltr.data.sources import open_splits
+    from mltr.data.understood import tell_understood
     from mltr.diagnosis.corrections import read_review, write_corrected
     from mltr.files.writing import write_figures
 
     path = Path(args.review)
     splits = open_splits(_recipe(args.run, _fields(args, overrides)).data)
+    tell_understood(splits)
     corrections = read_review(path, splits)
     folder = Path(args.out) if args.out else path.parent
     written = write_corrected(folder, splits, corrections)

@@ -113,7 +113,11 @@ def as_trained(folder: Path, splits: Splits) -> Splits:
     records = dict(zip(names, chain(*splits), strict=True))
     parts = {
         split.name: Split(
-            split.classes, [records[name] for name in then[split.name]], split.name, split.notes
+            split.classes,
+            [records[name] for name in then[split.name]],
+            split.name,
+            split.notes,
+            split.understood,
         )
         for split in splits
     }

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mltr.data.loading import Batch
 from mltr.data.records import Splits
+from mltr.data.understood import tell_understood
 from mltr.errors import counted
 
 log = logging.getLogger(__name__)
@@ -61,18 +62,13 @@ class Progress:
 
 
 def tell_images(splits: Splits) -> None:
-    """Log what a run learns from, and which classes it can't learn."""
+    """Log how a run's source was read, and which classes it can't learn."""
     train = splits.train
-    sizes = ", ".join(f"{len(split)} {split.name}" for split in splits.parts)
-    classes = counted(len(train.classes), "class", "classes")
-    log.info("images: %s; %s", sizes, classes)
+    tell_understood(splits)
     positives = train.positives.sum(axis=0) > 0
     empty = [name for name, there in zip(train.classes, positives, strict=True) if not there]
     if empty:
         log.warning("no training image has: %s", ", ".join(empty))
-    for key, count in train.notes.items():
-        if count:
-            log.info("%s: %d", key.replace("_", " "), count)
 
 
 def training_words(row: dict[str, Any], last: int) -> list[str]:
