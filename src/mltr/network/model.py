@@ -38,6 +38,11 @@ LARGEST_PRODUCT = 256
 #: then stays in the cache of a CPU, and in memory that the process has got already.
 SLICE = 2 * 56 * 56 * 96
 
+#: Kinds of device with autocast. Asked at import: older compilers can't trace the question.
+AUTOCASTS = frozenset(
+    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
+)
+
 WIDEST_TRIPLE = 384  #: channels that head mltr works on, however many the backbone has
 
 # The triple of CAT, and the two ablations: same number of blocks, one kind of attention.
@@ -187,14 +192,14 @@ def _may_slice(maps: Tensor) -> bool:
 def _type_under_autocast(values: Tensor) -> torch.dtype:
     """Return the type that products with these values are computed in."""
     kind = values.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if kind in AUTOCASTS and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return values.dtype
 
 
 def _without_autocast(kind: str) -> AbstractContextManager[None]:
     """Return a context without autocast on a kind of device."""
-    if torch.amp.is_autocast_available(kind):
+    if kind in AUTOCASTS:
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 
