@@ -103,6 +103,11 @@ COMMANDS = {
         "mltr report {run}",
     ),
     "convert": Command("mltr.weights.convert", "convert weights of CAT or Swin to a bundle"),
+    "convert tagger": Command(
+        "mltr.taggers.command",
+        "make a bundle of another project's tagger: ONNX, or timm's",
+        next="mltr predict {out} PHOTOS",
+    ),
     "resize": Command("mltr.weights.resize", "adapt a bundle to another image or window size"),
     "push": Command("mltr.export.hub", "upload a run and its model card to the Hugging Face Hub"),
     "results": Command("mltr.planning.results", "list published figures beside those of our runs"),

@@ -29,6 +29,7 @@ LONGEST = 32  #: how many times longer than wide a picture may be to be resized 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 LARGEST_SIDE = 16384  #: pixels, of what a network sees
+LARGEST_PADDED = math.isqrt(MAX_PIXELS)  #: pixels on a side, of an image with its borders
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -39,7 +40,8 @@ class Preprocess:
     """What every image goes through at evaluation: resize to a square, scale, normalise.
 
     The whole image is squashed, unless `crop_pct` is set: then the shorter side is resized to
-    `image_size / crop_pct` pixels and the middle cut out, as timm does, to the bit.
+    `image_size / crop_pct` pixels and the middle cut out, as timm does, to the bit. With `padding`,
+    borders of that colour make it a square first.
     """
 
     image_size: int  #: side in pixels
@@ -48,6 +50,7 @@ class Preprocess:
     base_size: int = 0  #: side in pixels of a first squash, as images are cached (0: none)
     interpolation: str = "bilinear"  #: or bicubic
     crop_pct: float = 0.0  #: share of the shorter side that the network sees (0: no crop)
+    padding: tuple[int, int, int] | None = None  #: red, green and blue of the borders, 0..255
 
     @classmethod
     def from_config(
@@ -82,6 +85,8 @@ class Preprocess:
         """Undo `to_dict`; raises `MltrError` for values that don't fit."""
         try:
             triples = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
+            if values.get("padding") is not None:
+                triples["padding"] = tuple(values["padding"])
             preprocess = cls(**{**values, **triples})
             preprocess._check()
         except (KeyError, TypeError, ValueError) as error:
@@ -106,6 +111,14 @@ class Preprocess:
             )
         if not 0 <= self.crop_pct <= 1:
             raise ValueError(f"crop_pct {self.crop_pct} must lie in 0..1")
+        if self.padding is not None:
+            self._check_padding(self.padding)
+
+    def _check_padding(self, colour: tuple[int, ...]) -> None:
+        if len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour):
+            raise ValueError(f"padding {colour} must be null or three numbers in 0..255")
+        if self.crop_pct or self.base_size:
+            raise ValueError("padding can't be combined with crop_pct or base_size")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -117,6 +130,8 @@ class Preprocess:
             " ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std)
         )
         way = f"centre crop of {self.crop_pct:g}" if self.crop_pct else "squashed"
+        if self.padding is not None:
+            way = "padded with #{:02x}{:02x}{:02x}".format(*self.padding)
         return f"{self.image_size} px, {way}, {self.interpolation}, mean {mean}, std {std}"
 
     def __call__(self, image: Image.Image) -> Floats:
@@ -136,7 +151,7 @@ class Preprocess:
         serving alike. A file to be squashed is decoded no larger than needed, so its pixels may
         differ from those of the same image decoded in full: by 1 or 2 of 255 on average.
         """
-        if self.crop_pct:
+        if self.crop_pct or self.padding is not None:
             return open_image(source, max_pixels), None
         return open_reduced(source, self.base_size or self.image_size, max_pixels=max_pixels)
 
@@ -147,6 +162,8 @@ class Preprocess:
         side, resample = self.image_size, FILTERS[self.interpolation]
         if self.crop_pct:
             return np.asarray(self._crop(image, resample))
+        if self.padding is not None:
+            return np.asarray(self._pad(image, self.padding).resize((side, side), resample))
         if self.base_size:
             image, place = squash(image, self.base_size, place), None
         return np.asarray(squash(image, side, place, resample))
@@ -156,6 +173,9 @@ class Preprocess:
 
         `side` stands in for `image_size`.
         """
+        if self.padding is not None:
+            left, top = ((max(size) - length) // 2 for length in size)
+            return -left, -top, max(size) - left, max(size) - top
         if not self.crop_pct:
             return 0, 0, *size
         side = side or self.image_size
@@ -180,6 +200,17 @@ class Preprocess:
             return image.resize((side, side), resample, box=self.view(image.size))
         size, left, top = self._enlarged(image.size, side)
         return image.resize(size, resample).crop((left, top, left + side, top + side))
+
+    @staticmethod
+    def _pad(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+        """Paste an image in the middle of a square."""
+        if max(image.size) ** 2 > MAX_PIXELS:  # the square of a long one would take gigabytes
+            image = image.copy()
+            image.thumbnail((LARGEST_PADDED, LARGEST_PADDED))
+        longest = max(image.size)
+        square = Image.new("RGB", (longest, longest), colour)
+        square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
+        return square
 
     def scale(self, pixels: Pixels) -> Floats:
         """Return uint8 [..., S, S, 3] as float32 [..., 3, S, S], in 0..1 and then normalised."""

@@ -18,12 +18,14 @@ import numpy as np
 from mltr import metrics
 from mltr.errors import MltrError, UsageError, counted
 from mltr.evaluation.thresholds import AIMS, SCALING_CHOICES, Fitted, fit, parse_aim
+from mltr.predict.predictor import DEFAULT_THRESHOLD
 from mltr.weights.metadata import SOFTMAX, read_calibration
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mltr.evaluation.open_run import OpenRun
+    from mltr.evaluation.open_tagger import OpenTagger
     from mltr.evaluation.predictions import Predictions
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ SHARED, OUT_OF_REACH = "*", "!"  #: marks beside a threshold
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("run", metavar="RUN", help="a run folder, or a bundle with --data.root")
     parser.add_argument(
         "--aim", default="f1", metavar="AIM", help=f"aim of the thresholds (default: f1): {AIMS}"
     )
@@ -75,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Calibrate a run; overrides such as ``--data.root DIR`` say where its images are now."""
-    from mltr.evaluation.open_run import open_scored
+    from mltr.evaluation.open_run import OpenRun, open_judged
     from mltr.evaluation.reliability import save_reliability
     from mltr.files.writing import write_figures
     from mltr.runs.folder import RunFolder
@@ -85,17 +87,19 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         raise UsageError(f"--min-positives {args.min_positives} must be at least 1")
     if args.reset:
         return reset(args.run)
-    opened = open_scored(args.run, overrides)
-    _without_calibration(opened.path)  # refuses a network that can't have one, before any work
-    _check_held_out(opened)
-    if not RunFolder(opened.path).metrics.is_file():
-        log.warning("%s isn't finished: a better epoch will discard the calibration", opened.path)
+    opened = open_judged(args.run, overrides)
+    calibration = _without_calibration(opened.path)["calibration"]
+    if isinstance(opened, OpenRun):
+        _check_held_out(opened)
+        if not RunFolder(opened.path).metrics.is_file():
+            log.warning("%s isn't finished: a better epoch will discard this", opened.path)
     log.info("scoring %s", counted(len(opened.splits.val), "validation image"))
     val = opened.score_uncalibrated("val")
-    fitted = fit(val, aim, args.scaling, args.min_positives)
+    # A softmax has nothing to scale: its thresholds alone are fitted.
+    fitted = fit(val, aim, "none" if calibration else args.scaling, args.min_positives)
     test = _test_predictions(opened, overrides)
     figures = report(fitted, val, test, args.min_positives)
-    figures["best_epoch"] = _best_epoch(opened)
+    figures["best_epoch"] = _best_epoch(opened.path)
     store(args.run, fitted, figures)
     picture = save_reliability(Path(args.out or args.run), fitted, test)
     if args.json != "-":
@@ -111,7 +115,8 @@ def reset(folder: str | Path) -> int:
     from mltr.weights.bundle import read_config, update_config
 
     removed = _without_calibration(folder)
-    if all(read_config(folder).get(key) is None for key in ("thresholds", "calibration")):
+    before = read_config(folder)
+    if all(before.get(key) == removed[key] for key in ("thresholds", "calibration")):
         print(f"{folder} has no thresholds and no calibration: nothing to remove")
         return 0
     update_config(folder, removed)
@@ -120,16 +125,26 @@ def reset(folder: str | Path) -> int:
 
 
 def _without_calibration(folder: str | Path) -> dict[str, Any]:
+    """Return the entries of a config as they were before; a softmax of a tagger's stays.
+
+    Raises `UsageError` for a run with a softmax.
+    """
+    from mltr.runs.folder import RunFolder
     from mltr.weights.bundle import read_config
 
     config = read_config(folder)
-    if read_calibration(config) == SOFTMAX:
+    is_softmax = read_calibration(config) == SOFTMAX
+    if is_softmax and RunFolder(Path(folder)).recipe.is_file():
         raise UsageError(
             f"{folder} predicts one class per image: it has no thresholds to calibrate"
         )
     extra = dict(config.get("extra") or {})
     extra.pop("calibrated", None)
-    return {"thresholds": None, "calibration": None, "extra": extra}
+    return {
+        "thresholds": None,
+        "calibration": SOFTMAX.to_dict() if is_softmax else None,
+        "extra": extra,
+    }
 
 
 def _check_held_out(opened: OpenRun) -> None:
@@ -160,7 +175,7 @@ def _check_held_out(opened: OpenRun) -> None:
         log.warning("%s: make sure that they are different images", message)
 
 
-def _test_predictions(opened: OpenRun, overrides: Sequence[str]) -> Predictions:
+def _test_predictions(opened: OpenRun | OpenTagger, overrides: Sequence[str]) -> Predictions:
     """Return the test scores before any calibration: those saved, if they are of these images."""
     from mltr.evaluation.predictions import load_predictions
     from mltr.runs.folder import PREDICTIONS_FILE
@@ -175,16 +190,38 @@ def _test_predictions(opened: OpenRun, overrides: Sequence[str]) -> Predictions:
 def store(folder: str | Path, fitted: Fitted, figures: Mapping[str, Any]) -> None:
     """Put thresholds and calibration into the bundle, in place of what was there; all or nothing.
 
-    ``extra.calibrated`` keeps how they came about.
+    ``extra.calibrated`` keeps how they came about. Classes that the images didn't have keep their
+    thresholds, and the plain sigmoid.
     """
-    from mltr.weights.bundle import update_config
+    from mltr.weights.bundle import read_config, update_config
 
-    changes = _without_calibration(folder)
-    changes["thresholds"] = [float(value) for value in fitted.thresholds]
+    changes, config = _without_calibration(folder), read_config(folder)
+    names = list(figures["per_class"])
+    changes["thresholds"] = _filled(
+        config, names, fitted.thresholds, config["thresholds"] or DEFAULT_THRESHOLD
+    )
     if fitted.calibration is not None:
-        changes["calibration"] = fitted.calibration.to_dict()
+        changes["calibration"] = {
+            "method": fitted.calibration.method,
+            "scale": _filled(config, names, fitted.calibration.scale, 1.0),
+            "shift": _filled(config, names, fitted.calibration.shift, 0.0),
+        }
     changes["extra"]["calibrated"] = {k: v for k, v in figures.items() if k != "per_class"}
     update_config(folder, changes)
+
+
+def _filled(
+    config: Mapping[str, Any],
+    names: Sequence[str],
+    values: Any,
+    default: Sequence[float] | float,
+) -> list[float]:
+    """Return a value for each class of a bundle: those of `names`, and for others the default."""
+    filled = np.empty(len(config["classes"]))
+    filled[:] = default
+    places = {name: place for place, name in enumerate(config["classes"])}
+    filled[[places[name] for name in names]] = values
+    return [float(value) for value in filled]
 
 
 def report(
@@ -238,12 +275,12 @@ def _temperature(fitted: Fitted) -> float | None:
     return 1 / calibration.scale[0]
 
 
-def _best_epoch(opened: OpenRun) -> int | None:
+def _best_epoch(folder: Path) -> int | None:
     """Return the epoch that the validation images chose, if they had a choice."""
     from mltr.runs.folder import RunFolder
 
     try:
-        figures = json.loads(RunFolder(opened.path).metrics.read_text("utf-8"))
+        figures = json.loads(RunFolder(folder).metrics.read_text("utf-8"))
         return int(figures["best_epoch"]) if figures["epochs"] > 1 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -289,7 +326,7 @@ def _gain_table(figures: dict[str, Any], title: str) -> Table:
         interval = "" if np.isnan(low) else f"{low:+.2f} .. {high:+.2f}"
         table.add_row(name, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}", interval, words)
     table.caption = (
-        "in %, but for a cost. Before: sigmoid, threshold 0.5 for every class. After: "
+        "in %, but for a cost. Before: no scaling, threshold 0.5 for every class. After: "
         f"{_describe_scaling(figures)}, thresholds for {figures['aim']}. "
         "Interval: of resampled images."
     )
@@ -300,7 +337,7 @@ def _gain_table(figures: dict[str, Any], title: str) -> Table:
 def _describe_scaling(figures: dict[str, Any]) -> str:
     if figures["temperature"] is not None:
         return f"temperature {figures['temperature']:.3f}"
-    return "Platt scaling" if figures["scaling"] == "platt" else "sigmoid"
+    return "Platt scaling" if figures["scaling"] == "platt" else "no scaling"
 
 
 def _class_table(figures: dict[str, Any]) -> Table:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if not 0 <= args.threshold <= 1:
         raise UsageError(f"--threshold {args.threshold:g} must lie in 0..1")
     predictions = scores_of(args.run, args.split, overrides, args.rerun)
-    figures = report(predictions, args.threshold, thresholds_of(args.run))
+    figures = report(predictions, args.threshold, thresholds_of(args.run, predictions.classes))
     if args.json != "-":
         print_report(figures, f"{Path(args.run).name}, {args.split}")
     is_own = not any(option.startswith("--data.") for option in overrides)

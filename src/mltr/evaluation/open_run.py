@@ -14,10 +14,11 @@ from mltr.config.schema import Config
 from mltr.data.records import Split, Splits
 from mltr.data.sources import open_splits
 from mltr.errors import MltrError
+from mltr.evaluation.open_tagger import OpenTagger, open_tagger
 from mltr.evaluation.predictions import Predictions, calibrated, load_predictions, predict_split
 from mltr.runs.folder import PREDICTIONS_FILE
-from mltr.weights.bundle import CONFIG_FILE, Bundle, load_bundle, read_config
-from mltr.weights.metadata import SOFTMAX, read_calibration
+from mltr.weights.bundle import Bundle, load_bundle, read_config
+from mltr.weights.metadata import CONFIG_FILE, SOFTMAX, read_calibration
 
 if TYPE_CHECKING:
     import torch
@@ -129,12 +130,22 @@ def _as_json(name: str) -> str:
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
-def thresholds_of(folder: str | Path) -> tuple[float, ...] | None:
-    """Return the thresholds of a run's classes, if it has its own; raises as `load_bundle`."""
+def open_judged(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun | OpenTagger:
+    """Open a run as `open_scored` does, or a bundle without a recipe as `open_tagger` does."""
+    path = Path(folder)
+    has_recipe = not path.is_dir() or (path / "config.yaml").is_file()
+    return open_scored(path, overrides) if has_recipe else open_tagger(path, overrides)
+
+
+def thresholds_of(folder: str | Path, classes: Sequence[str]) -> tuple[float, ...] | None:
+    """Return a bundle's thresholds of some classes, if it has any; raises as `load_bundle`."""
     if not (Path(folder) / CONFIG_FILE).is_file():
         return None
-    thresholds = read_config(folder)["thresholds"]
-    return None if thresholds is None else tuple(thresholds)
+    config = read_config(folder)
+    if config["thresholds"] is None:
+        return None
+    known = dict(zip(config["classes"], config["thresholds"], strict=True))
+    return tuple(known[name] for name in classes)
 
 
 def scores_of(
@@ -143,14 +154,14 @@ def scores_of(
     """Return a run's scores of a split: of the test images those it saved, unless told otherwise.
 
     The file keeps what the network says; a calibration of the bundle is applied here. Raises
-    `MltrError` as `open_scored` and `load_predictions` do.
+    `MltrError` as `open_judged` and `load_predictions` do.
     """
     path = Path(folder)
     if not path.is_dir():
         raise MltrError(f"{path}: no such run folder")
     saved = path / PREDICTIONS_FILE
     if overrides or rerun or split != "test" or not saved.is_file():
-        return open_scored(path, overrides).score(split)
+        return open_judged(path, overrides).score(split)
     predictions = load_predictions(saved)
     if not (path / CONFIG_FILE).is_file():  # predictions alone, without a network
         return predictions

@@ -11,11 +11,13 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.export.card import write_card
 from mltr.files.download import HUB_PREFIX, first_line
 from mltr.files.writing import write_json
-from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, load_bundle
+from mltr.weights.bundle import Bundle, load_bundle
+from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
@@ -62,7 +64,7 @@ def timm_config(bundle: Bundle) -> dict[str, Any]:
         "std": preprocess.std,
         "interpolation": preprocess.interpolation,
         "crop_pct": preprocess.crop_pct or 1.0,
-        "crop_mode": "center" if preprocess.crop_pct else "squash",
+        "crop_mode": _crop_mode(preprocess),
         "num_classes": count,
     }
     layers = {} if known is None else known.to_dict()  # type: ignore[no-untyped-call]
@@ -76,6 +78,12 @@ def timm_config(bundle: Bundle) -> dict[str, Any]:
         "model_args": arguments,
         "pretrained_cfg": layers | own,
     }
+
+
+def _crop_mode(preprocess: Preprocess) -> str:
+    if preprocess.padding is not None:
+        return "border"
+    return "center" if preprocess.crop_pct else "squash"
 
 
 def push_to_hub(

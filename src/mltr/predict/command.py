@@ -35,6 +35,7 @@ from mltr.predict.results import (
     SHEET_PICTURES,
     Row,
     Selection,
+    Vocabulary,
     errors_path,
     with_errors,
     with_tiles,
@@ -50,6 +51,7 @@ from mltr.predict.sidecars import (
     check_classes,
     with_sidecars,
 )
+from mltr.predict.thresholds import parse_thresholds, set_thresholds
 
 if TYPE_CHECKING:
     from mltr.data.records import PackedImage
@@ -143,8 +145,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sheet", metavar="FILE", help=f"draw the first {SHEET_PICTURES} images with their labels")
     add(
         "--threshold",
-        type=float,
-        help=f"minimum probability of a label (default: the run's own, or {DEFAULT_THRESHOLD})",
+        metavar="T",
+        help="minimum probability of a label, or one for each category of labels: "
+        f"0.4,character=0.85 (default: the run's own, or {DEFAULT_THRESHOLD})",
     )
     add(
         "--top",
@@ -220,11 +223,11 @@ def tag(
     out, form = _choose_output(args)
     kinds = _choose_sidecars(args)
     chosen = choose_classes(predictor.classes, args.only, args.exclude)
-    classes = [predictor.classes[index] for index in chosen]
+    vocabulary = _vocabulary(predictor, chosen)
     if args.sidecars:
-        check_classes(classes)
+        check_classes(vocabulary.classes)
     if args.threshold is not None:
-        predictor.thresholds[:] = args.threshold
+        set_thresholds(predictor.thresholds, parse_thresholds(args.threshold), predictor.categories)
     selection = Selection(tuple(chosen), args.top, fills_top=args.threshold is None)
     tally = _Tally(keeps_out=out is not None and out.exists())
     with contextlib.ExitStack() as stack:
@@ -246,7 +249,7 @@ def tag(
             rows = with_progress(rows, lambda: survey.total)
         width = min(PATH_WIDTH, survey.longest_name) if survey.total else PATH_WIDTH
         try:
-            write_rows(rows, classes, out, form, width)
+            write_rows(rows, vocabulary, out, form, width)
             tally.is_written = True
         except (KeyboardInterrupt, SystemExit) as error:
             tally.interruption = error
@@ -263,9 +266,15 @@ def tag(
     return 1 if tally.broken or tally.sidecars.failed else 0
 
 
+def _vocabulary(predictor: Predictor, chosen: Sequence[int]) -> Vocabulary:
+    classes = [predictor.classes[index] for index in chosen]
+    kinds = predictor.categories
+    return Vocabulary(classes, {predictor.classes[k]: kinds[k] for k in chosen} if kinds else {})
+
+
 def _check_arguments(args: argparse.Namespace) -> None:
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise UsageError(f"--threshold {args.threshold} must lie in 0..1")
+    if args.threshold is not None:
+        parse_thresholds(args.threshold)
     for name in ("top", "batch_size", "workers", "replicas"):
         value = getattr(args, name)
         if value is not None and value < 1:

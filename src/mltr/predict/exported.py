@@ -21,7 +21,7 @@ from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.files.download import first_line
 from mltr.files.writing import sha256_of
-from mltr.weights.metadata import parse_config
+from mltr.weights.metadata import CONFIG_FILE, ONNX_FILE, parse_config, read_config_file
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -111,11 +111,15 @@ def load_onnx(
 ) -> tuple[OnnxNetwork, dict[str, Any]]:
     """Return the network of an ONNX file and its checked config. Torch isn't imported.
 
+    `path` is a file by `mltr export`, or the folder that `mltr convert tagger` writes.
     `device` is cpu, cuda or cuda:N, by default a GPU if this onnxruntime can use one; `threads` is
     how many one call may use, by default OMP_NUM_THREADS, as for torch, or all cores. Raises
     `MltrError` for a file that is missing, damaged or not written by `mltr export`, and for one
     that returns no logits for a black image within `limit_s`.
     """
+    config = None
+    if Path(path).is_dir():
+        config, path = _read_config_beside(Path(path)), Path(path) / ONNX_FILE
     _check_file(path)
     ort = require("onnxruntime", "onnx", str(path))
     options = ort.SessionOptions()
@@ -126,8 +130,8 @@ def load_onnx(
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its errors have no base of their own
         raise MltrError(f"{path} can't be run by onnxruntime: {first_line(error)}") from error
-    text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
-    config = _read_config(text, path)
+    if config is None:
+        config = _read_config(session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY), path)
     takes_pixels = config["export"]["input"] == "uint8"
     network = OnnxNetwork(session, Path(path), takes_pixels, limit_s)
     side = Preprocess.from_dict(config["preprocess"]).image_size
@@ -191,7 +195,21 @@ def _read_config(text: str | None, path: str | Path) -> dict[str, Any]:
         raise MltrError(
             f"{path} contains no labels, so it wasn't written by `mltr export`; export the run"
         )
-    config = parse_config(text, Path(path))
+    return _with_export(parse_config(text, Path(path)), path)
+
+
+def _read_config_beside(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise MltrError(
+            f"{folder} is no bundle: make one of it with `mltr convert tagger {folder} --out "
+            "BUNDLE`"
+        )
+    return _with_export(read_config_file(path), path)
+
+
+def _with_export(config: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return a config that says what goes into the network; raises `MltrError` for another."""
     export = config.get("export")
     if not isinstance(export, dict) or export.get("input") not in ("uint8", "float32"):
         raise MltrError(f"{path}: export.input must be uint8 or float32")

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
-from mltr.weights.metadata import Calibration, read_calibration, to_probs
+from mltr.weights.metadata import (
+    Calibration,
+    holds_onnx,
+    read_calibration,
+    read_categories,
+    to_probs,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +103,7 @@ class Predictor:
     thresholds: Floats  #: [K], on probabilities; may be changed
     batch_size: int = 32
     calibration: Calibration | None = None  #: how logits become probabilities; None: sigmoid
+    categories: tuple[str, ...] | None = None  #: K names of kinds of classes, if they have any
 
     @overload
     def __call__(self, images: list[Any]) -> list[Prediction]: ...
@@ -205,7 +212,7 @@ def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> P
     """
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} must be at least 1")
-    if str(path).endswith(EXPORTED):
+    if str(path).endswith(EXPORTED) or holds_onnx(path):
         return _load_exported(path, device, batch_size)
     from mltr.weights.bundle import load_bundle
 
@@ -222,10 +229,10 @@ def _load_exported(path: str | Path, device: str | None, batch_size: int) -> Pre
     from mltr.predict.exported import load_onnx, load_program
 
     network: Network
-    if str(path).endswith(".onnx"):
-        network, config = load_onnx(path, device)
-    else:
+    if str(path).endswith(".pt2"):
         network, config = load_program(path, _choose_device(device))
+    else:
+        network, config = load_onnx(path, device)
     return Predictor(
         network,
         tuple(config["classes"]),
@@ -233,6 +240,7 @@ def _load_exported(path: str | Path, device: str | None, batch_size: int) -> Pre
         _fill_thresholds(config["thresholds"], len(config["classes"])),
         batch_size,
         read_calibration(config),
+        read_categories(config),
     )
 
 
@@ -247,7 +255,13 @@ def as_predictor(
     network = TorchNetwork(bundle.model, device or torch.device("cpu"))
     thresholds = _fill_thresholds(bundle.thresholds, len(bundle.classes))
     return Predictor(
-        network, bundle.classes, bundle.preprocess, thresholds, batch_size, bundle.calibration
+        network,
+        bundle.classes,
+        bundle.preprocess,
+        thresholds,
+        batch_size,
+        bundle.calibration,
+        bundle.categories,
     )
 
 

@@ -2,7 +2,8 @@
 
 Rows are written as they come. CSV, TSV and Parquet have the columns `path`, `labels`, `probs` (of
 the labels), `error`, and then one for each class with its probability; JSON has the first three,
-and `error` if something is wrong; an image that can't be read has only `path` and `error`.
+and `error` if something is wrong; an image that can't be read has only `path` and `error`. If the
+network's classes have categories, all have a column `categories`, those of the labels.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWN_COLUMNS = ("path", "labels", "probs", "error")
+CATEGORIES = "categories"  #: a column of our own behind these, of a network that has some
 SHEET_PICTURES = 60  #: a contact sheet shows the first so many images
 SHEET_LABELS = 12  #: and at most so many labels of each
 ROW_GROUP = 1024  #: rows that go to Parquet at once
@@ -94,8 +96,31 @@ def to_text(name: str) -> str:
     return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What rows are written with."""
+
+    classes: Sequence[str]  #: the classes wanted
+    categories: Mapping[str, str] = field(default_factory=dict)  #: of these; empty: there are none
+
+    @property
+    def own_columns(self) -> list[str]:
+        """The columns before those of the classes."""
+        return [*OWN_COLUMNS, *([CATEGORIES] if self.categories else [])]
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns; a class that is called like one of ours gets a prefix."""
+        own = self.own_columns
+        return [*own, *(f"class:{c}" if c in own else c for c in self.classes)]
+
+    def of(self, row: Row) -> list[str]:
+        """Return the categories of a row's labels."""
+        return [self.categories[name] for name, _ in row.labels]
+
+
 def write_rows(
-    rows: Iterable[Row], classes: Sequence[str], out: Path | None, form: str, width: int
+    rows: Iterable[Row], vocabulary: Vocabulary, out: Path | None, form: str, width: int
 ) -> None:
     """Write all rows in the format `form` to stdout, or to a file that appears once it is whole.
 
@@ -104,17 +129,17 @@ def write_rows(
 
     def write_text(file: TextIO) -> None:
         if form == "jsonl":
-            write_jsonl(rows, file)
+            write_jsonl(rows, vocabulary, file)
         elif form == "json":
-            write_json(rows, file)
+            write_json(rows, vocabulary, file)
         elif form in DELIMITERS:
-            write_csv(rows, classes, file, DELIMITERS[form])
+            write_csv(rows, vocabulary, file, DELIMITERS[form])
         else:
             write_table(rows, width, file)
 
     def write_file(temporary: Path) -> None:
         if form == "parquet":
-            write_parquet(rows, classes, temporary)
+            write_parquet(rows, vocabulary, temporary)
         else:
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 write_text(file)
@@ -133,60 +158,66 @@ def _stdout(is_data: bool) -> TextIO:
     return sys.stdout
 
 
-def write_jsonl(rows: Iterable[Row], file: TextIO) -> None:
+def write_jsonl(rows: Iterable[Row], vocabulary: Vocabulary, file: TextIO) -> None:
     """Write one JSON object a line, and each line at once."""
     for row in rows:
-        print(_to_json(row), file=file, flush=True)
+        print(_to_json(row, vocabulary), file=file, flush=True)
 
 
-def write_json(rows: Iterable[Row], file: TextIO) -> None:
+def write_json(rows: Iterable[Row], vocabulary: Vocabulary, file: TextIO) -> None:
     """Write a JSON array of the same objects, one a line."""
     separator = "[\n"
     for row in rows:
-        file.write(separator + _to_json(row))
+        file.write(separator + _to_json(row, vocabulary))
         separator = ",\n"
     file.write("\n]\n" if separator.startswith(",") else "[]\n")
 
 
-def _to_json(row: Row) -> str:
+def _to_json(row: Row, vocabulary: Vocabulary) -> str:
     content: dict[str, Any] = {"path": row.name}
     if row.error:
         content["error"] = row.error
     if row.probs is not None:
         content["labels"] = [name for name, _ in row.labels]
         content["probs"] = [round(prob, 6) for _, prob in row.labels]
+        if vocabulary.categories:
+            content[CATEGORIES] = vocabulary.of(row)
     text = json.dumps(content, ensure_ascii=False)
     return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def write_csv(
-    rows: Iterable[Row], classes: Sequence[str], file: TextIO, delimiter: str = ","
+    rows: Iterable[Row], vocabulary: Vocabulary, file: TextIO, delimiter: str = ","
 ) -> None:
     """Write a header and a line an image; several labels in a cell are separated by `; `."""
     clean = printable if file.isatty() else str
     writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(map(clean, to_cells(_columns(classes))))
+    writer.writerow(map(clean, to_cells(vocabulary.columns)))
+    unknown = [""] * len(vocabulary.classes)
     for row in rows:
         labels = "; ".join(name for name, _ in row.labels)
         own_probs = "; ".join(f"{prob:.6g}" for _, prob in row.labels)
-        scores = [""] * len(classes) if row.probs is None else [f"{p:.6g}" for p in row.probs]
-        texts = map(clean, to_cells([row.name, labels, own_probs, row.error]))
-        writer.writerow([*texts, *scores])
+        own = [row.name, labels, own_probs, row.error]
+        own += ["; ".join(vocabulary.of(row))] if vocabulary.categories else []
+        scores = unknown if row.probs is None else [f"{p:.6g}" for p in row.probs]
+        writer.writerow([*map(clean, to_cells(own)), *scores])
 
 
-def write_parquet(rows: Iterable[Row], classes: Sequence[str], path: Path) -> None:
+def write_parquet(rows: Iterable[Row], vocabulary: Vocabulary, path: Path) -> None:
     """Write lists for `labels` and `probs`, float32 for each class; `error` is null or a text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kinds = [pa.string(), pa.list_(pa.string()), pa.list_(pa.float32()), pa.string()]
-    kinds += [pa.float32()] * len(classes)
-    schema = pa.schema(list(zip(_columns(classes), kinds, strict=True)))
+    kinds += [pa.list_(pa.string())] if vocabulary.categories else []
+    own = len(kinds)
+    kinds += [pa.float32()] * len(vocabulary.classes)
+    schema = pa.schema(list(zip(vocabulary.columns, kinds, strict=True)))
     remaining = iter(rows)
     with pq.ParquetWriter(path, schema) as writer:
         while group := list(islice(remaining, ROW_GROUP)):
             missing = np.array([row.probs is None for row in group])
-            scores = np.zeros((len(group), len(classes)), np.float32)
+            scores = np.zeros((len(group), len(vocabulary.classes)), np.float32)
             scores[~missing] = [row.probs for row in group if row.probs is not None]
             columns: list[Any] = [
                 [row.name for row in group],
@@ -194,14 +225,10 @@ def write_parquet(rows: Iterable[Row], classes: Sequence[str], path: Path) -> No
                 [[prob for _, prob in row.labels] for row in group],
                 [row.error or None for row in group],
             ]
-            arrays = [pa.array(*pair) for pair in zip(columns, kinds[:4], strict=True)]
+            columns += [list(map(vocabulary.of, group))] if vocabulary.categories else []
+            arrays = [pa.array(*pair) for pair in zip(columns, kinds[:own], strict=True)]
             arrays += [pa.array(column, mask=missing) for column in scores.T]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-
-
-def _columns(classes: Sequence[str]) -> list[str]:
-    """Names of the columns; a class that is called like one of ours gets a prefix."""
-    return [*OWN_COLUMNS, *(f"class:{c}" if c in OWN_COLUMNS else c for c in classes)]
 
 
 def write_table(rows: Iterable[Row], width: int, file: TextIO) -> None:

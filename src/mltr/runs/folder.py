@@ -21,7 +21,7 @@ from mltr.errors import MltrError, UsageError, counted
 from mltr.files.download import HUB_PREFIX
 from mltr.files.writing import text_writer, to_json, write_atomically, write_json
 from mltr.runs.checkpoints import delete_states, has_state
-from mltr.weights.bundle import CONFIG_FILE, WEIGHTS_FILE
+from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
 
 #: Recipe fields that may change on resuming: where images are and how fast they load.
 FREE_FIELDS = frozenset(

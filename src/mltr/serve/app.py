@@ -102,6 +102,7 @@ class _Service:
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.metrics = Metrics()
         self._predictor = predictor
+        self._categories = dict(zip(predictor.classes, predictor.categories or (), strict=False))
         self._settings = settings
         self._key_digests = [_digest(key) for key in settings.keys]
         self._intake = Intake(settings)
@@ -139,6 +140,7 @@ class _Service:
         closed.get(
             "/v1/labels",
             tags=["pictures"],
+            response_model_exclude_none=True,
             dependencies=[Depends(_check_options)],
             responses={status: schema.PROBLEMS[status] for status in (401, 422)},
         )(self.labels)
@@ -175,12 +177,20 @@ class _Service:
             results = [
                 {"name": upload.name, "error": _reason(one)}
                 if isinstance(one, BrokenImage)
-                else {"name": upload.name, "labels": _choose(one, top, threshold)}
+                else {"name": upload.name, "labels": self._name(_choose(one, top, threshold))}
                 for upload, one in zip(uploads, found, strict=True)
             ]
             return JSONResponse({"model": self._settings.name, "results": results})
 
         return await self._with_images(request, answer)
+
+    def _name(self, labels: list[tuple[str, float]]) -> list[dict[str, Any]]:
+        """Return labels as the API sends them; a model without categories sends none."""
+        return [
+            {"label": label, "prob": round(prob, 6)}
+            | ({"category": self._categories[label]} if self._categories else {})
+            for label, prob in labels
+        ]
 
     async def explain(
         self,
@@ -217,7 +227,11 @@ class _Service:
             explains=self._explains,
             limits={f.name: getattr(self._settings, f.name) for f in limits()},
             labels=[
-                schema.LabelInfo(label=label, threshold=round(float(threshold), 6))
+                schema.LabelInfo(
+                    label=label,
+                    threshold=round(float(threshold), 6),
+                    category=self._categories.get(label),
+                )
                 for label, threshold in zip(predictor.classes, predictor.thresholds, strict=True)
             ],
         )
@@ -338,14 +352,14 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _choose(found: Prediction, top: int | None, threshold: float | None) -> list[dict[str, Any]]:
+def _choose(found: Prediction, top: int | None, threshold: float | None) -> list[tuple[str, float]]:
     """Return labels as `mltr predict` does with its options of these names."""
     if threshold is not None:
         found = Prediction(found.probs, found.classes, np.full_like(found.thresholds, threshold))
     labels = found.labels
     if top is not None:
         labels = found.top(top) if threshold is None else labels[:top]
-    return [{"label": label, "prob": round(prob, 6)} for label, prob in labels]
+    return labels
 
 
 def _reason(error: BrokenImage) -> str:

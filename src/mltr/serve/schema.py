@@ -20,11 +20,15 @@ Every error has the form `{"detail": "what, and how to mend it"}`. Pictures are 
 """
 
 
+Category = Annotated[str | None, Field(description="kind of label, if the model tells kinds apart")]
+
+
 class Label(BaseModel):
     """A label and how sure the network is of it."""
 
     label: str
     prob: Annotated[float, Field(ge=0, le=1)]
+    category: Category = None
 
 
 class Result(BaseModel):
@@ -51,6 +55,7 @@ class LabelInfo(BaseModel):
     threshold: Annotated[
         float, Field(description="minimum probability at which the label is predicted")
     ]
+    category: Category = None
 
 
 class ModelInfo(BaseModel):

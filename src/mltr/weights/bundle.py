@@ -28,16 +28,18 @@ from mltr.files.download import HUB_PREFIX, fetch
 from mltr.files.writing import Writer, text_writer, to_json, write_atomically, write_together
 from mltr.network.model import create_model
 from mltr.weights.metadata import (
+    CONFIG_FILE,
     FORMAT_VERSION,
+    WEIGHTS_FILE,
     Calibration,
     Floats,
+    holds_onnx,
     parse_config,
     read_calibration,
+    read_categories,
+    read_config_file,
 )
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-LARGEST_CONFIG = 2**27  #: bytes; a million names need less
 # Arguments by which a timm backbone would fetch weights; a bundle brings its own.
 WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
@@ -52,6 +54,7 @@ class Bundle:
     thresholds: tuple[float, ...] | None  #: per class, on probabilities; None: 0.5 for all
     config: dict[str, Any]  #: all of ``config.json``
     calibration: Calibration | None = None  #: of the probabilities; None: plain sigmoid
+    categories: tuple[str, ...] | None = None  #: K names of kinds of classes, if they have any
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +114,7 @@ def save_bundle(
     preprocess: Preprocess,
     thresholds: Sequence[float] | None = None,
     calibration: Calibration | None = None,
+    categories: Sequence[str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a bundle to `folder` atomically, replacing a previous one.
@@ -132,6 +136,7 @@ def save_bundle(
         "preprocess": preprocess.to_dict(),
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
         "calibration": None if calibration is None else calibration.to_dict(),
+        "categories": None if categories is None else list(categories),
         "weights_crc32": _crc32(tensors),
         "extra": dict(extra or {}),
     }
@@ -219,8 +224,15 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     _check_finite(tensors, f"{folder / WEIGHTS_FILE}: the weights")
     model.load_state_dict(tensors)
     thresholds = None if config["thresholds"] is None else tuple(config["thresholds"])
-    calibration = read_calibration(config)
-    return Bundle(model.eval().to(device), classes, preprocess, thresholds, config, calibration)
+    return Bundle(
+        model.eval().to(device),
+        classes,
+        preprocess,
+        thresholds,
+        config,
+        read_calibration(config),
+        read_categories(config),
+    )
 
 
 def _locate(path: str | Path) -> Path:
@@ -247,7 +259,8 @@ def update_config(folder: str | Path, changes: Mapping[str, Any]) -> None:
     The copy of the config within the weights yields to this file, as `_pick_config` says. Raises
     `MltrError` as `load_bundle` does, and for values that it would refuse.
     """
-    _check_folder(Path(folder))
+    if not holds_onnx(folder):
+        _check_folder(Path(folder))
     path = Path(folder) / CONFIG_FILE
     text = to_json(read_config(folder) | dict(changes))
     parse_config(text, path)  # what can't be loaded isn't saved
@@ -261,6 +274,11 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         hint = f"; give the folder {folder.parent}" if folder.name == WEIGHTS_FILE else ""
         raise MltrError(f"{folder} is a file; expected {expected}{hint}")
+    if holds_onnx(folder):
+        raise MltrError(
+            f"{folder} holds a network in ONNX, for predict, serve, evaluate and calibrate; "
+            "everything else needs one in PyTorch"
+        )
     missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / name).is_file()]
     if missing:
         hint = ""
@@ -307,12 +325,7 @@ def _pick_config(path: Path, own_text: str | None) -> dict[str, Any]:
     That happens only if the machine stopped between the two renames of a save; the weights then
     bring the right config with them.
     """
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise MltrError(f"{path} is larger than any config: {path.stat().st_size:,} bytes")
-        config = parse_config(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise MltrError(f"{path} can't be read: {error}") from error
+    config = read_config_file(path)
     if own_text is not None:
         own = parse_config(own_text, path.with_name(WEIGHTS_FILE))
         if own.get("weights_crc32") != config.get("weights_crc32"):

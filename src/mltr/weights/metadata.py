@@ -20,7 +20,11 @@ from mltr import __version__
 from mltr.errors import MltrError, did_you_mean
 from mltr.terminal import UNPRINTABLE, printable
 
+WEIGHTS_FILE = "model.safetensors"
+ONNX_FILE = "model.onnx"  #: in place of weights, in a bundle of `mltr convert tagger`
+CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
+LARGEST_CONFIG = 2**27  #: bytes; a million names need less
 LARGEST_OPTION = 65536  #: of a network: a width, a side, a number of blocks
 SCALINGS = ("temperature", "platt")  #: one scale for all classes; a scale and a shift for each
 MOST_CLASSES = 1_000_000
@@ -80,6 +84,28 @@ def read_calibration(config: Mapping[str, Any]) -> Calibration | None:
     return Calibration(entry["method"], tuple(entry["scale"]), tuple(entry["shift"]))
 
 
+def read_categories(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the category of each class that a checked config holds; most networks have none."""
+    entry = config.get("categories")
+    return None if entry is None else tuple(entry)
+
+
+def holds_onnx(folder: str | Path) -> bool:
+    """Whether a folder is a bundle whose network is an ONNX file, which needs no torch."""
+    path = Path(folder)
+    return (path / ONNX_FILE).is_file() and not (path / WEIGHTS_FILE).exists()
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the checked content of a ``config.json``; raises `MltrError`, which names it."""
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise MltrError(f"{path} is larger than any config: {path.stat().st_size:,} bytes")
+        return parse_config(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise MltrError(f"{path} can't be read: {error}") from error
+
+
 def parse_config(text: str, path: Path) -> dict[str, Any]:
     """Parse and check the text of a config; every error names `path`."""
     try:
@@ -94,6 +120,11 @@ def parse_config(text: str, path: Path) -> dict[str, Any]:
             f"{path} has format_version {version}, but this mltr {__version__} reads at most "
             f"{FORMAT_VERSION}: it was saved by a newer mltr ({config.get('mltr_version', '?')}); "
             "upgrade mltr"
+        )
+    if "architecture" in config and "format_version" not in config:
+        raise MltrError(
+            f"{path} is timm's: make a bundle of it with "
+            f"`mltr convert tagger {path.parent} --out BUNDLE`"
         )
     for key in REQUIRED_KEYS:
         if key not in config:
@@ -129,6 +160,7 @@ def _config_problem(config: Mapping[str, Any]) -> str:
         _size_problem(model["overrides"])
         or _thresholds_problem(config["thresholds"], len(classes))
         or _calibration_problem(config.get("calibration"), len(classes))
+        or _categories_problem(config.get("categories"), len(classes))
     )
 
 
@@ -169,4 +201,14 @@ def _calibration_problem(calibration: object, num_classes: int) -> str:
             return f"calibration.{key} must be numbers"
     if not all(value > 0 for value in calibration["scale"]):
         return "calibration.scale must be above 0"
+    return ""
+
+
+def _categories_problem(categories: object, num_classes: int) -> str:
+    if categories is None:
+        return ""
+    if not (isinstance(categories, list) and len(categories) == num_classes):
+        return f"categories must be null or one name for each of the {num_classes} classes"
+    if not all(isinstance(name, str) and not UNPRINTABLE.search(name) for name in categories):
+        return "categories must be names"
     return ""

@@ -23,8 +23,9 @@ from mltr.config.schema import ModelConfig
 from mltr.data.preprocess import IMAGENET
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.files.download import HUB_PREFIX, fetch, reason_of
-from mltr.weights.bundle import CONFIG_FILE, WEIGHT_SOURCES, WEIGHTS_FILE, read_config
+from mltr.weights.bundle import WEIGHT_SOURCES, read_config
 from mltr.weights.foreign import IGNORED, Tensors, first_few, read_checkpoint
+from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
 
 TIMM = "timm/"  #: of the name of a network
 PRETRAINED = "pretrained"  #: as `model.init`: timm's own weights
@@ -151,6 +152,17 @@ def find_weights(name: str, init: str) -> TimmWeights | None:
             f"{init if init.startswith(HUB_PREFIX) else TIMM + found.architecture}"
         )
     return found
+
+
+def read_folder(source: str) -> tuple[dict[str, Any], TimmWeights]:
+    """Return the config.json of a folder of timm's, and the weights that it describes.
+
+    Raises `MltrError` for another folder.
+    """
+    config = _read_folder_config(source)
+    if config is None:
+        raise UsageError(f"{source} is a bundle already: predict and serve take it as it is")
+    return config, _from_config(source, config)
 
 
 def _config_of(name: str) -> dict[str, Any]:

@@ -169,7 +169,8 @@ function draw(photo) {
     const isReached = reached.has(one);
     row.className = isReached ? "reached" : "below";
     button.style.setProperty("--threshold", `${100 * thresholdOf(one.label)}%`);
-    button.setAttribute("aria-label", `${one.label}, ${percent(one.prob)}${isReached ? "" : ", below its threshold"}`);
+    const kind = one.category ? `, ${one.category}` : "";
+    button.setAttribute("aria-label", `${one.label}${kind}, ${percent(one.prob)}${isReached ? "" : ", below its threshold"}`);
     return row;
   }));
   if (list.contains(focused)) focused.focus(); // moving a row takes the focus off it
@@ -185,6 +186,7 @@ function newTag(photo, one) {
   row.dataset.label = one.label;
   button.style.setProperty("--prob", `${100 * one.prob}%`);
   button.querySelector(".name").textContent = one.label;
+  button.querySelector(".category").textContent = one.category || "";
   button.querySelector(".prob").textContent = percent(one.prob);
   button.disabled = !model.explains;
   button.title = model.explains ? "Show where the evidence lies" : "";
@@ -290,8 +292,8 @@ const inQuotes = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""
 
 // The columns and keys of `mltr predict`.
 const WRITERS = {
-  csv: (rows) => ["path,labels,probs", ...rows.map((row) =>
-    [row.path, row.labels.join("; "), row.probs.join("; ")].map(inQuotes).join(","))].join("\n") + "\n",
+  csv: (rows) => [Object.keys(rows[0]).join(","), ...rows.map(({ path, ...lists }) =>
+    [path, ...Object.values(lists).map((list) => list.join("; "))].map(inQuotes).join(","))].join("\n") + "\n",
   json: (rows) => JSON.stringify(rows, null, 2) + "\n",
   txt: (rows) => rows.map((row) => `${row.path}: ${row.labels.join(", ")}\n`).join(""),
 };
@@ -303,6 +305,7 @@ for (const button of document.querySelectorAll("[data-form]")) {
       path: photo.file.name,
       labels: tagsOf(photo).map((one) => one.label),
       probs: tagsOf(photo).map((one) => one.prob),
+      ...(model.labels[0].category && { categories: tagsOf(photo).map((one) => one.category) }),
     }));
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([WRITERS[form](rows)]));

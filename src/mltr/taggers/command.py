@@ -1,0 +1,157 @@
+"""`mltr convert tagger`: make a bundle of another project's tagger or image classifier.
+
+SOURCE is one of three. A folder with model.onnx and selected_tags.csv, as of the WD taggers, needs
+no options. A folder of timm's, with config.json and model.safetensors, needs --activation, unless
+it knows the classes of ImageNet. For any other ONNX classifier, --labels and the options below say
+what its graph doesn't.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mltr.errors import MltrError, UsageError
+from mltr.files.download import HUB_PREFIX, fetch
+from mltr.predict.thresholds import parse_thresholds
+from mltr.taggers.labels import TAGS_FILE
+from mltr.weights.metadata import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from mltr.taggers.convert import Tagger
+
+EXPECTED = (
+    f"a folder with {ONNX_FILE} and {TAGS_FILE}, one of timm's with {CONFIG_FILE} and "
+    f"{WEIGHTS_FILE}, or an ONNX file"
+)
+#: Options that only an ONNX file needs: a folder of timm's says all of it.
+ONNX_OPTIONS = (
+    "image_size", "layout", "channels", "range", "mean", "std", "padding", "crop_pct",
+    "interpolation",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr convert tagger``."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a folder, a file model.onnx, or hf-hub:OWNER/NAME")
+    add("--out", required=True, metavar="BUNDLE", help="folder for the bundle")
+    add("--overwrite", action="store_true", help="replace an existing bundle")
+    add(
+        "--labels",
+        metavar="FILE",
+        help="the labels in the order of the outputs: a text file with one per line, or a CSV with "
+        "columns name and category (default: a file of SOURCE)",
+    )
+    add(
+        "--threshold",
+        metavar="T",
+        help="minimum probability of a label, or one for each category: 0.35,character=0.85 "
+        "(default: 0.5; of WD taggers as in this example)",
+    )
+    add(
+        "--activation",
+        choices=["sigmoid", "softmax"],
+        help="what makes probabilities of the logits: sigmoid if an image can have several labels, "
+        "softmax if it has one (default: by the graph; softmax for the classes of ImageNet)",
+    )
+    group = parser.add_argument_group("what the images of an ONNX file went through")
+    add = group.add_argument
+    add("--image-size", type=int, metavar="N", help="side in pixels (default: by the graph)")
+    add("--layout", choices=["nchw", "nhwc"], help="default: by the graph")
+    add("--channels", choices=["rgb", "bgr"], help="order of the colours (default: rgb)")
+    add(
+        "--range",
+        type=int,
+        choices=[1, 255],
+        help="largest value of a pixel, before --mean and --std (default: 1; 255 for nhwc and "
+        "uint8)",
+    )
+    add(
+        "--mean",
+        metavar="R,G,B",
+        help="what is subtracted, in the order of --channels (default: ImageNet's for a range of "
+        "1, else 0)",
+    )
+    add("--std", metavar="R,G,B", help="what it is then divided by (default: as for --mean)")
+    add("--interpolation", choices=["bilinear", "bicubic"], help="default: bilinear")
+    add(
+        "--padding",
+        metavar="COLOUR",
+        help="borders that make an image square, such as white (default: the image is squashed)",
+    )
+    add(
+        "--crop-pct",
+        type=float,
+        metavar="SHARE",
+        help="cut the middle out, this share of the shorter side, such as 0.875",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, check against the original, and write a bundle."""
+    from mltr.taggers.convert import convert_onnx, convert_timm
+
+    out = Path(args.out)
+    held = [name for name in (WEIGHTS_FILE, ONNX_FILE) if (out / name).exists()]
+    if held and not args.overwrite:
+        raise UsageError(f"{out} already holds {held[0]}: choose another --out, or use --overwrite")
+    thresholds = {} if args.threshold is None else parse_thresholds(args.threshold)
+    source = locate(args.source)
+    if out.exists() and source.resolve() in (out.resolve(), (out / ONNX_FILE).resolve()):
+        raise UsageError(f"--out {out} is SOURCE itself: choose another folder")
+    tagger: Tagger
+    if source.is_dir():
+        _refuse_options(args)
+        tagger = convert_timm(source, args.labels, args.activation)
+    else:
+        tagger = convert_onnx(source, args.source, args)
+    tagger.set_thresholds(thresholds)
+    tagger.write(out, f"tagger: {args.source}")
+    for line in tagger.report():
+        print(line)
+    return 0
+
+
+def locate(source: str) -> Path:
+    """Return the ONNX file of a tagger, or its folder if that is timm's.
+
+    Raises `MltrError` if there is none.
+    """
+    if source.startswith(HUB_PREFIX):
+        return _locate_on_hub(source)
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".onnx":
+            raise UsageError(f"{path}: expected a folder, or a file that ends in .onnx")
+        return path
+    if not path.is_dir():
+        raise MltrError(f"no such folder: {path}; expected {EXPECTED}")
+    if (path / ONNX_FILE).is_file():
+        return path / ONNX_FILE
+    if (path / CONFIG_FILE).is_file():
+        return path
+    files = sorted(path.glob("*.onnx"))
+    if len(files) != 1:
+        found = f"several ONNX files ({files[0].name}, ...): name one" if files else "none of these"
+        raise MltrError(f"{path} has {found}; expected {EXPECTED}")
+    return files[0]
+
+
+def _locate_on_hub(source: str) -> Path:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return fetch(source, [TAGS_FILE, ONNX_FILE]) / ONNX_FILE
+    except MltrError as error:
+        if not isinstance(error.__cause__, EntryNotFoundError):
+            raise
+    return fetch(source, [CONFIG_FILE, WEIGHTS_FILE])
+
+
+def _refuse_options(args: argparse.Namespace) -> None:
+    for name in ONNX_OPTIONS:
+        if getattr(args, name) is not None:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is for ONNX files; {args.source} says that itself")
