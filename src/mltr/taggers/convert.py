@@ -161,9 +161,10 @@ def convert_onnx(path: Path, source: str, options: argparse.Namespace) -> OnnxTa
 
 def _fetch_weights(path: Path, source: str) -> None:
     """Fetch what lies beside a file on the Hub, as far as the file names it."""
-    model = graph.read(path)
-    inside = [name for name in graph.external_files(model) if Path(name).name == name]
-    fetch(source, inside)
+    named = graph.external_files(graph.read(path))
+    beside = [name for name in named if Path(name).name == name]
+    if beside:
+        fetch(source, beside)
 
 
 def _read_preprocess(options: Mapping[str, Any], given: graph.Input, path: Path) -> Preprocess:
