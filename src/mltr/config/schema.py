@@ -202,6 +202,8 @@ class TrainConfig:
     threads: Whole = 0  #: CPU threads of the main process (0: torch's default)
     compile: bool = False  #: compile the network with torch.compile
     sharding: Literal["none", "fsdp"] = "none"  #: fsdp: shard over processes
+    #: where the figures of each epoch are shown besides the run folder
+    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
     save_minutes: NotNegative = 10.0  #: maximum time between checkpoints (0: after every step)
     keep: Count = 2  #: latest checkpoints to keep, in addition to the best weights
     #: consecutive skipped steps (bad loss or gradient) before a run stops

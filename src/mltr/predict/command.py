@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from mltr.errors import BrokenImage, UsageError, counted, did_you_mean
 from mltr.files.locks import locked_folder, locked_output
-from mltr.files.writing import check_target, make_folder
+from mltr.files.writing import check_target, make_folder, text_writer, write_atomically
 from mltr.predict.inputs import Inputs, Survey, exists
 from mltr.predict.journal import SUFFIX, Journal, Stamp
+from mltr.predict.label_studio import SETUP_SUFFIX, labelling_setup
 from mltr.predict.predictor import (
     DEFAULT_THRESHOLD,
     Found,
@@ -69,6 +70,7 @@ FORMATS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+TOOLS = ("fiftyone", "label-studio")  #: formats that --format alone chooses
 TOLD_ERRORS = 20  #: images that can't be read are named up to so many
 SURVEY_WAIT_S = 2.0  #: for the number of images, before the first is read
 
@@ -107,9 +109,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", help="write the results to this file, replacing it (- for stdout)")
     add(
         "--format",
-        choices=["table", *dict.fromkeys(FORMATS.values())],
+        choices=["table", *dict.fromkeys(FORMATS.values()), *TOOLS],
         help=f"format of the results; default: by the extension of --out ({', '.join(FORMATS)}), "
-        "else a table on a terminal and JSON lines in a pipe",
+        "else a table on a terminal and JSON lines in a pipe; fiftyone and label-studio are JSON "
+        "for these programs",
     )
     add("--json", metavar="FILE", help="short for --format jsonl --out FILE")
     add(
@@ -223,7 +226,7 @@ def tag(
     out, form = _choose_output(args)
     kinds = _choose_sidecars(args)
     chosen = choose_classes(predictor.classes, args.only, args.exclude)
-    vocabulary = _vocabulary(predictor, chosen)
+    vocabulary = _vocabulary(predictor, chosen, Path(args.bundle).name)
     if args.sidecars:
         check_classes(vocabulary.classes)
     if args.threshold is not None:
@@ -258,6 +261,9 @@ def tag(
             f"{journal.path} is damaged; what it said of {journal.damaged:,} images was not "
             "believed, and they were predicted anew"
         )
+    if form == "label-studio" and out is not None and tally.is_written:
+        setup = labelling_setup(vocabulary.classes)
+        write_atomically(out.with_name(out.name + SETUP_SUFFIX), text_writer(setup))
     if tally.tiles:
         write_sheet(args.sheet, tally.tiles)
     _tell_summary(tally, out)
@@ -266,10 +272,11 @@ def tag(
     return 1 if tally.broken or tally.sidecars.failed else 0
 
 
-def _vocabulary(predictor: Predictor, chosen: Sequence[int]) -> Vocabulary:
+def _vocabulary(predictor: Predictor, chosen: Sequence[int], model: str) -> Vocabulary:
     classes = [predictor.classes[index] for index in chosen]
     kinds = predictor.categories
-    return Vocabulary(classes, {predictor.classes[k]: kinds[k] for k in chosen} if kinds else {})
+    categories = {predictor.classes[k]: kinds[k] for k in chosen} if kinds else {}
+    return Vocabulary(classes, categories, model)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from mltr.data.cells import to_cells
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import check_target, open_regular, write_atomically
+from mltr.predict.fiftyone import write_fiftyone
 from mltr.predict.inputs import name_of
+from mltr.predict.label_studio import write_tasks
 from mltr.terminal import UNPRINTABLE, printable
 
 if TYPE_CHECKING:
@@ -59,6 +61,12 @@ class Row(NamedTuple):
     def name(self) -> str:
         """The path as text."""
         return to_text(name_of(self.image))
+
+    def file(self, reader: str) -> Path:
+        """Return the image's own file; raises `MltrError` that `reader` needs one."""
+        if not isinstance(self.image, Path):
+            raise MltrError(f"{self.name} has no file of its own, and {reader} opens nothing else")
+        return self.image
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class Vocabulary:
 
     classes: Sequence[str]  #: the classes wanted
     categories: Mapping[str, str] = field(default_factory=dict)  #: of these; empty: there are none
+    model: str = ""  #: what the network is called
 
     @property
     def own_columns(self) -> list[str]:
@@ -134,6 +143,10 @@ def write_rows(
             write_json(rows, vocabulary, file)
         elif form in DELIMITERS:
             write_csv(rows, vocabulary, file, DELIMITERS[form])
+        elif form == "fiftyone":
+            write_fiftyone(rows, vocabulary, file)
+        elif form == "label-studio":
+            write_tasks(rows, vocabulary.model, file)
         else:
             write_table(rows, width, file)
 

@@ -34,6 +34,7 @@ FREE_FIELDS = frozenset(
         "data.shard_cache",
         "data.shard_cache_gb",
         "train.teacher",
+        "train.tracker",
     }
 )
 PREDICTIONS_FILE = "predictions.npz"
@@ -83,6 +84,11 @@ class RunFolder:
         """The folder of TensorBoard event files."""
         return self.path / "tensorboard"
 
+    @property
+    def tracker(self) -> Path:
+        """What wandb or MLflow call the run, so that it goes on there if it is resumed."""
+        return self.path / "tracker.json"
+
     def holds_a_run(self) -> bool:
         """Return whether writing another run here would destroy anything."""
         own = (self.recipe, self.path / WEIGHTS_FILE, self.path / CONFIG_FILE)
@@ -107,6 +113,7 @@ class RunFolder:
             self.log,
             self.metrics,
             self.predictions,
+            self.tracker,
             self.path / WEIGHTS_FILE,
             self.path / CONFIG_FILE,
             *self.tensorboard.glob("events.out.tfevents.*"),

@@ -245,9 +245,9 @@ def convert_timm(folder: Path, labels: str | None, activation: str | None) -> Ti
     from mltr.weights.convert import load_timm
     from mltr.weights.pretrained import TIMM, read_folder
 
-    config, weights = read_folder(str(folder))
     file = Path(labels) if labels else find_labels(folder)
     try:
+        config, weights = read_folder(str(folder))
         count = int(weights.arguments.get("num_classes") or weights.config["num_classes"])
         preprocess = _timm_preprocess(weights.config)
         tags = _timm_tags(folder, config, count) if file is None else read_labels(file)

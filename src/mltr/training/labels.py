@@ -22,7 +22,7 @@ from mltr.training.build import build_model, model_overrides
 from mltr.training.freeze import freeze
 from mltr.training.learner import Learner
 from mltr.training.objective import PICTURES, Objective
-from mltr.training.progress import score_words, tensorboard
+from mltr.training.progress import score_words
 from mltr.training.run import Run
 from mltr.weights.bundle import save_bundle
 from mltr.weights.metadata import SOFTMAX
@@ -104,15 +104,15 @@ class Labels(Objective):
         return score_words(row, self.judged_by, self.run.progress)
 
     def draw(self, model: Any) -> None:
-        """Show the images with their labels and what is said of them, in TensorBoard."""
+        """Show the images with their labels and what is said of them, in the tracker."""
         run = self.run
         split = run.splits.val.subset(range(min(PICTURES, len(run.splits.val))), "val")
         predictions = self.predict(model, split, cached=False)  # too few to keep
         if not run.processes.is_main:
             return
-        with run.spared(), tensorboard(run.folder.tensorboard) as writer:
+        with run.spared():
             sheet = np.asarray(contact_sheet(make_tiles(split, predictions), columns=4))
-            writer.add_image("validation", sheet, run.progress.epoch, dataformats="HWC")
+            run.tracking.show(sheet, run.progress.epoch)
 
     def finish(self, learner: Learner, quiet: bool) -> dict[str, Any]:
         """Score the test images, once; their figures are what is returned."""

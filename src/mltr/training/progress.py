@@ -1,17 +1,14 @@
-"""Where a run stands, and how that is told: in a line an epoch, a bar, and TensorBoard."""
+"""Where a run stands, and how that is told: in a line an epoch, and a bar."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from torch.utils.tensorboard import SummaryWriter
 
 from mltr.data.loading import Batch
 from mltr.data.records import Splits
@@ -107,18 +104,3 @@ def with_bar(
         transient=True,
         disable=not (shown and console.is_terminal),
     )
-
-
-@contextmanager
-def tensorboard(folder: Path) -> Iterator[SummaryWriter]:
-    """Write event files into a folder."""
-    with SummaryWriter(str(folder)) as writer:
-        yield writer
-
-
-def write_scalars(folder: Path, row: dict[str, Any]) -> None:
-    """Write the figures of an epoch for TensorBoard."""
-    with tensorboard(folder) as writer:
-        for name, value in row.items():
-            if name != "epoch":
-                writer.add_scalar(name, value, row["epoch"])

@@ -25,6 +25,7 @@ from mltr.machine.processes import Processes, join_processes
 from mltr.runs.folder import RunFolder
 from mltr.training.build import settle
 from mltr.training.progress import Progress
+from mltr.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Run:
     precision: str  #: fp32, bf16 or fp16
     cache: Cache | None  #: where squashed images are kept, if the recipe wants that
     rows: list[dict[str, Any]]  #: the figures of each epoch that is done
+    tracking: Tracking  #: where others look at these figures
     progress: Progress = field(default_factory=Progress)
     clock: float = field(default_factory=time.perf_counter)  #: when seconds were last counted
 
@@ -89,6 +91,7 @@ def prepare_run(
     where some process would have nothing to do.
     """
     settings = config.train
+    tracking = Tracking(settings.tracker, folder)
     config, preprocess = settle(config)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -105,7 +108,7 @@ def prepare_run(
         )
     cache = _cache(config.data, squashed or cache_folder() / "photos")
     return Run(
-        config, splits, folder, preprocess, processes, precision, cache, rows=folder.read_log()
+        config, splits, folder, preprocess, processes, precision, cache, folder.read_log(), tracking
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from accelerate.utils import set_seed
@@ -15,7 +16,7 @@ from mltr.training.freeze import set_training
 from mltr.training.guards import Signals, told_workers
 from mltr.training.learner import Learner
 from mltr.training.objective import Objective
-from mltr.training.progress import tell_images, training_words, with_bar, write_scalars
+from mltr.training.progress import tell_images, training_words, with_bar
 from mltr.training.run import Run
 from mltr.training.saving import Saver
 from mltr.training.step import Stepper, Wishes
@@ -57,6 +58,11 @@ class Trainer:
         run, settings = self.run, self.run.config.train
         last = min(settings.stop_epoch or settings.epochs, settings.epochs)
         self._announce(last)
+        with run.tracking.begun(asdict(run.config)) if run.processes.is_main else nullcontext():
+            self._fit(last)
+
+    def _fit(self, last: int) -> None:
+        run, settings = self.run, self.run.config.train
         run.clock = time.perf_counter()
         while run.progress.epoch < last:
             waited = run.progress.epoch - 1 - run.progress.best_epoch
@@ -106,7 +112,7 @@ class Trainer:
         if run.processes.is_main:
             with run.spared():
                 run.folder.write_log(run.rows)
-                write_scalars(run.folder.tensorboard, row)
+                run.tracking.log({k: v for k, v in row.items() if k != "epoch"}, number)
         self.saver.save()
         log.info("%s", "  ".join(training_words(row, last) + self.objective.score_words(row)))
 
