@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         _refuse_options(args)
         tagger = convert_timm(source, args.labels, args.activation)
     else:
-        tagger = convert_onnx(source, args.source, args)
+        tagger = convert_onnx(source, args)
     tagger.set_thresholds(thresholds)
     tagger.write(out, f"tagger: {args.source}")
     for line in tagger.report():

@@ -15,7 +15,6 @@ from PIL import ImageColor
 from mltr import __version__
 from mltr.data.preprocess import CROP_PCT, IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError, counted
-from mltr.files.download import HUB_PREFIX, fetch
 from mltr.files.writing import text_writer, to_json, write_together
 from mltr.predict.predictor import DEFAULT_THRESHOLD
 from mltr.predict.thresholds import set_thresholds
@@ -123,13 +122,11 @@ class OnnxTagger(Tagger):
         return [*lines, f"{images}, {'BGR' if self.is_bgr else 'RGB'}"]
 
 
-def convert_onnx(path: Path, source: str, options: argparse.Namespace) -> OnnxTagger:
+def convert_onnx(path: Path, options: argparse.Namespace) -> OnnxTagger:
     """Return the tagger of an ONNX file, run on noise and compared with the original.
 
     `options` are those of the command. Raises `MltrError` for a file that can't be one.
     """
-    if source.startswith(HUB_PREFIX):
-        _fetch_weights(path, source)
     labels = Path(options.labels) if options.labels else find_labels(path.parent)
     if labels is None:
         raise MltrError(
@@ -157,14 +154,6 @@ def convert_onnx(path: Path, source: str, options: argparse.Namespace) -> OnnxTa
     usual = WD_THRESHOLDS if is_wd else {}
     activation = options.activation or told
     return OnnxTagger(tags, preprocess, activation, usual, model=model, is_bgr=is_bgr)
-
-
-def _fetch_weights(path: Path, source: str) -> None:
-    """Fetch what lies beside a file on the Hub, as far as the file names it."""
-    named = graph.external_files(graph.read(path))
-    beside = [name for name in named if Path(name).name == name]
-    if beside:
-        fetch(source, beside)
 
 
 def _read_preprocess(options: Mapping[str, Any], given: graph.Input, path: Path) -> Preprocess:

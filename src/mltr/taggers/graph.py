@@ -46,8 +46,7 @@ class Input:
     holds_bytes: bool  #: whether pixels go in as uint8
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file, without weights that lie beside it; raises `MltrError` for another."""
+def _read(path: Path) -> onnx.ModelProto:
     require("onnx", "export", "converting a tagger")
     import onnx
 
@@ -67,16 +66,16 @@ def read(path: Path) -> onnx.ModelProto:
 def load(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with the weights that lie beside it; nothing else is opened.
 
-    Raises `MltrError` as `read` does, and for weights outside its folder and weights with NaN.
+    Raises `MltrError` for another file, weights outside its folder, and weights with NaN.
     """
     import onnx
 
-    model = read(path)
-    outside = [name for name in external_files(model) if not _lies_in(path.parent, name)]
+    model = _read(path)
+    outside = [name for name in _external_files(model) if not _lies_in(path.parent, name)]
     if outside:
         raise MltrError(
             f"{path} wants weights from {outside[0]}, which isn't a file in its own folder: it was "
-            "not opened; ask its author for a file that has all weights in it"
+            "not opened; put all files of the tagger into one folder"
         )
     try:
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
@@ -88,7 +87,7 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def external_files(model: onnx.ModelProto) -> list[str]:
+def _external_files(model: onnx.ModelProto) -> list[str]:
     """Return the names of the files that a graph wants weights from."""
     entries = (
         entry
