@@ -91,9 +91,11 @@ def test_label_studio(photos: list[Path], tmp_path: Path, monkeypatch: pytest.Mo
     tasks = json.loads(out.read_text("utf-8"))
     sdk: Any = pytest.importorskip("label_studio_sdk.label_interface")
     interface = sdk.LabelInterface(Path(f"{out}.xml").read_text())
+    interface.validate()
     for task in tasks:
-        assert interface.validate_task(task)
-        assert all(interface.validate_prediction(each) for each in task["predictions"])
+        assert interface.validate_task({"data": task["data"]})
+        for prediction in task["predictions"]:
+            assert interface.validate_prediction(prediction, return_errors=True) == []
 
 
 def test_photos_that_label_studio_may_not_open(

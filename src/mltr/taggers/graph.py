@@ -264,8 +264,7 @@ def score(model: onnx.ModelProto, path: Path, side: int) -> Floats:
         found = network(pixels)
     except MltrError as error:
         raise MltrError(
-            f"{path} takes only one image at a time ({error.__cause__ and first_line(error)}): "
-            "export it again with a batch of any size"
+            f"{path} takes only one image at a time: export it again with a batch of any size"
         ) from error
     if found.shape != (4, first.shape[1]) or not np.isfinite(found).all():
         raise MltrError(f"{path} predicts {list(found.shape)} values for 4 images, or NaN")
