@@ -1,4 +1,4 @@
-"""The API answers as its own OpenAPI description says, whatever comes in (schemathesis)."""
+"""The API conforms to its own OpenAPI description for any input (schemathesis)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mltr.serve.settings import Settings
 from mltr.serve.uploads import IMAGE_TYPES
 
 CHECKS = [content_type_conformance, response_schema_conformance, status_code_conformance]
-NO_HEAT_MAPS = 501  #: as the network of this test has none
+NO_HEAT_MAPS = 501  #: status of /v1/explain, as the network of this test is exported
 
 
 @pytest.fixture(scope="module")

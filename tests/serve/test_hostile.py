@@ -1,4 +1,4 @@
-"""The server among clients that mean it ill: bounds on sockets, names, other sites, decoding."""
+"""The server among hostile clients: limits on sockets, host names, other sites, decoding."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def connect(port: int) -> socket.socket:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What comes until the server closes the connection."""
+    """Return all bytes received until the server closes the connection."""
     received = b""
     try:
         while more := connection.recv(65536):
@@ -164,7 +164,7 @@ def test_a_connection_serves_one_request_after_another(port: int) -> None:
         for _ in range(3):
             connection.sendall(GET)
             assert connection.recv(2000).startswith(b"HTTP/1.1 200")
-        connection.sendall(GET * 5)  # before the first answer
+        connection.sendall(GET * 5)  # before the first response
         received = b""
         while received.count(b"HTTP/1.1 200") < 5:
             received += connection.recv(2000)
@@ -181,7 +181,7 @@ def test_wishes_for_another_protocol_are_ignored(port: int, caplog: Any) -> None
             answer = b""
             while b"\r\n\r\n" not in answer:
                 answer += connection.recv(1000)
-            for _ in range(50):  # whatever is sent then is neither read nor logged
+            for _ in range(50):  # further input is neither read nor logged
                 try:
                     connection.sendall(b"x")
                 except OSError:
@@ -238,7 +238,7 @@ def test_only_known_names_are_answered(host: str, status: int) -> None:
         ({"Origin": "https://photos.example", "Sec-Fetch-Site": "cross-site"}, 200),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Sec-Fetch-Site": "none"}, 200),
-        # A proxy with TLS that changes Host: the browser knows better.
+        # Behind a TLS proxy that rewrites Host, Sec-Fetch-Site still tells.
         ({"Origin": "https://proxy.example", "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://testserver:81"}, 403),
@@ -281,7 +281,7 @@ def test_a_part_of_text_costs_nothing(client: Any) -> None:
     kind = "multipart/form-data; boundary=b"
     started = time.monotonic()
     answer = client.post(PREDICT, content=body + b"\r\n--b--", headers={"Content-Type": kind})
-    assert (answer.status_code, "holds text" in answer.json()["detail"]) == (422, True)
+    assert (answer.status_code, "contains text" in answer.json()["detail"]) == (422, True)
     assert time.monotonic() - started < 1
 
 
@@ -294,7 +294,7 @@ def test_wrong_items_end_a_json_list_at_the_first(client: Any, items: str, statu
     answer = client.post(PREDICT, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status
     assert status == 413 or answer.json()["detail"].startswith("images.0")
-    assert time.monotonic() - started < 0.5  # all errors of a million items took 7 s
+    assert time.monotonic() - started < 0.5  # reporting the errors of a million items took 7 s
 
 
 def deep_png(side: int) -> bytes:
@@ -308,7 +308,7 @@ def deep_png(side: int) -> bytes:
 
 
 def test_what_images_unpack_to_is_bounded_before_they_do() -> None:
-    """By hand: 500 x 500 of 16 bits are 0.5 MB, and RGB 0.75 MB; 12 bytes a pixel 3 MB."""
+    """By hand: 500 x 500 at 16 bits is 0.5 MB, RGB 0.75 MB, and 12 bytes per pixel 3 MB."""
     settings = Settings(max_decoded_mb=3, max_files=8)
     with TestClient(create_app(colour_predictor(), settings)) as client:
 
@@ -322,7 +322,7 @@ def test_what_images_unpack_to_is_bounded_before_they_do() -> None:
         assert status(*[colour] * 4) == 200
         assert status(*[colour] * 5) == 413
         assert status(*[colour] * 2, *[deep] * 4) == 413
-        assert status(deep_png(501)) == 413  # alone, while it is decoded
+        assert status(deep_png(501)) == 413  # its own peak memory
         assert status(b"no image", colour) == 200
 
 
@@ -400,7 +400,7 @@ def test_paths_do_nothing_at_a_terminal(client: Any, caplog: Any) -> None:
 
 
 def test_the_command_lives_among_hostile_clients_and_ends_in_silence(tmp_path: Path) -> None:
-    """With few files to open, as its benchmark does for longer; then Ctrl-C."""
+    """With few open files allowed; then Ctrl-C. The benchmark does the same for longer."""
     bundle = save_tiny_bundle(tmp_path / "tiny")
     benchmark = Path(__file__).parents[2] / "benchmarks" / "hostile.py"
     out = tmp_path / "hostile.json"

@@ -1,4 +1,4 @@
-"""The page of `mltr serve`, in a real browser, as a person uses it."""
+"""The page of `mltr serve` in a real browser."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class Visit:
-    """A page in the browser; what its console says, and what it asks of others."""
+    """A page in the browser, with its console messages and its requests to other sites."""
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
         self.said: list[str] = []
@@ -52,7 +52,7 @@ class Visit:
         )
 
     def wait(self, selector: str, words: str) -> None:
-        """Wait until the element holds the words; scripts from outside can't, by its policy."""
+        """Wait until the element contains the words; polls, as the page's policy forbids eval."""
         end = time.monotonic() + 20
         while words not in self.page.locator(selector).first.inner_text():
             assert time.monotonic() < end, self.page.locator(selector).first.inner_text()
@@ -144,7 +144,7 @@ def test_what_cannot_be_read_says_why_on_its_card(browser: Any, served: str) -> 
     assert "Not an image" in cards.nth(0).locator(".message").inner_text()
     assert cards.nth(0).locator("h2").inner_text() == name
     assert "Larger than 1 MB" in cards.nth(1).locator(".message").inner_text()
-    # Chromium itself notes the answer for the first.
+    # Chromium itself logs the response to the first.
     assert [words for words in visit.said if "status of 422" not in words] == []
     assert len(visit.said) == 1
 

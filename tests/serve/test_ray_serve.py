@@ -1,4 +1,4 @@
-"""`mltr serve --engine ray`: the same answers, and none lost when a replica is killed."""
+"""`mltr serve --engine ray`: the same responses, and none lost when a replica is killed."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def served(bundle: Path, replicas: int) -> Iterator[tuple[psutil.Popen, str]]:
-    """Run the command; gives its process and address, and checks what is left after SIGTERM."""
+    """Run the command; yield its process and address, and check that SIGTERM ends everything."""
     environment = {name: v for name, v in os.environ.items() if not name.startswith("RAY_")}
-    log = bundle.with_suffix(".log")  # a pipe that nobody reads would stop the server
+    log = bundle.with_suffix(".log")  # an unread pipe would block the server
     with log.open("w") as stderr:
         server = psutil.Popen(
             [sys.executable, "-m", "mltr", "serve", str(bundle), "--port", "0", "--json", "-",
@@ -72,14 +72,14 @@ def served(bundle: Path, replicas: int) -> Iterator[tuple[psutil.Popen, str]]:
 
 
 def fetch(address: str, body: bytes | None = None) -> bytes:
-    """Get from an address, or post a picture to it."""
+    """Send GET, or POST with a picture as the body; return the response's body."""
     request = urllib.request.Request(address, body, {"Content-Type": "image/png"} if body else {})
     with urllib.request.urlopen(request, timeout=40) as answer:
         return answer.read()
 
 
 def replicas_of(server: psutil.Popen) -> list[psutil.Process]:
-    """Return the processes that hold the network, by the titles that Ray gives them."""
+    """Return the processes of the replicas, by the titles that Ray gives them."""
 
     def is_one(process: psutil.Process) -> bool:
         try:
@@ -91,7 +91,7 @@ def replicas_of(server: psutil.Popen) -> list[psutil.Process]:
 
 
 def noise(number: int) -> bytes:
-    """A picture unlike any other, so that a mistaken answer shows."""
+    """Return a unique picture, so that swapped responses are noticed."""
     values = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(values).resize((40, 30), Image.Resampling.BICUBIC).save(stream, "PNG")
@@ -99,7 +99,7 @@ def noise(number: int) -> bytes:
 
 
 def check_answer(answer: bytes, prediction: Prediction) -> None:
-    """Compare an answer to ``top=3`` with that of the network in this process."""
+    """Compare a response to ``top=3`` with the network's prediction in this process."""
     labels = json.loads(answer)["results"][0]["labels"]
     expected = prediction.top(3)
     assert [one["label"] for one in labels] == [label for label, _ in expected]
@@ -134,7 +134,7 @@ def test_a_server_on_ray_does_what_any_does(bundle: Path) -> None:
             if connection.status == psutil.CONN_LISTEN
         ]
         loopback = [ip for ip in listening if ip.removeprefix("::ffff:").startswith("127.")]
-        assert len(listening) - len(loopback) <= 1  # of Serve's replica, which asks for a token
+        assert len(listening) - len(loopback) <= 1  # Serve's replica, which requires a token
 
 
 @pytest.mark.slow
@@ -153,13 +153,13 @@ def test_a_killed_replica_loses_no_request(bundle: Path) -> None:
         end = time.monotonic() + LOAD_S
         sent = [clients.submit(send, client, address, end) for client in range(CLIENTS)]
         killed = set()
-        for _ in range(2):  # each of the first two, one after the other
+        for _ in range(2):  # both initial replicas, one after the other
             time.sleep(LOAD_S / 4)
             running = [one for one in replicas_of(server) if one.pid not in killed]
             running[0].kill()
             killed.add(running[0].pid)
         for one in sent:
-            one.result()  # raises for any other answer than 200, and for a cut connection
+            one.result()  # raises for any status other than 200, and for a cut connection
         deadline = time.monotonic() + 30
         while len(replicas_of(server)) < 2 and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -204,8 +204,8 @@ def test_an_absent_cluster_is_told(
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=5), st.integers(1, 100))
 def test_as_many_replicas_as_wanted_find_place(sizes: list[int], count: int) -> None:
     def places(units: int) -> int:
-        return sum(10_000 * size // units for size in sizes)  # Ray counts cores so
+        return sum(10_000 * size // units for size in sizes)  # Ray's unit is 1/10,000 of a core
 
     units = round(10_000 * share(sizes, count))
     assert places(units) >= count
-    assert places(units + 1) < count  # no more could be had
+    assert places(units + 1) < count  # larger shares wouldn't fit

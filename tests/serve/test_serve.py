@@ -1,4 +1,4 @@
-"""The HTTP API: right answers, every limit, hostile input, and a whole life of the command."""
+"""The HTTP API: correct responses, every limit, hostile input, the command."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def as_image(colour: str, **options: Any) -> tuple[str, tuple[str, bytes]]:
     return ("images", (f"{colour}.png", picture(colour, **options)))
 
 
-# -- right answers -------------------------------------------------------------------------------
+# -- correct responses ---------------------------------------------------------------------------
 
 
 def test_forms_json_and_plain_bodies_give_the_same(client: Any) -> None:
@@ -125,7 +125,7 @@ def test_images_of_many_requests_go_through_together() -> None:
             )
     for colour, answer in zip(colours, answers, strict=True):
         assert [one["label"] for one in answer.json()["results"][0]["labels"]] == [colour]
-    assert sum(sizes) == 24 + 1  # one to warm up
+    assert sum(sizes) == 24 + 1  # one for warm-up
     assert len(sizes) < 12
     assert max(sizes) <= 8
 
@@ -178,7 +178,7 @@ def test_wrong_wishes_for_heat_maps_are_told(client: Any, explaining: Any) -> No
 
 
 def _png_that_unpacks_to(width: int, height: int, claims: int | None = None) -> bytes:
-    """A PNG of zeros: a few kilobytes that unpack to as many pixels as wanted."""
+    """Return a PNG of zeros: a few kilobytes that decode to any number of pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -214,7 +214,7 @@ HOSTILE: dict[str, tuple[int, str, Any]] = {
         "content": b"--b\r\nContent-Disposition: form-data; name=i; filename=i\r\n\r\n\r\n" * 10**4,
         "headers": {"Content-Type": "multipart/form-data; boundary=b"}}),
     "too many in JSON": (413, "more than 4", {"json": {"images": [{"data": ONE}] * 5}}),
-    "text parts": (422, "holds text", {"data": {"images": "photo.jpg"}, "files": {"x": b"1"}}),
+    "text parts": (422, "contains text", {"data": {"images": "photo.jpg"}, "files": {"x": b"1"}}),
     "no boundary": (
         400, "boundary", {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}),
     "broken form": (
@@ -279,7 +279,7 @@ def test_wrong_options_are_named(client: Any, options: str) -> None:
 
 
 class Gate:
-    """A network that holds every batch until it is let go."""
+    """A network that blocks every batch until it is released."""
 
     def __init__(self) -> None:
         self.is_open = threading.Event()
@@ -335,7 +335,7 @@ def test_a_failing_network_fails_its_requests_alone(caplog: pytest.LogCaptureFix
         assert "mltr_pending_images 0.0" in client.get("/metrics").text
 
 
-# -- keys, headers, what it tells of itself --------------------------------------------------------
+# -- keys, headers, logs and metrics ---------------------------------------------------------------
 
 
 def test_only_a_known_key_opens_the_api() -> None:
@@ -432,7 +432,7 @@ def test_several_batches_go_through_at_a_time() -> None:
 
     def network(images: np.ndarray) -> np.ndarray:
         if images.max() == 1:
-            both.wait()  # goes on only once the other batch is here too
+            both.wait()  # until the other batch has arrived, too
         return colour_network(images)
 
     settings = Settings(max_batch=1, network_threads=2)
@@ -484,7 +484,7 @@ def _start(bundle: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
 
 
 def _send_in_two(port: int, stop: Callable[[], object]) -> bytes:
-    """Send half of a request, let `stop` end the server, send the rest; return the answer."""
+    """Send half of a request, call `stop` to end the server, send the rest; return the response."""
     body = picture("red", (900, 900))
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(
@@ -499,7 +499,7 @@ def _send_in_two(port: int, stop: Callable[[], object]) -> bytes:
         connection.sendall(body[100:])
         connection.settimeout(20)
         with connection.makefile("rb") as answer:
-            return answer.read()  # to its end: headers and body may come apart
+            return answer.read()  # headers and body may arrive separately
 
 
 def test_stopping_finishes_what_was_accepted() -> None:

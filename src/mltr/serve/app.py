@@ -50,7 +50,7 @@ PAGE_FILES = {
     "page.js": ("page.js", "text/javascript"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }
-MAX_ASPECT = 100  #: of the sides of an image
+MAX_ASPECT = 100  #: maximum ratio of an image's sides
 HEAT_MAP_SIDE = 1024  #: longest side of a heat map in pixels
 
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
@@ -58,9 +58,9 @@ KeyHeader = Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_er
 
 
 def create_app(predictor: Predictor, settings: Settings | None = None) -> FastAPI:
-    """Return the application for a network; it starts working with its lifespan.
+    """Return the application for a network; its lifespan starts and stops the workers.
 
-    Nothing is loaded here, and nothing is shared with another application of the same process.
+    Applications of the same process share no state.
     """
     settings = settings or Settings()
     service = _Service(predictor, settings)
@@ -76,7 +76,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None) -> FastAP
     app.include_router(service.api())
     app.include_router(_page_router())
     app.get("/openapi.json", include_in_schema=False)(_describe)
-    # The package holds Swagger UI, which FastAPI would load from elsewhere.
+    # FastAPI would load Swagger UI from a CDN; this package contains it.
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.add_exception_handler(Busy, _tell_busy)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
@@ -97,7 +97,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None) -> FastAP
 
 
 class _Service:
-    """What the routes share."""
+    """The routes of the API and the state that they share."""
 
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.metrics = Metrics()
@@ -113,14 +113,14 @@ class _Service:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Work from the start of the application to its end."""
+        """Start the workers, and stop them when the application ends."""
         await self._batcher.start()
         yield
         await self._batcher.stop()
         self._decoder.stop()
 
     def api(self) -> APIRouter:
-        """Return the routes."""
+        """Return the routes of the API."""
         routes = APIRouter()
         closed = APIRouter(dependencies=[Depends(self.check_key)] if self._key_digests else [])
         posted: dict[str, Any] = {
@@ -151,7 +151,7 @@ class _Service:
         return routes
 
     async def check_key(self, bearer: Bearer, header: KeyHeader) -> None:
-        """Let only requests with a known key pass; takes the same time for each wrong one."""
+        """Raise 401 unless the request has a valid key; compares in constant time."""
         given = _digest((bearer.credentials if bearer else header) or "")
         matches = [hmac.compare_digest(given, known) for known in self._key_digests]
         if not any(matches):
@@ -166,7 +166,7 @@ class _Service:
     async def predict(
         self, request: Request, top: schema.Top = None, threshold: schema.Threshold = None
     ) -> Response:
-        """Name what is in one picture or several. An unreadable one among others has an `error`."""
+        """Predict the labels of one or more pictures. An unreadable one has an `error` instead."""
 
         async def answer(uploads: list[Upload], weights: list[Weight]) -> Response:
             turns = self._decoder.turns()
@@ -202,7 +202,7 @@ class _Service:
         """Show where in a picture the evidence for a label lies."""
         if not self._explains:
             raise HTTPException(
-                501, "an exported network has no heat maps: serve the run that it came from"
+                501, "an exported network has no heat maps: serve the run it was exported from"
             )
         if label is not None and label not in self._predictor.classes:
             known = did_you_mean(label, self._predictor.classes)
@@ -210,7 +210,7 @@ class _Service:
 
         async def answer(uploads: list[Upload], weights: list[Weight]) -> Response:
             if len(uploads) > 1:
-                raise HTTPException(422, "send one image at a time to be explained")
+                raise HTTPException(422, "only one image per request can be explained")
             try:
                 return await self._explain_one(uploads[0], weights[0], label, method, form)
             except BrokenImage as error:
@@ -244,9 +244,9 @@ class _Service:
     async def _with_images(
         self, request: Request, answer: Callable[[list[Upload], list[Weight]], Awaitable[Response]]
     ) -> Response:
-        """Read the request and answer it, if there is place and time for it."""
+        """Read a request and answer it, within the limits of the queue and of time."""
         try:
-            self._batcher.check_place(1)  # before the body is taken in
+            self._batcher.check_place(1)  # before the body is read
             async with self._intake.uploads(request) as uploads:
                 request.scope["mltr"] = {
                     "images": len(uploads),
@@ -313,11 +313,11 @@ class _Service:
     # -- state ---------------------------------------------------------------------------------
 
     async def healthz(self) -> dict[str, str]:
-        """Tell that the process is alive."""
+        """Report that the process is alive."""
         return {"status": "alive"}
 
     async def readyz(self) -> dict[str, str]:
-        """Tell whether the network takes images."""
+        """Report whether the network accepts images."""
         network = self._predictor.network
         has_network = not isinstance(network, Replicas) or await asyncio.to_thread(network.is_ready)
         if not (self._batcher.is_working and has_network):
@@ -325,12 +325,12 @@ class _Service:
         return {"status": "ready"}
 
     async def tell_metrics(self) -> Response:
-        """Tell counters in the format of Prometheus."""
+        """Report counters in the Prometheus format."""
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _check_options(request: Request) -> None:
-    """Raise `HTTPException` for an option in the address that the route doesn't have."""
+    """Raise `HTTPException` (422) for a query option that the route doesn't have."""
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     for name in request.query_params:
         if name not in known:
@@ -341,7 +341,7 @@ async def _check_options(request: Request) -> None:
 
 
 def _checked(picture: Image.Image) -> Image.Image:
-    """Return a picture; raises `BrokenImage` if it is too narrow."""
+    """Return the picture unchanged; raises `BrokenImage` if it is too narrow."""
     width, height = picture.size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BrokenImage(f"{width} x {height} pixels: too narrow to show anything")
@@ -353,7 +353,7 @@ def _digest(key: str) -> bytes:
 
 
 def _choose(found: Prediction, top: int | None, threshold: float | None) -> list[tuple[str, float]]:
-    """Return labels as `mltr predict` does with its options of these names."""
+    """Return the labels that `mltr predict` would print with the same options."""
     if threshold is not None:
         found = Prediction(found.probs, found.classes, np.full_like(found.thresholds, threshold))
     labels = found.labels
@@ -367,14 +367,14 @@ def _reason(error: BrokenImage) -> str:
 
 
 def _tell_broken(uploads: list[Upload], errors: list[Any]) -> str:
-    """Say why no image can be read."""
+    """Return a message on why none of the images can be read."""
     pairs = zip(uploads, errors, strict=True)
     reasons = [f"{u.name}: {_reason(e)}" if u.name else _reason(e) for u, e in pairs]
     return "; ".join(reasons)
 
 
 def _draw(picture: Image.Image, heat: Any) -> bytes:
-    """Return a heat map over a picture, as PNG."""
+    """Return a picture overlaid with a heat map, as PNG."""
     from mltr.diagnosis.overlay import overlay
 
     stream = io.BytesIO()
@@ -383,11 +383,11 @@ def _draw(picture: Image.Image, heat: Any) -> bytes:
     return stream.getvalue()
 
 
-# -- the page, its look, and errors ------------------------------------------------------------
+# -- the page, the API description, and errors -------------------------------------------------
 
 
 def _page_router() -> APIRouter:
-    """Return the routes of the page, and of the description of the API."""
+    """Return the routes of the page and of the API description."""
     router = APIRouter(include_in_schema=False)
     for path, (name, kind) in PAGE_FILES.items():
         content = (files("mltr.serve") / "page" / name).read_bytes()
@@ -414,7 +414,7 @@ def _file_sender(
 
 
 def _docs_policy(page: bytes) -> str:
-    """Let pass the one script that stands in Swagger's page, and the styles that it sets."""
+    """Return a policy that also allows the inline script and styles of Swagger's page."""
     found = re.search(rb"<script>(.*?)</script>", page, re.DOTALL)
     assert found is not None
     allowed = base64.b64encode(hashlib.sha256(found[1]).digest()).decode()
@@ -425,7 +425,7 @@ def _docs_policy(page: bytes) -> str:
 
 
 async def _describe(request: Request) -> Response:
-    """Send the OpenAPI description, its examples with the address that it was asked by."""
+    """Send the OpenAPI description, with the requested address in its examples."""
     described = request.app.openapi()
     address = str(request.base_url).rstrip("/")
     text = described["info"]["description"].replace(schema.ADDRESS, address)
@@ -434,7 +434,7 @@ async def _describe(request: Request) -> Response:
 
 async def _tell_busy(request: Request, error: Any) -> Response:
     return JSONResponse(
-        {"detail": f"too busy: come again in {error.retry_after_s} s"},
+        {"detail": f"too busy: retry in {error.retry_after_s} s"},
         503,
         {"Retry-After": str(error.retry_after_s)},
     )

@@ -22,13 +22,13 @@ from mltr.errors import MltrError, UsageError
 from mltr.files.writing import to_json, write_json
 from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
 
-HOST = "127.0.0.1"  #: reachable from this machine alone
+HOST = "127.0.0.1"  #: reachable only from this machine
 DEFAULT_PORT = 8000
 PACKAGES = (
     "fastapi", "fastapi_offline", "httptools", "prometheus_client", "python_multipart", "uvicorn",
 )  # fmt: skip
-BACKLOG = 512  #: connections that wait to be taken up
-OTHER_FILES = 64  #: that a server has open, beside its connections
+BACKLOG = 512  #: connections waiting to be accepted
+OTHER_FILES = 64  #: open files of a server besides its connections
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,10 +117,10 @@ def serve(
     quiet: bool = False,
     replicas: int = 0,
 ) -> None:
-    """Load a bundle and serve it until Ctrl-C or SIGTERM; what was accepted is finished then.
+    """Load a bundle and serve it until Ctrl-C or SIGTERM; accepted requests are then finished.
 
-    With `replicas`, its network is in so many of them, by Ray. Raises `MltrError` where the address
-    can't be used or packages are missing.
+    With `replicas` above 0, Ray runs that many replicas of the network. Raises `MltrError` if the
+    address can't be used or packages are missing.
     """
     check_address(host, port)
     import uvicorn
@@ -136,7 +136,7 @@ def serve(
         address = _address(host, listener.getsockname()[1])
         stdout = sys.stdout
         if replicas:
-            # Ray would mix what befalls its processes into what is asked for.
+            # Keep the output of Ray's processes out of stdout.
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             predictor = stack.enter_context(running(bundle, device, replicas, settings))
             threads = replicas * settings.network_threads
@@ -145,7 +145,7 @@ def serve(
             predictor = load(bundle, device)
             _share_cores(settings.network_threads)
         side = predictor.preprocess.image_size
-        predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # raises if it can't
+        predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # fail before serving
         if not settings.keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             print(
                 f"Anyone who can reach {address} can use it; --keys FILE requires a key.",
@@ -156,8 +156,8 @@ def serve(
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                # What is loaded stays: looking through all of it for garbage stopped everything
-                # again and again, some 5 % of the throughput.
+                # Exempt everything loaded so far from garbage collection, which paused the server
+                # repeatedly and cost about 5 % of its throughput.
                 gc.collect()
                 gc.freeze()
                 if not quiet:
@@ -178,14 +178,14 @@ def serve(
         )
         try:
             Server(config).run([listener])
-        except KeyboardInterrupt:  # uvicorn raises it again at the very end
+        except KeyboardInterrupt:  # uvicorn raises it again after its shutdown
             pass
         finally:
-            gc.unfreeze()  # else extensions see what is left at the end as leaks, and tell
+            gc.unfreeze()  # otherwise extensions report frozen objects as leaks at exit
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise `MltrError` if nothing could be served there, or packages are missing."""
+    """Raise `MltrError` if the address can't be used or packages are missing."""
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MltrError(f"serving needs more packages: pip install 'mltr[serve]' ({package})")
@@ -193,13 +193,14 @@ def check_address(host: str, port: int) -> None:
 
 
 def _fit_to_files(settings: Settings) -> tuple[Settings, int]:
-    """Return the settings and a backlog with room for all connections among this process' files.
+    """Return settings and a backlog whose connections fit the limit on open files (RLIMIT_NOFILE).
 
-    So many as the backlog are taken up at once, and again before one that is too many is closed.
+    Raises the soft limit as far as needed and possible. Up to a backlog of connections is accepted
+    at once, and as many again before an excess connection is closed.
     """
     try:
         import resource
-    except ImportError:  # Windows, where files and connections don't count together
+    except ImportError:  # Windows, where connections don't count as open files
         return settings, BACKLOG
     wanted = OTHER_FILES + settings.max_connections + 4 * BACKLOG
     files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -218,7 +219,7 @@ def _fit_to_files(settings: Settings) -> tuple[Settings, int]:
 
 
 def _share_cores(network_threads: int) -> None:
-    """Let batches that go through the network at a time have the cores among them."""
+    """Divide the cores among the batches that are in the network at a time."""
     if network_threads > 1 and "torch" in sys.modules:
         import torch
 
@@ -226,7 +227,7 @@ def _share_cores(network_threads: int) -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Return a socket that holds the address, before anything slow is done."""
+    """Return a socket bound to the address, so that an address in use fails early."""
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port} must lie in 0..65535")
     try:
@@ -256,15 +257,15 @@ def _announce(address: str, name: str, labels: int, json_file: str | None, stdou
     if json_file:
         write_json(json_file, {"address": address, "model": name, "labels": labels})
     print(
-        f"{name} names {labels} labels. Drop photos on {address}\n"
-        f"The API is described on {address}/docs; Ctrl-C stops the server.",
+        f"Serving {name} with {labels} labels at {address}\n"
+        f"Open it in a browser to tag photos. API: {address}/docs. Ctrl-C stops the server.",
         file=stdout,
         flush=True,
     )
 
 
 def _log_to_stderr() -> None:
-    """Write a JSON object a line, or for a person at a terminal something shorter."""
+    """Log one JSON object per line, or a short line on a terminal."""
     from mltr.serve.observe import JsonFormatter, ShortFormatter
 
     handler = logging.StreamHandler()

@@ -1,6 +1,6 @@
-"""Connections of clients: uvicorn's, with bounds on heads, on silence and on how many there are.
+"""Client connections: uvicorn's, with limits on the head of a request, idle time and their number.
 
-uvicorn bounds none of these, and whatever comes before a head is whole is held without a key.
+uvicorn limits none of these, and an incomplete head is held in memory before any key is checked.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from mltr.serve.uploads import LINGER_S
 
 logger = logging.getLogger(__name__)
 
-MAX_HEAD = 32_768  #: bytes of a request's line and headers
-MAX_PIPELINE = 16  #: requests that a client sends before it has the answer to the first
-KEEP_ALIVE_S = 75  #: of an idle connection; a proxy in front must be the first to give it up
-SENDING_S = 30  #: for an answer, once it is there
+MAX_HEAD = 32_768  #: maximum bytes of a request line and headers
+MAX_PIPELINE = 16  #: maximum pipelined requests, sent before the first response
+KEEP_ALIVE_S = 75  #: lifetime of an idle connection in seconds, longer than that of common proxies
+SENDING_S = 30  #: seconds to send a response
 
 
 def protocol(settings: Settings) -> Any:
-    """Return what uvicorn takes as `http`: it makes the connections of one server."""
+    """Return the factory of a server's connections, for uvicorn's option `http`."""
     return partial(Connection, settings=settings, waiting=OrderedDict())
 
 
 class Connection(HttpToolsProtocol):
-    """HTTP/1.1 with one client, from its first byte on.
+    """An HTTP/1.1 connection with one client.
 
-    Where there are too many connections, the one that has waited longest for a head makes room.
+    If there are too many connections, the one that has been without a request for longest is
+    closed.
     """
 
     def __init__(
@@ -43,36 +44,36 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(*args, **options)
         self._settings = settings
-        self._waiting = waiting  #: of all connections those without a request, oldest first
+        self._waiting = waiting  #: the server's connections without a request, oldest first
         self._timer: asyncio.TimerHandle | None = None
-        self._is_in_head = True  #: or before it
-        self._head_bytes = 0  #: that came while it was
-        self._heads = 0  #: that were whole
-        self._is_deaf = False  #: nothing that comes is read any more
+        self._is_in_head = True  #: reading a head, or waiting for one
+        self._head_bytes = 0  #: bytes of the current head
+        self._heads = 0  #: number of complete heads
+        self._is_deaf = False  #: whether further input is ignored
         self._refusal: tuple[int, str] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take up the connection, if need be in the place of another one."""
+        """Accept the connection, closing the longest idle one if there are too many."""
         super().connection_made(transport)
         self._waiting[self] = None
         self._allow(self._settings.head_timeout_s)
         if len(self.connections) > self._settings.max_connections:
             oldest = next(iter(self._waiting))
             if oldest is self:
-                self._refuse(503, "too many connections: come again in a second")
+                self._refuse(503, "too many connections: retry in a second")
             else:
                 oldest.transport.abort()
                 del self._waiting[oldest]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Remove the connection."""
         self._waiting.pop(self, None)
         if self._timer:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on, unless that was too much."""
+        """Parse received bytes; refuse a head that is too large or isn't HTTP/1.1."""
         self._unset_keepalive_if_required()
         if self._is_deaf:
             return
@@ -83,17 +84,17 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # there is nothing else to speak
+        except httptools.HttpParserUpgrade:  # no other protocol is supported
             self._is_deaf = True
             self.cycle.keep_alive = False
         except httptools.HttpParserError:
-            self._refuse(*self._refusal or (400, "this is no HTTP/1.1"))
+            self._refuse(*self._refusal or (400, "not a valid HTTP/1.1 request"))
         else:
             if self._heads == heads and self._is_in_head and self._head_bytes > MAX_HEAD:
                 self._refuse(*_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
-        """Start with a request."""
+        """Start a request, or refuse it."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD:
             self._refusal = _TOO_LARGE
@@ -102,7 +103,7 @@ class Connection(HttpToolsProtocol):
         elif self.parser.should_upgrade() and {b"content-length", b"transfer-encoding"} & {
             name for name, _ in self.headers
         }:  # the parser would drop the body
-            self._refusal = 400, "this server speaks HTTP/1.1 alone: send no Upgrade with a body"
+            self._refusal = 400, "only HTTP/1.1 is supported: don't send Upgrade with a body"
         if self._refusal:
             raise ValueError(self._refusal)
         self._is_in_head = False
@@ -112,13 +113,13 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Await the next head."""
+        """Wait for the next head."""
         super().on_message_complete()
         self._is_in_head, self._head_bytes = True, 0
         self._rest()
 
     def on_response_complete(self) -> None:
-        """Begin with a request that waited, or be idle."""
+        """Start the next pipelined request, or become idle."""
         super().on_response_complete()
         self._rest()
 
@@ -127,13 +128,13 @@ class Connection(HttpToolsProtocol):
         return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
     def _rest(self) -> None:
-        """Be idle, unless there is something to do."""
+        """Mark the connection as idle unless a request is in progress."""
         if self._is_in_head and self._is_answered and not self.transport.is_closing():
             self._waiting[self] = None
             self._allow(KEEP_ALIVE_S)
 
     def _allow(self, seconds: float) -> None:
-        """Give what is awaited now so much time."""
+        """Restart the timer that closes the connection."""
         if self._timer:
             self._timer.cancel()
         self._timer = self.loop.call_later(seconds, self._give_up)
@@ -141,19 +142,19 @@ class Connection(HttpToolsProtocol):
     def _give_up(self) -> None:
         if self._is_in_head and self._head_bytes and self._is_answered and not self._is_deaf:
             most = self._settings.head_timeout_s
-            self._refuse(408, f"the head of the request took longer than {most:g} s to come")
+            self._refuse(408, f"the head of the request took longer than {most:g} s")
         else:
             self.transport.abort()
 
     def _refuse(self, status: int, why: str) -> None:
-        """Answer in the application's place, and close in a moment; reading stops at once."""
+        """Respond with an error and close soon after; further input is ignored."""
         if self._is_deaf or self.transport.is_closing():
             return
         self._is_deaf = True
         self._waiting.pop(self, None)
         logger.info("%s: %d, %s", (self.client or ("",))[0], status, why)
         if not self._is_answered:
-            if self.cycle.response_started or self.pipeline:  # no place for another answer
+            if self.cycle.response_started or self.pipeline:  # another response would interfere
                 self.transport.abort()
                 return
             self.cycle.disconnected = True

@@ -1,4 +1,4 @@
-"""Decoding: what it takes is known from the headers, and bounded, before any pixel is there."""
+"""Decoding of images, with memory estimated from the file header and bounded in advance."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from mltr.serve.uploads import Upload
 
 Result = TypeVar("Result")
 
-#: Memory that decoding takes at most, until the image is in RGB and upright: as measured, of all
-#: modes; and with WebP, which is decoded as a whole.
-WORKING_BYTES, WORKING_BYTES_WEBP = 12, 20  # a pixel
-#: Images that take more have half of the threads: small ones pass them by.
+#: Peak bytes per pixel of decoding to upright RGB, measured over all modes. WebP needs more, as it
+#: is decoded as a whole.
+WORKING_BYTES, WORKING_BYTES_WEBP = 12, 20
+#: Bytes above which images share half of the threads, so that small ones can overtake them.
 LARGE = 200 * MEGABYTE
 
 
 class Weight(NamedTuple):
-    """What an image takes, in bytes."""
+    """The memory of an image in bytes."""
 
-    decoded: int  #: depth and channels count
-    working: int  #: while it is decoded
+    decoded: int  #: size of the decoded image, at its own depth and channels
+    working: int  #: peak memory of decoding
 
 
 NOTHING = Weight(0, 0)
 
 
 def weigh(data: bytes, max_pixels: int) -> Weight:
-    """Return what decoding a file takes, by its header; nothing for what will be refused."""
+    """Estimate the memory of decoding a file from its header; 0 if decoding will refuse it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception:  # whoever decodes it finds the same, and says what
+    except Exception:  # decoding fails in the same way and reports it
         return NOTHING
     with image:
         pixels, mode = image.width * image.height, ImageMode.getmode(image.mode)
@@ -55,7 +55,7 @@ def weigh(data: bytes, max_pixels: int) -> Weight:
 
 
 class Decoder:
-    """Threads that decode, as many as there are cores, and the memory that they may take."""
+    """A thread per core that decodes images, within a limit on memory."""
 
     def __init__(self, settings: Settings) -> None:
         self.max_pixels = int(settings.max_megapixels * MEGABYTE)
@@ -65,16 +65,17 @@ class Decoder:
         cores = os.cpu_count() or 1
         self._threads = ThreadPoolExecutor(cores, "decoder")
         self._half = max(1, cores // 2)
-        self._large = 0  #: images that are being decoded
+        self._large = 0  #: number of large images being decoded
 
     def stop(self) -> None:
-        """End after what is being decoded."""
+        """Stop after the images being decoded."""
         self._threads.shutdown()
 
     async def weigh(self, uploads: list[Upload]) -> list[Weight]:
-        """Return what each image takes.
+        """Return the memory of each image.
 
-        Raises `HTTPException` (413) if that, or what they unpack to together, is more than allowed.
+        Raises `HTTPException` (413) if decoding any of them, or all decoded images together, would
+        exceed the limit.
         """
         weights = await self.run(
             lambda: [weigh(upload.data, self.max_pixels) for upload in uploads]
@@ -83,13 +84,13 @@ class Decoder:
         if takes > self._most:
             raise HTTPException(
                 413,
-                f"the images take {takes / MEGABYTE:,.0f} MB once unpacked, more than the limit of "
+                f"the images take {takes / MEGABYTE:,.0f} MB when decoded, more than the limit of "
                 f"{self._most_mb:g}: send fewer at a time, or smaller ones",
             )
         return weights
 
     def turns(self) -> asyncio.Semaphore:
-        """Return what keeps one request from taking all threads before another one's image."""
+        """Return a semaphore that limits one request to half of the threads."""
         return asyncio.Semaphore(self._half)
 
     async def decode(
@@ -99,7 +100,7 @@ class Decoder:
         function: Callable[[bytes], Result],
         data: bytes,
     ) -> Result:
-        """Return what the function makes of an image that was weighed, once there is memory."""
+        """Return ``function(data)``, called in a thread once the image's memory is available."""
         large = weight.working > LARGE
         async with turns:
             while weight.working > self._free or (large and self._large >= self._half):
@@ -109,7 +110,7 @@ class Decoder:
             self._large += large
             loop = asyncio.get_running_loop()
             future = self._threads.submit(function, data)
-            # A request that gives up doesn't stop a thread, which keeps its place and memory.
+            # A thread goes on after its request has timed out, so only its end frees the memory.
             future.add_done_callback(
                 lambda _: loop.call_soon_threadsafe(self._give_back, weight.working, large)
             )
@@ -121,5 +122,5 @@ class Decoder:
         self._has_room.set()
 
     async def run(self, function: Callable[..., Result], *args: object) -> Result:
-        """Run something in one of the threads."""
+        """Run a function in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)

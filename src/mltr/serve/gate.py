@@ -1,4 +1,4 @@
-"""Who may ask at all: a page of another site can't, whatever name it reaches this server by."""
+"""Protection against other sites' pages: checks of the Host, Origin and Sec-Fetch-Site headers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mltr.serve.settings import Settings
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-OWN_SITES = ("same-origin", "none")  #: of Sec-Fetch-Site; none: typed in, or from a bookmark
+OWN_SITES = ("same-origin", "none")  #: allowed Sec-Fetch-Site; none: typed in, or a bookmark
 
 
 class Gate:
-    """Refuses names that this server isn't known by, and what other sites' pages would send.
+    """Refuses requests to unknown host names, and requests from other sites' pages.
 
-    The first keeps out DNS rebinding (a page whose name comes to mean this machine), the second
-    forms and scripts of pages anywhere. What isn't a browser sends neither header and may.
+    The first prevents DNS rebinding (a site whose name is made to resolve to this machine), the
+    second cross-site forms and scripts. Clients other than browsers send neither Origin nor
+    Sec-Fetch-Site and are allowed.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -39,7 +40,7 @@ class Gate:
         hosts = headers.getlist("host")
         if self._hosts and (len(hosts) > 1 or not all(map(self._is_known, hosts))):
             called = ", ".join(hosts)[:100]
-            return f"this server isn't called {called!r}: start it with --allow-host to let that in"
+            return f"unknown host name {called!r}: start the server with --allow-host to accept it"
         if scope["method"] in SAFE_METHODS or self._is_own(headers, hosts):
             return ""
         return (
@@ -48,7 +49,7 @@ class Gate:
         )
 
     def _is_known(self, host: str) -> bool:
-        """Whether this is an address, which can't be made to mean another, or a name of ours."""
+        """Return whether a host is an accepted name, or an IP address, which can't be rebound."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -56,11 +57,11 @@ class Gate:
         return name in self._hosts or _is_address(name)
 
     def _is_own(self, headers: Headers, hosts: list[str]) -> bool:
-        """Whether the sender is no browser, or a page of ours or of a site that may."""
+        """Return whether the sender is our page, a page of an allowed site, or no browser."""
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if origin is not None and (origin in self._origins or "*" in self._origins):
             return True
-        if site is not None:  # tells what a proxy that changes Host would hide
+        if site is not None:  # reliable even behind a proxy that rewrites Host
             return site in OWN_SITES
         return origin is None or origin.partition("://")[2].lower() in [h.lower() for h in hosts]
 

@@ -1,4 +1,4 @@
-"""What a server tells of itself: an id and a log line for each request, and counters."""
+"""Observability: an ID and a log line for each request, and Prometheus counters."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mltr.terminal import printable, printable_lines
 logger = logging.getLogger(__name__)
 
 VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-CLIENT_LEFT = 499  #: as nginx logs it
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-# The page and the API load nothing from elsewhere and are shown in no frame.
+CLIENT_LEFT = 499  #: status logged when the client has disconnected, as in nginx
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  #: histogram buckets
+# The page and the API load nothing from other sites and can't be framed.
 SAFE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -35,7 +35,7 @@ SAFE_HEADERS = {
 
 
 class Metrics:
-    """Counters of one application, in a registry of its own."""
+    """Prometheus counters of one application, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -45,17 +45,17 @@ class Metrics:
         )
         self.seconds = Histogram(
             "mltr_request_seconds",
-            "From a request to its answer",
+            "Time from a request to its response",
             ["path"],
             buckets=SECONDS,
             registry=self.registry,
         )
         self.images = Counter(
-            "mltr_images", "Images by what became of them", ["outcome"], registry=self.registry
+            "mltr_images", "Images by outcome", ["outcome"], registry=self.registry
         )
         self.batch_size = Histogram(
             "mltr_batch_size",
-            "Images that went through the network together",
+            "Images per batch of the network",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=self.registry,
         )
@@ -66,24 +66,24 @@ class Metrics:
             "mltr_pending_images", "Images accepted and not answered yet", registry=self.registry
         )
         self.held = Gauge(
-            "mltr_held_bytes", "Size of the requests that are held", registry=self.registry
+            "mltr_held_bytes", "Size of the requests in memory", registry=self.registry
         )
 
     def count_batch(self, size: int, seconds: float) -> None:
-        """Add a batch that went through the network."""
+        """Count a batch of `size` images that took `seconds` in the network."""
         self.batch_size.observe(size)
         self.network_seconds.inc(seconds)
 
 
 class Observer:
-    """The outermost layer of the application: ids, log lines, counters, headers, last errors."""
+    """The outermost middleware: IDs, log lines, counters, headers, unhandled errors."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and tell what became of it."""
+        """Pass a request on, then log and count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -110,7 +110,7 @@ class Observer:
         except Exception as error:
             failure = error
             if not status:
-                answer = JSONResponse({"detail": "the server failed; its log says more"}, 500)
+                answer = JSONResponse({"detail": "the server failed; see its log"}, 500)
                 await answer(scope, receive, send_with_headers)
         self._tell(scope, request_id, status, time.perf_counter() - started, failure)
 
@@ -133,7 +133,7 @@ class Observer:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -146,11 +146,11 @@ class JsonFormatter(logging.Formatter):
         content |= getattr(record, "fields", {})
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(content)  # in ASCII, all else escaped: nothing acts on a terminal
+        return json.dumps(content)  # ASCII with escapes, safe for a terminal
 
 
 class ShortFormatter(logging.Formatter):
-    """One short line for a person at a terminal."""
+    """Formats a record as one short line for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""

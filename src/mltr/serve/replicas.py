@@ -1,7 +1,7 @@
-"""The network in replicas by Ray Serve; all else of a server stays in the process of the app.
+"""Replicas of the network under Ray Serve; the rest of a server stays in the front process.
 
-What was accepted waits in that process. A replica that dies takes nothing along: another one gets
-its images, and Ray starts a new one in its place.
+Accepted requests are held by the front process. If a replica dies, another one gets its images and
+Ray starts a replacement.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
 DEPLOYMENT = "network"
-MAX_DEATHS = 5  #: after which the images themselves are taken for the cause
-HEALTH_CHECK_S = 1  #: between two looks after a replica
-STARTS = 2  #: tries to start the first replicas
+MAX_DEATHS = 5  #: deaths of replicas over the same batch, after which it fails
+HEALTH_CHECK_S = 1  #: seconds between health checks
+STARTS = 2  #: attempts to start a replica
 
 
 class Replica:
-    """What runs in a process of its own, somewhere in the cluster."""
+    """A replica of the network, in its own process on some machine of the cluster."""
 
     def __init__(self, bundle: str, device: str | None, threads: int, fingerprint: str) -> None:
         self._predictor = load_same(bundle, fingerprint, device, threads)
         side = self._predictor.preprocess.image_size
-        self._predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # the first takes longer
+        self._predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # warm-up
 
     async def logits(self, pixels: Pixels) -> Floats:
         """Return logits float32 [B, K] of images uint8 [B, S, S, 3]."""
         return await asyncio.to_thread(self._predictor.logits, pixels)
 
     async def explain(self, *args: Any) -> Explanation:
-        """Return the first of what `mltr.diagnosis.explain.explain` does."""
+        """Return the first result of `mltr.diagnosis.explain.explain`."""
         from mltr.diagnosis.explain import explain
 
         return (await asyncio.to_thread(explain, self._predictor, *args))[0]
@@ -62,13 +62,13 @@ class Replica:
 
 @dataclass(frozen=True)
 class Replicas:
-    """All replicas together, as the network of a `Predictor`; any thread may call them."""
+    """All replicas as the network of a `Predictor`; safe to call from any thread."""
 
     handle: Any
     application: str
     fingerprint: str
     explains: bool
-    timeout_s: float  #: for one call, however many replicas die meanwhile
+    timeout_s: float  #: time limit of a call in seconds, including retries
     takes_pixels = True
 
     def __call__(self, images: NDArray[Any]) -> Floats:
@@ -79,12 +79,12 @@ class Replicas:
     def explain(
         self, picture: Image.Image, labels: Sequence[str] | None, method: str, longest: int
     ) -> Explanation:
-        """Return what `mltr.diagnosis.explain.explain` does for the first label."""
+        """Return the result of `mltr.diagnosis.explain.explain` for the first label."""
         found: Explanation = self._ask("explain", picture, labels, method, longest)
         return found
 
     def is_ready(self) -> bool:
-        """Whether any replica runs."""
+        """Return whether any replica runs."""
         from ray import serve
 
         application = serve.status().applications.get(self.application)
@@ -92,7 +92,7 @@ class Replicas:
         return any(state == "RUNNING" and count for state, count in states.items())
 
     def _ask(self, method: str, *args: Any) -> Any:
-        """Let a replica answer, and another one if it dies: asking twice does no harm."""
+        """Call a method of a replica; if it dies, retry on another one (calls are idempotent)."""
         from ray.exceptions import RayActorError, RayTaskError
 
         end = time.monotonic() + self.timeout_s
@@ -117,12 +117,12 @@ class Replicas:
 def running(
     bundle: str | Path, device: str | None, count: int, settings: Settings
 ) -> Iterator[Predictor]:
-    """Give the predictor of a bundle, its network in so many replicas that load it themselves.
+    """Yield the predictor of a bundle whose network runs in `count` replicas.
 
-    They share the cores, and each lets `settings.network_threads` batches through at a time. Raises
-    `MltrError` if they don't start.
+    Each replica loads the bundle. The replicas share the cores, and each processes
+    `settings.network_threads` batches at a time. Raises `MltrError` if they don't start.
     """
-    predictor = load(bundle, "cpu")  # for what else belongs to the network, and to check it
+    predictor = load(bundle, "cpu")  # for classes, thresholds and preprocessing, and as a check
     with connected() as ray, _application_name() as application:
         from ray import serve
 
@@ -156,19 +156,19 @@ def running(
 
 @contextlib.contextmanager
 def _application_name() -> Iterator[str]:
-    """Give a name to an application, which is taken from the cluster in the end."""
+    """Yield a unique application name; delete the application from the cluster at the end."""
     name = f"mltr-{uuid.uuid4().hex[:8]}"
     try:
         yield name
     finally:
-        if os.environ.get(ADDRESS_VARIABLE):  # a Ray of our own ends as a whole
+        if os.environ.get(ADDRESS_VARIABLE):  # otherwise Ray itself is shut down
             from ray import serve
 
             serve.delete(name)
 
 
 def _reason(application: str) -> str:
-    """Return the last line of what Serve tells of the replicas, less the type of the error."""
+    """Return the last line of Serve's message on the replicas, without the error's type."""
     from ray import serve
 
     message = serve.status().applications[application].deployments[DEPLOYMENT].message

@@ -1,4 +1,4 @@
-"""What goes in and out of the API, as its OpenAPI description tells it."""
+"""Requests and responses of the API, for its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pydantic import BaseModel, Field
 
 from mltr.serve.uploads import IMAGE_TYPES, JsonImage
 
-ADDRESS = "ADDRESS"  #: stands in the description for the address of the server
+ADDRESS = "ADDRESS"  #: placeholder for the server's address in the description
 DESCRIPTION = """
-Names what is in pictures. Send them as form data, as JSON with base64, or one picture as it is:
+Predicts the labels of pictures. Send them as form data, as JSON with base64, or one as the body:
 
     curl -F images=@beach.jpg -F images=@forest.jpg ADDRESS/v1/predict
     curl --data-binary @beach.jpg -H 'Content-Type: image/jpeg' ADDRESS/v1/predict
 
-Every error has the form `{"detail": "what, and how to mend it"}`. Pictures are not kept.
+Every error has the form `{"detail": "what is wrong, and how to fix it"}`. Pictures are not kept.
 """
 
 
@@ -24,7 +24,7 @@ Category = Annotated[str | None, Field(description="kind of label, if the model 
 
 
 class Label(BaseModel):
-    """A label and how sure the network is of it."""
+    """A label and its probability."""
 
     label: str
     prob: Annotated[float, Field(ge=0, le=1)]
@@ -32,7 +32,7 @@ class Label(BaseModel):
 
 
 class Result(BaseModel):
-    """What was found in one image, or why it can't be read."""
+    """The labels of one image, or the reason why it can't be read."""
 
     name: Annotated[str, Field(description="name of the file, as sent")]
     labels: Annotated[list[Label] | None, Field(description="best first")] = None
@@ -42,7 +42,7 @@ class Result(BaseModel):
 
 
 class Results(BaseModel):
-    """One result for each image, in the order in which they were sent."""
+    """One result per image, in the order of the request."""
 
     model: str
     results: list[Result]
@@ -59,17 +59,17 @@ class LabelInfo(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """What the network knows, and what the server allows."""
+    """The labels of the network and the limits of the server."""
 
     model: str
     image_size: Annotated[int, Field(description="side of the network's square input, in pixels")]
-    explains: Annotated[bool, Field(description="whether there are heat maps")]
+    explains: Annotated[bool, Field(description="whether heat maps are available")]
     limits: dict[str, int | float]
     labels: list[LabelInfo]
 
 
 class HeatMap(BaseModel):
-    """Where the evidence for a label lies, on the network's own grid."""
+    """The evidence for a label on the network's own grid."""
 
     name: str
     label: str
@@ -80,7 +80,7 @@ class HeatMap(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every error of this API."""
+    """An error."""
 
     detail: str
 
@@ -90,13 +90,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, meaning in {
         400: "The request is malformed",
         401: "An API key is missing or wrong",
-        403: "Sent by a page of another site, or to a name that isn't this server's",
-        408: "The request took too long to come",
-        413: "The request is too large, holds too many images, or unpacks to too much",
-        415: "This type of request is not understood",
+        403: "The request comes from another site's page, or its Host is not accepted",
+        408: "The request took too long to arrive",
+        413: "The request is too large, has too many images, or too much data once decoded",
+        415: "The content type is not supported",
         422: "No image can be read, or an option is wrong",
-        503: "Too busy: come again after the seconds in Retry-After",
-        504: "No answer in time",
+        503: "Too busy: retry after the seconds in Retry-After",
+        504: "No response in time",
     }.items()
 }
 EXPLAINED: dict[int | str, dict[str, Any]] = {
@@ -141,7 +141,7 @@ IMAGES_BODY = {
 
 Top = Annotated[
     int | None,
-    Query(ge=1, description="the K best, whatever their probability unless threshold is given"),
+    Query(ge=1, description="only the K best labels; without `threshold`, whatever their prob"),
 ]
 Threshold = Annotated[
     float | None,
@@ -152,9 +152,9 @@ LabelName = Annotated[
 ]
 Method = Annotated[
     Literal["evidence", "rollout"],
-    Query(description="evidence: the terms of the logit; rollout: traced through the attentions"),
+    Query(description="evidence: terms of the logit; rollout: traced through the attention maps"),
 ]
 Form = Annotated[
     Literal["overlay", "grid"],
-    Query(description="overlay: a PNG, red for and blue against; grid: the numbers as JSON"),
+    Query(description="overlay: PNG, red for and blue against; grid: JSON with the numbers"),
 ]

@@ -31,7 +31,7 @@ class Settings:
     max_decoded_mb: float = _limit(
         1000, "decoded size of the images of one request, and of all images being decoded"
     )
-    max_held_mb: float = _limit(256, "total size of the requests held at a time, in megabytes")
+    max_held_mb: float = _limit(256, "total size of the requests in memory, in megabytes")
     max_queue: int = _limit(128, "images accepted and not yet answered; beyond it 503")
     max_batch: int = _limit(32, "images per batch of the network")
     max_wait_ms: float = _limit(5, "milliseconds that an image waits for others of its batch")
@@ -42,7 +42,7 @@ class Settings:
     head_timeout_s: float = _limit(10, "seconds to receive the head of a request; beyond it 408")
     body_timeout_s: float = _limit(30, "seconds to receive one request; beyond it 408")
     timeout_s: float = _limit(30, "seconds from a complete request to its response; beyond it 504")
-    keys: tuple[str, ...] = ()  #: each request must have one of these; empty: open to all
+    keys: tuple[str, ...] = ()  #: API keys, one of which each request must have; empty: open to all
     cors_origins: tuple[str, ...] = ()  #: other sites whose pages may call the API
     hosts: tuple[str, ...] = ()  #: accepted host names; empty: any
 
@@ -67,16 +67,16 @@ class Settings:
 
 
 def limits() -> list[Field[Any]]:
-    """Return the fields that are limits; the metadata of each has its `help`."""
+    """Return the fields that are limits; the metadata of each contains its `help`."""
     return [f for f in fields(Settings) if "help" in f.metadata]
 
 
 def read_keys(
     path: str | Path | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
-    """Return the API keys of a file, one a line, `#` for comments, and of `MLTR_API_KEYS`.
+    """Return the API keys in a file, one per line with `#` for comments, and in `MLTR_API_KEYS`.
 
-    Raises `MltrError` for a file that can't be read or holds no key.
+    Raises `MltrError` for a file that can't be read or contains no key.
     """
     keys = [key.strip() for key in environment.get(KEYS_VARIABLE, "").split(",")]
     if path is not None:

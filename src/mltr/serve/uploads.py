@@ -1,4 +1,4 @@
-"""Taking images in: bodies are counted, timed and bounded while they come, before any decoding."""
+"""Reads the images of a request, with limits on size, number and time while receiving."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ IMAGE_TYPES = (
     "image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff",
     "application/octet-stream",
 )  # fmt: skip
-MAX_NAME = 255  #: characters of a file's name that come back
-MAX_BOUNDARY = 70  #: characters (RFC 2046)
-MAX_COMMAS = 1000  #: of JSON for an image; its name may have some
-LINGER_S = 2  #: for which a body that nobody wants is thrown away, so that its sender hears why
+MAX_NAME = 255  #: maximum characters of a file name in a response
+MAX_BOUNDARY = 70  #: maximum characters of a multipart boundary (RFC 2046)
+MAX_COMMAS = 1000  #: maximum commas in the JSON per image; names may contain some
+LINGER_S = 2  #: seconds for which a refused body is read and discarded before the response
 HOW = (
     "send images as multipart/form-data (curl -F images=@photo.jpg), as JSON with base64, or one "
     "with a type of its own (curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg')"
@@ -37,13 +37,13 @@ HOW = (
 
 
 class Linger:
-    """Throws away what still comes before it answers: closing at once would drop the answer too."""
+    """Discards the rest of a body before an early response; closing at once would lose it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; an answer before its end comes a moment later."""
+        """Pass a request on; delay a response that comes before the end of the body."""
         headers = Headers(scope=scope) if scope["type"] == "http" else {}
         is_whole = "content-length" not in headers and "transfer-encoding" not in headers
 
@@ -55,7 +55,7 @@ class Linger:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start" and not is_whole:
-                if "expect" not in headers:  # the sender waits for our word before it goes on
+                if "expect" not in headers:  # with Expect, the client hasn't sent its body
                     with suppress(TimeoutError):
                         async with asyncio.timeout(LINGER_S):
                             while not is_whole:
@@ -68,7 +68,7 @@ class Linger:
 
 
 class Upload(NamedTuple):
-    """One file of a request, as it came."""
+    """One file of a request, undecoded."""
 
     name: str
     data: bytes
@@ -97,7 +97,7 @@ class JsonImages(BaseModel):
 
 
 class Intake:
-    """Reads requests within the limits, and knows how much of them is held at a time."""
+    """Reads requests within the limits, and counts the bytes held in memory."""
 
     def __init__(self, settings: Settings) -> None:
         self.held_bytes = 0
@@ -107,9 +107,9 @@ class Intake:
 
     @asynccontextmanager
     async def uploads(self, request: Request) -> AsyncIterator[list[Upload]]:
-        """Read the images of a request, to be held within the context.
+        """Read the images of a request; their bytes count as held within the context.
 
-        Raises `HTTPException` with 400, 408, 413, 415 or 422, and `Busy` where too much is held.
+        Raises `HTTPException` with 400, 408, 413, 415 or 422, and `Busy` if too much is held.
         """
         taken, is_whole = 0, False
 
@@ -137,7 +137,7 @@ class Intake:
                     found = await self._read(request, chunks())
             except TimeoutError as error:
                 most = f"{self._settings.body_timeout_s:g} s"
-                raise HTTPException(408, f"the request took longer than {most} to come") from error
+                raise HTTPException(408, f"the request took longer than {most}") from error
             yield found
         finally:
             self.held_bytes -= taken
@@ -148,7 +148,7 @@ class Intake:
     async def _read(self, request: Request, chunks: AsyncGenerator[bytes, None]) -> list[Upload]:
         name, options = parse_options_header(request.headers.get("content-type"))
         kind = name.decode("latin-1").strip()
-        # Both are read in a thread: what a client makes of them may take its time.
+        # Parse in a thread, as a hostile body may take long.
         if kind == "multipart/form-data":
             boundary = _check_form(options)
             found = await asyncio.to_thread(self._read_form, await _whole(chunks), boundary)
@@ -157,9 +157,9 @@ class Intake:
         elif kind in IMAGE_TYPES:
             found = [Upload("", await _whole(chunks))]
         else:
-            raise HTTPException(415, f"type {kind[:MAX_NAME]!r} is not understood: {HOW}")
+            raise HTTPException(415, f"type {kind[:MAX_NAME]!r} is not supported: {HOW}")
         if not any(upload.data for upload in found):
-            raise HTTPException(422, f"there is no image in the request: {HOW}")
+            raise HTTPException(422, f"the request contains no image: {HOW}")
         return found
 
     def _read_form(self, body: bytes, boundary: bytes) -> list[Upload]:
@@ -168,12 +168,12 @@ class Intake:
             parser = MultipartParser(boundary, form.callbacks())
             parser.write(body)
         except FormParserError as error:
-            raise HTTPException(400, f"this is no multipart form data: {error}") from error
+            raise HTTPException(400, f"not valid multipart form data: {error}") from error
         return form.uploads
 
     def _read_json(self, body: bytes) -> list[Upload]:
-        if body.count(b",") > MAX_COMMAS * self._settings.max_files:  # each value has one, or few
-            raise HTTPException(413, "the JSON holds more values than images can have")
+        if body.count(b",") > MAX_COMMAS * self._settings.max_files:  # bounds the number of values
+            raise HTTPException(413, "the JSON contains too many values")
         try:
             images = JsonImages.model_validate_json(body).images
         except ValidationError as error:
@@ -205,7 +205,7 @@ def _check_form(options: dict[bytes, bytes]) -> bytes:
 
 
 class _Form:
-    """Collects the files of multipart form data (RFC 7578), as its parser finds them."""
+    """Collects the files of multipart form data (RFC 7578) from the parser's callbacks."""
 
     def __init__(self, max_files: int) -> None:
         self.uploads: list[Upload] = []
@@ -249,7 +249,7 @@ class _Form:
             field = options.get(b"name", b"")[:MAX_NAME].decode(errors="replace")
             raise HTTPException(
                 422,
-                f"part {field!r} holds text, not a file (with curl: an @ before the file's name); "
+                f"part {field!r} contains text, not a file (curl needs @ before the file name); "
                 "options belong in the URL",
             )
         data = b"".join(self._data)
@@ -261,6 +261,6 @@ async def _whole(chunks: AsyncGenerator[bytes, None]) -> bytes:
 
 
 def _file_name(name: str) -> str:
-    """Return the last part of a name that may be a path, fit for an answer."""
+    """Return the last component of a name that may be a path, made printable."""
     last = name.replace("\\", "/").rpartition("/")[2]
     return "".join(letter for letter in last if letter.isprintable())[:MAX_NAME]
