@@ -1,4 +1,4 @@
-"""`mltr audit`: planted errors come first, and what is corrected feeds back into training."""
+"""`mltr audit`: planted errors come first, and corrected labels are used in training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_photos(folder: Path, count: int = 100, first: int = 0) -> dict[str, list[int]]:
-    """Write photos that are tinted by their labels; return these."""
+    """Write photos tinted by their labels; return the labels."""
     truth = {}
     for number in range(first, first + count):
         generator = np.random.default_rng(number)
@@ -62,7 +62,7 @@ def write_table(path: Path, labels: dict[str, list[object]], classes=CLASSES) ->
 
 
 def write_run(folder: Path, root: Path, classes=CLASSES, **data: object) -> None:
-    """Write a run that has learnt nothing: its random features still tell the colours apart."""
+    """Write an untrained run, whose random features already separate the colours."""
     torch.manual_seed(0)
     save_bundle(
         folder, model=mltr.create_model("mltr_nano", len(classes), **NETWORK), name="mltr_nano",
@@ -79,7 +79,7 @@ def write_run(folder: Path, root: Path, classes=CLASSES, **data: object) -> None
 
 @pytest.fixture
 def flipped(tmp_path: Path) -> dict[str, int]:
-    """Write photos and a run; return, for the training photos with an error, the class of it."""
+    """Write photos and a run; return the flipped class of each training photo with an error."""
     labels = write_photos(tmp_path / "photos")
     training = [name for i, name in enumerate(labels) if PARTS[i % len(PARTS)] == "train"]
     errors = {name: i % 3 for i, name in enumerate(training[::6])}
@@ -230,7 +230,7 @@ def test_repeated_pictures_are_told(flipped: dict[str, int], tmp_path: Path, cap
     assert Image.open(audit / "duplicates.png").width > 500
     for name in ("4.png", "6.png"):
         write_image(photos / name, (40, 30))
-    run_audit(tmp_path)  # nothing of the previous audit may be taken for this one's
+    run_audit(tmp_path)  # must not leave files of the previous audit
     assert not (audit / "duplicates.csv").exists()
     assert not (audit / "duplicates.png").exists()
 
@@ -303,7 +303,7 @@ def test_a_review_changes_what_was_edited_and_nothing_else(
     path = tmp_path / "run" / "audit" / "issues.csv"
 
     def change(rows: list[dict[str, str]]) -> None:
-        rows[0]["label"] = f"{rows[0]['suggested']}.0"  # as a spreadsheet may write it
+        rows[0]["label"] = f"{rows[0]['suggested']}.0"  # as a spreadsheet may save it
         rows[1]["label"] = ""
         del rows[3]
 
@@ -345,7 +345,7 @@ def test_mistakes_in_a_review_are_named(
 def test_the_printed_command_trains(flipped: dict[str, int], tmp_path: Path, capsys) -> None:
     (tmp_path / "photos" / "names.txt").write_text("\n".join(CLASSES))
     config = load_recipe(tmp_path / "run" / "config.yaml")
-    config.data.labels, config.data.classes = "labels.csv", "names.txt"  # as may be in a recipe
+    config.data.labels, config.data.classes = "labels.csv", "names.txt"  # as in some recipes
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     run_audit(tmp_path, "--apply", "5")
     line = next(x for x in capsys.readouterr().out.splitlines() if "mltr train" in x)

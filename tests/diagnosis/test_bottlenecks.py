@@ -1,4 +1,4 @@
-"""The three measures against naive loops and scikit-learn, and faults planted in the scores."""
+"""The three measures agree with naive loops and scikit-learn, and find faults planted in scores."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_largest_object_of_a_class_gives_the_size() -> None:
 
 
 def planted(count: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Six classes: 0 and 1 look alike, 3 usually is where 2 is, 4 is small or large, 5 is none."""
+    """Six classes: 0 and 1 look alike, 3 usually occurs with 2, 4 is small or large, 5 is plain."""
     generator = np.random.default_rng(seed)
     targets = (generator.random((count, 6)) < 0.3).astype(np.int8)
     targets[targets[:, 0] == 1, 1] *= generator.random((targets[:, 0] == 1).sum()) < 0.1
@@ -109,7 +109,7 @@ def test_without_faults_nothing_is_told() -> None:
     sizes = measure_sizes(data, areas, (1024, 9216))
     assert sizes.gap is not None
     assert abs(sizes.gap.value) < 0.01
-    assert not [pair for pair in measure_confusions(data, company).pairs if pair.is_told]
+    assert not [pair for pair in measure_confusions(data, company).pairs if pair.is_significant]
     dependences = measure_dependences(data, company)
     assert dependences.mean_gap is not None
     assert abs(dependences.mean_gap.value) < 0.02
@@ -124,7 +124,7 @@ def test_small_objects_are_found_to_be_the_problem() -> None:
     assert ap[4]["small"] < ap[4]["large"] - 0.2
     assert abs(ap[3]["small"] - ap[3]["large"]) < 0.02
     assert sizes.gap is not None
-    assert sizes.gap.is_told
+    assert sizes.gap.is_significant
     assert sizes.images["small"] == (np.nan_to_num(areas, nan=1e9) < 1024).sum()
     assert sizes.recall[4]["small"].value < 0.2
 
@@ -137,22 +137,22 @@ def test_look_alikes_lead_the_list_and_are_the_only_ones_told() -> None:
     found = measure_confusions(scored(probs, targets, resamples=300), measure_company(targets))
     first = found.pairs[0]
     assert (first.a, first.b) == (0, 1)
-    assert first.is_told
-    assert [pair.is_told for pair in found.pairs[1:]] == [False] * (len(found.pairs) - 1)
+    assert first.is_significant
+    assert [pair.is_significant for pair in found.pairs[1:]] == [False] * (len(found.pairs) - 1)
     expected = mistaken.sum() / ((targets[:, 0] == 1) & (targets[:, 1] == 0)).sum()
     assert first.where_a.value == pytest.approx(expected, abs=0.02)
     assert first.excess.interval()[0] > 0.05
     assert found.look_alikes == {1: [0]}
     assert found.against[1].value < 0.9
-    assert np.isnan(found.excess[0, 5])  # they meet as often as any: not look-alikes
+    assert np.isnan(found.excess[0, 5])  # they occur together as often as by chance
     assert found.excess[0, 1] == pytest.approx(first.excess.value)
 
 
 def test_a_label_guessed_from_its_company_is_found() -> None:
     probs, targets, _ = planted()
     alone = (targets[:, 2] == 1) & (targets[:, 3] == 0)
-    probs[alone, 3] = 0.9  # the companion is seen though it isn't there
-    probs[alone, 2] *= 0.55  # and without it, the label is missed
+    probs[alone, 3] = 0.9  # the absent companion is predicted
+    probs[alone, 2] *= 0.55  # the label is missed without its companion
     company = measure_company(targets)
     assert company.companions[0] == (2, 3)
     assert company.conditional[2, 3] == pytest.approx(0.8, abs=0.03)
@@ -161,7 +161,7 @@ def test_a_label_guessed_from_its_company_is_found() -> None:
     assert (pair.a, pair.b) == (2, 3)
     for figure, least in ((pair.gap, 0.4), (pair.excess, 0.9)):
         assert figure is not None
-        assert figure.is_told
+        assert figure.is_significant
         assert figure.value > least
     assert pair.gap is not None
     assert pair.gap.images == alone.sum()
@@ -177,7 +177,7 @@ def test_unknown_labels_count_neither_way() -> None:
         lambda data: measure_confusions(data, measure_company(masked)).excess[0, 1],
         lambda data: measure_dependences(data, measure_company(masked)).pairs[0].recall_with.value,
     ):
-        # Only the class asked about may be hidden, so whatever is said of hidden cells is the same.
+        # Only the measured class is masked, so the scores of masked labels make no difference.
         first, second = (measure(scored(p, masked)) for p in (probs, nonsense))
         assert first == pytest.approx(second)
 
@@ -195,7 +195,7 @@ def test_too_few_images_give_no_figures(count: int) -> None:
 
 
 def test_intervals_of_average_precision_hold_the_truth_as_often_as_they_say() -> None:
-    """On many small samples of one population, whose AP is known from a large one."""
+    """Intervals of many small samples contain the population's AP, known from a large sample."""
     generator = np.random.default_rng(0)
 
     def draw(count: int) -> tuple[np.ndarray, np.ndarray]:

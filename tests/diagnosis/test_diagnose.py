@@ -1,4 +1,4 @@
-"""`mltr diagnose` through the command: one run, two runs, and what can't be measured."""
+"""`mltr diagnose` through the command: one run, two runs, and figures that can't be measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_scores(source: Path, target: Path, change: Any) -> Path:
-    """Copy a run, its scores replaced by `change(targets, random numbers)`."""
+    """Copy a run and replace its scores by `change(targets, generator)`."""
     target.mkdir()
     for path in source.iterdir():
         if path.is_file():
@@ -47,7 +47,7 @@ def good(targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def faulty(targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Take look-alikes for each other, and see companions that are absent."""
+    """Return scores that confuse look-alikes and predict absent companions."""
     probs = good(targets, generator)
     for a, b in ((1, 7), (7, 1), (3, 8), (8, 3), (4, 9), (9, 4)):
         alone = (targets[:, a] == 1) & (targets[:, b] == 0)
@@ -103,7 +103,7 @@ def test_better_recall_without_company_is_no_leaning_on_it(
     text = capsys.readouterr().out
     assert found["mean_recall_gap"]["high"] < 0
     assert "Labels do not lean on their usual company" in text
-    assert "[red]odd" in text  # a name is no markup
+    assert "[red]odd" in text  # names aren't interpreted as markup
 
 
 def test_two_runs_are_compared_in_pairs(run: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_runs_on_other_images_are_not_compared(run: Path, tmp_path: Path, capsys
     assert main(["train", "scenes_nano", "--out", str(other), *SCENES, *QUICK, *more]) == 0
     capsys.readouterr()
     assert main(["diagnose", str(run), str(other)]) == 1
-    assert "can't be compared: 500 images" in capsys.readouterr().err
+    assert "can't be compared: the first has 500 images" in capsys.readouterr().err
     assert main(["diagnose", str(run), str(run), str(run)]) == 2
     assert main(["diagnose", str(run), "--resamples", "2"]) == 2
 
@@ -157,7 +157,7 @@ def test_without_boxes_or_known_labels_it_says_so(run: Path, tmp_path: Path, cap
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_the_scenes_plant_is_found_in_a_trained_run(tmp_path: Path) -> None:
-    """A short training: small digits score lower, look-alikes and companions lead their lists."""
+    """After a short training small digits score lower; look-alikes and companions come first."""
     options = ["--data.scenes.train", "4000", "--train.epochs", "8", "--train.precision", "fp32"]
     assert main(["train", "scenes_nano", "--out", str(tmp_path / "run"), *options]) == 0
     found = figures_of([str(tmp_path / "run")], tmp_path)

@@ -1,4 +1,4 @@
-"""Maps add up to logits, attention is recomputed as the network has it, pictures are written."""
+"""Maps sum to the logits, recomputed attention equals the network's, pictures are written."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_class_token_is_refused_with_a_way_out() -> None:
         evidence_maps(model, torch.randn(1, 3, 64, 64))
 
 
-# -- roll-out ----------------------------------------------------------------------------------
+# -- rollout -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sides", [(12, 8), (10, 7)], ids=["whole", "padded"])
@@ -152,7 +152,7 @@ def test_pixel_attention_alone_stays_in_its_window(attention: str, reaches_out: 
     outside[4:8, 4:8] = 0
     assert bool(outside.any()) is reaches_out
     assert (found[4:8, 4:8] > 0).all()
-    assert found[5, 6] >= 0.125 - 1e-6  # half of it goes straight through each of three blocks
+    assert found[5, 6] >= 0.125 - 1e-6  # half passes each of three residual connections
 
 
 # -- pictures and pointing ---------------------------------------------------------------------
@@ -211,11 +211,11 @@ def test_evidence_for_and_against_look_different() -> None:
     red, blue = pixels[..., 0], pixels[..., 2]
     assert red[0, 0] > blue[0, 0] + 50
     assert blue[0, 3] > red[0, 3] + 50
-    assert (pixels[1] == 128).all()  # no evidence: the grey picture alone
+    assert (pixels[1] == 128).all()  # no evidence: only the grey picture
 
 
 class Spot(nn.Module):
-    """A network whose evidence for class 0 lies where the picture is red."""
+    """Return a network whose evidence for class 0 is where the picture is red."""
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.avg_pool2d(images, 4)

@@ -1,4 +1,4 @@
-"""Likely label errors: cleanlab class by class, and probabilities that have not seen the label."""
+"""Likely label errors: cleanlab per class, on out-of-sample probabilities."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_class_with_one_kind_of_label_is_not_judged(column: list[int]) -> None
 
 
 def test_no_probability_comes_from_the_own_label() -> None:
-    """Each image has a feature of its own, so whoever has seen its label knows it by heart."""
+    """Each image has its own feature, so a model that was trained on its label memorises it."""
     targets = np.random.default_rng(0).integers(0, 2, (200, 1)).astype(np.int8)
     probs = cross_validated(np.eye(200, dtype=np.float32), targets)
     assert abs(roc_auc_score(targets[:, 0], probs[:, 0]) - 0.5) < 0.1

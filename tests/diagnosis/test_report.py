@@ -1,4 +1,4 @@
-"""The report: complete, self-contained, and sound in a real browser."""
+"""The report: complete, self-contained, and without errors in a real browser."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_few_images_and_empty_classes_give_a_page(run: Path, tmp_path: Path, cas
     text = (copy / "report.html").read_text()
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower().replace("nano", "")
     if case != "one image":
-        assert "No test image has these" in text
+        assert "Left out of every mean" in text
 
 
 def test_a_run_without_known_labels_is_refused(
@@ -122,7 +122,7 @@ def test_a_run_without_known_labels_is_refused(
 
 @pytest.fixture
 def browser_page(page: Path, browser: Any) -> Any:
-    """The report in headless Chromium; what the console says is in `errors`."""
+    """Open the report in headless Chromium; `errors` collects the console's messages."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     errors: list[str] = []
     fetched: list[str] = []

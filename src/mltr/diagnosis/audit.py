@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-SHOWN = 12  #: rows of each list on the screen
+SHOWN = 12  #: maximum rows of a printed list
 PLACES = (
     "a finished training run, and what to audit, as for `mltr data`: a folder or table, or "
     "FORMAT:PATH (default: the run's own images)"
 )
-#: What the files hold, in words.
+#: Descriptions of the output files.
 FILES = {
     "issues.csv": "labels to check",
     "corrected.csv": "all labels, to train on",
@@ -42,7 +42,7 @@ FILES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; fields of the recipe's data are more."""
+    """Declare the command's arguments. It also accepts any field of a recipe."""
     parser.add_argument("places", metavar="RUN [SOURCE]", nargs="*", help=PLACES)
     parser.add_argument(
         "--run", metavar="RUN", help="the run as an option; the positional argument is then SOURCE"
@@ -63,17 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "other images (default: logistic regressions on the run's features, which take seconds)",
     )
     parser.add_argument(
-        "--top", type=int, metavar="N", help="list the N worst (default: the likely errors)"
+        "--top", type=int, metavar="N", help="list the N worst labels (default: the likely errors)"
     )
     accept = parser.add_mutually_exclusive_group()
     accept.add_argument(
-        "--apply", type=int, metavar="K", help="accept the first K in corrected.csv"
+        "--apply", type=int, metavar="K", help="apply the first K suggestions to corrected.csv"
     )
     accept.add_argument(
         "--apply-above",
         type=float,
         metavar="SCORE",
-        help="accept the listed ones with at least this score in corrected.csv",
+        help="apply the listed suggestions with at least this score to corrected.csv",
     )
     accept.add_argument(
         "--review",
@@ -87,13 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="output folder (default: RUN/audit)")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON (- for stdout)")
     parser.epilog = (
-        "Fields of a recipe say how SOURCE is read (--data.labels FILE), and how networks are "
+        "Fields of a recipe set how SOURCE is read (--data.labels FILE) and how networks are "
         "trained (--folds 4 --train.epochs 20)."
     )
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Audit; fields of a recipe, such as ``--data.labels FILE``, say how to read the source."""
+    """Audit a source; overrides such as ``--data.labels FILE`` set how to read it."""
     places = args.places if args.run is None else [args.run, *args.places]
     if not 1 <= len(places) <= 2:
         raise UsageError("give a run and at most one source: mltr audit RUN [SOURCE]")
@@ -114,12 +114,12 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _fields(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
-    """Return overrides of the run's recipe by which it reads SOURCE; missing files are counted."""
+    """Return overrides that make the run's recipe read SOURCE and tolerate broken images."""
     return [*_source_fields(args), "--data.max_broken=1", *overrides]
 
 
 def _source_fields(args: argparse.Namespace) -> list[str]:
-    """Return what stands in a recipe for SOURCE; nothing for the run's own."""
+    """Return the overrides that select SOURCE; none for the run's own data."""
     from mltr.data.sources import parse_source
 
     if args.source is None:
@@ -142,11 +142,11 @@ def _recipe(folder: str, overrides: Sequence[str] = ()) -> Config:
     return load_recipe(path, overrides)
 
 
-# -- the two ways ------------------------------------------------------------------------------
+# -- audit and review --------------------------------------------------------------------------
 
 
 def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Find issues, write all files, tell."""
+    """Find issues, write all files, and print a summary."""
     from rich.console import Console
 
     from mltr.data.understood import tell_understood
@@ -183,7 +183,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Write the corrected table by an edited list of issues; no image is opened."""
+    """Write the corrected table from an edited list of issues; no image is opened."""
     from rich.console import Console
 
     from mltr.data.sources import open_splits
@@ -198,7 +198,7 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     folder = Path(args.out) if args.out else path.parent
     written = write_corrected(folder, splits, corrections)
     if written is None:
-        raise MltrError("the images of this source are not files, so no table can name them")
+        raise MltrError("the images of this source are not files, so a table can't list them")
     changed = sum(map(len, corrections.values()))
     _print_files(Console(quiet=args.json == "-"), args, overrides, [written], changed)
     if args.json:
@@ -214,13 +214,13 @@ def _write_files(
     accepted: Sequence[Issue],
     groups: Sequence[Sequence[Seen]],
 ) -> list[Path]:
-    """Write all lists and pictures; return their paths."""
+    """Write all lists, tables and contact sheets; return their paths."""
     from mltr.diagnosis import corrections
 
     paths = [corrections.write_issues(folder, found, listed, accepted)]
     table = corrections.write_corrected(folder, splits, corrections.as_corrections(found, accepted))
     if table is None:
-        log.warning("no corrected.csv: the images of this source are not files that it could name")
+        log.warning("no corrected.csv: the images of this source are not files it could list")
     else:
         paths.append(table)
     paths += corrections.draw_issues(folder, found, listed)
@@ -237,7 +237,7 @@ def _accept(listed: Sequence[Issue], args: argparse.Namespace) -> list[Issue]:
 
 
 def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]:
-    """Return what tells by split and record whether the run has learnt from an image."""
+    """Return a function of split and record: whether the run was trained on the image."""
     from mltr.data.records import same_image
     from mltr.data.sources import open_splits
 
@@ -261,7 +261,7 @@ def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]
 
 
 def _learnt_own_images(folder: Path) -> Callable[[str, Record], bool]:
-    """Return the same for the run's own source, whose splits may have changed with its labels."""
+    """Return the same for the run's own source, by the splits that the run has recorded."""
     from mltr.runs.folder import RunFolder
 
     path = RunFolder(folder).splits
@@ -276,7 +276,7 @@ def _learnt_own_images(folder: Path) -> Callable[[str, Record], bool]:
 
 
 def _repeated(splits: Splits) -> list[list[Seen]]:
-    """Return the groups of images that show the same picture, what matters most first."""
+    """Return groups of duplicate images: first those with conflicting labels, then leaks."""
     from mltr.data.duplicates import (
         conflicting_classes,
         look_at,
@@ -294,13 +294,13 @@ def _repeated(splits: Splits) -> list[list[Seen]]:
     )
 
 
-# -- telling -----------------------------------------------------------------------------------
+# -- on screen ---------------------------------------------------------------------------------
 
 
 def _figures(
     found: Audit, groups: Sequence[Sequence[Seen]], searched: Splits | None
 ) -> dict[str, Any]:
-    """Return what was found as plain values."""
+    """Return the figures of an audit as plain values."""
     from mltr.data.duplicates import conflicting_classes, reaches_over_splits
 
     figures: dict[str, Any] = {
@@ -413,7 +413,7 @@ def _print_files(
     paths: Sequence[Path],
     count: int,
 ) -> None:
-    """Tell where the files are, and how to go on from them."""
+    """Print the paths of the files, and the commands to continue with."""
     for path in paths:
         console.print(f"{FILES[path.name]}: {path}", markup=False, soft_wrap=True)
     table = next((path for path in paths if path.name == "corrected.csv"), None)
@@ -424,8 +424,8 @@ def _print_files(
         source = [] if args.source is None else [args.source]
         again = ["mltr", "audit", args.run, *source, *overrides, "--review", paths[0]]
         console.print(
-            "To correct: edit the column `label` of issues.csv (1, 0, or nothing for unknown), "
-            f"then\n  {shlex.join(map(str, again))}",
+            "To correct labels, edit the column `label` of issues.csv (1, 0, or empty for "
+            f"unknown), then run\n  {shlex.join(map(str, again))}",
             markup=False,
             soft_wrap=True,
         )

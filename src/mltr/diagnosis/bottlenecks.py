@@ -1,8 +1,9 @@
-"""The three reasons why multi-label models fail, as measures: size, likeness, and company.
+"""Measures of the paper's three problems: small objects, similar objects, usual company.
 
-The paper names them (arXiv 2106.06195, section 1); the measures are ours, defined in
-docs/protocols.md. Pure functions over scores, labels and boxes; images are resampled to tell how
-far each figure can be trusted, the same resamples for every figure, so that differences are paired.
+The problems are from arXiv 2106.06195, section 1; the measures are ours, defined in
+docs/protocols.md. All are pure functions of scores, labels and boxes. Confidence intervals come
+from bootstrap resamples of the images. All figures share the same resamples, so differences are
+paired.
 
 Shapes: N images, K classes, R resamples.
 """
@@ -21,13 +22,13 @@ from mltr.data.records import Record
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-LEVEL = 0.95  #: of every interval
-COCO_EDGES = (32.0**2, 96.0**2)  #: pixels; between small, medium and large objects
+LEVEL = 0.95  #: confidence level of every interval
+COCO_EDGES = (32.0**2, 96.0**2)  #: areas in pixels between small, medium and large objects
 BUCKETS = ("small", "medium", "large")
-MIN_IMAGES = 10  #: behind a figure; with fewer it isn't given
-SELDOM = 0.5  #: classes meet at most half as often as chance would have them: they may be confused
-LIKELY = 0.5  #: P(b|a) from which on b is a companion of a ...
-LIFT = 1.5  #: ... if that is also so many times P(b)
+MIN_IMAGES = 10  #: minimum number of images behind a figure
+SELDOM = 0.5  #: maximum lift of classes that rarely occur together and may be confused
+LIKELY = 0.5  #: minimum P(b|a) of a companion b of a
+LIFT = 1.5  #: minimum P(b|a) / P(b) of a companion b of a
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Estimate:
     """A figure with its value on each resample of the images."""
 
     value: float
-    samples: Floats  #: [R]; nan where a resample leaves nothing to measure
-    images: int  #: behind the figure: those of the smaller group, where two are compared
+    samples: Floats  #: [R]; nan if a resample has no image to measure
+    images: int  #: number of images behind the figure; of two groups, that of the smaller one
 
     def interval(self) -> tuple[float, float]:
-        """Return the interval at `LEVEL`: percentiles of the resamples, corrected for bias.
+        """Return the bias-corrected bootstrap interval at `LEVEL` (Efron, 1981).
 
-        Average precision rises a little when images are drawn twice; the correction (Efron, 1981)
-        moves the percentiles by how many resamples lie below the figure itself.
+        Drawing images twice raises average precision slightly. The correction shifts the
+        percentiles by the share of resamples below the figure itself.
         """
         known = self.samples[np.isfinite(self.samples)]
         if not len(known) or not np.isfinite(self.value):
@@ -54,8 +55,8 @@ class Estimate:
         return float(low), float(high)
 
     @property
-    def is_told(self) -> bool:
-        """Whether zero lies outside the interval."""
+    def is_significant(self) -> bool:
+        """Whether the figure differs significantly from zero: zero is outside the interval."""
         low, high = self.interval()
         return low > 0 or high < 0
 
@@ -65,7 +66,7 @@ class Estimate:
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate | None:
-    """Return the mean of figures, each weighing the same; None without any."""
+    """Return the unweighted mean of figures, or None if there are none."""
     if not estimates:
         return None
     value = float(np.mean([estimate.value for estimate in estimates]))
@@ -79,12 +80,12 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores and labels of N images, the decisions that they lead to, and resamples of them."""
+    """Scores, labels and decisions of N images, and bootstrap resamples of the images."""
 
     probs: Floats  #: [N, K]
-    targets: NDArray[np.int8]  #: [N, K] of 1, 0, -1 for unknown
+    targets: NDArray[np.int8]  #: [N, K]: 1, 0, or -1 for unknown
     predicted: Bools  #: [N, K]
-    weights: Floats  #: [R, N], how often each image is drawn
+    weights: Floats  #: [R, N]: how many times each image is drawn
 
     @classmethod
     def of(
@@ -95,7 +96,7 @@ class Scored:
         resamples: int,
         seed: int,
     ) -> Scored:
-        """Draw the resamples; the same seed and number of images draw the same ones."""
+        """Decide at the thresholds [K] and draw resamples, which depend only on N and the seed."""
         count = len(probs)
         generator = np.random.default_rng(seed)
         drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
@@ -111,9 +112,9 @@ class Scored:
         return Estimate(float(value), samples, int(among.sum()))
 
     def average_precision(self, k: int, positive: Bools, negative: Bools) -> Estimate:
-        """Return the AP of class k with these positives and negatives [N], others left out.
+        """Return the AP of class k with the given positives and negatives [N], ignoring others.
 
-        Tied scores are one threshold, as in `mltr.metrics`.
+        Tied scores share a threshold, as in `mltr.metrics`.
         """
         rows = np.flatnonzero(positive | negative)
         rows = rows[np.argsort(-self.probs[rows, k], kind="stable")]
@@ -126,7 +127,7 @@ class Scored:
 
 
 def _precision_area(weights: Floats, is_positive: Floats, ends: NDArray[np.int64]) -> Floats:
-    """Return AP [R] of rows in falling order of score, drawn `weights` [R, rows] times."""
+    """Return AP [R] of rows in descending order of score, drawn `weights` [R, rows] times."""
     if not len(ends):
         return np.full(len(weights), np.nan)
     hits = np.cumsum(weights * is_positive, axis=1)[:, ends]
@@ -142,7 +143,7 @@ def _precision_area(weights: Floats, is_positive: Floats, ends: NDArray[np.int64
 
 
 def largest_areas(records: Sequence[Record], num_classes: int) -> Floats:
-    """Return the area of the largest object of each class in each image: [N, K], nan for none."""
+    """Return the area in pixels of each image's largest object per class: [N, K], nan for none."""
     areas = np.full((len(records), num_classes), np.nan)
     for row, record in enumerate(records):
         for box in record.boxes or ():
@@ -154,26 +155,26 @@ def largest_areas(records: Sequence[Record], num_classes: int) -> Floats:
 class SizeFigures:
     """AP and recall of each class by the size of its largest object."""
 
-    edges: tuple[float, float]  #: pixels, between small and medium, medium and large
-    ap: dict[int, dict[str, Estimate]]  #: class index to bucket to figure
-    recall: dict[int, dict[str, Estimate]]
-    images: dict[str, int]  #: positives in each bucket, over all classes
-    mean_ap: dict[str, Estimate]  #: over the classes that have both small and large
-    mean_recall: dict[str, Estimate]
+    edges: tuple[float, float]  #: areas in pixels between small and medium, medium and large
+    ap: dict[int, dict[str, Estimate]]  #: AP by class index and bucket
+    recall: dict[int, dict[str, Estimate]]  #: recall by class index and bucket
+    images: dict[str, int]  #: number of positives by bucket, over all classes
+    mean_ap: dict[str, Estimate]  #: mean over the classes that have both small and large
+    mean_recall: dict[str, Estimate]  #: likewise
 
     @property
     def gap(self) -> Estimate | None:
-        """How much better large objects are found: mean AP of large less that of small."""
+        """Mean AP of large objects minus that of small ones."""
         if not self.mean_ap:
             return None
         return self.mean_ap["large"] - self.mean_ap["small"]
 
 
 def measure_sizes(scored: Scored, areas: Floats, edges: tuple[float, float] | None) -> SizeFigures:
-    """Measure by size; without `edges`, the terciles of all areas are taken.
+    """Measure AP and recall by object size, with the terciles of all areas as default `edges`.
 
-    A bucket's positives are the images whose largest object of the class has that size, its
-    negatives all images without the class; other positives are left out.
+    The positives of a bucket are the images whose largest object of the class has that size. Its
+    negatives are all images without the class; other positives are ignored.
     """
     known = areas[np.isfinite(areas)]
     if edges is None:
@@ -206,21 +207,21 @@ def _means(figures: dict[int, dict[str, Estimate]], classes: list[int]) -> dict[
     return means
 
 
-# -- who meets whom ----------------------------------------------------------------------------
+# -- co-occurrence -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Company:
-    """How often classes are together in the training images."""
+    """Co-occurrence of classes in the training images."""
 
-    conditional: Floats  #: [K, K], P(b|a) in row a, column b; nan where a never is
-    lift: Floats  #: [K, K], P(b|a) / P(b)
-    seldom: Bools  #: [K, K], pairs that may be taken for one another
-    companions: list[tuple[int, int]]  #: (a, b), b usually being where a is
+    conditional: Floats  #: [K, K]: P(b|a) in row a, column b; nan if a never occurs
+    lift: Floats  #: [K, K]: P(b|a) / P(b)
+    seldom: Bools  #: [K, K]: pairs that rarely occur together and may be confused
+    companions: list[tuple[int, int]]  #: pairs (a, b) in which b usually occurs with a
 
 
 def measure_company(train_targets: NDArray[np.int8]) -> Company:
-    """Count; cells that are unknown count neither way."""
+    """Measure the co-occurrence of classes [N, K]; unknown labels are ignored."""
     positive = (train_targets == 1).astype(np.float64)
     known = (train_targets >= 0).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -241,29 +242,29 @@ def measure_company(train_targets: NDArray[np.int8]) -> Company:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often b is seen where only a is, for one pair."""
+    """Predictions of b where only a is present, for one pair."""
 
     a: int
     b: int
-    where_a: Estimate  #: false-positive rate of b on images of a without b
-    elsewhere: Estimate  #: on images without both
-    excess: Estimate
-    is_told: bool  #: more than chance, all pairs examined together (Benjamini-Hochberg at 5%)
+    where_a: Estimate  #: false-positive rate of b on images with a but not b
+    elsewhere: Estimate  #: false-positive rate of b on images with neither
+    excess: Estimate  #: the first minus the second
+    is_significant: bool  #: whether it is significant over all pairs (Benjamini-Hochberg at 5%)
 
 
 @dataclass(frozen=True)
 class ConfusionFigures:
-    """Pairs that are taken for one another."""
+    """Pairs of classes that the network confuses."""
 
-    excess: Floats  #: [K, K], row a, column b; nan where not measured
-    pairs: list[Confusion]  #: those told first, then by excess
-    mean_excess: Estimate | None  #: over all pairs that seldom meet
-    against: dict[int, Estimate]  #: b to its AP against images of its look-alikes alone
-    look_alikes: dict[int, list[int]]  #: b to those
+    excess: Floats  #: [K, K], row a, column b; nan if not measured
+    pairs: list[Confusion]  #: significant pairs first, then by excess
+    mean_excess: Estimate | None  #: mean over all measured pairs
+    against: dict[int, Estimate]  #: AP of b with only images of its look-alikes as negatives
+    look_alikes: dict[int, list[int]]  #: classes a that are significantly confused with b, by b
 
 
 def measure_confusions(scored: Scored, company: Company, shown: int = 30) -> ConfusionFigures:
-    """Measure all pairs that seldom meet in training and have images enough; keep `shown`."""
+    """Measure all pairs that rarely occur together and have enough images; keep `shown`."""
     K = scored.targets.shape[1]
     present, absent = scored.targets == 1, scored.targets == 0
     rate, excess, p_values = {}, np.full((K, K), np.nan), {}
@@ -279,12 +280,12 @@ def measure_confusions(scored: Scored, company: Company, shown: int = 30) -> Con
         excess[a, b] = counts[0][0] / sum(counts[0]) - counts[1][0] / sum(counts[1])
         p_values[a, b] = fisher_exact(counts, alternative="greater").pvalue
     corrected = false_discovery_control(list(p_values.values())) if p_values else []
-    told = {pair for pair, p in zip(p_values, corrected, strict=True) if p < 1 - LEVEL}
-    order = sorted(rate, key=lambda pair: (pair not in told, -excess[pair]))
-    pairs = [_confusion(scored, a, b, (a, b) in told, *rate[a, b]) for a, b in order[:shown]]
+    significant = {pair for pair, p in zip(p_values, corrected, strict=True) if p < 1 - LEVEL}
+    order = sorted(rate, key=lambda pair: (pair not in significant, -excess[pair]))
+    pairs = [_confusion(scored, a, b, (a, b) in significant, *rate[a, b]) for a, b in order[:shown]]
     look_alikes: dict[int, list[int]] = {}
     for a, b in order:
-        if (a, b) in told:
+        if (a, b) in significant:
             look_alikes.setdefault(int(b), []).append(int(a))
     return ConfusionFigures(
         excess, pairs, _mean_excess(scored, rate), _against(scored, look_alikes), look_alikes
@@ -292,17 +293,17 @@ def measure_confusions(scored: Scored, company: Company, shown: int = 30) -> Con
 
 
 def _confusion(
-    scored: Scored, a: int, b: int, is_told: bool, with_a: Bools, without_a: Bools
+    scored: Scored, a: int, b: int, is_significant: bool, with_a: Bools, without_a: Bools
 ) -> Confusion:
     where_a = scored.rate(scored.predicted[:, b], with_a)
     elsewhere = scored.rate(scored.predicted[:, b], without_a)
-    return Confusion(int(a), int(b), where_a, elsewhere, where_a - elsewhere, is_told)
+    return Confusion(int(a), int(b), where_a, elsewhere, where_a - elsewhere, is_significant)
 
 
 def _mean_excess(
     scored: Scored, rate: dict[tuple[int, int], tuple[Bools, Bools]]
 ) -> Estimate | None:
-    """Return the mean over all measured pairs: none is picked, so nothing flatters it."""
+    """Return the mean excess over all measured pairs, free of selection bias."""
     total = np.zeros(len(scored.weights))
     value, images = 0.0, 0
     for (_, b), (with_a, without_a) in rate.items():
@@ -332,29 +333,29 @@ def _against(scored: Scored, look_alikes: dict[int, list[int]]) -> dict[int, Est
 
 @dataclass(frozen=True)
 class Dependence:
-    """What the usual company b does to a, for one pair; None where images are too few."""
+    """Influence of the usual companion b on a, for one pair; None with too few images."""
 
     a: int
     b: int
-    recall_with: Estimate | None  #: of a on images that have b, too
-    recall_without: Estimate | None  #: of a on images without b
-    gap: Estimate | None  #: the first less the second
-    company_seen: Estimate | None  #: false-positive rate of b where a is and b isn't
-    company_elsewhere: Estimate | None  #: where neither is
-    excess: Estimate | None
+    recall_with: Estimate | None  #: recall of a on images with b
+    recall_without: Estimate | None  #: recall of a on images without b
+    gap: Estimate | None  #: the first minus the second
+    company_seen: Estimate | None  #: false-positive rate of b on images with a but not b
+    company_elsewhere: Estimate | None  #: false-positive rate of b on images with neither
+    excess: Estimate | None  #: the first minus the second
 
 
 @dataclass(frozen=True)
 class DependenceFigures:
-    """Labels guessed from their usual company."""
+    """Labels that are guessed from their usual company."""
 
-    pairs: list[Dependence]  #: by P(b|a), the likeliest first
+    pairs: list[Dependence]  #: pairs in descending order of P(b|a)
     mean_gap: Estimate | None
     mean_excess: Estimate | None
 
 
 def measure_dependences(scored: Scored, company: Company) -> DependenceFigures:
-    """Measure every pair whose second is the usual companion of the first in training."""
+    """Measure every pair (a, b) in which b is the usual companion of a in training."""
     pairs = [_dependence(scored, a, b) for a, b in company.companions]
     gaps = [pair.gap for pair in pairs if pair.gap is not None]
     excesses = [pair.excess for pair in pairs if pair.excess is not None]

@@ -1,4 +1,4 @@
-"""What an audit leaves to look at, to correct, and to train on: lists, a table, contact sheets."""
+"""Output of an audit: lists of issues, a corrected table of labels, and contact sheets."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ ISSUE_COLUMNS = (
     "rank", "image", "split", "class", "given", "suggested", "label", "score", "probability",
     "likely",
 )  # fmt: skip
-PICTURES = 40  #: on each contact sheet
-COLUMNS = 8  #: of a contact sheet
-TILE = 180  #: pixels
+PICTURES = 40  #: maximum pictures on a contact sheet
+COLUMNS = 8  #: columns of a contact sheet
+TILE = 180  #: side of a tile in pixels
 
-Corrections = dict[tuple[str, str], dict[int, int]]  #: (split, image) to class index to label
-Groups = Sequence[Sequence[Seen]]  #: images that show the same picture
+Corrections = dict[tuple[str, str], dict[int, int]]  #: labels by (split, image) and class index
+Groups = Sequence[Sequence[Seen]]  #: groups of duplicate images
 
 
 def as_corrections(found: Audit, accepted: Iterable[Issue]) -> Corrections:
-    """Return what accepting the suggestions of some issues changes."""
+    """Return the corrections that apply the suggestions of the accepted issues."""
     corrections: Corrections = {}
     for issue in accepted:
         key = (found.splits[issue.row], found.records[issue.row].name)
@@ -47,7 +47,7 @@ def as_corrections(found: Audit, accepted: Iterable[Issue]) -> Corrections:
 def write_issues(
     folder: Path, found: Audit, listed: Sequence[Issue], accepted: Collection[Issue]
 ) -> Path:
-    """Write the issues, one a row; the column `label`, which the user may edit, is what holds."""
+    """Write one issue per row; the user may edit the column `label`, which `read_review` reads."""
     accepted = set(accepted)
     rows: list[Sequence[Any]] = [ISSUE_COLUMNS]
     for rank, issue in enumerate(listed, start=1):
@@ -61,10 +61,10 @@ def write_issues(
 
 
 def read_review(path: Path, splits: Splits) -> Corrections:
-    """Return what the column `label` of an edited list of issues changes in a source.
+    """Return the changes to a source's labels by the column `label` of an edited list of issues.
 
-    Raises `MltrError`, naming file and row, for a list that isn't one, for images and classes that
-    the source hasn't, and for labels other than 1, 0, -1 and nothing.
+    Raises `MltrError`, with file and row, for a file without the columns of such a list, for
+    unknown images and classes, and for labels other than 1, 0, -1 and empty.
     """
     rows = _read_csv(path, {"image", "split", "class", "label"})
     known = {(split.name, record.name): record for split in splits for record in split}
@@ -99,9 +99,9 @@ def _read_csv(path: Path, needed: set[str]) -> list[dict[str, str]]:
 
 
 def write_corrected(folder: Path, splits: Splits, corrections: Corrections) -> Path | None:
-    """Write all labels of a source as a table that trains; None if its images are no files.
+    """Write all labels of a source as a table for training; None if its images aren't files.
 
-    The paths are absolute, so the table may lie anywhere, and any recipe can read it.
+    Paths are absolute, so the table can be moved.
     """
     rows: list[list[Any]] = [["path", *splits.train.classes, "split"]]
     for split in splits:
@@ -117,7 +117,7 @@ def write_corrected(folder: Path, splits: Splits, corrections: Corrections) -> P
 
 
 def write_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> list[Path]:
-    """Write the images that show the same picture; if there are none, an earlier list goes."""
+    """Write the groups of duplicates, or delete an earlier list if there are none."""
     if not groups:
         (folder / DUPLICATES_FILE).unlink(missing_ok=True)
         return []
@@ -139,7 +139,7 @@ def _given(record: Record, classes: Sequence[str]) -> list[str]:
 
 
 def short_name(name: str, length: int = 36) -> str:
-    """Return the end of a name, where what tells images apart stands, in a given length."""
+    """Return the end of a name, its most distinctive part, in at most `length` characters."""
     return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
@@ -154,7 +154,7 @@ def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> Path:
 
 
 def draw_issues(folder: Path, found: Audit, listed: Sequence[Issue]) -> list[Path]:
-    """Draw the first missing and the first wrong labels, with their ranks in the list."""
+    """Draw contact sheets of the first missing and wrong labels, with their ranks in the list."""
     ranked = list(enumerate(listed, start=1))
     paths = []
     for kind in ("missing", "wrong"):
@@ -173,7 +173,7 @@ def _issue_tile(found: Audit, rank: int, issue: Issue) -> Tile | None:
 
 
 def draw_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> list[Path]:
-    """Draw the first groups; a label that not all of a group have is red, or an outline."""
+    """Draw the first groups; labels that a group disagrees on are red or outlined."""
     tiles = []
     for number, group in enumerate(groups, start=1):
         conflicts = conflicting_classes(group, classes)
@@ -194,14 +194,14 @@ def _tile(
 ) -> Tile | None:
     try:
         image = open_image(record.image)
-    except BrokenImage:  # since it was looked at
+    except BrokenImage:  # changed since the audit read it
         return None
     image.thumbnail((TILE, TILE))
     return Tile(image, predicted, truth, caption)
 
 
 def _draw(path: Path, tiles: Iterable[Tile | None]) -> list[Path]:
-    """Write a contact sheet; where there is nothing to show, one of an earlier audit goes."""
+    """Write a contact sheet, or delete an earlier one if there are no tiles."""
     there = [tile for tile in tiles if tile is not None]
     if not there:
         path.unlink(missing_ok=True)

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHEET_PICTURES = 20  #: on each contact sheet
-MANY_CLASSES = 40  #: names along a matrix from here on would be too small to read
+SHEET_PICTURES = 20  #: maximum pictures on a contact sheet
+MANY_CLASSES = 40  #: maximum number of classes with legible names along a matrix
 
-#: What is compared between two runs: in words, and whether less is better.
+#: Figures that are compared between two runs: description, and whether less is better.
 HEADLINES = {
     "ap_small": ("AP of small objects", False),
     "ap_large": ("AP of large objects", False),
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 
 
 class Subject:
-    """Scores of a run on a split, and what is known of the images."""
+    """The scores of a run on a split, with its thresholds and the co-occurrence of its classes."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Subject:
 
     @classmethod
     def of(cls, opened: OpenRun, predictions: Predictions, split: str) -> Subject:
-        """Put a run and its scores together; raises `MltrError` if they are of other images."""
+        """Combine a run with its scores; raises `MltrError` if these are for other images."""
         chosen = opened.split(split)
         if predictions.images != tuple(record.name for record in chosen):
             raise MltrError(
@@ -127,7 +127,7 @@ class Subject:
         )
 
     def scored(self, resamples: int, seed: int) -> Scored:
-        """Return the decisions and the resamples; raises `MltrError` without any known label."""
+        """Return decisions and resamples; raises `MltrError` if no label is known."""
         targets = self.predictions.targets
         if not (targets >= 0).any():
             raise MltrError("every label of these images is unknown: nothing can be measured")
@@ -140,12 +140,12 @@ def _thresholds(opened: OpenRun) -> NDArray[np.float64]:
 
 
 def _edges(opened: OpenRun) -> tuple[float, float] | None:
-    """Return COCO's sizes for photos; None, for terciles, for pictures as small as scenes."""
+    """Return COCO's size limits for photos, or None (terciles) for the small demo scenes."""
     return None if opened.config.data.format == "scenes" else COCO_EDGES
 
 
 def diagnose(subject: Subject, resamples: int = 500, seed: int = 0) -> dict[str, Any]:
-    """Return all figures as plain values; `small_objects` is None where there are no boxes."""
+    """Return all figures as plain values; `small_objects` is None if there are no boxes."""
     scored = subject.scored(resamples, seed)
     classes = subject.predictions.classes
     return {
@@ -166,8 +166,8 @@ def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
     return {"value": estimate.value, "low": low, "high": high, "images": estimate.images}
 
 
-def _told(estimate: Estimate | None) -> bool:
-    return estimate is not None and estimate.is_told
+def _significant(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.is_significant
 
 
 def _describe_sizes(subject: Subject, scored: Scored) -> dict[str, Any] | None:
@@ -185,7 +185,7 @@ def _describe_sizes(subject: Subject, scored: Scored) -> dict[str, Any] | None:
         "ap": {bucket: _plain(sizes.mean_ap.get(bucket)) for bucket in BUCKETS},
         "recall": {bucket: _plain(sizes.mean_recall.get(bucket)) for bucket in BUCKETS},
         "gap": _plain(sizes.gap),
-        "is_told": _told(sizes.gap),
+        "is_told": _significant(sizes.gap),
         "classes": {
             name: {
                 bucket: {"ap": _plain(found), "recall": _plain(sizes.recall[k][bucket])}
@@ -202,7 +202,7 @@ def _describe_confusions(
     found = measures.measure_confusions(scored, company)
     return {
         "mean_excess": _plain(found.mean_excess),
-        "is_told": _told(found.mean_excess),
+        "is_told": _significant(found.mean_excess),
         "pairs": [
             {
                 "a": classes[pair.a],
@@ -210,7 +210,7 @@ def _describe_confusions(
                 "where_a": _plain(pair.where_a),
                 "elsewhere": _plain(pair.elsewhere),
                 "excess": _plain(pair.excess),
-                "is_told": pair.is_told,
+                "is_told": pair.is_significant,
             }
             for pair in found.pairs
         ],
@@ -232,7 +232,7 @@ def _describe_dependences(
     return {
         "mean_recall_gap": _plain(found.mean_gap),
         "mean_excess": _plain(found.mean_excess),
-        "is_told": _told(found.mean_gap) or _told(found.mean_excess),
+        "is_told": _significant(found.mean_gap) or _significant(found.mean_excess),
         "pairs": [
             {
                 "a": classes[pair.a],
@@ -241,11 +241,11 @@ def _describe_dependences(
                 "recall_with": _plain(pair.recall_with),
                 "recall_without": _plain(pair.recall_without),
                 "recall_gap": _plain(pair.gap),
-                "recall_is_told": _told(pair.gap),
+                "recall_is_told": _significant(pair.gap),
                 "company_seen": _plain(pair.company_seen),
                 "company_elsewhere": _plain(pair.company_elsewhere),
                 "excess": _plain(pair.excess),
-                "excess_is_told": _told(pair.excess),
+                "excess_is_told": _significant(pair.excess),
             }
             for pair in found.pairs
         ],
@@ -257,24 +257,24 @@ def _describe_dependences(
 
 
 def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0) -> dict[str, Any]:
-    """Return each headline of two runs and the difference, second less first, on paired images.
+    """Return the headline figures of two runs and the paired differences, second minus first.
 
-    Where labels of theirs differ, as after an audit, those of the second count for both. Raises
-    `MltrError` unless both were scored on the same images and classes, however these are named.
+    If their labels differ, as after an audit, those of the second run are used for both. Raises
+    `MltrError` unless both were scored on the same classes and image files; names may differ.
     """
     a, b = first.predictions, second.predictions
     places = {same_image(record): row for row, record in enumerate(second.split)}
     rows_of_b = [places.get(same_image(record), -1) for record in first.split]
     if a.classes != b.classes or sorted(rows_of_b) != list(range(len(b.images))):
         raise MltrError(
-            f"the runs can't be compared: {len(a.images)} images of {len(a.classes)} classes and "
-            f"{len(b.images)} of {len(b.classes)}, and they differ; choose two runs on the same "
-            "source"
+            f"the runs can't be compared: the first has {len(a.images)} images of "
+            f"{len(a.classes)} classes, the second {len(b.images)} of {len(b.classes)}, and they "
+            "differ; choose two runs on the same source"
         )
     targets = b.targets[rows_of_b]
     corrected = int((a.targets != targets).sum())
     if corrected:
-        log.info("%d of their labels differ: those of the second run are used for both", corrected)
+        log.info("%d labels differ: those of the second run are used for both", corrected)
     first.predictions = replace(a, targets=targets)
     second.predictions = replace(a, targets=targets, probs=b.probs[rows_of_b])
     second.split = first.split
@@ -286,7 +286,7 @@ def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0
             continue
         difference = theirs - ours
         better = "neither, within noise"
-        if difference.is_told:
+        if difference.is_significant:
             better = "second" if (difference.value < 0) == less_is_better else "first"
         rows[name] = {
             "first": _plain(ours),
@@ -321,11 +321,11 @@ def _headlines(subject: Subject, resamples: int, seed: int) -> dict[str, Estimat
 
 
 def print_diagnosis(console: Console, figures: dict[str, Any], title: str) -> None:
-    """Print the three problems, each with what its figures say in a sentence."""
+    """Print the three problems, each with its figures and a one-sentence verdict."""
     from rich.markup import escape
 
-    told = f"{counted(figures['images'], 'image')}; in %, with 95% intervals"
-    console.print(f"[bold]{escape(printable(title))}[/]: {told}")
+    intro = f"{counted(figures['images'], 'image')}; in %, with 95% intervals"
+    console.print(f"[bold]{escape(printable(title))}[/]: {intro}")
     for number, problem in enumerate(describe_problems(figures), start=1):
         console.print(f"\n[bold]{number}. {problem.title}[/]")
         if problem.measure:
@@ -361,14 +361,14 @@ def _print_comparison(console: Console, runs: Sequence[str], figures: dict[str, 
     ]  # fmt: skip
     _table(console, ("measure", "first", "second", "second minus first", "better"), rows)
     if not rows:
-        console.print("Nothing could be measured on both.")
+        console.print("No figure could be measured for both runs.")
 
 
 # -- pictures ----------------------------------------------------------------------------------
 
 
 def save_pictures(folder: Path, subject: Subject, figures: dict[str, Any]) -> list[Path]:
-    """Write the confusion map, and contact sheets of the pictures behind each problem."""
+    """Write the confusion matrix, and a contact sheet of the worst pictures for each problem."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -383,7 +383,7 @@ def save_pictures(folder: Path, subject: Subject, figures: dict[str, Any]) -> li
 
 
 def draw_confusions(figures: dict[str, Any]) -> Any:
-    """Return a matplotlib figure: excess of b where a is, for all pairs that were measured."""
+    """Return a matplotlib figure: excess false positives of b with a, for all measured pairs."""
     import matplotlib.pyplot as plt
 
     matrix = 100 * np.array(figures["similar_objects"]["matrix"], dtype=np.float64)
@@ -397,14 +397,14 @@ def draw_confusions(figures: dict[str, Any]) -> Any:
         places = np.arange(len(classes))
         axes.set_xticks(places, classes, rotation=90)
         axes.set_yticks(places, classes)
-    axes.set(xlabel="b, seen though absent", ylabel="a, which is there")
+    axes.set(xlabel="b, absent but predicted", ylabel="a, present")
     axes.set_title("Similar objects: excess false positives", loc="left")
     figure.colorbar(shown, ax=axes, shrink=0.7, label="percentage points (grey: not measured)")
     return figure
 
 
 def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, list[int]]:
-    """Return the rows of the images behind each problem, the surest mistakes first."""
+    """Return the rows of the images behind each problem, most confident mistakes first."""
     probs, targets = subject.predictions.probs, subject.predictions.targets
     predicted = probs >= subject.thresholds
     index = {name: k for k, name in enumerate(subject.predictions.classes)}

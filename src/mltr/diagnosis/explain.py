@@ -1,9 +1,9 @@
 """`mltr explain`: show where in a picture the evidence for a label lies.
 
-There are two methods. `evidence`: with a pooled linear head or CSRA's, the logit *is* a sum over
-positions, and the map shows its terms, for and against; query heads show where each label's query
-attended. `rollout`: traces the attentions (Abnar and Zuidema, arXiv 2005.00928) from the label's
-evidence in the last map back to the patches.
+There are two methods. `evidence`: with a pooled linear head or CSRA, the logit is a sum over
+positions, and the map shows its terms, positive and negative; with query heads it shows where the
+label's query attended. `rollout`: attention rollout (Abnar and Zuidema, arXiv 2005.00928) traces
+the label's evidence in the final map back to the patches.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ if TYPE_CHECKING:
     from mltr.predict.predictor import Predictor
 
 METHODS = ("evidence", "rollout")
-EXACT = 1e-3  #: by which the terms of a timm network may miss its logit, relative to the largest
-GRID = 64  #: cells along a side on which maxima are looked for and boxes drawn, by --pointing
-RESAMPLES = 1000  #: of the cases of --pointing
+EXACT = 1e-3  #: tolerance of the sum of a timm network's terms, relative to the largest logit
+GRID = 64  #: side of the grid for maxima and boxes of --pointing, in cells
+RESAMPLES = 1000  #: bootstrap resamples of the cases of --pointing
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the evidence for one label lies."""
+    """The evidence for one label, by position."""
 
     label: str
     prob: float
     logit: float
-    heat: NDArray[np.float32]  #: [height, width] of the picture, or in its proportions
-    cells: NDArray[np.float32]  #: [h, w], the same on the network's own grid
-    is_exact: bool  #: the cells add up to the logit (less a bias that has no place)
+    heat: NDArray[np.float32]  #: [height, width] of the picture, or smaller in proportion
+    cells: NDArray[np.float32]  #: [h, w]: the same on the network's own grid
+    is_exact: bool  #: whether the cells sum to the logit minus the bias
 
 
 # -- evidence ----------------------------------------------------------------------------------
 
 
 def evidence_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Return logits [B, K], maps [B, K, h, w], and whether the maps add up to the logits.
+    """Return logits [B, K], maps [B, K, h, w], and whether the maps sum to the logits.
 
-    Raises `UsageError` for a timm network whose logits are no sum over places.
+    Raises `UsageError` for a timm network whose logits aren't a sum over positions.
     """
     if isinstance(model, MlTr | TimmBackbone):
         features = model.forward_features(images)
@@ -87,11 +87,11 @@ def evidence_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, boo
     )
 
 
-# -- roll-out ----------------------------------------------------------------------------------
+# -- rollout -----------------------------------------------------------------------------------
 
 
 def pixel_weights(attention: PixelAttention, maps: Tensor, is_pixel: Tensor | None) -> Tensor:
-    """Return how much each pixel of a window attends to each: [B, N, heads, P, P]."""
+    """Return the attention among the pixels of each window: [B, N, heads, P, P]."""
     B, _, _, C = maps.shape
     w, heads = attention.window_size, attention.num_heads
     windows = partition_windows(maps, w)
@@ -106,7 +106,7 @@ def pixel_weights(attention: PixelAttention, maps: Tensor, is_pixel: Tensor | No
 
 
 def cross_weights(attention: CrossWindowAttention, maps: Tensor) -> Tensor:
-    """Return how much each window attends to each, channel by channel: [B, C, N, N]."""
+    """Return the attention among windows for each channel: [B, C, N, N]."""
     tokens = partition_windows(maps, attention.window_size).permute(0, 3, 1, 2)
     query, key, _ = attention.qkv(tokens).chunk(3, dim=-1)
     weights: Tensor = (query @ key.transpose(-2, -1) / attention.window_size).softmax(dim=-1)
@@ -114,10 +114,11 @@ def cross_weights(attention: CrossWindowAttention, maps: Tensor) -> Tensor:
 
 
 def _pass_back(block: Block, shares: Tensor, maps: Tensor) -> Tensor:
-    """Return shares [H, W] of a block's input, given those of its output; `maps` [1, H, W, C].
+    """Return the shares [H, W] of a block's input from those of its output; `maps` [1, H, W, C].
 
-    Half goes straight through the residual connection. Heads, and channels, weigh the same. A
-    window that is attended to gives of its pixels what the product of value and projection takes.
+    Half passes through the residual connection. Heads and channels have equal weight. In
+    cross-window attention, the pixels of an attended window get shares in proportion to the
+    absolute product of value and projection weights.
     """
     attention, normed = block.attn, block.norm1(maps)
     w, (H, W) = attention.window_size, shares.shape
@@ -134,16 +135,16 @@ def _pass_back(block: Block, shares: Tensor, maps: Tensor) -> Tensor:
         taken = taken / taken.sum(dim=1, keepdim=True).clamp(min=1e-12)
         passed = torch.einsum("np,nm,pq->mq", windows, weights, taken)
     back = merge_windows(passed[None, :, :, None], w, *padded.shape[1:3])[0, :H, :W, 0]
-    back = back / back.sum().clamp(min=1e-12) * shares.sum()  # what fell on padding
+    back = back / back.sum().clamp(min=1e-12) * shares.sum()  # restore what fell on padding
     return (shares + back) / 2
 
 
 @torch.inference_mode()
 def roll_out(model: MlTr, image: Tensor, shares: Tensor) -> Tensor:
-    """Return shares of the patches [H/4, W/4], from shares of the final map [h, w], of one image.
+    """Return the shares of one image's patches [H/4, W/4] from those of the final map [h, w].
 
-    The shares add up to what they did. Convolutions pass on what they get: they look no further
-    than their neighbours.
+    The sum of the shares is preserved. Convolutions are treated as the identity, since they only
+    see their neighbours.
     """
     steps: list[tuple[nn.Module, Tensor]] = []
     maps = model.embed(image[None])
@@ -173,12 +174,12 @@ def explain(
     method: str = "evidence",
     longest: int | None = None,
 ) -> list[Explanation]:
-    """Return where the evidence lies for the given labels, or for all at or above threshold.
+    """Explain the given labels, or all labels at or above their thresholds.
 
-    `image` is whatever a `Predictor` takes. Without any label above its threshold, the most
-    probable one is explained. Maps are as large as the picture, or have at most `longest` pixels
-    along a side. Raises `BrokenImage`, or `UsageError` for an unknown label or a
-    network that can't be explained so.
+    `image` is anything that a `Predictor` accepts. If no label reaches its threshold, the most
+    probable one is explained. Maps have the size of the picture, or at most `longest` pixels per
+    side. Raises `BrokenImage`, and `UsageError` for an unknown label or a network that the method
+    doesn't support.
     """
     from mltr.predict.predictor import to_image
     from mltr.weights.metadata import to_probs
@@ -200,7 +201,7 @@ def explain(
         if method == "rollout":
             cells = _rolled_out(predictor.model, batch[0], cells)
         heat = F.interpolate(cells[None, None], size, mode="bicubic", align_corners=False)[0, 0]
-        # No evidence comes from where the network doesn't look.
+        # The parts of the picture that the network doesn't see have no evidence.
         heat = F.pad(heat, (left, W - left - size[1], top, H - top - size[0]))
         found.append(
             Explanation(
@@ -216,7 +217,7 @@ def explain(
 
 
 def _to_batch(predictor: Predictor, image: Any) -> Tensor:
-    """Return what the network sees of an image, as in prediction: [1, 3, S, S]."""
+    """Return the network's input for an image, as in prediction: [1, 3, S, S]."""
     pixels = predictor.preprocess.scale(predictor.read(image))
     return torch.from_numpy(pixels)[None].to(predictor.device)
 
@@ -235,10 +236,11 @@ def _choose(
 def _rolled_out(model: nn.Module, image: Tensor, cells: Tensor) -> Tensor:
     if not isinstance(model, MlTr):
         raise UsageError(
-            f"roll-out needs MlTr's attentions, which {type(model).__name__} doesn't have"
+            f"--method rollout works only with MlTr networks, not with {type(model).__name__}: use "
+            "--method evidence"
         )
     shares = cells.clamp(min=0)
-    if not shares.any():  # no place speaks for the label: follow all of them
+    if not shares.any():  # no positive evidence: trace all positions
         shares = torch.ones_like(cells)
     return roll_out(model, image, shares / shares.sum())
 
@@ -248,10 +250,10 @@ def _rolled_out(model: nn.Module, image: Tensor, cells: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequence[str]) -> Any:
-    """Return how often the maximum of a label's map lies in an object of it, as plain values.
+    """Return how often the maximum of a label's map lies in one of its objects, as plain values.
 
-    For each image and class with boxes (difficult ones and crowds left out), beside the middle of
-    the picture and a random place. Raises `MltrError` where there are no boxes.
+    A case is an image and a class with boxes (except difficult objects and crowds). Baselines are
+    the centre of the picture and a random position. Raises `MltrError` if there are no boxes.
     """
     from mltr.predict.predictor import to_image
 
@@ -270,12 +272,12 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
             middle = inside[GRID // 2 - 1 : GRID // 2 + 1, GRID // 2 - 1 : GRID // 2 + 1].mean()
             cases.append((k, float(hit), float(middle), float(inside.mean())))
     if not cases:
-        raise MltrError("no image has boxes, so there is nothing to point at")
+        raise MltrError("no image has boxes, which --pointing needs")
     return _summarise(np.array(cases), classes)
 
 
 def _draw_boxes(boxes: Sequence[Any], view: Region) -> NDArray[np.float64]:
-    """Return which cells of a grid over the network's view of a picture lie in any of the boxes."""
+    """Return 1 for the cells of a grid over the network's view of a picture that lie in a box."""
     centres = (np.arange(GRID) + 0.5) / GRID
     inside = np.zeros((GRID, GRID))
     x, y, end_x, end_y = view
@@ -369,7 +371,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 def _explain_all(
     console: Any, predictor: Predictor, args: argparse.Namespace
 ) -> tuple[dict[str, Any], int]:
-    """Explain every picture; those that can't be read are told and passed over."""
+    """Explain every picture; report and skip those that can't be read."""
     from mltr.errors import BrokenImage
     from mltr.predict.inputs import Inputs, name_of
     from mltr.predict.predictor import to_image
@@ -397,9 +399,9 @@ def _explain_all(
 def _save_overlays(
     folder: Path, path: Path, picture: Image.Image, found: Sequence[Explanation]
 ) -> Path:
-    """Write the picture and a map for each label, in a row, as PNG; return where.
+    """Write the picture and a map per label side by side as PNG; return its path.
 
-    Pictures of the same name from other folders get a number.
+    A number is added if a file of this name exists.
     """
     from mltr.diagnosis.overlay import overlay
     from mltr.gallery import Tile, contact_sheet, write_picture

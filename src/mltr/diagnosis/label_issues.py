@@ -1,7 +1,7 @@
-"""Which labels are likely wrong: probabilities from models that have not seen them, and cleanlab.
+"""Finds likely label errors with cleanlab, from out-of-sample probabilities.
 
-C. Northcutt, L. Jiang, I. Chuang, "Confident Learning" (arXiv 1911.00068); for several labels an
-image, A. Thyagarajan, E. Snorrason, C. Northcutt, J. Mueller, "Identifying Incorrect Annotations in
+C. Northcutt, L. Jiang, I. Chuang, "Confident Learning" (arXiv 1911.00068). For multi-label data:
+A. Thyagarajan, E. Snorrason, C. Northcutt, J. Mueller, "Identifying Incorrect Annotations in
 Multi-Label Classification Data" (arXiv 2211.13895).
 """
 
@@ -34,50 +34,50 @@ Floats = NDArray[np.float32]
 SPLITS = ("train", "val", "test")
 BATCH = 64
 PROBE_FOLDS = 5
-PENALTY = 10.0  #: of a probe, on squared weights; on MIML anything from 1 to 100 finds as much
-MAX_STEPS = 500  #: of a probe's solver
+PENALTY = 10.0  #: L2 penalty of a probe; from 1 to 100 results on MIML are the same
+MAX_STEPS = 500  #: maximum iterations of a probe's solver
 
 PROBES = (
     f"logistic regressions on the run's features, {PROBE_FOLDS} folds; the features were learnt "
     "from these labels, so an error that the network has memorised may stay hidden"
 )
-NETWORKS = "{} networks by the run's recipe, each trained on the other folds"
-OWN = "the run itself, which has not learnt from them"
+NETWORKS = "{} networks with the run's recipe, each trained on the other folds"
+OWN = "the run itself, which was not trained on them"
 
 
 @dataclass(frozen=True)
 class Issue:
     """A label that may be wrong."""
 
-    row: int  #: of the image in the audit
+    row: int  #: index of the image in the audit
     class_index: int
-    given: int  #: 1 or 0
-    probability: float  #: that the image has the class
-    score: float  #: how improbable the given label is: 0..1
+    given: int  #: the given label, 1 or 0
+    probability: float  #: probability of the class
+    score: float  #: improbability of the given label, 0..1
     likely: bool  #: whether cleanlab counts it as an error
 
     @property
     def suggested(self) -> int:
-        """The other label."""
+        """The suggested label: the opposite of the given one."""
         return 1 - self.given
 
     @property
     def kind(self) -> str:
-        """What the error would be, in a word."""
+        """The kind of error: ``wrong`` or ``missing``."""
         return "wrong" if self.given else "missing"
 
 
 @dataclass(frozen=True)
 class Audit:
-    """N images of some splits, their K labels, and what may be wrong with these."""
+    """Issues with the K labels of N images."""
 
     classes: tuple[str, ...]
-    splits: tuple[str, ...]  #: N names
-    records: tuple[Record, ...]  #: N
-    targets: Labels  #: [N, K]; a broken image has -1 everywhere
-    issues: tuple[Issue, ...]  #: every label that could be judged: likely errors first, worst first
-    methods: tuple[str, ...]  #: where the probabilities come from, in words
-    errors: tuple[str, ...]  #: a message for each broken image
+    splits: tuple[str, ...]  #: the split of each image, N names
+    records: tuple[Record, ...]  #: N records
+    targets: Labels  #: [N, K]; -1 in all classes for a broken image
+    issues: tuple[Issue, ...]  #: every scored label, likely errors first, then by score
+    methods: tuple[str, ...]  #: sources of the probabilities, in words
+    errors: tuple[str, ...]  #: one message per broken image
 
     @property
     def likely(self) -> list[Issue]:
@@ -86,7 +86,7 @@ class Audit:
 
     @property
     def not_judged(self) -> list[str]:
-        """Classes of which no label could be judged."""
+        """Classes of which no label could be scored."""
         judged = {issue.class_index for issue in self.issues}
         return [name for k, name in enumerate(self.classes) if k not in judged]
 
@@ -99,12 +99,12 @@ def audit(
     folds: int = 0,
     folder: Path | None = None,
 ) -> Audit:
-    """Judge the labels of some splits by probabilities of models that have not learnt from them.
+    """Score the labels of some splits by probabilities of models that weren't trained on them.
 
-    Images that the run has not learnt from are judged by the run itself. The others, which
-    `has_learnt` tells by split and record, are judged by logistic regressions on the run's
-    features, each fitted to the labels of other images; or, with `folds` of 2 and more, by as many
-    networks that the run's recipe trains, each on the other folds, in folders below `folder`.
+    `has_learnt(split, record)` tells whether the run was trained on an image. If not, the run
+    itself scores it. Otherwise cross-validated logistic regressions on the run's features do; or,
+    with `folds` of at least 2, that many networks, each trained with the run's recipe on the other
+    folds, in subfolders of `folder`.
     """
     images = [(name, record) for name in names for record in run.split(name)]
     classes = run.bundle.classes
@@ -135,7 +135,7 @@ def audit(
 
 
 def _find(found: Predictions, rows: NDArray[np.int64]) -> list[Issue]:
-    """Return every label that could be judged; `rows` are the places of the images."""
+    """Return an issue for every scored label; `rows` holds the images' indices in the audit."""
     likely, scores = find_label_issues(found.probs, found.targets)
     return [
         Issue(
@@ -154,13 +154,12 @@ def _find(found: Predictions, rows: NDArray[np.int64]) -> list[Issue]:
 
 
 def find_label_issues(probs: Floats, targets: Labels) -> tuple[NDArray[np.bool_], Floats]:
-    """Return which labels [N, K] cleanlab counts as errors, and how improbable each label is.
+    """Return which labels [N, K] cleanlab counts as errors, and each label's improbability [N, K].
 
-    `probs` [N, K] come from a model that has not learnt from these labels. The second array is 1
-    minus cleanlab's score of a label's quality (self-confidence); NaN where the label is unknown or
-    the probability NaN, and in classes whose known labels are all the same, which can't be judged.
-    cleanlab's multi-label functions take each class for itself; so here each gets the images whose
-    label is known.
+    `probs` [N, K] come from a model that wasn't trained on these labels. Improbability is 1 minus
+    cleanlab's quality score of a label (self-confidence). It is NaN for unknown labels, for NaN
+    probabilities, and in classes whose known labels are all the same. Like cleanlab's multi-label
+    functions, this treats each class separately, with the images whose label is known.
     """
     likely = np.zeros(targets.shape, np.bool_)
     scores = np.full(targets.shape, np.nan, np.float32)
@@ -172,14 +171,14 @@ def find_label_issues(probs: Floats, targets: Labels) -> tuple[NDArray[np.bool_]
 
 
 def _judge(probs: Floats, targets: Labels) -> tuple[Any, Any]:
-    """Return cleanlab's verdict and scores of one class: both [N]."""
+    """Return cleanlab's decisions and scores for one class, both [N]."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
     from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
 
-    labels = [[0] if target == 1 else [] for target in targets]  # 0 is the class's own number
+    labels = [[0] if target == 1 else [] for target in targets]  # a single class, with index 0
     column = probs.astype(np.float64)[:, None]
-    # As many as the confident joint counts, in the order of the scores: with flipped labels of
-    # MIML 57 % of these were flips, and 49 % of those that its default chooses.
+    # Takes the worst labels by score, as many as the confident joint counts. On MIML with flipped
+    # labels, 57 % of these were flips, against 49 % with cleanlab's default.
     found = find_multilabel_issues_per_class(
         labels, column, filter_by="low_self_confidence", n_jobs=1
     )
@@ -200,10 +199,10 @@ def _probe_probs(run: OpenRun, part: Split) -> Predictions:
 def cross_validated(
     features: Floats, targets: Labels, folds: int = PROBE_FOLDS, seed: int = 0
 ) -> Floats:
-    """Return probabilities [N, K] by logistic regressions on other images' features [N, C].
+    """Return cross-validated probabilities [N, K] of logistic regressions on features [N, C].
 
-    NaN stands where a label of `targets` [N, K] is unknown, and in classes with fewer than two
-    known positives or two known negatives, for which nothing can be learnt.
+    They are NaN where a label of `targets` [N, K] is unknown, and in classes with fewer than two
+    known positives or two known negatives.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -229,7 +228,7 @@ def cross_validated(
 
 @torch.inference_mode()
 def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
-    """Return the pooled features [N, C], the labels, and a message for each broken image."""
+    """Return pooled features [N, C], labels [N, K], and one message per broken image."""
     model, device = run.bundle.model.eval(), _to_device(run.bundle.model)
     loader = make_loader(
         ImageDataset(part, run.bundle.preprocess),
@@ -247,7 +246,7 @@ def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
         disable=not console.is_terminal,
     )
     features, targets, errors = [], [], []
-    for batch in batches:  # in order: nothing is shuffled
+    for batch in batches:  # not shuffled
         features.append(pooled_features(model, batch.images).float().cpu().numpy())
         targets.append(batch.targets.numpy())
         errors += batch.errors
@@ -255,7 +254,7 @@ def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
 
 
 def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
-    """Return what the classifier of a network sees of images, averaged over the image: [B, C]."""
+    """Return the features before a network's classifier, averaged over positions: [B, C]."""
     if isinstance(model, MlTr | TimmBackbone):
         return model.forward_features(images).mean(dim=(1, 2))
     model_of_timm: Any = model
@@ -273,7 +272,7 @@ def _to_device(model: nn.Module) -> torch.device:
 
 
 def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predictions:
-    """Return what networks say that were trained on the other folds, each in its own folder."""
+    """Return predictions of networks trained on the other folds, each in its own run folder."""
     from mltr.training.train import train_on
 
     if folds > len(part):

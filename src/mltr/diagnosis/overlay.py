@@ -1,4 +1,4 @@
-"""Heat maps over photos: evidence for a label in red, against it in blue."""
+"""Heat maps over photos: red is evidence for a label, blue against it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ STRONGEST = 0.75  #: opacity of the strongest evidence
 
 
 def overlay(picture: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
-    """Lay a map [height, width] over a picture of that size.
+    """Overlay a picture with a map [height, width] of its size.
 
-    Colours diverge from zero (RdBu), and what is near zero lets the greyed picture through.
+    Colours diverge from zero (RdBu). Opacity grows with the absolute value, over the picture in
+    grey.
     """
     from matplotlib import colormaps
 

@@ -1,4 +1,4 @@
-"""The three problems of a diagnosis in words, for the screen and for the report."""
+"""Describes the three problems of a diagnosis in words, for the screen and the report."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 from mltr.diagnosis.bottlenecks import BUCKETS, MIN_IMAGES
 
-SHOWN = 12  #: pairs in a table
-NAMED = 8  #: pairs in a sentence
+SHOWN = 12  #: maximum pairs in a table
+NAMED = 8  #: maximum pairs in a sentence
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One of the three: what was measured, what it says, and the figures."""
+    """One of the three problems, in words and figures."""
 
     title: str
-    measure: str  #: what the figures are
-    verdict: str  #: what they say
+    measure: str  #: definition of the figures
+    verdict: str  #: conclusion from the figures
     headings: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     remarks: Sequence[str] = ()  #: sentences below the table
 
 
 def describe_problems(figures: dict[str, Any]) -> list[Problem]:
-    """Return small objects, similar objects and usual company, from what `diagnose` returns."""
+    """Describe small objects, similar objects and usual company from the figures of `diagnose`."""
     return [
         _describe_sizes(figures["small_objects"]),
         _describe_confusions(figures["similar_objects"]),
@@ -35,7 +35,7 @@ def describe_problems(figures: dict[str, Any]) -> list[Problem]:
 
 
 def percent(figure: dict[str, Any] | None, signed: bool = False) -> str:
-    """Return a figure in percent with its interval, or a dash for none."""
+    """Return a figure in percent with its interval, or a dash if there is none."""
     if figure is None or not math.isfinite(figure["value"]):
         return "-"
     sign = "+" if signed else ""
@@ -96,11 +96,11 @@ def _describe_confusions(found: dict[str, Any]) -> Problem:
             measure,
             f"No pair of classes rarely occurs together and has {MIN_IMAGES} images.",
         )
-    told = [f"{pair['a']} → {pair['b']}" for pair in pairs if pair["is_told"]]
+    significant = [f"{pair['a']} → {pair['b']}" for pair in pairs if pair["is_told"]]
     verdict = "None is significant, corrected for the number of pairs."
-    if told:
-        named = ", ".join(told[:NAMED]) + (", ..." if len(told) > NAMED else "")
-        verdict = f"{len(told)} significant, corrected for the number of pairs: {named}."
+    if significant:
+        named = ", ".join(significant[:NAMED]) + (", ..." if len(significant) > NAMED else "")
+        verdict = f"{len(significant)} significant, corrected for the number of pairs: {named}."
     rows = [
         (
             f"{pair['a']} → {pair['b']}",

@@ -1,4 +1,4 @@
-"""`mltr report`: one HTML file on how good a run is and where it fails; it fetches nothing."""
+"""`mltr report`: a self-contained HTML file on how good a run is and where it fails."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 EXAMPLES = 12
 CLASS_HEADINGS = ("class", "AP, %", "precision, %", "recall, %", "F1, %", "images", "threshold")
-AUDITED = 15  #: labels of the audit that are named
-DOTS = 110  #: per inch of the pictures
+AUDITED = 15  #: maximum number of labels listed from the audit
+DOTS = 110  #: resolution of the figures in dots per inch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] 
 def _content(
     opened: OpenRun, predictions: Predictions, subject: diagnose.Subject, examples: int
 ) -> dict[str, Any]:
-    """Return all that the template names."""
+    """Return the variables of the template."""
     from mltr.config.recipe import to_yaml
 
     figures = report(predictions, thresholds=opened.bundle.thresholds)
@@ -115,14 +115,14 @@ def _content(
         "problems": describe_problems(problems),
         "maps": _maps(problems),
         "examples": tiles,
-        "examples_intro": "First the surest mistakes, then some of the rest; beside or below each, "
-        "where the evidence for its first label lies: red speaks for it, blue against.",
+        "examples_intro": "The most confident mistakes come first, then a sample of the rest. The "
+        "map beside or below each shows the evidence for its first label: red for, blue against.",
         "recipe": to_yaml(opened.config),
     }
 
 
 def _audit_remarks(path: Path) -> list[str]:
-    """Say what `mltr audit` found, where it has been."""
+    """Return a summary of the run's audit, if there is one."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -131,8 +131,8 @@ def _audit_remarks(path: Path) -> list[str]:
         f"{row['class']} of {row['image']} ({row['split']}) is given as {row['given']}"
         for row in rows[:AUDITED]
     )
-    told = f"The audit lists {counted(len(rows), 'label')} as likely wrong or missing ({path})."
-    return [f"{told} The worst: {worst}." if rows else told]
+    found = f"The audit lists {counted(len(rows), 'label')} as likely wrong or missing ({path})."
+    return [f"{found} The worst: {worst}." if rows else found]
 
 
 def _data_name(opened: OpenRun) -> str:
@@ -174,7 +174,7 @@ def _remarks(figures: dict[str, Any]) -> list[str]:
     remarks = [f"Threshold {figures['threshold']:g}; at or above counts as predicted."]
     if figures["classes_without_positives"]:
         names = ", ".join(figures["classes_without_positives"])
-        remarks.append(f"No test image has these, so they are left out of every mean: {names}.")
+        remarks.append(f"Left out of every mean, as no test image has them: {names}.")
     if figures["broken_images"]:
         remarks.append(f"{len(figures['broken_images'])} broken images are left out.")
     return remarks
@@ -194,7 +194,7 @@ def _class_rows(figures: dict[str, Any], thresholds: Any) -> list[list[Any]]:
 # -- pictures ----------------------------------------------------------------------------------
 
 
-#: The bytes of a PNG file, its caption, and whether it takes the whole width.
+#: A PNG file's content, its caption, and whether it spans the full width.
 Picture = tuple[bytes, str, bool]
 
 
@@ -215,22 +215,22 @@ def _curves(opened: OpenRun, predictions: Predictions, subject: diagnose.Subject
     drawn = []
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
     draw_precision_recall(axes, predictions)
-    drawn.append(_drawn(figure, "Precision and recall of each class as its threshold moves."))
+    drawn.append(_drawn(figure, "Precision and recall of each class over all thresholds."))
     height = min(max(2.4, 0.6 + 0.26 * len(predictions.classes)), 24)
     figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
     draw_average_precision(axes, predictions)
-    drawn.append(_drawn(figure, "Average precision of each class, and the images that have it."))
+    drawn.append(_drawn(figure, "Average precision of each class, and its number of images."))
     raw = predictions
     if (opened.path / PREDICTIONS_FILE).is_file() and opened.bundle.calibration is not None:
         raw = load_predictions(opened.path / PREDICTIONS_FILE)
-    words = "How often a label is there, against the probability that is given for it."
+    words = "Observed frequency of a label against its predicted probability."
     if opened.bundle.calibration is None:
-        words += " Not calibrated: mltr calibrate does that."
+        words += " Not calibrated; see mltr calibrate."
     figure = draw_reliability(raw, predictions.probs, subject.thresholds)
     drawn.append(_drawn(figure, words, wide=True))
     curves = opened.path / "curves.png"
     if curves.is_file():
-        drawn.append((curves.read_bytes(), "The training.", True))
+        drawn.append((curves.read_bytes(), "Training and validation by epoch.", True))
     return drawn
 
 
@@ -253,16 +253,16 @@ def _maps(problems: dict[str, Any]) -> list[Picture]:
     axes.set_title("Company: P(b|a) in training, %", loc="left")
     figure.colorbar(shown, ax=axes, shrink=0.7)
     return [
-        _drawn(figure, "How often b is where a is, in the training images."),
+        _drawn(figure, "Share of the training images with a that also have b."),
         _drawn(
             confusions,
-            "How much oftener b is seen, though absent, where a is; for pairs that seldom meet.",
+            "Excess false positives of b on images with a, for pairs that rarely occur together.",
         ),
     ]
 
 
 def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Tile]:
-    """Return pictures with their labels and a heat map beside each: mistakes, then others."""
+    """Return pictures with their labels and heat maps: half mistakes, half evenly from the rest."""
     wrong = np.abs(predictions.probs - (predictions.targets == 1)) * (predictions.targets >= 0)
     order = np.argsort(-wrong.max(axis=1), kind="stable")
     mistakes = order[: count // 2]
@@ -295,7 +295,7 @@ def _example(opened: OpenRun, record: Any, predictions: Predictions, row: int) -
     try:
         (found,) = explain(predictor, picture, [said[0][0] if said else classes[order[0]]])
         shown = _side_by_side(picture, overlay(picture, found.heat))
-    except UsageError:  # a network without exact maps: the picture alone
+    except UsageError:  # no maps for this network: show only the picture
         pass
     return Tile(shown, said, truth, record.name)
 
