@@ -1,6 +1,6 @@
 """MlTr: multi-label image classification with a window transformer.
 
-The public names are imported when first used, so that ``import mltr`` costs nothing.
+Public names are imported on first use, so that ``import mltr`` is fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HOMES = {
     "push_to_hub": "mltr.export.hub",
 }
 
-# Some libraries tell their makers of their use unless told not to before they are imported.
+# Disable telemetry of libraries, which read these variables on import.
 os.environ.update(
     ORT_DISABLE_TELEMETRY="1",
     RAY_USAGE_STATS_ENABLED="0",

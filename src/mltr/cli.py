@@ -1,4 +1,4 @@
-"""The command line: a table of commands, each imported when it is called."""
+"""The command line: a table of commands whose modules are imported when called."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """A module with `add_arguments(parser)` and `run(args)`, and what it does in a line."""
+    """A command: a module with `add_arguments(parser)` and `run(args)`."""
 
     module: str
-    help: str
-    takes_recipe_fields: bool = False  #: such as --data.root; `run` gets them as overrides
-    next: str = ""  #: what to type once it is done, with the names of its arguments in it
+    help: str  #: one-line description
+    takes_recipe_fields: bool = (
+        False  #: whether `run` gets options such as --data.root as overrides
+    )
+    next: str = ""  #: suggested next command, a format string with the names of the arguments
 
 
 COMMANDS = {
@@ -117,9 +119,9 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+    """Run a command; return exit code 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
 
-    A training that was told to end by SIGTERM ends with code 75, for schedulers to start again.
+    Training that is stopped by SIGTERM exits with code 75, on which schedulers can restart it.
     """
     if argv is None and sys.getfilesystemencoding() == "ascii":
         _start_anew_in_utf8()
@@ -139,16 +141,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(arguments)
         finally:
-            sys.stdout.flush()  # here, where a full disk can be told
+            sys.stdout.flush()  # here, where an error can still be reported
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has gone
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         _give_up_stdout()
         return 1
     except MltrError as error:
         if debug:
             raise
-        if rank == 0 or not isinstance(error, UsageError):  # wrong usage is so in all processes
+        if rank == 0 or not isinstance(error, UsageError):  # all processes find wrong usage
             print(f"{speaker}: error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
@@ -192,7 +194,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _tell_next(command: Command, args: argparse.Namespace, code: int) -> int:
-    """Say what to type next, unless the output is for a program or nothing came of it."""
+    """Log the suggested next command, unless the output is for a program or the command failed."""
     is_for_program = "-" in (getattr(args, "json", None), getattr(args, "out", None))
     if command.next and not code and not is_for_program:
         words = {name: _quoted(value) for name, value in vars(args).items()}
@@ -201,15 +203,15 @@ def _tell_next(command: Command, args: argparse.Namespace, code: int) -> int:
 
 
 def _quoted(value: Any) -> Any:
-    """Return arguments as a shell takes them."""
+    """Quote arguments for a shell."""
     return list(map(_quoted, value)) if isinstance(value, list) else shlex.quote(str(value))
 
 
 def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divide arguments into the command's own and fields of a recipe, these as ``--key=value``.
+    """Split arguments into the command's own and fields of a recipe (as ``--key=value``).
 
-    Each field has a dot, such as --train.lr, and takes a value; a switch such as --data.cache may
-    do without, and is then true.
+    Names of fields contain a dot, such as --train.lr. A field needs a value, except for a switch
+    such as --data.cache, which is true without one.
     """
     from mltr.config.recipe import switches
 
@@ -235,7 +237,7 @@ def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_option(argument: str) -> bool:
-    """Whether an argument is an option, rather than a value such as -1."""
+    """Return whether an argument is an option rather than a value such as -1."""
     return re.match(r"-[^\d.]", argument) is not None
 
 
@@ -249,23 +251,23 @@ def make_parser(name: str) -> _Parser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are the project's own, with the nearest option."""
+    """An argument parser that raises `UsageError` and suggests the nearest option."""
 
     def __init__(self, **settings: str | None) -> None:
         super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help; unlike argparse's own, this hears of a disk that is full."""
+        """Print the help; unlike argparse's own method, this raises if stdout can't be written."""
         print(self.format_help(), end="", file=file)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Return what arguments say, wherever the options stand among the others."""
-        if "--" in arguments:  # which argparse loses where it lets them mix
+        """Parse arguments, with options and positional arguments in any order."""
+        if "--" in arguments:  # which parse_intermixed_args drops
             return self.parse_args(arguments)
         return self.parse_intermixed_args(self._lists_last(arguments))
 
     def list_fields(self, arguments: Sequence[str] = ()) -> None:
-        """Add the fields of a recipe to what `--help` shows, with the values of the one named."""
+        """Add recipe fields to the help, with defaults of the recipe in `arguments`."""
         from mltr.config.recipe import fields, find_recipe, load_recipe, value_of
         from mltr.config.schema import Config
 
@@ -283,13 +285,13 @@ class _Parser(argparse.ArgumentParser):
                 continue
             value = value_of(config, field.key)
             shown = str(value).lower() if isinstance(value, bool) else value
-            told = f" (default: {shown})" if takes_recipe and value not in ("", None, {}) else ""
+            default = f" (default: {shown})" if takes_recipe and value not in ("", None, {}) else ""
             metavar = _describe_kind(field.kind)
-            words = f"{field.words}{told}".replace("%", "%%")
+            words = f"{field.words}{default}".replace("%", "%%")
             group.add_argument(f"--{field.key}", metavar=metavar, help=words)
 
     def _lists_last(self, arguments: Sequence[str]) -> list[str]:
-        """Move options that take several of some choices to the end: they take nothing else."""
+        """Move options with lists of choices to the end, where they can't consume positionals."""
         lists = {
             text: action.choices
             for action in self._actions
@@ -306,41 +308,41 @@ class _Parser(argparse.ArgumentParser):
                 continue
             moved.append(argument)
             if rest and not _is_option(rest[0]):
-                moved.append(rest.popleft())  # the first, be it one of the choices or a mistake
+                moved.append(rest.popleft())  # the first value, valid or not
             while rest and rest[0] in lists[argument]:
                 moved.append(rest.popleft())
         return others + moved
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Raise `UsageError` in place of printing the usage and exiting."""
+        """Raise `UsageError` instead of printing the usage and exiting."""
         hint = ""
         if message.startswith("unrecognized arguments: -"):
             hint = did_you_mean(message.split()[2], self._options())
         raise UsageError(f"{message}{hint} (see `{self.prog} --help`)")
 
     def _options(self) -> list[str]:
-        """Return the command's options, and the fields of a recipe where it takes them."""
+        """Return the command's options, including recipe fields if it takes them."""
         options = [text for action in self._actions for text in action.option_strings]
         if COMMANDS[self.prog.removeprefix("mltr ")].takes_recipe_fields:
-            from mltr.config.recipe import known_keys  # loads YAML, which only a mistake needs here
+            from mltr.config.recipe import known_keys  # imports YAML, needed only for errors
 
             options += [f"--{key}" for key in known_keys()]
         return options
 
 
-# -- what the system does ----------------------------------------------------------------------
+# -- streams and system errors -----------------------------------------------------------------
 
 
 def _start_anew_in_utf8() -> None:
-    """Begin again with file names in UTF-8: those that a table names could not be opened."""
+    """Restart Python in UTF-8 mode, without which tables couldn't refer to non-ASCII file names."""
     os.environ["PYTHONUTF8"] = "1"
     os.execv(sys.executable, [sys.executable, "-P", "-m", "mltr", *sys.argv[1:]])
 
 
 def _prepare_streams() -> None:
-    """Make sure that whatever is told can be: streams that are closed, letters that they lack."""
+    """Replace closed streams, and escape characters that stdout and stderr can't encode."""
     for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed; its number must not go to a file of ours
+        if getattr(sys, name) is None:  # closed: the next open file would get its descriptor
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
             if name == "stdout":
@@ -355,7 +357,7 @@ def _writes_all(stream: io.TextIOWrapper) -> bool:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""Write what a stream has no letter for as JSON does: ``\u00e9``."""
+    r"""Escape unencodable characters as in JSON: ``\u00e9``."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end
@@ -366,18 +368,18 @@ codecs.register_error("mltr_escape", _escape)
 
 def _is_stdout_full() -> bool:
     try:
-        print(flush=True)  # what failed to be written may be gone
+        print(flush=True)  # write something, as the buffer may have been discarded
     except OSError:
         return True
     return False
 
 
 def _give_up_stdout() -> None:
-    """Send what is still to be written nowhere, or Python complains at its exit."""
+    """Redirect stdout to the null device, or Python would report an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-#: What to do about errors of the system, which name a file where they can.
+#: Advice by error code of the system.
 ADVICE = {
     errno.ENOSPC: "free some space or write to another disk",
     errno.EDQUOT: "free some space or write to another disk",
@@ -391,7 +393,7 @@ ADVICE = {
 
 
 def _explain_os_error(error: OSError) -> str:
-    """Say in a line which file the system refused, why, and what to do."""
+    """Return one line with the file, the reason and advice for a system error."""
     subject = ""
     if error.filename is not None:
         subject = f"{os.fsdecode(error.filename)}: "
@@ -403,7 +405,7 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _describe_kind(kind: Any) -> str:
-    """Return what stands for a value of this type in a help text."""
+    """Return the placeholder for a value of this type in help texts."""
     if typing.get_origin(kind) is typing.Literal:
         return f"{{{','.join(typing.get_args(kind))}}}"
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:

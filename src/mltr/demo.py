@@ -1,4 +1,4 @@
-"""`mltr demo`: train on composed scenes, print the figures, and write a page to look at."""
+"""`mltr demo`: train on composed scenes, print the figures, and write a page with the results."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mltr.serve.command import DEFAULT_PORT, HOST, check_address, serve
 from mltr.serve.settings import Settings
 
 RECIPE = "scenes_nano"
-PICTURES = 24  #: test scenes on the page
+PICTURES = 24  #: number of test scenes on the page
 PAGE = "index.html"
-# A minute at most, to see that everything works; learns little.
+# Takes at most a minute and learns little; shows that everything works.
 QUICK = ("--train.epochs=2", "--data.scenes.train=512", "--data.scenes.test=200")
 
 
@@ -25,25 +25,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a demo in that folder")
     parser.add_argument("--quick", action="store_true", help="train for seconds; learns little")
     parser.add_argument(
-        "--serve", action="store_true", help="then serve it, to drop pictures on, until Ctrl-C"
+        "--serve", action="store_true", help="afterwards serve the network until Ctrl-C"
     )
     parser.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help=f"of --serve (default: {DEFAULT_PORT})"
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
+        help=f"port of --serve (default: {DEFAULT_PORT})",
     )
     parser.add_argument("--json", metavar="FILE", help="write the test figures (- for stdout)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Train the demo's recipe and write its page; serve it if asked."""
+    """Train the demo's recipe and write its page; with --serve, serve the network."""
     from mltr.config.recipe import find_recipe, load_recipe
     from mltr.files.writing import write_figures
     from mltr.runs.folder import open_run
     from mltr.training.train import train
 
     if overrides and args.quick:
-        raise UsageError("--quick chooses its own settings: leave it out to choose yours")
+        raise UsageError("--quick has its own settings: leave it out to use yours")
     if args.serve:
-        check_address(HOST, args.port)  # before the training, not after it
+        check_address(HOST, args.port)  # fail before training
     config = load_recipe(find_recipe(RECIPE), QUICK if args.quick else overrides)
     with locked_folder(Path(args.out)):
         folder = open_run(Path(args.out), config, resume=False, overwrite=args.overwrite)
@@ -53,22 +56,22 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         write_figures(args.json, figures)
     if args.json != "-":
         print(
-            f"\nOpen {page} in a browser: test scenes with what the network says of them.\n"
-            f"Its weights are in {folder.path}. Next:\n"
-            f"  mltr predict {folder.path} PHOTO...      use it\n"
-            f"  mltr evaluate {folder.path}              every metric again\n"
-            "  mltr data YOUR_PHOTOS                  look at your own data, then train on it"
+            f"\nOpen {page} in a browser: it shows test scenes with predicted labels.\n"
+            f"The weights are in {folder.path}. Next:\n"
+            f"  mltr predict {folder.path} PHOTO...      predict labels\n"
+            f"  mltr evaluate {folder.path}              compute every metric\n"
+            "  mltr data YOUR_PHOTOS                  check your own data, then train on it"
         )
     if args.serve:
         pictures = save_scenes(folder.path)
         if args.json != "-":
-            print(f"\nScenes to drop on the page: {pictures}")
+            print(f"\nScenes to try on the page: {pictures}")
         serve(folder.path, Settings(name="demo"), port=args.port, quiet=args.json == "-")
     return 0
 
 
 def save_scenes(run: Path) -> Path:
-    """Write the first test scenes as pictures into RUN/scenes; return that folder."""
+    """Write the first test scenes as pictures to RUN/scenes; return that folder."""
     from mltr.config.recipe import load_recipe
     from mltr.data.sources import open_splits
     from mltr.gallery import write_picture
@@ -82,7 +85,7 @@ def save_scenes(run: Path) -> Path:
 
 
 def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
-    """Write RUN/index.html and RUN/scenes.png: test scenes, tags beside the truth, and curves."""
+    """Write RUN/index.html and RUN/scenes.png: test scenes with judged labels, and curves."""
     from mltr.config.recipe import load_recipe
     from mltr.data.sources import open_splits
     from mltr.evaluation.predictions import load_predictions, make_tiles
@@ -102,9 +105,9 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
         "training": f"{figures['train_seconds'] / 60:.1f} min",
     }
     pictures = [
-        ("Training: loss, and mAP on the validation scenes", "curves.png"),
-        ("Precision against recall, on the test scenes", "precision_recall.png"),
-        ("Average precision of each class, on the test scenes", "average_precision.png"),
+        ("Training loss, and mAP on the validation scenes", "curves.png"),
+        ("Precision and recall on the test scenes", "precision_recall.png"),
+        ("Average precision of each class on the test scenes", "average_precision.png"),
     ]
     write_page(
         run / PAGE,
@@ -113,9 +116,9 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
         tiles,
         [(caption, (run / name).read_bytes()) for caption, name in pictures],
         intro=(
-            "Each scene holds one to five handwritten digits of widely different sizes; some look "
-            "alike (1 and 7, 3 and 8, 4 and 9), some usually come together (2 with 5, 6 with 0). "
-            "The network has never seen these scenes, nor this handwriting."
+            "Each scene contains one to five handwritten digits of very different sizes. Some look "
+            "alike (1 and 7, 3 and 8, 4 and 9), others usually occur together (2 with 5, 6 with "
+            "0). Neither these scenes nor this handwriting were in the training data."
         ),
     )
     return run / PAGE

@@ -1,4 +1,4 @@
-"""Pictures to look at: photos with bars for their labels, as one image or as a page.
+"""Galleries: photos with their labels as bars, in one image or an HTML page.
 
 If the truth is known, a label is right (green), wrong (red), or missed (an outline). Each also has
 its own sign, for readers who can't distinguish red from green.
@@ -21,12 +21,12 @@ from mltr.files.writing import text_writer, write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DOTS = 130  #: per inch of a figure
+DOTS = 130  #: resolution of a figure in dots per inch
 
 Verdict = Literal["right", "wrong", "missed", "open"]
 
 SIGNS: dict[Verdict, str] = {"right": "✓", "wrong": "✗", "missed": "○", "open": ""}
-# Fill and ink of a bar on a light ground; the page has a second set for dark grounds.
+# Fill and text colours of a bar on a light background; the page has another set for dark ones.
 COLOURS: dict[Verdict, tuple[str, str]] = {
     "right": ("#bfe5c8", "#14532d"),
     "wrong": ("#f9c9c4", "#8c1d18"),
@@ -37,15 +37,15 @@ PAGE, CARD, TRACK, FAINT = "#dde1e7", "#ffffff", "#eff1f4", "#6b7484"
 
 
 class Tag(NamedTuple):
-    """One label under a picture, and what became of it."""
+    """A label below a picture, with its verdict."""
 
     name: str
-    prob: float | None  #: None: not predicted
+    prob: float | None  #: probability; None if not predicted
     verdict: Verdict
 
     @property
     def words(self) -> str:
-        """The probability in percent, or that the label was missed."""
+        """The probability in percent, or ``missed``."""
         return "missed" if self.prob is None else f"{self.prob:.0%}"
 
 
@@ -53,12 +53,12 @@ class Tile(NamedTuple):
     """One picture of a gallery."""
 
     image: Image.Image
-    predicted: Sequence[tuple[str, float]]  #: labels with their probabilities, best first
-    truth: Sequence[str] | None = None  #: None: unknown
+    predicted: Sequence[tuple[str, float]]  #: labels with probabilities, best first
+    truth: Sequence[str] | None = None  #: true labels; None if unknown
     caption: str = ""
 
     def tags(self) -> list[Tag]:
-        """Tell for each label predicted whether it is right, then list those that were missed."""
+        """Return the predicted labels with their verdicts, then the missed labels."""
         return judge(self.predicted, self.truth)
 
 
@@ -73,7 +73,7 @@ def judge(predicted: Sequence[tuple[str, float]], truth: Sequence[str] | None) -
 
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans at `size` pixels, out of matplotlib, which brings it along."""
+    """Return DejaVu Sans at `size` pixels, which is part of matplotlib."""
     import matplotlib
 
     return ImageFont.truetype(
@@ -82,12 +82,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Break text into lines of at most `width` pixels: between words, or else within one."""
+    """Break text into lines of at most `width` pixels, between words if possible."""
 
     def fits(line: str) -> bool:
         return font.getlength(line.rstrip()) <= width
 
-    # Control characters have no shape, and some upset the layout of text.
+    # Control characters have no glyph, and some break the layout of text.
     visible = "".join(letter if letter.isprintable() else " " for letter in text)
     lines = [""]
     for word in re.findall(r"[^\s_/]+[_/]*\s*|[_/]+\s*", visible):
@@ -104,7 +104,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
 
 
 class _Pen:
-    """Lays out one tile: measures with the same code that draws, so nothing can be clipped."""
+    """Lays out and draws tiles; the same code measures, so nothing is clipped."""
 
     def __init__(self, tile: int) -> None:
         self.tile = tile
@@ -116,12 +116,12 @@ class _Pen:
         self.gap = max(3, size // 3)
 
     def tag_lines(self, tag: Tag) -> list[str]:
-        """Return the wrapped name of a tag, with its sign, so that its words fit at the right."""
+        """Return the wrapped name of a tag with its sign, leaving room for `words` at the right."""
         inner = self.tile - 4 * self.pad - self.small.getlength(tag.words) - self.gap
         return _wrap(f"{SIGNS[tag.verdict]} {tag.name}".strip(), self.font, inner)
 
     def height(self, tile: Tile) -> int:
-        """Height of the whole card in pixels."""
+        """Return the height of the card in pixels."""
         tags = tile.tags()
         rows = sum(len(self.tag_lines(tag)) * self.line + 2 * self.gap for tag in tags)
         if not tags:
@@ -135,7 +135,7 @@ class _Pen:
         return _wrap(tile.caption, self.small, inner) if tile.caption else []
 
     def card(self, tile: Tile) -> Image.Image:
-        """Draw the photo, whole, with its caption and tags below."""
+        """Draw the whole photo with its caption and tags below."""
         card = Image.new("RGB", (self.tile, self.height(tile)), CARD)
         draw = ImageDraw.Draw(card)
         draw.rectangle((0, 0, self.tile - 1, self.tile - 1), fill=TRACK)
@@ -153,7 +153,7 @@ class _Pen:
         return card
 
     def _draw_tag(self, draw: ImageDraw.ImageDraw, tag: Tag, y: int) -> int:
-        """Draw a bar as long as the probability with the name on it; return where the next goes."""
+        """Draw the name over a bar of the probability's length; return the y of the next tag."""
         lines = self.tag_lines(tag)
         fill, ink = COLOURS[tag.verdict]
         left, end, bottom = self.pad, self.tile - self.pad, y + len(lines) * self.line + self.gap
@@ -179,10 +179,10 @@ def contact_sheet(
     columns: int = 5,
     tile: int = 240,
 ) -> Image.Image:
-    """Return one RGB picture of all items, `columns` in a row, each `tile` pixels wide.
+    """Return one RGB picture of all items, `columns` per row, each `tile` pixels wide.
 
-    An item is a `Tile`, or its first three fields. Photos are shown whole, never cropped, and
-    each row is as high as its longest list of labels.
+    An item is a `Tile`, or a tuple of its first three fields. Photos aren't cropped, and each row
+    is as high as its longest list of labels requires.
     """
     tiles = [Tile(*item) for item in items]
     columns = max(1, min(columns, len(tiles)))
@@ -211,7 +211,7 @@ def contact_sheet(
 
 
 def render(template: str, **content: Any) -> str:
-    """Return a page by one of the package's templates, whatever its content stands for escaped."""
+    """Render one of the package's HTML templates, with all content escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -233,9 +233,9 @@ def write_page(
     figures: Sequence[tuple[str, bytes]] = (),
     intro: str = "",
 ) -> None:
-    """Write one self-contained HTML file: nothing is fetched when it is opened.
+    """Write a self-contained HTML file.
 
-    `headline` maps a name to a figure as text; `figures` are captions with PNG bytes. Raises
+    `headline` maps names to figures as text; `figures` are captions with PNG bytes. Raises
     `MltrError` if the file can't be written.
     """
     page = render(
@@ -251,12 +251,12 @@ def write_page(
 
 
 def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a picture atomically, in the format given by its extension."""
+    """Write a picture atomically, in the format of its extension."""
     write_atomically(path, lambda temporary: image.save(temporary))
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a matplotlib figure in the same way, and close it."""
+    """Write a matplotlib figure atomically and close it."""
     import matplotlib.pyplot as plt
 
     try:
@@ -266,7 +266,7 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 def inline_jpeg(image: Image.Image, side: int = 360) -> str:
-    """Return the image as a data URL, its longer side at most `side` pixels."""
+    """Return an image as a data URL, with at most `side` pixels per side."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -275,5 +275,5 @@ def inline_jpeg(image: Image.Image, side: int = 360) -> str:
 
 
 def inline_png(png: bytes) -> str:
-    """Return the bytes of a PNG file as a data URL."""
+    """Return a PNG file's content as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,4 +1,4 @@
-"""`mltr calibrate`: thresholds and probabilities from held-out images, stored, used, taken out."""
+"""`mltr calibrate`: thresholds and probabilities fitted on held-out images; stored, used, reset."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def predictions(probs: Any, targets: Any) -> Predictions:
 def true_to_its_word(
     count: int, classes: int = 2, sharpness: float = 1.0, shift: float = 0.0, seed: int = 0
 ) -> Predictions:
-    """Labels drawn with the probabilities of honest logits, which the scores then distort."""
+    """Draw labels with the probabilities of calibrated logits; the scores distort the logits."""
     generator = np.random.default_rng(seed)
     honest = generator.normal(-1, 2, (count, classes))
     targets = generator.random((count, classes)) < expit(honest)
@@ -92,7 +92,7 @@ def test_no_other_threshold_does_better(rows: list[tuple[int, bool]], text: str)
 
 
 def naive_value(aim: Aim, decided: np.ndarray, truths: np.ndarray) -> float:
-    """How good decisions are; between -2 and -1 if they miss the precision or recall asked for."""
+    """Return the value of decisions; -2 to -1 if they miss the required precision or recall."""
     hits = sum(bool(d and t) for d, t in zip(decided, truths, strict=True))
     false_alarms = sum(bool(d and not t) for d, t in zip(decided, truths, strict=True))
     misses = sum(bool(t and not d) for d, t in zip(decided, truths, strict=True))
@@ -108,17 +108,17 @@ def naive_value(aim: Aim, decided: np.ndarray, truths: np.ndarray) -> float:
 def test_a_threshold_lies_halfway_to_the_next_score() -> None:
     probs, truths = np.float32([0.1, 0.2, 0.6, 0.9]), np.int8([0, 0, 1, 1])
     assert choose_threshold(F1, probs, truths) == (pytest.approx(0.4), True)
-    # The last float32 before 1, and 1: there is nothing between.
+    # No float32 lies between 1 and its predecessor.
     last = np.nextafter(np.float32(1), np.float32(0))
     threshold, _ = choose_threshold(F1, np.float32([last, 1]), np.int8([0, 1]))
     assert threshold == 1
-    # A single false alarm costs more than all there is to find: predict nothing.
+    # One false alarm costs more than all hits save: predict nothing.
     threshold, _ = choose_threshold(parse_aim("cost=9:1"), np.float32([0.9, 0.8]), np.int8([0, 1]))
     assert 0.9 < threshold <= 1
 
 
 def test_thresholds_of_honest_probabilities_are_those_of_theory() -> None:
-    """Cost: decide at FP / (FP + FN). F1: at half of the best F1 (Lipton et al. 2014)."""
+    """For a cost it is FP / (FP + FN), for F1 half of the best F1 (Lipton et al. 2014)."""
     val = true_to_its_word(20_000)
     for text, theory in (("cost=1:1", 0.5), ("cost=1:4", 0.2), ("cost=3:1", 0.75)):
         fitted = fit(val, parse_aim(text), "none", 10)
@@ -145,22 +145,22 @@ def test_an_aim_out_of_reach_is_told_and_the_nearest_taken() -> None:
     val = predictions([[0.9], [0.8], [0.7], [0.6]], [[0], [1], [1], [0]])
     fitted = fit(val, parse_aim("precision=0.9"), "none", 1)
     assert fitted.reached == (False,)
-    assert 0.6 < fitted.thresholds[0] < 0.7  # 2 of 3 are right
+    assert 0.6 < fitted.thresholds[0] < 0.7  # 2 of 3 are positive
 
 
 def test_classes_with_few_positives_share_a_threshold() -> None:
     val = true_to_its_word(400, classes=4, seed=3)
     val.targets[:, 1] = 0
     val.targets[:9, 1] = 1
-    val.targets[:, 2] = -1  # nobody knows
-    val.targets[:, 3] = 1  # nothing to tell apart
+    val.targets[:, 2] = -1  # all unknown
+    val.targets[:, 3] = 1  # all positive
     fitted = fit(val, F1, "platt", 10)
     assert fitted.own == (True, False, False, False)
     assert set(map(float, fitted.thresholds[1:])) == {fitted.shared_threshold}
     assert fitted.calibration is not None
     assert len(set(fitted.calibration.scale[1:])) == 1
     assert fitted.calibration.shift[1:] == (0, 0, 0)
-    # The shared one is the best for all known decisions together.
+    # The shared threshold is the best for all known decisions together.
     known = val.targets >= 0
     fitted = fit(val, F1, "none", 10)
     probs, truths = val.probs[known], val.targets[known]
@@ -257,7 +257,7 @@ def test_temperature_is_the_likeliest() -> None:
         probs = expit(scale * logit(val.probs.astype(np.float64)))
         return float(-np.log(np.where(val.targets == 1, probs, 1 - probs)).mean())
 
-    # Platt's targets shift it by a few thousandths.
+    # Platt's smoothed targets shift it by a few thousandths.
     grid = np.linspace(0.2, 0.8, 601)
     assert calibration.scale[0] == pytest.approx(grid[np.argmin([*map(loss, grid)])], abs=0.01)
 
@@ -280,7 +280,7 @@ def test_scores_that_tell_the_contrary_keep_their_order(scaling: str, caplog) ->
 
 
 def test_platt_fits_where_no_temperature_does() -> None:
-    """Logits above 0 for all, as asymmetric losses may leave them."""
+    """All logits are above 0, as after training with an asymmetric loss."""
     val = true_to_its_word(2000, sharpness=0.5, shift=6)
     fitted = fit(val, F1, "temperature", 10)
     assert fitted.calibration is None
@@ -310,7 +310,7 @@ def test_calibration_error_equals_torchmetrics() -> None:
 
     val = true_to_its_word(1000, sharpness=3)
     probs, truths = val.probs[:, 0], val.targets[:, 0]
-    # theirs is about the probability of class 1, too
+    # torchmetrics also uses the probability of class 1
     expected = binary_calibration_error(torch.tensor(probs), torch.tensor(truths).int(), n_bins=15)
     figures = measure(val.probs[:, :1], val.targets[:, :1], 0.5, F1)
     assert figures["ece"] == pytest.approx(float(expected), abs=1e-6)
@@ -366,7 +366,7 @@ def test_the_interval_of_a_gain_holds_it_and_of_no_gain_is_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose network nobody trained, with decided opinions; scored on its test images."""
+    """Make a run of an untrained network with confident scores, saved for its test images."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     overrides = {"image_size": 32, "depths": [1], "conv_depths": [0]}
@@ -392,7 +392,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it; fewer resamples and panels, to save time."""
+    """Copy that run; with fewer resamples and panels, to save time."""
     monkeypatch.setattr("mltr.evaluation.thresholds.RESAMPLES", 5)
     monkeypatch.setattr("mltr.evaluation.reliability.MANY_CLASSES", 2)
     return shutil.copytree(finished, tmp_path / "run")
@@ -413,7 +413,7 @@ def test_what_is_stored_is_what_every_prediction_uses(run: Path, scaling: str, c
     assert bundle.calibration is not None and bundle.calibration.method == scaling
     expected = fit(opened.score_uncalibrated("val"), F1, scaling, 5)
     np.testing.assert_array_equal(np.float32(bundle.thresholds), expected.thresholds)
-    # One image by the tagger, the whole split from the file, and again by the network.
+    # The saved scores of the split, the network's, and a single image's prediction.
     raw = load_predictions(run / "predictions.npz").probs.astype(np.float64)
     scale, shift = np.array(bundle.calibration.scale), np.array(bundle.calibration.shift)
     by_hand = expit(scale * logit(raw) + shift)
@@ -512,7 +512,7 @@ def test_images_that_were_trained_on_are_refused(run: Path, capsys, caplog) -> N
     assert "3 of 40 val images have the names of training images" in told
     assert "val-00000" in told
     assert (run / "config.json").read_bytes() == before
-    # From another source they may well be others that are called alike.
+    # In another source, images of the same names may be different ones.
     assert main("calibrate", run, "--min-positives", 5, "--data.scenes.seed", 4) == 0
     assert "make sure that they are different images" in caplog.text
 

@@ -1,4 +1,4 @@
-"""`mltr evaluate`: figures of saved predictions, another source, and refusals."""
+"""`mltr evaluate`: figures of saved predictions, other sources, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported files: the same network, all that it needs inside, and no torch to run ONNX."""
+"""Exported files are self-contained, equal the network, and run as ONNX without torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {"depths": (0, 0, 1), "image_size": 32}
 def save_random(
     folder: Path, name: str, side: int, overrides: dict[str, Any] | None = None, **rest: Any
 ) -> Path:
-    """Write a bundle of a network that nobody trained, but with decided opinions."""
+    """Write a bundle of an untrained network with confident scores."""
     torch.manual_seed(0)
     overrides = overrides or {}
     model = create_model(name, num_classes=len(CLASSES), **overrides).eval()
@@ -82,7 +82,7 @@ def onnx_file(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def check_logits(run: Path, path: Path, tolerance: float = 1e-4) -> None:
-    """Compare an ONNX file with the network for batches of 1 and 3, whatever was traced."""
+    """Compare an ONNX file with the network for batches of 1 and 3; 2 images were traced."""
     bundle = load_bundle(run)
     network, _ = load_onnx(path, "cpu")
     side = bundle.preprocess.image_size
@@ -130,7 +130,7 @@ def test_onnx_logits_of_timm_backbones(name: str, tmp_path: Path) -> None:
 
 
 def test_the_file_says_all_that_its_use_needs(run: Path, onnx_file: Path, photos: Path) -> None:
-    """Read by onnx and onnxruntime alone, as someone would who has no mltr."""
+    """onnx and onnxruntime suffice to read it, without mltr."""
     model = onnx.load(onnx_file)
     onnx.checker.check_model(model)
     config = json.loads({entry.key: entry.value for entry in model.metadata_props}["mltr"])
@@ -277,9 +277,9 @@ def test_damaged_and_foreign_files_are_named(onnx_file: Path, run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--to", "torch", "--precision", "int8"], "--to torch has fp32, fp16, bf16, not int8"),
-        (["--precision", "bf16"], "--to onnx has fp32, fp16, int8, not bf16"),
-        (["--out", "model.pt2"], "the name of a file for --to onnx must end in .onnx"),
+        (["--to", "torch", "--precision", "int8"], "--to torch supports fp32, fp16, bf16, not int8"),
+        (["--precision", "bf16"], "--to onnx supports fp32, fp16, int8, not bf16"),
+        (["--out", "model.pt2"], "with --to onnx, the name must end in .onnx"),
         (["--out", "taken.onnx"], "taken.onnx already exists"),
         (["--images", "nowhere"], "no such file or folder: nowhere"),
         (["--precision", "int8"], "int8 needs real images for calibration"),
@@ -327,7 +327,7 @@ def test_the_command_tells_what_it_did(
 
 
 def save_onnx(path: Path, nodes: list[Any], side: int = 8) -> Path:
-    """Write a network of these nodes, from `mean` [B, 3] to `logits`, with what ours have."""
+    """Write a network of these nodes, from `mean` [B, 3] to `logits`, with our metadata."""
     helper, kind = onnx.helper, onnx.TensorProto
     start = [
         helper.make_node("Cast", ["images"], ["floats"], to=kind.FLOAT),
@@ -352,7 +352,7 @@ def save_onnx(path: Path, nodes: list[Any], side: int = 8) -> Path:
 
 
 def endless_loop() -> list[Any]:
-    """Nodes that add nothing to the mean, for ever."""
+    """Return the nodes of an infinite loop that doesn't change the mean."""
     helper, kind = onnx.helper, onnx.TensorProto
     body = helper.make_graph(
         [
@@ -387,7 +387,7 @@ def test_an_onnx_file_of_nan_is_told(tmp_path: Path, capsys: Any) -> None:
 
     always = save_onnx(tmp_path / "nan.onnx", [node("Div", ["mean", "mean"], ["logits"])])
     Image.fromarray(white).save(tmp_path / "white.png")
-    assert main(["predict", str(always), str(tmp_path)]) == 1  # 0 / 0 of a black image
+    assert main(["predict", str(always), str(tmp_path)]) == 1  # 0 / 0 for a black image
     assert f"{always} predicts NaN for a black image" in capsys.readouterr().err
 
     sometimes = [node("Neg", ["mean"], ["below"]), node("Sqrt", ["below"], ["logits"])]
@@ -408,7 +408,7 @@ def test_a_run_of_nan_is_told(tmp_path: Path) -> None:
     bundle = load_bundle(folder, torch.device("cpu"))
     with torch.no_grad():
         for weight in bundle.model.parameters():
-            weight.fill_(3e38)  # NaN itself isn't saved
+            weight.fill_(3e38)  # overflows to NaN; bundles with NaN can't be saved
     save_bundle(
         folder, model=bundle.model, name="mltr_nano", overrides=SMALL, classes=CLASSES,
         preprocess=bundle.preprocess, thresholds=[0.5] * 4,
@@ -479,7 +479,7 @@ def test_a_network_that_gives_nan_is_told(tmp_path: Path, photos: Path, capsys: 
     run = save_random(tmp_path / "run", "mltr_nano", 32, SMALL)
     bundle = load_bundle(run)
     for weight in bundle.model.parameters():
-        weight.data *= 1e30  # finite, but what they give isn't
+        weight.data *= 1e30  # finite, with outputs that aren't
     save_bundle(
         run, model=bundle.model, name="mltr_nano", overrides=SMALL, classes=CLASSES,
         preprocess=bundle.preprocess,

@@ -1,4 +1,4 @@
-"""The Hub, played by a server on loopback: pushed and fetched, the same to the bit."""
+"""Push to and load from a fake Hub on loopback: bundles are bit-identical."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def command(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `mltr ...` in a process of its own, whose Hub is the fake one."""
+    """Run `mltr ...` in a new process that uses the fake Hub."""
     own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_TOKEN": "secret"}
     own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2"}
     return subprocess.run(
@@ -136,7 +136,7 @@ def test_what_is_not_there_is_told_in_one_line(hub: FakeHub, bundle: Path, tmp_p
     result = command(hub, home, "push", str(bundle), "me/beach")
     assert result.returncode == 1
     assert "can't be uploaded" in result.stderr
-    assert "logged in" in result.stderr
+    assert "check the name and the login" in result.stderr
 
 
 def test_damage_on_the_way_is_found(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_damage_on_the_way_is_found(hub: FakeHub, bundle: Path, tmp_path: Path) 
     hub.repositories["me/x"] = files | {"model.safetensors": bytes(content)}
     result = command(hub, tmp_path / "home", "predict", "hf-hub:me/x", str(tmp_path))
     assert result.returncode != 0
-    # the file of images is missing, too, but only damaged weights may be complained of here
+    # The images are missing, too, but the error must be about the damaged weights.
     (tmp_path / "photo.png").write_bytes(b"")
     result = command(hub, tmp_path / "home", "predict", "hf-hub:me/x", str(tmp_path / "photo.png"))
     assert "damaged" in result.stderr
@@ -165,7 +165,7 @@ def test_the_card_of_a_bare_bundle(bundle: Path, tmp_path: Path) -> None:
     assert metadata["library_name"] == "mltr"
     assert metadata["pipeline_tag"] == "image-classification"
     assert "license" not in metadata
-    assert "model-index" not in metadata  # no figures are claimed where there are none
+    assert "model-index" not in metadata  # no figures without test scores
     assert "not scored on any test images" in text
     assert 'mltr.load("hf-hub:me/beach")' in text
     assert r"| sun\|set | 0.5 | - | - |" in text

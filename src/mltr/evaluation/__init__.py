@@ -1,5 +1,5 @@
 """The quality of a run: scores of a split, `mltr evaluate`, `mltr calibrate`.
 
-`open_run` opens a run with its data, `predictions` stores the scores that every measure reads.
-`diagnosis` covers why a run fails.
+`open_run` opens a run with its data. `predictions` stores the scores that every measure reads.
+Where and why a run fails is the subject of `diagnosis`.
 """

@@ -1,7 +1,7 @@
-"""`mltr calibrate`: fit thresholds for an aim, and calibrated probabilities, on held-out images.
+"""`mltr calibrate`: fit thresholds for an aim, and calibrate probabilities, on held-out images.
 
-They are fitted on the run's validation images, never on its test images, which only measure the
-gain. Fitting starts from the network's own scores, so repeating it changes nothing.
+Both are fitted on the run's validation images. The test images only measure the gain. Fitting
+starts from the uncalibrated scores, so repeating it changes nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from mltr import metrics
 from mltr.errors import MltrError, UsageError, counted
+from mltr.evaluation.evaluate import percent
 from mltr.evaluation.thresholds import AIMS, SCALING_CHOICES, Fitted, fit, parse_aim
 from mltr.predict.predictor import DEFAULT_THRESHOLD
 from mltr.weights.metadata import SOFTMAX, read_calibration
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What is shown of the test images, in words.
+#: Descriptions of the figures on the test images.
 METRICS = {
-    "cost_per_image": "false alarms and misses, each at its cost",
+    "cost_per_image": "cost of false alarms and misses",
     "cf1": "harmonic mean of cp and cr",
     "of1": "overall F1",
     "cf1_mean": "mean of per-class F1",
@@ -40,11 +41,11 @@ METRICS = {
     "cr": "per-class recall",
     "op": "overall precision",
     "or": "overall recall",
-    "ece": "expected calibration error, all decisions together",
+    "ece": "expected calibration error over all decisions",
     "ece_mean": "the same, mean over classes",
     "brier": "mean squared error of the probabilities",
 }
-SOURCE_FIELDS = ("format", "root", "labels", "images", "scenes")  #: where the images come from
+SOURCE_FIELDS = ("format", "root", "labels", "images", "scenes")  #: fields that identify a source
 SHARED, OUT_OF_REACH = "*", "!"  #: marks beside a threshold
 
 
@@ -76,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Calibrate a run; overrides such as ``--data.root DIR`` say where its images are now."""
+    """Calibrate a run; overrides such as ``--data.root DIR`` set where its images are."""
     from mltr.evaluation.open_run import OpenRun, open_judged
     from mltr.evaluation.reliability import save_reliability
     from mltr.files.writing import write_figures
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
             log.warning("%s isn't finished: a better epoch will discard this", opened.path)
     log.info("scoring %s", counted(len(opened.splits.val), "validation image"))
     val = opened.score_uncalibrated("val")
-    # A softmax has nothing to scale: its thresholds alone are fitted.
+    # A softmax isn't scaled; only its thresholds are fitted.
     fitted = fit(val, aim, "none" if calibration else args.scaling, args.min_positives)
     test = _test_predictions(opened, overrides)
     figures = report(fitted, val, test, args.min_positives)
@@ -148,9 +149,9 @@ def _without_calibration(folder: str | Path) -> dict[str, Any]:
 
 
 def _check_held_out(opened: OpenRun) -> None:
-    """Refuse images that the run learnt from: its source, or how it is divided, has changed.
+    """Refuse to fit or measure on training images, if the source or its split has changed.
 
-    Only a warning if the images come from elsewhere, where others may be called alike.
+    With another source this is only a warning, since its images may have the same names.
     """
     from mltr.config.recipe import load_recipe
     from mltr.runs.folder import RunFolder, with_absolute_paths
@@ -158,7 +159,7 @@ def _check_held_out(opened: OpenRun) -> None:
     folder = RunFolder(opened.path)
     try:
         trained = set(json.loads(folder.splits.read_text("utf-8")).get("train", ()))
-    except (OSError, ValueError):  # of an older or a foreign run: there is nothing to compare with
+    except (OSError, ValueError):  # earlier versions and converted bundles have no such file
         return
     for split in (opened.splits.val, opened.splits.test):
         seen = [record.name for record in split if record.name in trained]
@@ -166,7 +167,7 @@ def _check_held_out(opened: OpenRun) -> None:
             continue
         message = (
             f"{len(seen)} of {len(split)} {split.name} images have the names of training images of "
-            f"this run ({', '.join(seen[:3])}), and figures on images that were learnt flatter"
+            f"this run ({', '.join(seen[:3])}), and figures on training images are biased"
         )
         recipes = load_recipe(folder.recipe), opened.config
         before, now = (with_absolute_paths(recipe).data for recipe in recipes)
@@ -176,7 +177,7 @@ def _check_held_out(opened: OpenRun) -> None:
 
 
 def _test_predictions(opened: OpenRun | OpenTagger, overrides: Sequence[str]) -> Predictions:
-    """Return the test scores before any calibration: those saved, if they are of these images."""
+    """Return uncalibrated test scores: the saved ones, unless overrides change the images."""
     from mltr.evaluation.predictions import load_predictions
     from mltr.runs.folder import PREDICTIONS_FILE
 
@@ -188,10 +189,10 @@ def _test_predictions(opened: OpenRun | OpenTagger, overrides: Sequence[str]) ->
 
 
 def store(folder: str | Path, fitted: Fitted, figures: Mapping[str, Any]) -> None:
-    """Put thresholds and calibration into the bundle, in place of what was there; all or nothing.
+    """Atomically replace thresholds and calibration in the bundle.
 
-    ``extra.calibrated`` keeps how they came about. Classes that the images didn't have keep their
-    thresholds, and the plain sigmoid.
+    ``extra.calibrated`` records how they were fitted. Classes that the source doesn't have keep
+    their thresholds and the plain sigmoid.
     """
     from mltr.weights.bundle import read_config, update_config
 
@@ -227,7 +228,7 @@ def _filled(
 def report(
     fitted: Fitted, val: Predictions, test: Predictions, min_positives: int
 ) -> dict[str, Any]:
-    """Return all figures as plain values: what was fitted, and the test before and after."""
+    """Return all figures as plain values: the fit, and the test metrics before and after."""
     from mltr.evaluation.predictions import calibrated
     from mltr.evaluation.reliability import bootstrap_gains, measure
 
@@ -276,7 +277,7 @@ def _temperature(fitted: Fitted) -> float | None:
 
 
 def _best_epoch(folder: Path) -> int | None:
-    """Return the epoch that the validation images chose, if they had a choice."""
+    """Return the epoch chosen on the validation images, or None for a single epoch."""
     from mltr.runs.folder import RunFolder
 
     try:
@@ -290,7 +291,7 @@ def _best_epoch(folder: Path) -> int | None:
 
 
 def print_report(figures: dict[str, Any], folder: Path) -> None:
-    """Print what was gained on the test images, then a line for each class."""
+    """Print the gain on the test images, then a row per class."""
     from rich.console import Console
 
     console = Console()
@@ -319,16 +320,16 @@ def _gain_table(figures: dict[str, Any], title: str) -> Table:
             continue
         unit = 1 if name == "cost_per_image" else 100
         old, new = unit * before[name], unit * after[name]
-        if np.isnan(old):  # of no known label at all
+        if np.isnan(old):  # no known label
             table.add_row(name, "-", "-", "-", "-", words)
             continue
         low, high = (unit * q for q in figures["gain_95"].get(name, (np.nan, np.nan)))
         interval = "" if np.isnan(low) else f"{low:+.2f} .. {high:+.2f}"
         table.add_row(name, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}", interval, words)
     table.caption = (
-        "in %, but for a cost. Before: no scaling, threshold 0.5 for every class. After: "
+        "In %, except for costs. Before: no scaling, threshold 0.5 for every class. After: "
         f"{_describe_scaling(figures)}, thresholds for {figures['aim']}. "
-        "Interval: of resampled images."
+        "Interval: bootstrap over images."
     )
     table.caption_justify = "left"
     return table
@@ -343,7 +344,7 @@ def _describe_scaling(figures: dict[str, Any]) -> str:
 def _class_table(figures: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    table = Table(caption="val, test: images that have the class", caption_justify="left")
+    table = Table(caption="val, test: number of images with the class", caption_justify="left")
     table.add_column("class")
     for heading in ("threshold", "val", "test", "precision %", "recall %", "F1 %"):
         table.add_column(heading, justify="right", no_wrap=heading == "F1 %")
@@ -354,9 +355,9 @@ def _class_table(figures: dict[str, Any]) -> Table:
             f"{row['threshold']:.3f}{_marks(row):2}",
             str(row["val_positives"]),
             str(row["test_positives"]),
-            _percent(after["precision"]),
-            _percent(after["recall"]),
-            f"{_percent(row['before']['f1'])} → {_percent(after['f1'])}",
+            percent(after["precision"]),
+            percent(after["recall"]),
+            f"{percent(row['before']['f1'])} → {percent(after['f1'])}",
         )
     return table
 
@@ -366,31 +367,27 @@ def _marks(row: Mapping[str, Any]) -> str:
     return shared + ("" if row["aim_reached_on_val"] else OUT_OF_REACH)
 
 
-def _percent(share: float) -> str:
-    return "-" if np.isnan(share) else f"{100 * share:.1f}"
-
-
 def _remarks(figures: dict[str, Any], folder: Path) -> list[str]:
-    """Say what the table can't: why a threshold is shared, and what the figures don't prove."""
+    """Return footnotes of the table, a caveat, and where the result is stored."""
     rows = figures["per_class"]
     lines = []
     if not all(row["own_threshold"] for row in rows.values()):
         lines.append(
-            f"{SHARED} shared by the classes that fewer than {figures['min_positives']} validation "
-            "images have, or all: the best threshold for all classes together"
+            f"{SHARED} shared threshold, the best for all classes together, as the class has fewer "
+            f"than {figures['min_positives']} positive validation images or no negative one"
         )
     if not all(row["aim_reached_on_val"] for row in rows.values()):
         lines.append(
-            f"{OUT_OF_REACH} no threshold has {figures['aim']} on the validation images: this one "
-            "comes nearest"
+            f"{OUT_OF_REACH} no threshold reaches {figures['aim']} on the validation images; this "
+            "one comes closest"
         )
     if figures["best_epoch"] is not None:
         lines.append(
             f"The validation images also chose the epoch ({figures['best_epoch']}), so the network "
-            "may look a little too sure of them; the test images chose nothing."
+            "may be slightly overconfident on them. The test images weren't used for any choice."
         )
     lines.append(
-        f"stored in {folder / 'config.json'}; every prediction uses it from now on "
-        f"(mltr calibrate {folder} --reset takes it out)"
+        f"Stored in {folder / 'config.json'}; all predictions use it from now on "
+        f"(mltr calibrate {folder} --reset removes it)."
     )
     return lines

@@ -1,4 +1,4 @@
-"""`mltr evaluate`: every metric of a run, named after its protocol, a table, and curves."""
+"""`mltr evaluate`: every metric of a run with its protocol, a table of classes, and curves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mltr.evaluation.predictions import Predictions
 
-#: What each name stands for, in words.
+#: Descriptions of the metrics.
 PROTOCOLS = {
     "map": "mAP, non-interpolated, classes without positives left out",
     "map_voc2010": "mAP, precision made monotone (VOC 2010)",
@@ -29,11 +29,11 @@ PROTOCOLS = {
     "op": "overall precision",
     "or": "overall recall",
     "of1": "overall F1",
-    "top1": "images whose one label is the best guess",
-    "top5": "images whose one label is among the five best guesses",
+    "top1": "images whose label is the top prediction",
+    "top5": "images whose label is among the top five predictions",
 }
-BAR_WIDTH = 10
-MANY_CLASSES = 25  #: from here on, plots show single classes no more
+BAR_WIDTH = 10  #: characters
+MANY_CLASSES = 25  #: maximum number of classes with curves of their own colour and name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         default=0.5,
-        help="probability at which a label counts (default: 0.5)",
+        help="minimum probability of a predicted label (default: 0.5)",
     )
     parser.add_argument(
         "--out",
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Evaluate; overrides such as ``--data.root DIR`` choose another source, as in a recipe."""
+    """Evaluate a run; overrides such as ``--data.root DIR`` select another source."""
     from mltr.evaluation.open_run import scores_of, thresholds_of
     from mltr.files.writing import write_figures
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.json != "-":
         print_report(figures, f"{Path(args.run).name}, {args.split}")
     is_own = not any(option.startswith("--data.") for option in overrides)
-    if args.out or is_own:  # the run's folder keeps the curves of its own images
+    if args.out or is_own:  # don't replace the curves of the run's own images
         pictures = save_curves(Path(args.out or args.run), predictions, args.split)
         if args.json != "-":
             print("curves:", ", ".join(map(str, pictures)))
@@ -85,7 +85,7 @@ def report(
 ) -> dict[str, Any]:
     """Return all figures as plain values: the metrics by name, `per_class`, and counts.
 
-    With `thresholds` [K] also `at_own_thresholds`: the same at each class's own.
+    With `thresholds` [K], `at_own_thresholds` has the figures at each class's own threshold.
     """
     probs, targets = predictions.probs, predictions.targets
     found, classes = metrics.measure(probs, targets, threshold)
@@ -114,7 +114,7 @@ def report(
 
 
 def _report_at(predictions: Predictions, thresholds: Sequence[float]) -> dict[str, Any]:
-    """Return what depends on thresholds, at one threshold for each class [K]."""
+    """Return the figures that depend on thresholds, at one threshold per class [K]."""
     probs, targets = predictions.probs, predictions.targets
     found, classes = metrics.measure(probs, targets, thresholds)
     figures: dict[str, Any] = dict(found)
@@ -130,7 +130,7 @@ def _report_at(predictions: Predictions, thresholds: Sequence[float]) -> dict[st
 
 
 def print_report(figures: dict[str, Any], title: str) -> None:
-    """Print the headline figures with their protocols, then a line for each class."""
+    """Print the headline figures with their protocols, then a row per class."""
     from rich.console import Console
 
     console = Console()
@@ -180,13 +180,13 @@ def _class_table(figures: dict[str, Any]) -> Table:
     )
     for name, values in rows:
         bar = "" if np.isnan(values["ap"]) else "█" * round(BAR_WIDTH * values["ap"])
-        cells = [_percent(values[key]) for key in ("ap", "precision", "recall", "f1")]
+        cells = [percent(values[key]) for key in ("ap", "precision", "recall", "f1")]
         table.add_row(name, *cells, f"{values['support']:.0f}", bar)
     return table
 
 
 def _own_table(classes: dict[str, dict[str, float]]) -> Table:
-    """Return the classes at their own thresholds, in their own order."""
+    """Return the table of classes at their own thresholds, in the order of the data."""
     from rich.table import Table
 
     table = Table(title="each class at its own threshold", title_justify="left")
@@ -194,12 +194,13 @@ def _own_table(classes: dict[str, dict[str, float]]) -> Table:
     for heading in ("threshold", "precision %", "recall %", "F1 %", "predicted"):
         table.add_column(heading, justify="right")
     for name, values in classes.items():
-        cells = [_percent(values[key]) for key in ("precision", "recall", "f1")]
+        cells = [percent(values[key]) for key in ("precision", "recall", "f1")]
         table.add_row(name, f"{values['threshold']:.3f}", *cells, f"{values['predicted']:.0f}")
     return table
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share in percent with one decimal, or ``-`` for nan."""
     return "-" if np.isnan(share) else f"{100 * share:.1f}"
 
 
@@ -207,9 +208,9 @@ def _percent(share: float) -> str:
 
 
 def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> list[Path]:
-    """Write precision-recall curves and the average precision of each class as PNG pictures.
+    """Write precision-recall curves and the average precision of each class as PNG files.
 
-    The names of those of another split than the test images end in it.
+    For splits other than `test`, the file names end in the name of the split.
     """
     import matplotlib as mpl
 
@@ -231,7 +232,7 @@ def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> 
 
 
 def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
-    """Draw a curve for each class, or grey ones for many, and one for all decisions together."""
+    """Draw a curve for each class (grey if there are many), and one for all decisions together."""
     from sklearn.metrics import precision_recall_curve
 
     known = predictions.targets >= 0
@@ -253,12 +254,12 @@ def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
         axes.plot(recall, precision, color="black", lw=2.2, label="all decisions together")
         axes.legend(loc="lower left", fontsize="small", frameon=False)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title("Precision and recall as the threshold moves", loc="left")
+    axes.set_title("Precision and recall over all thresholds", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_average_precision(axes: Axes, predictions: Predictions) -> None:
-    """Draw a bar for each class that has an average precision."""
+    """Draw the average precision of each class as a bar; classes without positives have none."""
     classes = metrics.per_class(predictions.probs, predictions.targets)
     order = [i for i in np.argsort(classes["ap"]) if not np.isnan(classes["ap"][i])]
     values = 100 * classes["ap"][order]

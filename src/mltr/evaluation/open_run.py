@@ -1,4 +1,4 @@
-"""A run and its images, opened together, and its scores of a split."""
+"""Opens a run together with its images, and its scores of a split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DIVIDING = ("data.split_seed", "data.val_fraction", "data.test_fraction")
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A finished run: its network, its recipe, its images."""
+    """A finished run: its network, recipe and images."""
 
     path: Path
     bundle: Bundle
@@ -42,18 +42,15 @@ class OpenRun:
         return chosen
 
     def score(self, name: str) -> Predictions:
-        """Run the network over a split; the same images get the same scores each time.
-
-        The probabilities are calibrated if the bundle is.
-        """
+        """Score a split with the network; calibrated if the bundle is."""
         return self.predict(self.split(name))
 
     def score_uncalibrated(self, name: str) -> Predictions:
-        """Like `score`, with the plain sigmoid or softmax of the logits, as saved predictions."""
+        """Score a split with the plain sigmoid or softmax, as in saved predictions."""
         return self._predict(self.split(name))
 
     def predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
-        """Run the network over any images; the probabilities are calibrated as in `score`."""
+        """Score any images with the network; calibrated if the bundle is."""
         return calibrated(self._predict(split, device), self.bundle.calibration)
 
     def _predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
@@ -68,9 +65,9 @@ class OpenRun:
 
 
 def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
-    """Open a run with its source, or with another one, by overrides such as ``--data.root DIR``.
+    """Open a run with its source, or another one by overrides such as ``--data.root DIR``.
 
-    Raises `MltrError` if the folder holds no finished run, or the data has other classes.
+    Raises `MltrError` if the folder isn't a finished run, or the data has other classes.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -93,10 +90,10 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
 
 
 def as_trained(folder: Path, splits: Splits) -> Splits:
-    """Return a run's images in the parts that it has them in, if they are the same images.
+    """Return the images in the splits that the run has recorded, if they are the same images.
 
-    How a source is divided may change from version to version: a run keeps its own test images.
-    Raises `MltrError` where the run's list of them can't be read.
+    A new version may split a source differently; a run keeps its own test images. Raises
+    `MltrError` if the recorded splits can't be read.
     """
     path = folder / "splits.json"
     if not path.is_file():
@@ -126,7 +123,7 @@ def as_trained(folder: Path, splits: Splits) -> Splits:
 
 
 def _as_json(name: str) -> str:
-    """Return a name as a JSON file gives it back."""
+    """Return a name as it reads back from a JSON file."""
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -138,7 +135,7 @@ def open_judged(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun | 
 
 
 def thresholds_of(folder: str | Path, classes: Sequence[str]) -> tuple[float, ...] | None:
-    """Return a bundle's thresholds of some classes, if it has any; raises as `load_bundle`."""
+    """Return a bundle's thresholds of `classes` [K], or None; raises as `load_bundle` does."""
     if not (Path(folder) / CONFIG_FILE).is_file():
         return None
     config = read_config(folder)
@@ -151,10 +148,11 @@ def thresholds_of(folder: str | Path, classes: Sequence[str]) -> tuple[float, ..
 def scores_of(
     folder: str | Path, split: str = "test", overrides: Sequence[str] = (), rerun: bool = False
 ) -> Predictions:
-    """Return a run's scores of a split: of the test images those it saved, unless told otherwise.
+    """Return a run's scores of a split, calibrated if its bundle is.
 
-    The file keeps what the network says; a calibration of the bundle is applied here. Raises
-    `MltrError` as `open_judged` and `load_predictions` do.
+    For the test images these are the saved ones, unless there are `overrides` or `rerun` is set.
+    The file holds uncalibrated scores. Raises `MltrError` as `open_judged` and `load_predictions`
+    do.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -163,6 +161,6 @@ def scores_of(
     if overrides or rerun or split != "test" or not saved.is_file():
         return open_judged(path, overrides).score(split)
     predictions = load_predictions(saved)
-    if not (path / CONFIG_FILE).is_file():  # predictions alone, without a network
+    if not (path / CONFIG_FILE).is_file():  # predictions without a network
         return predictions
     return calibrated(predictions, read_calibration(read_config(path)))

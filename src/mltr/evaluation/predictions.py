@@ -1,4 +1,4 @@
-"""Scores and labels of a whole split: computed once, stored in a file, read by every measure."""
+"""Scores and labels of a split: computed once, stored in a file, read by every measure."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
 class Predictions:
     """The probabilities of a network for N images, and their true labels."""
 
-    probs: NDArray[np.float32]  #: [N, K], before any scaling unless `calibrated` made them
-    targets: NDArray[np.int8]  #: [N, K] of 1, 0, -1; a broken image has -1 everywhere
+    probs: NDArray[np.float32]  #: [N, K], uncalibrated unless they come from `calibrated`
+    targets: NDArray[np.int8]  #: [N, K]: 1, 0, or -1 for unknown and for broken images
     images: tuple[str, ...]  #: N names
     classes: tuple[str, ...]  #: K names
-    errors: tuple[str, ...] = ()  #: a message for each broken image
+    errors: tuple[str, ...] = ()  #: one message per broken image
 
     def subset(self, rows: Sequence[int]) -> Predictions:
-        """Return those of some images, in the order of `rows`; nothing is known of their errors."""
+        """Return the predictions of some images, in the order of `rows`, without errors."""
         rows = list(rows)
         images = tuple(self.images[row] for row in rows)
         return Predictions(self.probs[rows], self.targets[rows], images, self.classes)
@@ -57,10 +57,10 @@ def predict_split(
 ) -> Predictions:
     """Score every image of a split once, in order; the model is left in eval mode.
 
-    `autocast` computes in bfloat16 or float16 where that is safe; `cache` is as for
-    `ImageDataset`; `calibration` turns the logits into probabilities; `on_batch` is called after
-    each batch, for a progress bar. Several `processes` share the images, each `batch_size` of
-    them, and all get all scores. Raises `MltrError` if the network gives NaN.
+    `autocast` is the dtype of autocast, or None; `cache` is as for `ImageDataset`; `calibration`
+    turns logits into probabilities; `on_batch` is called after each batch. With several
+    `processes`, each scores its share in batches of `batch_size`, and all get all scores. Raises
+    `MltrError` if the network outputs NaN.
     """
     processes = processes or Processes()
     loader = make_loader(
@@ -85,7 +85,7 @@ def score_batches(
     processes: Processes,
     on_batch: Callable[[], object] = lambda: None,
 ) -> Predictions:
-    """Score what a loader brings of a split, as `predict_split` does."""
+    """Score the batches of a loader over a split, as `predict_split` does."""
     model.eval()
     probs = np.zeros((len(split), len(split.classes)), np.float32)
     targets = np.full(probs.shape, -1, np.int8)
@@ -106,7 +106,7 @@ def score_batches(
 
 
 def _gathered(own: Predictions, seen: NDArray[np.float32], processes: Processes) -> Predictions:
-    """Return what all processes say together; an image that two of them saw counts once."""
+    """Combine the scores of all processes; an image that several of them scored counts once."""
     times = processes.add_up(torch.from_numpy(seen.copy()))
     probs = processes.add_up(torch.from_numpy(own.probs * seen)) / times
     targets = processes.add_up(torch.from_numpy(own.targets * seen)) / times
@@ -117,7 +117,7 @@ def _gathered(own: Predictions, seen: NDArray[np.float32], processes: Processes)
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
-    """Write a .npz with the arrays probs, targets, images, classes, errors; nothing is pickled."""
+    """Write an .npz file with the arrays probs, targets, images, classes, errors; no pickles."""
     arrays: dict[str, Any] = {"probs": predictions.probs, "targets": predictions.targets}
     for name in ("images", "classes", "errors"):
         arrays[name] = np.array(getattr(predictions, name), dtype=np.str_)
@@ -130,7 +130,7 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def load_predictions(path: Path) -> Predictions:
-    """Read what `save_predictions` wrote; raises `MltrError` if it isn't there or is damaged."""
+    """Read a file of `save_predictions`; raises `MltrError` if it is missing or damaged."""
     if not path.is_file():
         raise MltrError(f"{path}: no saved predictions; only a finished run has them")
     try:
@@ -141,14 +141,14 @@ def load_predictions(path: Path) -> Predictions:
             if not found.probs.shape == found.targets.shape == shape:
                 raise ValueError(f"arrays of {found.probs.shape} and {found.targets.shape}")
             return found
-    except Exception as error:  # its readers trip over damage in ways that no list can name
+    except Exception as error:  # damaged files raise many kinds of errors
         raise MltrError(f"{path} is damaged ({error}); recreate it with --rerun") from error
 
 
 def logits_of(probs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the finite logits that gave `probs` by a sigmoid.
+    """Return the finite logits whose sigmoid is `probs`.
 
-    float32 has no number between 1 and its predecessor, so logits above 16.6 all become 16.6.
+    Logits above 16.6 become 16.6, as their sigmoid rounds to 1 in float32.
     """
     numbers = np.finfo(np.float32)
     clipped = np.clip(probs, numbers.tiny, np.nextafter(np.float32(1), np.float32(0)))
@@ -156,14 +156,14 @@ def logits_of(probs: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def calibrated(predictions: Predictions, calibration: Calibration | None) -> Predictions:
-    """Return predictions with the probabilities that a bundle's calibration makes of them."""
-    if calibration in (None, SOFTMAX):  # the latter is applied from the start
+    """Apply a bundle's calibration to uncalibrated predictions."""
+    if calibration in (None, SOFTMAX):  # saved predictions already are softmax probabilities
         return predictions
     return replace(predictions, probs=to_probs(logits_of(predictions.probs), calibration))
 
 
 def make_tiles(split: Split, predictions: Predictions, threshold: float = 0.5) -> list[Tile]:
-    """Return the pictures of a split with what is said of them and what is true, for a gallery."""
+    """Return gallery tiles of a split's readable pictures, with predicted and true labels."""
     tiles = []
     for record, probs, targets in zip(split, predictions.probs, predictions.targets, strict=True):
         try:

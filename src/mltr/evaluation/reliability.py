@@ -1,9 +1,9 @@
 """Reliability of probabilities: calibration error, reliability curves, gains in F1.
 
-``ece`` is the expected calibration error of single decisions: the probability of a label against
-its frequency, in 15 bins of equal width, each weighted by its decisions; over all known cells
-together (micro). ``ece_mean`` is its mean over the classes (macro). ``brier`` is the mean squared
-error over all known cells.
+``ece`` is the expected calibration error over all known cells (micro): the absolute difference of
+a label's mean probability and frequency in 15 bins of equal width, weighted by their counts.
+``ece_mean`` is its mean over classes (macro). ``brier`` is the mean squared error over all known
+cells.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int8]
 
-BINS = 15  #: of `ece`, as in Guo et al.
-CURVE_BINS = 10  #: of the curves in the picture, which have fewer images each
-CURVE_MIN = 5  #: decisions that make a point of a curve
-BOOTSTRAP_BLOCKS, BOOTSTRAP_SIZE = 20, 50  #: resamples are made 50 at a time, to save memory
-MANY_CLASSES = 11  #: as many get a reliability curve of their own
-#: The gains that get an interval, in the order of `summarise`.
+BINS = 15  #: bins of `ece`, as in Guo et al.
+CURVE_BINS = 10  #: bins of the drawn curves
+CURVE_MIN = 5  #: minimum decisions behind a point of a curve
+BOOTSTRAP_BLOCKS, BOOTSTRAP_SIZE = 20, 50  #: resamples are drawn 50 at a time, to save memory
+MANY_CLASSES = 11  #: maximum number of classes with a reliability curve
+#: The metrics whose gains get an interval, in the order of `summarise`.
 GAINS = ("cp", "cr", "cf1", "cf1_mean", "op", "or", "of1")
 
 
 def measure(
     probs: Floats, targets: Labels, thresholds: float | Floats, aim: Aim
 ) -> dict[str, float]:
-    """Return the metrics at `thresholds`, the errors of the probabilities, and the aim's cost."""
+    """Return the metrics at `thresholds`, calibration errors, and for a cost aim the cost."""
     figures = metrics.evaluate(probs, targets, thresholds)
     figures = {name: value for name, value in figures.items() if "top" not in name}
     known = targets >= 0
@@ -58,7 +58,7 @@ def measure(
 
 
 def calibration_error(probs: Floats, truths: Labels) -> float:
-    """Return the expected calibration error of probabilities [n] of label 1; nan for none."""
+    """Return the expected calibration error of probabilities [n] of label 1; nan if n is 0."""
     if not len(probs):
         return float("nan")
     frequency, confidence, counts = reliability_curve(probs, truths, BINS)
@@ -66,11 +66,11 @@ def calibration_error(probs: Floats, truths: Labels) -> float:
 
 
 def reliability_curve(probs: Floats, truths: Labels, bins: int) -> tuple[Floats, Floats, Floats]:
-    """Return, for the bins of equal width that aren't empty: frequency, mean probability, count."""
+    """Return frequency, mean probability and count of each non-empty bin of equal width."""
     from sklearn.calibration import calibration_curve
 
     frequency, confidence = calibration_curve(truths, probs, n_bins=bins, pos_label=1)
-    edges = np.linspace(0, 1, bins + 1)[1:-1]  # as scikit-learn, which keeps the counts for itself
+    edges = np.linspace(0, 1, bins + 1)[1:-1]  # as in scikit-learn, which doesn't return counts
     counts = np.bincount(np.searchsorted(edges, probs), minlength=bins)
     return frequency, confidence, counts[counts > 0].astype(np.float64)
 
@@ -84,7 +84,7 @@ def _brier(probs: Floats, truths: Labels) -> float:
 def bootstrap_gains(
     before: Predictions, after: Predictions, thresholds: Floats, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Return a 95 % interval of the gain of each of `GAINS` over 0.5, by resampling the images."""
+    """Return a 95 % bootstrap interval of each gain over threshold 0.5, by metric."""
     generator = np.random.default_rng(seed)
     N = len(before.targets)
     old = _image_counts(before.probs >= np.float32(0.5), before.targets)
@@ -99,15 +99,15 @@ def bootstrap_gains(
 
 
 def _image_counts(decided: NDArray[np.bool_], targets: Labels) -> Floats:
-    """Return what each image adds to hits, predictions and positives of each class: [3, N, K]."""
+    """Return each image's contribution to hits, predictions and positives: [3, N, K]."""
     positive = targets == 1
     return np.stack([decided & positive, decided & (targets >= 0), positive]).astype(np.float32)
 
 
 def summarise(counts: Floats) -> Floats:
-    """Return `GAINS` [7, B] of B sets of hits, predictions and positives: [3, B, K].
+    """Return the metrics `GAINS` [7, B] from hits, predictions and positives [3, B, K].
 
-    As `metrics.evaluate` defines them; for many resamples at once.
+    They are those of `metrics.evaluate`, for B resamples at once.
     """
     hits, predicted, support = counts.astype(np.float64)
     scored = support > 0
@@ -129,7 +129,7 @@ def summarise(counts: Floats) -> Floats:
 
 
 def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
-    """Write reliability.png: the curves of the test images, before and after."""
+    """Write reliability.png, the test images' curves before and after; return its path."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -147,9 +147,9 @@ def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
 def draw_reliability(
     test: Predictions, after: NDArray[np.float32], thresholds: Sequence[float] | Floats
 ) -> Figure:
-    """Return a figure: frequency against probability, as the sigmoid says it and as `after` does.
+    """Return a figure of frequency against probability, before and `after` [N, K] calibration.
 
-    One panel for all decisions together and one for each class, or for the most frequent of many.
+    One panel is for all decisions together, the others for the most frequent classes.
     """
     import matplotlib.pyplot as plt
 
@@ -185,7 +185,7 @@ def draw_reliability(
 def _draw_panel(
     axes: Axes, title: str, before: Floats, after: Floats, truths: Labels, threshold: float | None
 ) -> None:
-    """Draw the curves of one class; bins of a few decisions would only show chance."""
+    """Draw the curves of one class, without bins of fewer than `CURVE_MIN` decisions."""
     axes.plot([0, 1], [0, 1], color="0.75", lw=1, ls=":", label="perfect")
     if threshold is not None:
         axes.axvline(threshold, color="#e07b39", lw=1, label="threshold")

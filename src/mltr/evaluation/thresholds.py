@@ -1,13 +1,13 @@
-"""Thresholds for an aim, and the scaling of probabilities, fitted to scores of held-out images.
+"""Thresholds for an aim, and scaling of probabilities, fitted to scores of held-out images.
 
 * A class's threshold is the best for the aim on these images, halfway between two scores. For F1
-  and costs it is the mean of the best ones of 50 resamples (bagging, Breiman 1996), because the
-  best of one small sample is half luck; a precision or recall holds on these images themselves.
-* A class with few positives, or without a negative, gets the shared threshold, which is the best
-  for the decisions of all classes together.
-* Temperature scaling (Guo et al. 2017, arXiv 1706.04599) divides all logits by one number; Platt
-  scaling (1999) fits a factor and a shift for each class, with his smoothed targets, and leaves
-  classes with few positives to the temperature. Neither changes the order of the images.
+  and costs it is the mean of the best thresholds of 50 resamples (bagging, Breiman 1996), which
+  has less variance. A precision or recall is reached on these images themselves.
+* A class with few positives, or no negative, gets the shared threshold, the best for the decisions
+  of all classes together.
+* Temperature scaling (Guo et al. 2017, arXiv 1706.04599) divides all logits by one number. Platt
+  scaling (1999) fits a factor and a shift per class, with smoothed targets; classes with few
+  positives get the temperature. Neither changes the order of the images.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Labels = NDArray[np.int8]
 AIMS = "f1, precision=P, recall=R (0 < P, R <= 1) or cost=FP:FN (of a false alarm and of a miss)"
 SCALING_CHOICES = ("temperature", "platt", "none")
 RESAMPLES = 50
-LOWEST = 1e-6  #: of a threshold in a mean of logits
-MIN_SCALE = 0.01  #: a smaller factor says that the logits tell nothing
+LOWEST = 1e-6  #: minimum of a threshold when averaging logits
+MIN_SCALE = 0.01  #: minimum factor; with a smaller one the logits carry no information
 
 
 # -- aims --------------------------------------------------------------------------------------
@@ -42,24 +42,24 @@ MIN_SCALE = 0.01  #: a smaller factor says that the logits tell nothing
 
 @dataclass(frozen=True)
 class Aim:
-    """What a threshold is to achieve."""
+    """The objective of a threshold."""
 
     kind: str  #: f1, precision, recall or cost
-    level: float = 0.0  #: the precision or recall to reach
-    false_alarm: float = 1.0  #: its cost, in any unit
-    miss: float = 1.0  #: its cost, in the same unit
+    level: float = 0.0  #: precision or recall to reach
+    false_alarm: float = 1.0  #: cost of a false positive, in any unit
+    miss: float = 1.0  #: cost of a false negative, in the same unit
 
     def __str__(self) -> str:
-        """The aim as it is written on the command line."""
+        """Return the aim as written on the command line."""
         if self.kind == "cost":
             return f"cost={self.false_alarm:g}:{self.miss:g}"
         return self.kind if self.kind == "f1" else f"{self.kind}={self.level:g}"
 
     def values(self, hits: Floats, false_alarms: Floats, positives: int) -> tuple[Floats, bool]:
-        """Return how good each step is, the more the better, and whether the aim can be reached.
+        """Return the value of each step (higher is better), and whether the aim can be reached.
 
-        `hits` and `false_alarms` count the decisions of each step; the first of equally good steps,
-        the highest threshold, is the one to take.
+        `hits` and `false_alarms` [S] count the decisions at each step, from the highest threshold.
+        Of equally good steps the first is to be taken.
         """
         precision = hits / np.maximum(hits + false_alarms, 1)
         recall = hits / positives
@@ -73,7 +73,7 @@ class Aim:
 
 
 def parse_aim(text: str) -> Aim:
-    """Return the aim that `text` names, such as ``precision=0.9``; raises `UsageError`."""
+    """Parse an aim such as ``precision=0.9``; raises `UsageError`."""
     kind, equals, value = text.partition("=")
     if kind not in ("f1", "precision", "recall", "cost"):
         hint = did_you_mean(kind, ("f1", "precision", "recall", "cost"))
@@ -101,22 +101,22 @@ def parse_aim(text: str) -> Aim:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What is stored in a bundle, and how it came about."""
+    """Fitted thresholds and calibration."""
 
     aim: Aim
-    scaling: str  #: one of `SCALING_CHOICES`: none if none could be fitted
+    scaling: str  #: one of `SCALING_CHOICES`; none if none could be fitted
     calibration: Calibration | None
     thresholds: Floats  #: float32 [K]
     shared_threshold: float
-    own: tuple[bool, ...]  #: [K]: whether a class has its own threshold
-    reached: tuple[bool, ...]  #: [K]: whether its threshold reaches the aim on these images
+    own: tuple[bool, ...]  #: [K]: whether the class has its own threshold
+    reached: tuple[bool, ...]  #: [K]: whether the threshold reaches the aim on these images
 
 
 def fit(val: Predictions, aim: Aim, scaling: str, min_positives: int) -> Fitted:
     """Fit a calibration and then thresholds to uncalibrated predictions of held-out images.
 
-    Raises `MltrError` if there are fewer than `min_positives` positive labels in all, or no
-    negative one: nothing can be learnt from those.
+    Raises `MltrError` if there are fewer than `min_positives` positive labels in total, or no
+    negative one.
     """
     from mltr.evaluation.predictions import calibrated, logits_of
 
@@ -149,9 +149,9 @@ def fit(val: Predictions, aim: Aim, scaling: str, min_positives: int) -> Fitted:
 
 
 def choose_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bool]:
-    """Return the best threshold for scores [n] with truths [n] of 1 and 0, some of each.
+    """Return the best threshold for scores [n] with truths [n] of 1 and 0, both present.
 
-    Also whether the aim is reached; if it can't be, the threshold is the one that comes nearest.
+    The second value tells whether the aim is reached; if not, the threshold comes closest to it.
     """
     from sklearn.metrics import roc_curve
 
@@ -160,7 +160,7 @@ def choose_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bo
     hits = np.rint(hit_rate * positives)
     false_alarms = np.rint(false_rate * (len(truths) - positives))
     values, reached = aim.values(hits, false_alarms, positives)
-    # The first step, above all scores, stands for no prediction at all.
+    # The first step, above all scores, predicts nothing.
     first = 0 if steps[1] < 1 else 1
     best = first + int(np.argmax(values[first:]))
     upper = np.float32(min(steps[best], 1))
@@ -170,9 +170,9 @@ def choose_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bo
 
 
 def bagged_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bool]:
-    """Like `choose_threshold`, but steadier where the aim asks for the most of something.
+    """Choose a threshold like `choose_threshold`, with less variance for F1 and costs.
 
-    The mean, in logits, of the best thresholds of resampled images; always the same ones.
+    It is the mean, in logits, of the best thresholds of resamples, drawn with a fixed seed.
     """
     if aim.kind in ("precision", "recall"):
         return choose_threshold(aim, probs, truths)
@@ -182,7 +182,7 @@ def bagged_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bo
         rows = generator.integers(len(truths), size=len(truths))
         if 0 < truths[rows].sum() < len(truths):
             found.append(choose_threshold(aim, probs[rows], truths[rows])[0])
-    if not found:  # hardly a resample has both
+    if not found:  # no resample has both positives and negatives
         return choose_threshold(aim, probs, truths)
     chosen = np.clip(found, LOWEST, 1 - LOWEST)
     mean = np.log(chosen / (1 - chosen)).mean()
@@ -192,9 +192,9 @@ def bagged_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bo
 def fit_scaling(
     method: str, logits: Floats, targets: Labels, enough: NDArray[np.bool_]
 ) -> Calibration | None:
-    """Return the calibration of logits [N, K]; classes that haven't `enough` [K] share the scale.
+    """Return the calibration of logits [N, K]; classes without `enough` [K] share the temperature.
 
-    None, with a warning, if nothing that keeps the order of the images makes them likelier.
+    Returns None, with a warning, if no order-preserving scaling increases the likelihood.
     """
     from mltr.weights.metadata import Calibration
 
@@ -209,7 +209,7 @@ def fit_scaling(
             if scale >= MIN_SCALE:
                 lines[k] = (scale, shift)
     if all(line == unchanged for line in lines):
-        log.warning("no %s scaling fits; the probabilities stay as they are", method)
+        log.warning("no %s scaling improves the fit; the probabilities are unchanged", method)
         return None
     return Calibration(method, tuple(s for s, _ in lines), tuple(s for _, s in lines))
 
@@ -217,7 +217,7 @@ def fit_scaling(
 def _fit_sigmoid(logits: Floats, truths: Labels, shift: bool) -> tuple[float, float]:
     """Fit ``sigmoid(scale * logit + shift)`` to truths of 1 and 0 by maximum likelihood.
 
-    Platt's targets, a little inside of 1 and 0, keep it finite where all images are told apart.
+    Platt's smoothed targets keep the scale finite even if the logits separate the truths.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -1,1 +1,1 @@
-"""A run, taken elsewhere: ONNX (also int8) and torch programs, and the Hugging Face Hub."""
+"""Export of a run: ONNX (also int8), torch programs, and the Hugging Face Hub."""

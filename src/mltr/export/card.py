@@ -1,4 +1,4 @@
-"""The card of a model: what it is, what it was made from, how good it is, and how to use it."""
+"""The model card: what a network is, how it was trained, how good it is, and how to use it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mltr.files.download import HUB_PREFIX
 from mltr.runs.folder import PREDICTIONS_FILE
 from mltr.weights.bundle import Bundle
 
-MANY_CLASSES = 200  #: beyond, the card names no single class
+MANY_CLASSES = 200  #: maximum number of classes that the card lists
 PAPER = "[MlTr: Multi-label Classification with Transformer](https://arxiv.org/abs/2106.06195)"
 
 
 def write_card(run: Path, bundle: Bundle, repo_id: str, licence: str | None) -> str:
-    """Return the text of README.md for the Hub, from the run's own files alone.
+    """Return the text of README.md for the Hub, from the run's own files.
 
-    Local paths are left out but for the name of the data's folder.
+    It contains no local paths, except for the name of the data's folder.
     """
     figures = None
     if (run / PREDICTIONS_FILE).is_file():
@@ -85,5 +85,5 @@ def _results(figures: dict[str, Any] | None, data: str) -> list[EvalResult] | No
 
 
 def _plain(text: str) -> str:
-    """Return text that others chose as one line of a card: nothing in it is markup."""
+    """Return untrusted text as one line of a card, with markup escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(str(text).split()))

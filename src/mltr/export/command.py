@@ -56,17 +56,17 @@ Floats = NDArray[np.float32]
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "fp16", "bf16")}
-LARGEST_ONNX = 2**31 - 1  #: bytes; protobuf has no larger message
+LARGEST_ONNX = 2**31 - 1  #: maximum bytes of a protobuf message
 
-MOST_IMAGES = 256  #: to check with, and as many to calibrate on
-BATCH = 32  #: images that are checked, and timed, at once
-LOGIT_TOLERANCE = 1e-4  #: of fp32, times the largest logit where that is above 1
-#: Of the others: how far probabilities may move, at most and on average.
+MOST_IMAGES = 256  #: maximum number of images for the check, and for calibration
+BATCH = 32  #: batch size of the check and its timing
+LOGIT_TOLERANCE = 1e-4  #: fp32: maximum deviation of logits, relative to the largest if above 1
+#: Other precisions: maximum and mean deviation of probabilities.
 PROB_TOLERANCE = {"fp16": (0.02, 0.002), "bf16": (0.1, 0.01), "int8": (0.5, 0.03)}
 
 
 class Deployed(nn.Module):
-    """A network as it is exported: uint8 pixels or float32 images in, float32 logits out."""
+    """The exported form of a network: uint8 pixels or float32 images in, float32 logits out."""
 
     def __init__(self, bundle: Bundle, takes_pixels: bool, dtype: torch.dtype) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Deployed(nn.Module):
         self.takes_pixels = takes_pixels
         self.dtype = dtype
         side = bundle.preprocess.image_size
-        # Of a row of pixels, whose three colours take turns: products along it are the fastest.
+        # For a row of interleaved RGB pixels, along which multiplication is fastest.
         mean = torch.tensor(bundle.preprocess.mean).repeat(side)
         std = torch.tensor(bundle.preprocess.std).repeat(side)
         self.register_buffer("scale", 1 / (255 * std))
@@ -93,10 +93,10 @@ class Deployed(nn.Module):
 
 
 class PlainGraph(TorchFunctionMode):
-    """Trace a few functions in the form that onnxruntime is fast at."""
+    """Traces a few functions in a form that onnxruntime executes fast."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace a function that has such a form."""
+        """Call the plain form of a function if there is one."""
         return PLAIN_FORMS.get(func, func)(*args, **(kwargs or {}))
 
 
@@ -109,9 +109,9 @@ def _attend(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """Return what `F.scaled_dot_product_attention` does, where nothing is causal or dropped.
+    """Compute `F.scaled_dot_product_attention` without dropout or causal mask.
 
-    What the fused one is decomposed to has other strides, on which the export fails.
+    The decomposition of the fused function has other strides, on which the export fails.
     """
     scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -122,7 +122,7 @@ def _attend(
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what `F.linear` does, as one product of matrices that has the bias in it."""
+    """Compute `F.linear` as a single matrix product that includes the bias."""
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
     found = torch.addmm(bias, inputs.flatten(0, -2), weight.mT)
     return found.view(*inputs.shape[:-1], -1)
@@ -134,7 +134,7 @@ PLAIN_FORMS = {F.scaled_dot_product_attention: _attend, F.linear: _linear}
 def trace(bundle: Bundle, takes_pixels: bool, dtype: torch.dtype, to: str) -> ExportedProgram:
     """Return the network as a graph for any batch size.
 
-    Raises `MltrError` for one that torch can't trace.
+    Raises `MltrError` if torch can't trace it.
     """
     side = bundle.preprocess.image_size
     example = torch.zeros(2, 3, side, side)
@@ -152,13 +152,13 @@ def trace(bundle: Bundle, takes_pixels: bool, dtype: torch.dtype, to: str) -> Ex
 
 
 def write_program(program: ExportedProgram, path: Path, config: Mapping[str, Any]) -> None:
-    """Write a .pt2 file."""
+    """Write a .pt2 file that contains the config."""
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={CONFIG_ENTRY: to_json(config)})
 
 
 def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
-    """Return the program as an ONNX graph; raises `MltrError` for what ONNX has no word for."""
+    """Return the program as an ONNX graph; raises `MltrError` if ONNX can't express it."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     try:
@@ -169,13 +169,13 @@ def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
     except torch.onnx.OnnxExporterError as error:
         raise MltrError(f"can't be exported to ONNX: {first_line(error)}") from error
     assert found is not None
-    ClearMetadataAndDocStringPass()(found.model)  # where each node came from, with local paths
+    ClearMetadataAndDocStringPass()(found.model)  # removes stack traces with local paths
     return found.model_proto
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporter and the quantiser say to those who work on them."""
+    """Suppress warnings and logs of the exporter and the quantiser."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -187,7 +187,7 @@ def _quiet() -> Iterator[None]:
 
 
 def write_onnx(model: onnx.ModelProto, path: Path, config: Mapping[str, Any]) -> None:
-    """Write an ONNX file that has the config in it."""
+    """Write an ONNX file that contains the config."""
     import onnx
 
     if model.ByteSize() > LARGEST_ONNX:
@@ -199,32 +199,33 @@ def write_onnx(model: onnx.ModelProto, path: Path, config: Mapping[str, Any]) ->
     path.write_bytes(model.SerializeToString())
 
 
-# Images to check with.
+# -- images for the check ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Images to check a file with, and others to calibrate it on."""
+    """Images for the check of a file and for its calibration."""
 
-    pixels: Pixels  #: [N, S, S, 3]
+    pixels: Pixels  #: images of the check, [N, S, S, 3]
     calibration: Pixels  #: [M, S, S, 3]; empty if there are no real images
-    source: str  #: what `pixels` are, in words
-    targets: Labels | None = None  #: [N, K], where the labels are known
+    source: str  #: origin of `pixels`, in words
+    targets: Labels | None = None  #: [N, K]; None if unknown
 
 
 def find_photos(
     run: str, bundle: Bundle, images: str | None, overrides: Sequence[str] = ()
 ) -> Photos:
-    """Return the images of a folder, or of the run's own source, or made-up ones where it is gone.
+    """Return images of a folder, or of the run's own source, or noise if that can't be opened.
 
-    Raises `MltrError` for a folder without images, and for a source asked for by `overrides`.
+    Raises `MltrError` for a folder without readable images, or if a source chosen by `overrides`
+    can't be opened.
     """
     if images is not None:
         paths = list(Inputs([images]))
         pixels, kept = _read(_spread(paths, 2 * MOST_IMAGES), bundle.preprocess)
         if not kept:
             raise MltrError(f"{images}: none of {len(paths)} images can be read")
-        # One image alone serves for both.
+        # A single image serves both purposes.
         return Photos(pixels[::2], pixels[1::2] if len(kept) > 1 else pixels, f"of {images}")
     try:
         splits = open_scored(run, overrides).splits
@@ -246,13 +247,13 @@ def find_photos(
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most so many of the items, evenly over all of them."""
+    """Return at most `most` items, evenly spread over all of them."""
     indices = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
     return [items[index] for index in indices]
 
 
 def _read(sources: Sequence[ImageSource], preprocess: Preprocess) -> tuple[Pixels, list[int]]:
-    """Return the pixels of what can be read, and which these are."""
+    """Return the pixels of the readable images, and their indices."""
 
     def read(source: ImageSource) -> Pixels | None:
         try:
@@ -269,34 +270,33 @@ def _read(sources: Sequence[ImageSource], preprocess: Preprocess) -> tuple[Pixel
 
 
 def _make_up(count: int, side: int) -> Pixels:
-    """Return smooth noise, which has edges and colours as photos have."""
+    """Return smooth noise, which has edges and colours like photos."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
     return np.stack([np.asarray(Image.fromarray(each).resize((side, side))) for each in coarse])
 
 
-# The check.
+# -- the check ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Check:
-    """How far an exported file is from the network that it came from."""
+    """Deviations of an exported file from the original network."""
 
     images: int
-    source: str  #: what the images were
-    largest_logit: float
-    logit_deviation: float  #: greatest
-    prob_deviation: float  #: greatest
-    mean_prob_deviation: float
-    map_before: float | None  #: `map` of the network on these images, where labels are known
-    map_after: float | None
-    seconds: tuple[float, ...] | None = None  #: an image takes: fp32 and int8, by onnxruntime
+    source: str  #: origin of the images, in words
+    largest_logit: float  #: maximum absolute logit
+    logit_deviation: float  #: maximum absolute difference
+    prob_deviation: float  #: maximum absolute difference
+    mean_prob_deviation: float  #: mean absolute difference
+    map_before: float | None  #: `map` of the original on these images; None without labels
+    map_after: float | None  #: `map` of the file
+    seconds: tuple[float, ...] | None = None  #: per image in onnxruntime: fp32, int8
 
 
 def check(exported: Network, bundle: Bundle, photos: Photos, precision: str) -> Check:
-    """Compare a file's network with the one that it came from, from pixels on.
+    """Compare a file's network with the original on the same pixels, in batches of several sizes.
 
-    The first image goes in alone, then so many at once that batches of several sizes are seen.
     Raises `MltrError` if logits or probabilities differ by more than the precision explains.
     """
     original = TorchNetwork(bundle.model, torch.device("cpu"))
@@ -322,7 +322,7 @@ def check(exported: Network, bundle: Bundle, photos: Photos, precision: str) -> 
 
 
 def run_network(network: Network, pixels: Pixels, preprocess: Preprocess) -> Floats:
-    """Return logits [N, K] of pixels [N, S, S, 3]: of the first image alone, then in batches."""
+    """Return logits [N, K] of pixels [N, S, S, 3]; the first image is a batch of its own."""
     takes_pixels = getattr(network, "takes_pixels", False)
     cuts = sorted({0, *range(1, len(pixels), BATCH), len(pixels)})
     parts = [pixels[start:end] for start, end in pairwise(cuts)]
@@ -330,16 +330,16 @@ def run_network(network: Network, pixels: Pixels, preprocess: Preprocess) -> Flo
 
 
 def as_input(pixels: Pixels, preprocess: Preprocess, takes_pixels: bool) -> NDArray[Any]:
-    """Return pixels [B, S, S, 3] as a network takes them."""
+    """Return pixels [B, S, S, 3] in the input format of a network."""
     return pixels if takes_pixels else preprocess.scale(pixels)
 
 
 def seconds_per_image(
     networks: Sequence[Network], batches: Sequence[NDArray[Any]], seconds: float = 3.0
 ) -> tuple[float, ...]:
-    """Return how long each network takes for an image of its batch: the median of many rounds.
+    """Return each network's seconds per image of its batch: the median of many rounds.
 
-    They take turns, for about `seconds` in all, so that a busy moment hits all of them.
+    The networks alternate for about `seconds` in total, so that noise affects all of them.
     """
     pairs = list(zip(networks, batches, strict=True))
     for network, batch in pairs:
@@ -361,21 +361,21 @@ def _refuse_deviation(result: Check, precision: str) -> None:
     if precision == "fp32":
         allowed = LOGIT_TOLERANCE * max(1, result.largest_logit)
         fits = result.logit_deviation <= allowed  # False for nan
-        told = f"logits differ by up to {result.logit_deviation:.2g} ({allowed:.2g} allowed)"
+        words = f"logits differ by up to {result.logit_deviation:.2g} ({allowed:.2g} allowed)"
     else:
         most, mean = PROB_TOLERANCE[precision]
         fits = result.prob_deviation <= most and result.mean_prob_deviation <= mean
-        told = (
+        words = (
             f"probabilities differ by up to {result.prob_deviation:.2g} and by "
             f"{result.mean_prob_deviation:.2g} on average ({most:g} and {mean:g} allowed)"
         )
     if not fits:
         raise MltrError(
-            f"not written: on {result.images} images {result.source}, {told} from the run's own"
+            f"not written: on {result.images} images {result.source}, {words} from the run's own"
         )
 
 
-# The command.
+# -- the command -------------------------------------------------------------------------------
 
 
 def export(
@@ -388,10 +388,10 @@ def export(
     images: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Check:
-    """Write a run's network, labels and preprocessing into one file, once it has been checked.
+    """Write a run's network, labels and preprocessing to one file, and check it.
 
-    `images` is a folder of photos to check with; without it, the run's validation images are.
-    Raises `MltrError` if the file's network deviates from the run's; nothing is written then.
+    `images` is a folder of photos for the check (default: the run's validation images). Raises
+    `MltrError`, without writing, if the file's network deviates from the run's.
     """
     if to == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -482,10 +482,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Export a run into a file that has been checked, and tell what it is."""
+    """Export a run to a checked file and describe it."""
     if args.precision not in PRECISIONS[args.to]:
         raise UsageError(
-            f"--to {args.to} has {', '.join(PRECISIONS[args.to])}, not {args.precision}"
+            f"--to {args.to} supports {', '.join(PRECISIONS[args.to])}, not {args.precision}"
         )
     out = _choose_out(args)
     result = export(
@@ -510,14 +510,14 @@ def _choose_out(args: argparse.Namespace) -> Path:
     infix = "" if args.precision == "fp32" else f".{args.precision}"
     out = Path(args.out or Path(args.bundle) / f"model{infix}{suffix}")
     if out.suffix != suffix:
-        raise UsageError(f"--out {out}: the name of a file for --to {args.to} must end in {suffix}")
+        raise UsageError(f"--out {out}: with --to {args.to}, the name must end in {suffix}")
     if out.exists() and not args.overwrite:
         raise UsageError(f"{out} already exists: choose another --out, or use --overwrite")
     return out
 
 
 def tell(result: Check) -> list[str]:
-    """Return what the check found, for people."""
+    """Return the result of a check as lines of text."""
     lines = [
         f"checked on {counted(result.images, 'image')} {result.source}: logits differ by at most "
         f"{result.logit_deviation:.2g}, probabilities by {result.prob_deviation:.2g} "
@@ -530,7 +530,7 @@ def tell(result: Check) -> list[str]:
     if result.seconds is not None:
         plain, own = (1000 * each for each in result.seconds)
         lines.append(
-            f"{plain / own:.2f} times as fast as fp32 in onnxruntime here: {own:.2f} ms an image, "
-            f"not {plain:.2f}, in batches of {min(BATCH, result.images)}"
+            f"{plain / own:.2f} times as fast as fp32 in onnxruntime here: {own:.2f} ms per image "
+            f"instead of {plain:.2f}, in batches of {min(BATCH, result.images)}"
         )
     return lines

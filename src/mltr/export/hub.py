@@ -24,9 +24,9 @@ METRICS_FILE = "metrics.json"
 
 
 def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | None = None) -> None:
-    """Write into `folder` what goes to the Hub: weights, config, card, and the test figures.
+    """Write the files to upload into `folder`: weights, config, card, and test figures.
 
-    Raises `MltrError` if `run` holds no whole bundle.
+    Raises `MltrError` if `run` has no complete bundle.
     """
     run, folder = Path(run), Path(folder)
     bundle = load_bundle(run)
@@ -39,13 +39,13 @@ def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | No
 
 
 def timm_config(bundle: Bundle) -> dict[str, Any]:
-    """Return what timm reads of a config.json, so that it loads the network from the Hub, too.
+    """Return the entries of config.json with which timm can load the network from the Hub, too.
 
-    Empty where timm couldn't build it: with a head that isn't its own.
+    Empty if timm can't build the network, because its head isn't one of timm's.
     """
     import timm
 
-    import mltr.timm_models  # noqa: F401  makes the variants known to timm
+    import mltr.timm_models  # noqa: F401  registers the variants with timm
 
     model = bundle.config["model"]
     if "head" in model["overrides"]:
@@ -95,11 +95,11 @@ def push_to_hub(
     message: str = "Upload by mltr",
     token: str | None = None,
 ) -> str:
-    """Upload a run or bundle, with its card, to the Hub's ``OWNER/NAME``; return its address.
+    """Upload a run or bundle with its card to ``OWNER/NAME`` on the Hub; return its URL.
 
-    The repository is made if there is none. `licence` is an identifier such as ``apache-2.0``;
-    without one the card says that none was given. Raises `MltrError` if the run holds no whole
-    bundle, or the Hub refuses or can't be reached.
+    Creates the repository if necessary. `licence` is an identifier such as ``apache-2.0``; without
+    it the card says that none was given. Raises `UsageError` for a malformed name, and `MltrError`
+    if the run has no complete bundle, or the Hub refuses or can't be reached.
     """
     api = HfApi(token=token, library_name="mltr")
     with tempfile.TemporaryDirectory() as folder:
@@ -111,13 +111,13 @@ def push_to_hub(
             raise UsageError(f"{repo_id!r} is not OWNER/NAME ({error})") from error
         except (HfHubHTTPError, OSError) as error:
             raise MltrError(
-                f"{repo_id} can't be uploaded: {first_line(error)}; is the name right, and are "
-                "you logged in (hf auth login)?"
+                f"{repo_id} can't be uploaded: {first_line(error)}; check the name and the login "
+                "(hf auth login)"
             ) from error
     return str(commit.commit_url).partition("/commit/")[0]
 
 
-# The command.
+# -- the command -------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upload, or write a folder to look at first."""
+    """Upload a run, or with --dry-run only write the files."""
     if args.dry_run:
         prepare(args.run, args.dry_run, args.repo_id, args.licence)
         print(

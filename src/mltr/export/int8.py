@@ -1,8 +1,9 @@
-"""int8 for `mltr export`: which products are worth it, calibrated on real images.
+"""int8 quantisation for `mltr export`, calibrated on real images.
 
-Activations are uint8 by tensor, weights int8 by channel and of 7 bits, as processors without VNNI
-add two products up in 16 bits. What benchmarks/export.py shows to cost more than it brings stays
-in float32: products between activations, narrow layers, the classifier, everything else.
+Activations are uint8 per tensor. Weights are int8 per channel, reduced to 7 bits because CPUs
+without VNNI add two products in 16 bits. Only convolutions and wide linear layers are quantised;
+benchmarks/export.py shows no gain for products between activations, narrow layers and the
+classifier.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-NARROWEST = 32  #: inputs and outputs of a linear layer that is worth quantising
-BATCH = 8  #: images that are calibrated on at once
+NARROWEST = 32  #: minimum inputs and outputs of a quantised linear layer
+BATCH = 8  #: batch size of the calibration
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
@@ -42,11 +43,11 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 def quantize(model: onnx.ModelProto, images: NDArray[Any]) -> onnx.ModelProto:
     """Return the graph with its convolutions and linear layers in int8.
 
-    `images` [N, ...] is what goes into it; the ranges of all activations are taken from them.
+    `images` [N, ...] are inputs of the graph, from which the ranges of activations are measured.
     """
     with TemporaryDirectory() as folder:
         given, plain, found = (Path(folder) / f"{name}.onnx" for name in ("given", "plain", "int8"))
-        onnx.save(model, given)  # from memory, what it is made of would be moved out of it
+        onnx.save(model, given)  # quantising in memory would consume the caller's model
         quant_pre_process(given, plain, skip_symbolic_shape=True)  # constants become weights
         quantize_static(
             plain,
@@ -59,19 +60,19 @@ def quantize(model: onnx.ModelProto, images: NDArray[Any]) -> onnx.ModelProto:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            # What follows a linear layer is in float32, so its output needn't be rounded.
+            # The output of a linear layer stays in float32, as the next operation needs it.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         quantized = onnx.load(found)
     for node in quantized.graph.node:
-        if node.op_type == "Gelu":  # by tanh: faster, and nearer than the steps of int8
+        if node.op_type == "Gelu":  # the tanh form is faster; its error is below that of int8
             del node.attribute[:]
             node.attribute.append(onnx.helper.make_attribute("approximate", "tanh"))
     return quantized
 
 
 def choose_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Return the names of the nodes that int8 makes faster."""
+    """Return the names of the nodes to quantise."""
     weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
 
@@ -84,7 +85,7 @@ def choose_nodes(graph: onnx.GraphProto) -> list[str]:
     def is_chosen(node: onnx.NodeProto) -> bool:
         if node.op_type == "Gemm":
             return bool(min(weights.get(node.input[1], (0,))) >= NARROWEST)
-        if node.op_type == "Add":  # of a residual convolution
+        if node.op_type == "Add":  # residual of a convolution
             return any(map(is_conv, node.input))
         return node.op_type in ("Conv", "Relu")
 
