@@ -1,11 +1,11 @@
-"""What each attention brings: pixel only, cross-window only, both, at equal parameters.
+"""Ablation of the attentions: pixel only, cross-window only, and both, at equal parameters.
 
     python benchmarks/ablation.py scenes --out runs/ablation
     python benchmarks/ablation.py miml --data MIML --out runs/ablation
 
-mltr_nano with one kind of blocks or both; the hidden width of the MLPs is chosen so that all three
-have as many parameters. The same recipe, seeds and images for all; the interval is Student's, over
-the seeds, and the differences are paired by seed.
+Trains mltr_nano with one or both kinds of blocks, with MLP widths chosen for an equal number of
+parameters, and the same recipe, seeds and images. Intervals are Student's t over the seeds;
+differences are paired by seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mltr.runs.folder import open_run
 from mltr.training.train import train
 
 KINDS = ("both", "pixel", "cross")
-#: Shorter than the recipes' own runs, so that three seeds of three networks take minutes.
+#: Shorter than the recipes, so that three seeds of three networks take minutes.
 OPTIONS = {
     "scenes": ["--data.scenes.train", "4000", "--train.epochs", "8"],
     "miml": ["--train.epochs", "25"],
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def equal_ratios() -> dict[str, float]:
-    """Return the MLP ratio of each kind that gives it the parameters of `both`."""
+    """Return the MLP ratio of each kind at which it has as many parameters as `both`."""
     ratios = {"both": 4.0}
     wanted = parameters("both", 4.0)
     for kind in KINDS[1:]:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, out: Path, kind: str, ratio: float, seed: int)
 
 
 def interval(values: list[float]) -> str:
-    """Return the mean and its 95% interval in points."""
+    """Return the mean with its 95% interval, in percentage points."""
     mean = 100 * fmean(values)
     if len(values) < 2:
         return f"{mean:.2f}"

@@ -1,13 +1,12 @@
-"""Does `mltr audit` find labels that were flipped on purpose, and is correcting them worth it?
+"""How many deliberately flipped labels `mltr audit` finds, and what correcting them gains.
 
     python benchmarks/audit_flips.py --data MIML --out runs/audit_flips
 
-Flips a tenth of all labels of the training and validation photos of MIML, each label with the same
-chance whatever its class and value (so most flips add a label that is wrong, as most labels are 0);
-the test photos keep theirs. Trains on the flipped labels, audits that run, and trains anew on the
-labels as the audit corrects them: with its first k suggestions accepted unseen, k the number of
-flips, and with the same k looked at by someone who knows the truth and accepts the right ones. The
-clean labels are the upper end. All test figures are on the clean test photos.
+Flips a tenth of all labels of the training and validation photos of MIML, chosen uniformly. Since
+most labels are 0, most flips add a wrong label. Trains on the flipped labels, audits that run, and
+trains again on two corrected versions: with the audit's first k suggestions all accepted, where k
+is the number of flips, and with only the correct ones among these accepted, as by a reviewer who
+knows the truth. Clean labels are the upper bound. All figures are on the clean test photos.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="MIML", help="folder of the photos")
     parser.add_argument("--out", default="runs/audit_flips")
     parser.add_argument("--rate", type=float, default=0.1, help="share of the labels flipped")
-    parser.add_argument("--seed", type=int, default=0, help="of the flips and of the training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the flips and the training")
     parser.add_argument("--epochs", type=int, default=70)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folds", type=int, default=0, help="audit by networks too, so many")
-    parser.add_argument("--no-retraining", action="store_true", help="measure the audit alone")
+    parser.add_argument("--folds", type=int, default=0, help="also audit with N networks")
+    parser.add_argument("--no-retraining", action="store_true", help="only measure the audit")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = Path(args.out)
@@ -70,7 +69,7 @@ def main() -> None:
 
 
 def choose_flips(clean: Splits, rate: float, seed: int) -> Corrections:
-    """Return which labels of the training and validation photos change, chosen evenly."""
+    """Return the flips: labels of training and validation photos, chosen uniformly."""
     images = [(split, record) for split in (clean.train, clean.val) for record in split]
     classes = len(clean.train.classes)
     cells = len(images) * classes
@@ -88,7 +87,7 @@ def count(changes: Corrections) -> int:
 
 
 def fit(args: argparse.Namespace, name: str) -> float:
-    """Train on OUT/NAME/corrected.csv; return the test map. A finished run is not repeated."""
+    """Train on OUT/NAME/corrected.csv unless done; return the test map."""
     folder = Path(args.out) / f"{name}-run"
     if (folder / "metrics.json").is_file():
         return float(json.loads((folder / "metrics.json").read_text())["map"])
@@ -106,7 +105,7 @@ def fit(args: argparse.Namespace, name: str) -> float:
 
 
 def is_flip(found: Audit, flips: Corrections) -> list[bool]:
-    """Return for each issue, worst first, whether its label was flipped."""
+    """Return whether the label of each issue was flipped, worst issue first."""
     return [
         issue.class_index in flips.get((found.splits[issue.row], image_name(found, issue.row)), {})
         for issue in found.issues
@@ -114,7 +113,7 @@ def is_flip(found: Audit, flips: Corrections) -> list[bool]:
 
 
 def image_name(found: Audit, row: int) -> str:
-    """Return the name that the clean table has for an image; the flipped one has whole paths."""
+    """Return an image's name in the clean table; the flipped table has full paths."""
     return Path(found.records[row].name).name
 
 
@@ -136,7 +135,7 @@ def measure(found: Audit, flips: Corrections) -> dict[str, Any]:
 def retrain(
     args: argparse.Namespace, clean: Splits, flipped: Splits, found: Audit, flips: Corrections
 ) -> dict[str, float]:
-    """Train on the corrected labels of both kinds and on the clean ones; return the test maps."""
+    """Train on both versions of corrected labels and on the clean ones; return the test maps."""
     out = Path(args.out)
     first = found.issues[: count(flips)]
     right = [issue for issue, hit in zip(first, is_flip(found, flips), strict=False) if hit]

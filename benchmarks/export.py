@@ -1,11 +1,11 @@
-"""What an exported file is worth: the same logits, the same accuracy, how fast.
+"""Exported files compared with PyTorch: logits, accuracy and speed.
 
     python benchmarks/export.py RUN --data.root PHOTOS --out runs/export.json
 
-Three tables: how far ONNX logits of randomly initialised networks are from PyTorch's, for batches
-of 1 and 3 (`--variants none` leaves it out); `map` of a run's test images in each precision; and
-milliseconds an image in PyTorch and onnxruntime, fp32 and int8. All take turns, with the same
-number of threads, and the median of the rounds counts.
+Prints three tables: the deviation of ONNX logits from PyTorch's for randomly initialised networks
+and batches of 1 and 3 (`--variants none` skips it); `map` of a run's test images in each
+precision; and milliseconds per image in PyTorch and onnxruntime, fp32 and int8. Timings alternate,
+use the same number of threads, and are medians over rounds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=20, help="for each batch size")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds per batch size")
     parser.add_argument("--out", metavar="FILE", default="runs/export.json")
     args, overrides = parser.parse_known_args()
     torch.set_num_threads(args.threads)
@@ -77,7 +77,7 @@ def export_all(
 
 
 def accuracy(scored: OpenRun, networks: dict[str, OnnxNetwork]) -> dict[str, float]:
-    """Print and return map of the test images, in percent, in PyTorch and in each file."""
+    """Print and return `map` of the test images in percent, in PyTorch and each file."""
     preprocess = scored.bundle.preprocess
     pixels = np.stack([preprocess.resize(open_image(r.image)) for r in scored.splits.test])
     every = {"torch": TorchNetwork(scored.bundle.model, CPU), **networks}
@@ -92,12 +92,12 @@ def accuracy(scored: OpenRun, networks: dict[str, OnnxNetwork]) -> dict[str, flo
 def speeds(
     scored: OpenRun, networks: dict[str, OnnxNetwork], batches: list[int], seconds: float
 ) -> dict[int, dict[str, float]]:
-    """Print and return milliseconds an image for each batch size."""
+    """Print and return milliseconds per image for each batch size."""
     preprocess = scored.bundle.preprocess
     side = preprocess.image_size
     eager = TorchNetwork(scored.bundle.model, CPU)
     found = {}
-    print("ms an image    torch  onnx fp32  onnx int8  fp32/torch  int8/fp32")
+    print("ms per image   torch  onnx fp32  onnx int8  fp32/torch  int8/fp32")
     for size in batches:
         pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
         taken = seconds_per_image(
@@ -116,11 +116,11 @@ def speeds(
 
 
 def equality(name: str, folder: Path) -> dict[int, float]:
-    """Print and return how far ONNX logits are from PyTorch's at most, for each batch size."""
+    """Print and return the maximum deviation of ONNX logits from PyTorch's, by batch size."""
     torch.manual_seed(0)
     side = default_image_size(name)
     model = create_model(name, num_classes=80).eval()
-    with torch.no_grad():  # logits of about 1, as a trained network's
+    with torch.no_grad():  # scale logits to about 1, as in a trained network
         model.get_parameter("head.weight").mul_(2 / model(torch.randn(4, 3, side, side)).std())
     save_bundle(
         folder / name, model=model, name=name, overrides={}, preprocess=Preprocess(side),

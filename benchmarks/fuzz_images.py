@@ -1,10 +1,10 @@
-"""Damaged files of every format through the one inference path: a prediction or a `BrokenImage`.
+"""Fuzzing of image decoding: a damaged file gives a prediction or a `BrokenImage`.
 
     python benchmarks/fuzz_images.py --files 20000 --seed 0
 
-Each file is a sound one with some damage: bits turned, numbers made extreme, parts cut out,
-repeated, or put in from another file. A file that raises anything else is kept in `--keep`. The
-figures: how many were predicted and refused, the slowest file, and the most memory in use.
+Each file is a valid one with some damage: flipped bits, extreme numbers, parts cut out, repeated,
+or inserted from another file. Files that raise any other error are kept in `--keep`. Prints the
+numbers of predicted and refused files, the longest time, and the peak memory.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from mltr.errors import BrokenImage
 from mltr.predict.journal import stamp_of
 from mltr.predict.predictor import Predictor
 
-#: What lengths, offsets, sizes and counts are when someone means harm.
+#: Extreme values for lengths, offsets, sizes and counts.
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-HEAD = 512  #: bytes in which most of what describes an image stands
+HEAD = 512  #: bytes of a file that contain most of its metadata
 COMPRESSIONS = (None, "packbits", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "group4")
 
 
 class MeanColour:
-    """A network that takes no time."""
+    """A network that takes almost no time."""
 
     fingerprint = "mean colour"
 
@@ -50,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for files that raise something else")
+    parser.add_argument("--keep", type=Path, help="folder for files that raise other errors")
     args = parser.parse_args()
     start = time.monotonic()
     outcomes, wrong, slowest = fuzz(args.files, args.seed)
@@ -73,7 +73,7 @@ def main() -> int:
 def fuzz(
     count: int, seed: int
 ) -> tuple[Counter[tuple[str, str]], dict[int, tuple[bytes, Exception]], float]:
-    """Return outcomes by format, the files that raised something else, and the longest time (s)."""
+    """Return outcomes by format, files that raised other errors, and the longest time (s)."""
     predictor = Predictor(
         MeanColour(), ("red", "green", "blue"), Preprocess(32), np.full(3, 0.5, np.float32)
     )
@@ -100,7 +100,7 @@ def fuzz(
 
 
 def damaged_files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield files with their format, each with damage of its own; the same for the same seed."""
+    """Yield formats with damaged files, deterministic for a seed."""
     sound = [(form, content) for form in FORMATS for content in sound_files(form)]
     by_form = {form: [content for own, content in sound if own == form] for form in FORMATS}
     for number in range(count):
@@ -110,13 +110,15 @@ def damaged_files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
         for _ in range(chance.choice((1, 1, 2, 3, 5, 9))):
             damage = chance.choice(DAMAGES)
             damage(content, chance, chance.choice(by_form[form]))
-        if form == "PNG" and chance.random() < 0.7:  # else nearly all end at the first checksum
+        if (
+            form == "PNG" and chance.random() < 0.7
+        ):  # otherwise nearly all fail at the first checksum
             mend_checksums(content)
         yield form, bytes(content)
 
 
 def mend_checksums(content: bytearray) -> None:
-    """Write the right checksum after each chunk of a PNG, as far as there are chunks."""
+    """Correct the checksums of a PNG's chunks, as far as they can be parsed."""
     start = 8
     while start + 12 <= len(content):
         end = start + 8 + int.from_bytes(content[start : start + 4], "big")
@@ -127,7 +129,7 @@ def mend_checksums(content: bytearray) -> None:
 
 
 def place_in(content: bytearray, chance: random.Random) -> int:
-    """Return a place, more often where sizes and offsets stand."""
+    """Return a random position, more often among the metadata at the start."""
     size = max(1, len(content))
     return chance.randrange(min(size, HEAD) if chance.random() < 0.7 else size)
 
@@ -171,7 +173,7 @@ def put_in(content: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def change_entry(content: bytearray, chance: random.Random, other: bytes) -> None:
-    """Give an entry of a TIFF or of Exif data another tag, kind, count or value."""
+    """Change the tag, type, count or value of an entry of a TIFF or of Exif data."""
     start = max(content.find(b"II*\0"), content.find(b"MM\0*"))
     if start < 0:
         return
@@ -196,7 +198,7 @@ DAMAGES: tuple[Damage, ...] = (
 
 
 def sound_files(form: str) -> list[bytes]:
-    """Return files of a format in all the ways that it is written."""
+    """Return valid files of a format in all its variants."""
     pixels = np.random.default_rng(0).integers(0, 256, (30, 42, 4), dtype=np.uint8)
     pixels[10:20] //= 8
     rgb = Image.fromarray(pixels[..., :3])
@@ -251,7 +253,7 @@ def sound_files(form: str) -> list[bytes]:
     else:
         for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F"):
             for compression in COMPRESSIONS:
-                # Some pairs don't exist.
+                # Some combinations don't exist.
                 with_exif = {"exif": exif} if compression is None else {"tiffinfo": {270: "said"}}
                 try:
                     add(modes[mode], compression=compression, **with_exif)

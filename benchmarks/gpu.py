@@ -1,10 +1,10 @@
-"""Throughput and share of peak on a GPU, of every variant beside timm's Swin of its size, in bf16.
+"""Throughput and share of peak on a GPU in bf16: each variant beside timm's Swin of its size.
 
     python benchmarks/gpu.py --out runs/gpu.json
 
-For each pair of networks: inference and training step, compiled and not, in turns; then the
-kernels that took longest in MlTr's slowest case. The peak is what the same GPU reaches in a large
-product of matrices, measured in the same process.
+Times inference and training steps of each pair alternately, eager and compiled, then prints the
+longest kernels of MlTr's least efficient case. The peak is that of a large matrix product on the
+same GPU, measured in the same process.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=[*PAIRS], choices=PAIRS)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--no-compile", action="store_true", help="eager alone")
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--no-compile", action="store_true", help="only eager mode")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu.py needs an NVIDIA GPU, and torch finds none here", file=sys.stderr)
@@ -66,7 +66,7 @@ def peak_tflops(n: int = 8192) -> float:
 
 
 def waiting(job: Callable[[], Any]) -> Callable[[], None]:
-    """Return the job with the GPU's work done when it returns."""
+    """Return the job followed by a synchronisation of the GPU."""
 
     def run() -> None:
         job()
@@ -78,7 +78,7 @@ def waiting(job: Callable[[], Any]) -> Callable[[], None]:
 def compare(
     name: str, peer: str, mode: str, compiled: bool, args: argparse.Namespace, figures: Any
 ) -> list[dict[str, Any]]:
-    """Time a variant and its peer, at the variant's image size, in turns."""
+    """Time a variant and its peer alternately, at the variant's image size."""
     side = default_image_size(name)
     jobs = [waiting(make_job(n, side, mode, compiled, args.batch_size)) for n in (name, peer)]
     rows = []
@@ -127,7 +127,7 @@ def training(model: nn.Module, forward: nn.Module, images: Tensor) -> None:
 
 
 def profile(row: dict[str, Any], batch_size: int) -> list[dict[str, Any]]:
-    """Print which kernels take longest in the case that is furthest from the peak."""
+    """Print the kernels that take longest in a case."""
     job = waiting(make_job(row["model"], row["side"], row["mode"], row["compiled"], batch_size))
     for _ in range(3):
         job()

@@ -1,11 +1,11 @@
-"""How time and memory grow with the image's side and with the number of classes.
+"""Growth of time and memory with the image size and the number of classes.
 
     python benchmarks/growth.py --out runs/growth.json --plot docs/growth.png
 
-Inference of `mltr_s` and Swin-T on one image of 224 to 1024 pixels; the classifier alone, with each
-head, for 20 to 10,000 classes on the map of one image. The exponent is the slope of a straight line
-through the logarithms (1: grows as the number of pixels, or of classes, does). Memory is that of
-training by `mltr.planning.workload`.
+Times inference of `mltr_s` and Swin-T on one image of 224 to 1024 pixels, and each head alone with
+20 to 10,000 classes on the map of one image. The exponent is the slope of a line fitted to the
+logarithms (1: linear in the number of pixels or classes). Memory is that of training, by
+`mltr.planning.workload`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from mltr.network.model import create_model
 
 SIDES = (224, 320, 448, 640, 896, 1024)
 CLASSES = (20, 80, 300, 1000, 3000, 10_000)
-PAIRS = 3000 * 3000  #: queries that look at each other, more than which would only take time
+PAIRS = 3000 * 3000  #: maximum pairs of queries in self-attention, as more take too long
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu-time", action="store_true", help="of the process, not the clock's")
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw them")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time instead of wall time")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="plot the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     figures: dict[str, Any] = {"about": about(rounds=args.rounds)}
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def by_side(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Time one image of each side; Swin is built for each, MlTr takes them all."""
+    """Time one image of each size; Swin is rebuilt for each, MlTr accepts all."""
     seconds, megabytes = [], []
     for side in SIDES:
         model = create_model(name, image_size=side).eval()
@@ -105,7 +105,7 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 
 
 def draw(figures: dict[str, Any], path: str) -> None:
-    """Draw time against side and against classes, on logarithmic axes."""
+    """Plot time against image size and number of classes on logarithmic axes."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -118,12 +118,12 @@ def draw(figures: dict[str, Any], path: str) -> None:
     for row in figures["classes"]:
         label = f"{row['head']} (classes^{row['time_exponent']:.2f})"
         right.plot(row["classes"], [1e3 * s for s in row["seconds"]], "o-", label=label)
-    left.set(xlabel="side of the image, pixels", ylabel="s an image", xscale="log", yscale="log")
+    left.set(xlabel="side of the image, pixels", ylabel="s per image", xscale="log", yscale="log")
     left.set_xticks(SIDES, [str(side) for side in SIDES], rotation=45)
     left.minorticks_off()
     marks = (0.1, 0.2, 0.5, 1, 2, 5)
     left.set_yticks(marks, [str(mark) for mark in marks])
-    right.set(xlabel="classes", ylabel="head alone, ms an image", xscale="log", yscale="log")
+    right.set(xlabel="classes", ylabel="head only, ms per image", xscale="log", yscale="log")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize="small")
         axes.spines[["top", "right"]].set_visible(False)

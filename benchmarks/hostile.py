@@ -1,11 +1,11 @@
-"""`mltr serve` among clients that mean it ill: does it stay as it is, are others still answered?
+"""`mltr serve` among hostile clients: response times of honest ones, and the server's memory.
 
     python benchmarks/hostile.py RUN --out hostile.json
 
-First so many connections are held open with unfinished heads, and an honest client is timed. Then
-honest and hostile requests of all kinds come in turns, eight at a time, and the memory of the
-server is read; it may grow in the first fifth, until all of its threads have worked. Last, Ctrl-C.
-All is on the loopback.
+First holds many connections open with unfinished heads and times an honest client. Then sends
+honest and hostile requests of all kinds, eight at a time, and reads the server's memory, which may
+grow during the first fifth, until all threads have worked. Ends with Ctrl-C. All connections are on
+the loopback interface.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from PIL import Image
 from mltr.files.writing import write_json
 
 AT_A_TIME = 8
-WARM_UP = 0.2  #: of the requests
+WARM_UP = 0.2  #: share of the requests for warm-up
 PATIENCE_S = 60
 
 
@@ -42,7 +42,7 @@ def jpeg(side: int) -> bytes:
 
 
 def png_of_zeros(width: int, height: int, depth: int) -> bytes:
-    """A grey PNG that unpacks to a thousand times its size."""
+    """Return a grey PNG that decodes to a thousand times its size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
@@ -71,7 +71,7 @@ def form(*files: bytes, charset: str = "") -> bytes:
 
 
 def prepare() -> dict[str, bytes]:
-    """Return the requests by name; the honest ones have the names that begin with `honest`."""
+    """Return the requests by name; names of honest ones start with `honest`."""
     get = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     photo, deep = jpeg(640), png_of_zeros(8000, 5000, 16)
     text = b'--b\r\nContent-Disposition: form-data; name="i"\r\n\r\n' + b"\xff" * 1_000_000
@@ -103,9 +103,9 @@ def prepare() -> dict[str, bytes]:
 
 
 async def send(port: int, request: bytes, is_cut: bool = False) -> str:
-    """Send a request on a connection of its own; return the status, or how it ended.
+    """Send a request on a new connection; return the status, or how the connection ended.
 
-    One that is cut off waits for no answer.
+    With `is_cut`, close it without waiting for a response.
     """
     writer = None
     try:
@@ -127,7 +127,7 @@ async def send(port: int, request: bytes, is_cut: bool = False) -> str:
 
 
 async def hold_open(port: int, count: int, seconds: float, request: bytes) -> dict[str, Any]:
-    """Time an honest client while so many connections say nothing more."""
+    """Time an honest client while `count` connections stay silent."""
     held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
     for _, writer in held:
         writer.write(b"GET / HTTP/1.1\r\n")
@@ -143,7 +143,7 @@ async def hold_open(port: int, count: int, seconds: float, request: bytes) -> di
 
 
 async def mix(port: int, requests: dict[str, bytes], total: int, memory: Any) -> dict[str, Any]:
-    """Send the requests in turns; return what became of each kind, and the server's memory."""
+    """Send the requests in rotation; return the outcomes by kind, and the server's memory."""
     answers: dict[str, Counter[str]] = {name: Counter() for name in requests}
     waits, sizes = [], []
     numbers = iter(range(total))
@@ -169,7 +169,7 @@ async def mix(port: int, requests: dict[str, bytes], total: int, memory: Any) ->
         "answers": {name: dict(found) for name, found in answers.items()},
         "honest_p50_s": float(np.percentile(waits, 50)),
         "honest_longest_s": max(waits),
-        # Medians of quarters: single readings hold what is being decoded at that moment.
+        # Medians of quarters, as single readings include images that are being decoded.
         "memory_mb": quarters,
         "growth": quarters[-1] / quarters[0],
     }
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--connections", type=int, default=500)
     parser.add_argument("--hold", type=float, default=15, metavar="SECONDS")
-    parser.add_argument("--files", type=int, metavar="N", help="that the server may open")
+    parser.add_argument("--files", type=int, metavar="N", help="limit on the server's open files")
     parser.add_argument("--out", default="hostile.json")
     args, options = parser.parse_known_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,12 +1,12 @@
-"""Training memory: measured in processes of their own, beside the model of it, and what fits where.
+"""Training memory: measurements beside the estimate, and the largest batches that fit.
 
     python benchmarks/memory.py --out runs/memory.json
 
-For each network, with gradient checkpointing and without, processes do one step of AdamW with 4 and
-with 8 images; the difference of their greatest resident sizes is the memory of 4 images, and what
-is left is fixed. `mltr.planning.workload` should say the same to 15 %. Then MlTr's step is timed
-with and without checkpointing in turns, and the largest batch of each variant is printed for given
-memory.
+For each network, with and without gradient checkpointing, separate processes take one step of AdamW
+with 4 and 8 images. The difference of their peak resident sizes is the memory of 4 images; the rest
+is fixed. `mltr.planning.workload` should agree within 15 %. Then MlTr's step is timed with and
+without checkpointing alternately, and the largest batch of each variant is printed for several
+memory sizes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MODELS = (
 VARIANTS = ("mltr_nano", "mltr_s", "mltr_m", "mltr_l", "mltr_xl")
 SIDES = (224, 384, 448)
 BUDGETS_GB = (8, 16, 24, 40, 80)
-USABLE = 0.9  #: share of an accelerator's memory that is left for tensors
+USABLE = 0.9  #: share of an accelerator's memory available for tensors
 BATCHES = (4, 8)
 
-# Big blocks go back to the system when freed, so that the greatest size is that of live tensors.
+# Large freed blocks are returned to the system, so the peak size is that of live tensors.
 STEP = """
 import resource, sys, torch
 from mltr.network.model import create_model
@@ -58,11 +58,13 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="of the table")
-    parser.add_argument("--rounds", type=int, default=3, help="of the timing of checkpointing")
+    parser.add_argument(
+        "--variants", nargs="*", default=list(VARIANTS), help="variants of the table"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing checkpointing")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu-time", action="store_true", help="of the process, not the clock's")
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time instead of wall time")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     figures: dict[str, Any] = {"about": about()}
@@ -77,7 +79,7 @@ def main() -> None:
 
 
 def compare(name: str, checkpointing: bool) -> dict[str, Any]:
-    """Measure a network and ask the model about it."""
+    """Measure the memory of a network and compare it with the estimate."""
     few, many = (measure(name, batch_size, checkpointing) for batch_size in BATCHES)
     said = training_memory(name, 224, checkpointing)
     row = {
@@ -97,14 +99,14 @@ def compare(name: str, checkpointing: bool) -> dict[str, Any]:
 
 
 def measure(name: str, batch_size: int, checkpointing: bool) -> int:
-    """Return the bytes that a training step added to a process at its greatest."""
+    """Return the bytes by which a training step raised the peak size of a process."""
     command = [sys.executable, "-c", STEP, name, str(batch_size), str(checkpointing)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout)
 
 
 def time_checkpointing(args: argparse.Namespace) -> dict[str, float]:
-    """Time a step of mltr_s with and without checkpointing in turns."""
+    """Time a step of mltr_s with and without checkpointing alternately."""
     plain, recomputing = (create_model("mltr_s").train() for _ in range(2))
     recomputing.set_grad_checkpointing(True)
     images = torch.randn(8, 3, 224, 224)
@@ -119,7 +121,7 @@ def time_checkpointing(args: argparse.Namespace) -> dict[str, float]:
 
 
 def table(variants: list[str]) -> list[dict[str, Any]]:
-    """Print the largest batch of each variant for given memory."""
+    """Print the largest batch of each variant for several memory sizes."""
     rows = []
     print(f"\nlargest batch, float32, {USABLE:.0%} of the memory; with checkpointing in brackets")
     print("| variant | side | " + " | ".join(f"{gb} GB" for gb in BUDGETS_GB) + " |")

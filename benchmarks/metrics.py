@@ -1,10 +1,10 @@
-"""Seconds for the metrics of a whole data set, beside torchmetrics and scikit-learn.
+"""Time of the metrics of a whole data set, beside torchmetrics and scikit-learn.
 
     python benchmarks/metrics.py --out runs/metrics.json
 
-Scores of COCO's size (40,504 x 80; about 3 labels an image) are judged by each in turns. Then, in a
-process of its own, every metric of 100,000 x 9,605 (Open Images' classes): the time, and the most
-memory that the process held, inputs included.
+All compute mAP of scores of COCO's size (40,504 x 80, about 3 labels per image) alternately. Then a
+new process computes every metric of 100,000 x 9,605 scores (Open Images' classes). Prints its time,
+and its peak memory including the inputs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=2, default=[40_504, 80], metavar=("N", "K"))
     parser.add_argument("--large", type=int, nargs=2, default=[100_000, 9_605], metavar=("N", "K"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only_large:
@@ -67,12 +67,12 @@ def about() -> dict[str, Any]:
 
 
 def compose(N: int, K: int, labels: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return probs float32 and targets int8 of a network that is right more often than not."""
+    """Return probs float32 and targets int8 [N, K] like those of a fairly good network."""
     rng = np.random.default_rng(0)
     probs = rng.random((N, K), dtype=np.float32)
     targets = np.zeros((N, K), np.int8)
     rows = max(1, 4_000_000 // K)
-    for start in range(0, N, rows):  # a few at a time, so that the inputs are what fills memory
+    for start in range(0, N, rows):  # in blocks, so that temporaries don't raise the peak memory
         block = slice(start, start + rows)
         targets[block] = rng.random(targets[block].shape, dtype=np.float32) < labels / K
         probs[block] **= np.where(targets[block] == 1, 0.3, 4).astype(np.float32)

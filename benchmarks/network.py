@@ -3,13 +3,12 @@
     python benchmarks/network.py --out runs/network.json
     python benchmarks/network.py --all --out runs/peers.json
 
-Each round times the reference and then the model, so that a busy moment hits both; the ratio of
-each round is of images/s times multiply-adds (1.0: as efficient as Swin-T), and the median and
-range over the rounds are printed. Multiply-adds are counted, by one counter for all networks, in
-one image. The C library keeps freed memory, as in `mltr train`: otherwise the network that comes
-second gets the memory of the first, while that one takes its own anew from the system. `compiled`
-is torch.compile'd float32 inference of both, and the model's own speed over its eager one in the
-same rounds.
+Each round times the model and then the reference, so that noise affects both. Efficiency is the
+ratio of images/s times multiply-adds (1.0: that of Swin-T), given as the median and range over the
+rounds. Multiply-adds of one image are counted in the same way for all networks. As in `mltr train`,
+the C library keeps freed memory; otherwise the second network would reuse the memory of the first,
+which has to get its own from the system. `compiled` is float32 inference of both with
+torch.compile, with the model's speed-up over eager mode in the same rounds.
 """
 
 from __future__ import annotations
@@ -52,15 +51,17 @@ MODES = ("fp32", "bf16", "train", "compiled")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["mltr_s"], help="of mltr, or timm/NAME")
-    parser.add_argument("--all", action="store_true", help=f"these: {', '.join(PEERS)}")
+    parser.add_argument(
+        "--models", nargs="+", default=["mltr_s"], help="MlTr variants or timm/NAME"
+    )
+    parser.add_argument("--all", action="store_true", help=f"all of {', '.join(PEERS)}")
     parser.add_argument("--modes", nargs="+", default=["fp32", "bf16", "train"], choices=MODES)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plain-malloc", action="store_true", help="freed memory may be returned")
-    parser.add_argument("--cpu-time", action="store_true", help="of the process, not the clock's")
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--plain-malloc", action="store_true", help="don't keep freed memory")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time instead of wall time")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     machine = about(
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def compare(name: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Time a network and the reference in turns."""
+    """Time a network and the reference alternately."""
     jobs = [make_job(name, mode, args.batch_size), make_job(REFERENCE, mode, args.batch_size)]
     if mode == "compiled":
         jobs.append(make_job(name, "fp32", args.batch_size))
@@ -98,7 +99,7 @@ def compare(name: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_job(name: str, mode: str, batch_size: int) -> Callable[[], Any]:
-    """Return a function that does one inference or one training step."""
+    """Return a function that runs one inference or one training step."""
     torch.manual_seed(0)
     model = create_model(name, num_classes=80)
     images = torch.randn(batch_size, 3, SIDE, SIDE)

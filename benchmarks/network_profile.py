@@ -1,10 +1,11 @@
-"""Where a call's time goes, in MlTr and in timm's Swin-T: milliseconds by kind of operation.
+"""Profile of MlTr and timm's Swin-T: milliseconds by kind of operation.
 
     python benchmarks/network_profile.py
     python benchmarks/network_profile.py --modes compiled train
 
-By torch.profiler, each operation without those that it calls; of some calls the fastest. Compiled
-operations are several of the plain ones in one and count as what they are named after first here.
+Measured with torch.profiler as self time of each operation, in the fastest of several calls.
+Compiled kernels fuse several operations and count as the first kind in `KINDS` that their name
+matches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from mltr.files.writing import write_figures
 from mltr.machine.memory import keep_freed_memory
 
-#: Which operations are of which kind, by a part of their name; the first that fits counts.
+#: Kinds of operations by parts of their names; the first match counts.
 KINDS = {
     "linear layers": ("aten::addmm", "aten::mm"),
     "attention": ("scaled_dot_product", "bmm", "softmax", "masked_fill"),
@@ -42,10 +43,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--calls", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    inductor.cpp.enable_kernel_profile = True  # names for what is compiled
+    inductor.cpp.enable_kernel_profile = True  # names for compiled kernels
     machine = about(batch_size=args.batch_size, keeps_memory=keep_freed_memory())
     print(*(f"{key}: {value}" for key, value in machine.items()), sep=", ")
     rows = []

@@ -1,12 +1,12 @@
-"""Images per second from JPEG files to batches for training, beside the way of ASL's code.
+"""Images per second from JPEG files to training batches, beside the pipeline of ASL.
 
     python benchmarks/pipeline.py --data COCO_MINI --out runs/pipeline.json
 
-The peer is what ASL (arXiv 2009.14119) and its many descendants do: Pillow opens and converts,
-squash to the size, cutout, RandAugment (torchvision's, of the same strength), ToTensor. Ours does
-the same by the recipe `coco`, and mirrors half of the images besides. Both take turns, batch by
-batch, in one process and one thread, until the batch of float32 is there; then in worker processes.
-At last our way takes turns with itself, torchvision's RandAugment in the place of ours.
+The peer is the pipeline of ASL (arXiv 2009.14119) and its many descendants: Pillow opens and
+converts, then squash, cutout, RandAugment (torchvision's, at the same strength) and ToTensor. Ours
+does the same with the recipe `coco`, and also flips half of the images. Both alternate batch by
+batch, up to the float32 batch, first in one process and thread, then in worker processes. Finally
+our pipeline is compared with itself using torchvision's RandAugment.
 """
 
 from __future__ import annotations
@@ -49,15 +49,17 @@ from mltr.machine.memory import keep_freed_memory
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="of JPEG files, or above")
+    parser.add_argument(
+        "--data", required=True, metavar="FOLDER", help="folder that contains JPEG files"
+    )
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3, help="times that each image is loaded")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()  # both ways profit; our workers do so
+    keep_freed_memory()  # both pipelines benefit; our workers do the same
     paths = [path for path in find_images(args.data) if path.suffix.lower() in (".jpg", ".jpeg")]
     about = {
         "date": str(date.today()), "machine": platform.machine(), "cores": os.cpu_count(),
@@ -115,7 +117,7 @@ class AslImages(Dataset[Tensor]):
 
 
 class CutoutPIL:
-    """As in ASL's helper_functions.py."""
+    """Cutout as in ASL's helper_functions.py."""
 
     def __init__(self, share: float) -> None:
         self.share = share
@@ -134,7 +136,7 @@ class CutoutPIL:
 
 
 class TorchvisionTransform(TrainTransform):
-    """Training's own, with torchvision's RandAugment in the place of ours."""
+    """The transform of training, with torchvision's RandAugment instead of ours."""
 
     def __init__(self, augment: AugmentConfig, on: str) -> None:
         super().__init__(replace(augment, randaugment_ops=0))
@@ -152,7 +154,7 @@ class TorchvisionTransform(TrainTransform):
 
 
 def with_torchvision(dataset: ImageDataset) -> dict[str, ImageDataset]:
-    """Return the same images varied by our RandAugment and by torchvision's."""
+    """Return datasets of the same images with our RandAugment and with torchvision's."""
     ways = {"ours": dataset}
     for on in ("tensors", "Pillow images"):
         ways[f"torchvision's on {on}"] = other = copy(dataset)
@@ -164,7 +166,7 @@ def with_torchvision(dataset: ImageDataset) -> dict[str, ImageDataset]:
 
 
 def compare(ways: dict[str, Dataset[Any]], args: argparse.Namespace) -> dict[str, Any]:
-    """Time batches of each way in turns, in this thread; rates are relative to the first one's."""
+    """Time batches of the datasets alternately in this thread; ratios are relative to the first."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     count = len(next(iter(ways.values()))) // args.batch_size  # type: ignore[arg-type]
     for number in range(-1, count * args.rounds):
@@ -172,7 +174,7 @@ def compare(ways: dict[str, Dataset[Any]], args: argparse.Namespace) -> dict[str
         for name, dataset in ways.items():
             began = time.process_time()
             _make_batch(dataset, range(start, start + args.batch_size))
-            if number >= 0:  # the first one warms up
+            if number >= 0:  # the first batch is warm-up
                 seconds[name].append(time.process_time() - began)
     return summarise("one thread", seconds, args.batch_size)
 
@@ -187,9 +189,9 @@ def _make_batch(dataset: Any, indices: Sequence[int]) -> Tensor:
 def compare_workers(
     ways: dict[str, Dataset[Any]], args: argparse.Namespace, workers: int
 ) -> dict[str, Any]:
-    """Time whole epochs of each way in turns: by the clock, and by the processors' time a worker.
+    """Time whole epochs of the datasets alternately: in wall time, and in CPU time per worker.
 
-    The latter is what one worker gets through in a second of its own, however busy the machine.
+    The latter doesn't depend on other load of the machine.
     """
     loaders = {name: _loader(dataset, args.batch_size, workers) for name, dataset in ways.items()}
     clock: dict[str, list[float]] = {name: [] for name in ways}
@@ -221,7 +223,7 @@ def _loader(
 
 
 def _seconds_of_workers(loader: Any) -> float:
-    """Return the processor time of a loader's workers so far, or 0 before there are any."""
+    """Return the CPU seconds of a loader's workers so far; 0 before they have started."""
     found = 0.0
     for worker in getattr(loader._iterator, "_workers", ()):
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")")[1].split()
@@ -252,7 +254,7 @@ def summarise(title: str, seconds: dict[str, list[float]], images: int) -> dict[
 
 
 def stages(paths: Sequence[Path], side: int, augment: AugmentConfig) -> dict[str, float]:
-    """Return the milliseconds that each step takes an image: medians over a few rounds."""
+    """Return the milliseconds per image of each step: medians over a few rounds."""
     rng = np.random.default_rng(0)
     files = [path.read_bytes() for path in paths[:100]]
     full = [open_image(file) for file in files]
@@ -287,7 +289,7 @@ def stages(paths: Sequence[Path], side: int, augment: AugmentConfig) -> dict[str
             times[name].append(1000 * (time.process_time() - began) / len(files))
     found = {name: median(own) for name, own in times.items()}
     for name, own in found.items():
-        print(f"{name:<26} {own:6.3f} ms an image")
+        print(f"{name:<26} {own:6.3f} ms per image")
     return found
 
 

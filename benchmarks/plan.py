@@ -1,11 +1,11 @@
-"""What `mltr plan` foretells beside what short runs on this machine take.
+"""Estimates of `mltr plan` compared with short runs on this machine.
 
-    python benchmarks/plan.py --out runs/plan.json       # three recipes, some minutes
+    python benchmarks/plan.py --out runs/plan.json       # three recipes, a few minutes
     python benchmarks/plan.py --swin                     # the assumed speed of GPUs, half a minute
 
-Each run stands between two plans, so that a busy moment hits both; their mean is compared. Memory
-is the most that the run's main process held. `--swin` compares the rule by which speeds of devices
-that aren't here are assumed with timm's published speeds of training Swins on an RTX 3090
+A plan is made before and after each run, so that noise affects both, and their mean is compared.
+Memory is the peak of the run's main process. `--swin` compares the assumed speed of GPUs that
+aren't present with timm's published training speeds of Swins on an RTX 3090
 (results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv of huggingface/pytorch-image-models).
 """
 
@@ -44,7 +44,7 @@ CASES = {
         "--train.epochs=2",
     ],
 }  # fmt: skip
-#: Images/s of training in mixed precision on an RTX 3090, and the side of the images.
+#: Images/s of training in mixed precision on an RTX 3090, and the image size in pixels.
 SWINS = {
     "swin_tiny_patch4_window7_224": (648.69, 224),
     "swin_small_patch4_window7_224": (400.37, 224),
@@ -53,8 +53,8 @@ SWINS = {
     "swin_base_patch4_window12_384": (74.73, 384),
     "swin_large_patch4_window12_384": (41.75, 384),
 }
-# Runs a command and tells, last of all, the most memory that its process held, in kB. CLOCK is by
-# what it measures time.
+# Runs a command and prints the peak memory of its process in kB at the end. CLOCK is the function
+# of `time` that replaces perf_counter.
 RUNNER = """
 import sys, time
 time.perf_counter = getattr(time, "CLOCK")
@@ -67,16 +67,18 @@ sys.exit(code)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--swin", action="store_true", help="the assumed speed of GPUs instead")
+    parser.add_argument(
+        "--swin", action="store_true", help="check the assumed speed of GPUs instead"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=0, help="that load images")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="count the process's own seconds, for a busy machine (one thread, no workers)",
+        help="CPU time instead of wall time, for a busy machine (one thread, no workers)",
     )
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     if args.swin:
         rows = [compare_swin(name, *published) for name, published in SWINS.items()]
@@ -97,7 +99,7 @@ def main() -> None:
 
 
 def compare(name: str, options: list[str], threads: int, cpu_time: bool) -> dict[str, Any]:
-    """Plan, run, plan again; print and return what was foretold and what came."""
+    """Plan, run, plan again; print and return planned and measured figures."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     ask = partial(subprocess.run, env=environment, check=True, text=True, stdout=subprocess.PIPE)
     clock = "process_time" if cpu_time else "perf_counter"
@@ -115,7 +117,7 @@ def compare(name: str, options: list[str], threads: int, cpu_time: bool) -> dict
         peak_kb = int(ask([*command, *train]).stdout.split()[-1])
         after = plan()
         seconds = json.loads(Path(f"{out}.json").read_text())["train_seconds"]
-    # A run counts training and validation; its test comes after.
+    # `train_seconds` of a run includes validation but not the test.
     planned_s = mean(
         3600 * figures["hours"] - figures["images"]["test"] / figures["speed"]["val_images_per_s"]
         for figures in (before, after)

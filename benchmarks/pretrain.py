@@ -1,10 +1,10 @@
-"""Does learning without labels first pay, in the same time? On MIML, with all labels and with few.
+"""Gain of masked pretraining over supervised training in the same time, with all or few labels.
 
     python benchmarks/pretrain.py --data MIML --out runs/pretrain_bench
 
-Two questions, each with two arms of about the same total time: supervised all the way, or masked
-image modelling on all training photos first. `all` uses the labels of all 1445 training photos,
-`few` those of every tenth. Validation and test photos are the same everywhere.
+On MIML. Both arms take about the same total time: only supervised, or masked image modelling on all
+training photos first. `all` uses the labels of all 1445 training photos, `few` those of every
+tenth. Validation and test photos are the same for all.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from mltr.runs.folder import open_run
 from mltr.training.pretrain import pretrain
 from mltr.training.train import train
 
-#: Epochs of masked modelling, then of training; a pretraining epoch on all photos costs about as
-#: much as a training epoch on all of them, and ten times as much as one on every tenth photo.
+#: Epochs of masked modelling and of training. A pretraining epoch on all photos takes about as long
+#: as a training epoch on them, and ten times as long as one on every tenth photo.
 ARMS = {
     "all": {"supervised": (0, 70), "pretrained": (35, 35)},
     "few": {"supervised": (0, 350), "pretrained": (25, 100)},
@@ -67,7 +67,7 @@ def main() -> None:
 def run_arm(
     data: Path, out: Path, labels: str, first: int, then: int, seed: int, threads: int
 ) -> dict[str, float]:
-    """Pretrain for `first` epochs, train for `then`; return test map and seconds of training."""
+    """Pretrain for `first` epochs, train for `then`; return test map and training seconds."""
     options = ["--train.seed", str(seed), "--train.threads", str(threads)]
     options += ["--train.epochs", str(then)]
     seconds = 0.0
@@ -92,7 +92,7 @@ def run_arm(
 
 
 def run(job: Callable[..., dict[str, Any]], out: Path, options: list[str]) -> dict[str, Any]:
-    """Do a job by the recipe of MIML; a finished run is not repeated."""
+    """Run a job with the recipe for MIML unless done; return the figures."""
     if (out / "metrics.json").is_file():
         figures: dict[str, Any] = json.loads((out / "metrics.json").read_text())
         return figures
@@ -101,7 +101,7 @@ def run(job: Callable[..., dict[str, Any]], out: Path, options: list[str]) -> di
 
 
 def write_few(data: Path, table: Path) -> None:
-    """Write a table of every tenth training photo, and of all for validation and test."""
+    """Write a table of every tenth training photo and all validation and test photos."""
     config = DataConfig(root=str(data), labels="miml_labels_1.csv", images="images")
     splits = open_splits(config)
     table.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""`mltr predict --engine ray` on this machine beside the same command without it, at equal cores.
+"""`mltr predict` on this machine with and without `--engine ray`, with the same number of cores.
 
     python benchmarks/ray_tagging.py runs/mine ../shared/data/miml/images --images 5000
 
-By turns in one process: from files to a finished Parquet file with its journal, the network here
-with `--threads`, then in as many processes of Ray with one thread each. Starting Ray and loading
-the network there is timed by itself. The rows of both are compared.
+Alternately predicts from files to a finished Parquet file with its journal: in this process with
+`--threads`, and in as many processes of Ray with one thread each. The start of Ray, including
+loading the network there, is timed separately. The rows of both are compared.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a bundle")
     parser.add_argument("photos", nargs="+", help="folders of photos")
-    parser.add_argument("--images", type=int, default=5000, help="in each round")
+    parser.add_argument("--images", type=int, default=5000, help="images per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes of Ray; this one has its threads
+    os.environ["OMP_NUM_THREADS"] = "1"  # for Ray's processes; this one already has its threads
     with tempfile.TemporaryDirectory() as folder:
         figures = compare(Path(folder), args)
     if args.out:
@@ -63,7 +63,7 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     rounds = []
     with on_cluster(args.run, predictor, "cpu", args.threads, None, notes=True) as cluster:
         start_s = time.perf_counter() - began
-        for _ in range(args.rounds + 1):  # the first one warms up
+        for _ in range(args.rounds + 1):  # the first round is warm-up
             plain_s, _ = timed(lambda: tag("plain.parquet", None))
             ray_s, _ = timed(lambda: tag("ray.parquet", cluster))
             rounds.append((plain_s, ray_s))
@@ -85,7 +85,7 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def difference(first: Path, second: Path) -> float:
-    """Return the greatest difference of a probability; raises ValueError if rows differ."""
+    """Return the maximum difference of probabilities; raises `ValueError` if rows differ."""
     tables = pq.read_table(first), pq.read_table(second)
     for name in ("path", "labels", "error"):
         if tables[0][name].to_pylist() != tables[1][name].to_pylist():

@@ -1,11 +1,11 @@
-"""Is a resized network worth more than a new one? Train small, resize, train on; and from nothing.
+"""Gain of a resized network over a new one at the larger size.
 
     python benchmarks/resize.py --data MIML --out runs/resize
 
-Trains mltr_nano with absolute positions at 96 px with windows of 3, resizes it to 128 px and
-windows of 4 (so positions, relative tables and cross-window projections all change), and compares,
-on the test photos: the resized network as it is, after a short fine-tune, and a new network that
-trains at 128 px for the same number of epochs, which takes the same time.
+Trains mltr_nano with absolute positions at 96 px and windows of 3, and resizes it to 128 px and
+windows of 4, so that positions, relative tables and cross-window projections all change. Compares
+on the test photos: the resized network, the same after a short fine-tune, and a new network trained
+at 128 px for as many epochs as the fine-tune, which takes the same time.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, metavar="MIML", help="folder of the photos")
     parser.add_argument("--out", default="runs/resize")
-    parser.add_argument("--epochs", type=int, default=40, help="at 96 px")
-    parser.add_argument("--more-epochs", type=int, default=10, help="at 128 px")
-    parser.add_argument("--lr", type=float, default=3e-4, help="of the fine-tune")
+    parser.add_argument("--epochs", type=int, default=40, help="epochs at 96 px")
+    parser.add_argument("--more-epochs", type=int, default=10, help="epochs at 128 px")
+    parser.add_argument("--lr", type=float, default=3e-4, help="learning rate of the fine-tune")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(2)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def run(data: str, out: Path, options: list[str]) -> dict[str, Any]:
-    """Train by the recipe of MIML with some options; a finished run is not repeated."""
+    """Train with the recipe for MIML and the given options unless done; return the figures."""
     if (out / "metrics.json").is_file():
         figures: dict[str, Any] = json.loads((out / "metrics.json").read_text())
         return figures

@@ -1,12 +1,11 @@
-"""`mltr serve` under load: beside the same network offline, and at five times what it can take.
+"""`mltr serve` under load: compared with the same network offline, and at five times its capacity.
 
     python benchmarks/serving.py RUN PHOTOS --out serving.json
 
-Offline: a `Predictor` over the bytes of the photos, in a process of its own, before and after.
-Served: clients on the loopback that each send the next photo once they have the last answer, by
-raw sockets and prepared requests, so that the sender costs little; what it costs is told as
-`sender_cores`, and that is time which the server lacks and offline has. Overload: requests at a
-fixed rate, whatever comes back.
+Offline: a `Predictor` over the bytes of the photos in a separate process, before and after. Served:
+clients on the loopback interface that each send the next photo after the last response. They cost
+little, with raw sockets and prepared requests; `sender_cores` is the number of cores that they take
+from the server. Overload: requests at a fixed rate, regardless of the responses.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ import numpy as np
 from mltr.data.walk import find_images
 from mltr.files.writing import write_json
 
-MOST_CONNECTIONS = 600  #: of the overload at a time; a request that finds none free is counted
+MOST_CONNECTIONS = 600  #: maximum connections of the overload; requests beyond are only counted
 
 
 class Connection:
-    """One client's connection, which is kept."""
+    """A client with a persistent connection."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.streams: Any = None
 
     async def post(self, request: bytes) -> int:
-        """Send a prepared request and read the whole answer; return its status."""
+        """Send a prepared request and read the whole response; return its status."""
         if self.streams is None:
             self.streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self.streams
@@ -71,7 +70,7 @@ def summarise(latencies: list[float]) -> dict[str, float]:
 async def closed_loop(
     port: int, requests: list[bytes], clients: int, seconds: float
 ) -> dict[str, Any]:
-    """Keep so many clients busy; return throughput, latencies, and what went wrong."""
+    """Keep a number of clients busy; return throughput, latencies and errors."""
     source, latencies, statuses = cycle(requests), [], Counter()
     sent = 0
     end = time.perf_counter() + seconds
@@ -108,7 +107,7 @@ async def closed_loop(
 async def open_loop(
     port: int, requests: list[bytes], rate: float, seconds: float, memory: Any
 ) -> dict[str, Any]:
-    """Send at a fixed rate; return how fast which answers came, and the server's memory."""
+    """Send at a fixed rate; return responses by status, latencies, and the server's memory."""
     source, statuses, tasks = cycle(requests), Counter(), set()
     latencies: dict[int, list[float]] = {200: [], 503: []}
     free = [Connection(port) for _ in range(MOST_CONNECTIONS)]
@@ -153,7 +152,7 @@ async def open_loop(
 
 
 def measure_offline(run: str, photos: list[bytes], seconds: float) -> float:
-    """Images per second of a `Predictor` in a process of its own."""
+    """Return the images/s of a `Predictor` in a separate process."""
     code = (
         "import sys, time, pickle, mltr; photos = pickle.load(sys.stdin.buffer);"
         f"p = mltr.load({run!r}, device='cpu'); p(photos[:64]); done = 0; t = time.perf_counter()\n"
@@ -174,7 +173,9 @@ def main() -> None:
     parser.add_argument("photos", metavar="PHOTOS", help="folder of JPEGs")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--overload", type=float, default=5, help="times the throughput served")
+    parser.add_argument(
+        "--overload", type=float, default=5, help="multiple of the measured throughput"
+    )
     parser.add_argument("--out", default="serving.json")
     args, options = parser.parse_known_args()
     files = [path for path in find_images(args.photos) if path.suffix.lower() in (".jpg", ".jpeg")]

@@ -1,10 +1,10 @@
-"""Seconds until a command answers, each in fresh processes.
+"""Start-up time of commands, each in fresh processes.
 
     python benchmarks/startup.py --out runs/startup.json
     python benchmarks/startup.py --run RUN --photo PHOTO.jpg     # also the first prediction
 
-The median and the range by the clock, and the median of the processor's time, which a busy machine
-changes less. The first call of each warms the disk's cache and isn't counted.
+Prints the median and range of the wall time, and the median of the CPU time, which depends less on
+other load. The first call of each command warms the disk cache and isn't counted.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mltr.files.writing import write_figures
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--run", help="a trained run, to predict by")
-    parser.add_argument("--photo", help="what to predict for")
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--run", help="trained run for the first prediction")
+    parser.add_argument("--photo", help="photo for the first prediction")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     commands = {
         "python": ["-c", "pass"],

@@ -1,12 +1,12 @@
-"""How near `mltr predict` comes to the speed of its network alone, on photos as they are.
+"""Speed of `mltr predict` on photo files as a share of its network's speed alone.
 
     python benchmarks/tagging.py ../shared/data/coco_mini --out runs/tagging.json
-    python benchmarks/tagging.py --names 1000000   # how soon a folder of a million names begins
+    python benchmarks/tagging.py --names 1000000   # time to the first row in a large folder
 
-Each round predicts the same number of images by the network alone, on a tensor that is ready, and
-from files to a finished Parquet file with its journal, by turns in one process; the share of each
-round, their median and range are printed. Each photo is a copy with a few bytes of its own after
-its end, so that none is known from its twin.
+Each round predicts the same number of images in one process: with the network alone on a prepared
+tensor, and from files to a finished Parquet file with its journal. Prints the share of each round,
+their median and range. Each photo is a copy with a few unique bytes appended, so that none is
+recognised as a duplicate.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", nargs="*", help="folders of photos")
     parser.add_argument("--model", default="mltr_s")
-    parser.add_argument("--images", type=int, default=128, help="in each round")
+    parser.add_argument("--images", type=int, default=128, help="images per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--names", type=int, help="time the start with so many names instead")
-    parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--names", type=int, help="time the start with this many names instead")
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     about = {
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Time the network alone and the command by turns; the first round warms up."""
+    """Time the network alone and the command alternately; the first round is warm-up."""
     copy_photos(args.photos, folder / "photos", args.images)
     predictor = create_predictor(args.model, args.batch_size)
     parser = argparse.ArgumentParser()
@@ -113,7 +113,7 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(step: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds that a step takes, and those that it keeps processors busy."""
+    """Return the wall time and the CPU time of a step in seconds."""
     began, cpu_began = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - began, time.process_time() - cpu_began

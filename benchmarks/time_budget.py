@@ -1,13 +1,12 @@
-"""Test `map` for the time spent: mltr_nano beside networks of like cost, each from scratch.
+"""Test `map` by training time: mltr_nano beside networks of similar cost, each from scratch.
 
     python benchmarks/time_budget.py miml --data MIML --out runs/budget --plot budget.png
     python benchmarks/time_budget.py scenes --models mltr_nano timm/resnet18 --minutes 2
 
-The same engine, recipe, images and seeds for all. How long an epoch takes is timed first, once for
-each network; a budget of minutes is then the number of epochs that fit, with the schedule laid out
-for them, validated once, at the end. So the figures don't depend on what else the machine does
-meanwhile, and what is finished is not repeated: give the same command again to go on. Time an
-epoch with nothing else running.
+All networks have the same trainer, recipe, images and seeds. First an epoch of each network is
+timed once, which needs an otherwise idle machine. A budget in minutes is then the number of epochs
+that fit, with the schedule over these and one validation at the end. The figures therefore don't
+depend on other load during training. Repeat the command to continue; finished runs are kept.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from mltr.runs.folder import RunFolder, open_run
 from mltr.training.train import train
 
 SIDES = {"miml": 96, "scenes": 64}
-WARMUP = 0.07  #: share of the epochs, as in the recipe for MIML
-TIMED_EPOCHS = 3  #: the first of them isn't counted
+WARMUP = 0.07  #: share of the epochs for warm-up, as in the recipe for MIML
+TIMED_EPOCHS = 3  #: epochs for timing, of which the first isn't counted
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A network under the name by which it is trained, with what makes it fit small pictures."""
+    """A network by name, with the overrides for small pictures."""
 
     name: str
     overrides: dict[str, Any]
@@ -55,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", choices=sorted(SIDES))
     parser.add_argument("--data", metavar="MIML", help="folder of the photos")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="some of them")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these networks")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 5, 10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
@@ -82,11 +81,11 @@ def main() -> None:
 
 
 def epoch_seconds(args: argparse.Namespace, peer: Peer) -> float:
-    """Return how long this network needs for an epoch; timed once."""
+    """Return the time of an epoch of this network; timed once."""
     out = folder(args, peer, "timing")
     run(args, peer, out, 100, 0, "--train.stop_epoch", str(TIMED_EPOCHS))
     log = RunFolder(out).read_log()
-    # Validation at the end of the last epoch is in the time of the run, but not in its rate.
+    # The run's time includes validation after the last epoch; its rate doesn't.
     images = json.loads((out / "metrics.json").read_text())["images_in_splits"]["train"]
     seconds = images / fmean(row["images_per_s"] for row in log[1:])
     side = SIDES[args.source]
@@ -98,7 +97,7 @@ def epoch_seconds(args: argparse.Namespace, peer: Peer) -> float:
 def measure(
     args: argparse.Namespace, peer: Peer, seconds: float, minutes: float, seed: int
 ) -> dict[str, Any]:
-    """Train with one budget; return the test figures that matter."""
+    """Train with one budget; return the main test figures."""
     epochs = max(1, int(60 * minutes / seconds))
     out = folder(args, peer, f"{minutes:g}-{seed}")
     run(args, peer, out, epochs, seed)
@@ -116,7 +115,7 @@ def folder(args: argparse.Namespace, peer: Peer, name: str) -> Path:
 def run(
     args: argparse.Namespace, peer: Peer, out: Path, epochs: int, seed: int, *more: str
 ) -> None:
-    """Train unless that is done."""
+    """Train unless the run is finished."""
     if (out / "metrics.json").is_file():
         return
     options = ["--model.name", peer.name, "--train.seed", str(seed), "--train.epochs", str(epochs)]
@@ -139,7 +138,7 @@ def by_budget(rows: list[dict[str, Any]]) -> dict[str, dict[float, list[float]]]
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a Markdown table: a line a network, mean and range over the seeds."""
+    """Return a Markdown table with a row per network: mean and range over the seeds."""
     budgets = sorted({row["minutes"] for row in rows})
     lines = ["| test map after | " + " | ".join(f"{b:g} min" for b in budgets) + " |"]
     lines.append("|" + " --- |" * (len(budgets) + 1))

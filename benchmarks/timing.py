@@ -1,4 +1,4 @@
-"""What the benchmarks of the network share: jobs, timing in turns, counting, and what ran them."""
+"""Shared by the network benchmarks: alternating timings, counters, description of the machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIDE = 224
 
 
 def about(**settings: Any) -> dict[str, Any]:
-    """Return the date, the machine, the versions, and the settings given."""
+    """Return the date, machine and versions, together with the given settings."""
     return {
         "date": str(date.today()), "machine": cpu_name(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -43,7 +43,7 @@ def cpu_name() -> str:
 
 
 def multiply_adds(name: str, side: int = SIDE, **overrides: Any) -> float:
-    """Count those of all products and convolutions for one image, in 1e9."""
+    """Count the multiply-adds of all products and convolutions for one image, in 1e9."""
     with torch.device("meta"):
         model = create_model(name, num_classes=80, **overrides).eval()
         images = torch.empty(1, 3, side, side)
@@ -66,7 +66,7 @@ def training_step(model: nn.Module, images: Tensor) -> None:
 def alternate(
     jobs: list[Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[list[float]]:
-    """Time all jobs in turns and return the seconds of each; the first round warms up."""
+    """Time all jobs alternately and return the seconds of each; the first round is warm-up."""
     seconds: list[list[float]] = [[] for _ in jobs]
     for _ in range(rounds + 1):
         for job, times in zip(jobs, seconds, strict=True):
@@ -77,13 +77,13 @@ def alternate(
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Return median, least and greatest."""
+    """Return median, minimum and maximum."""
     return {"median": median(values), "low": min(values), "high": max(values)}
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes at the peak of a training step with AdamW, in float32."""
+    """Estimate of the peak bytes of a training step with AdamW in float32."""
 
     fixed: int
     per_image: int
@@ -96,7 +96,7 @@ class TrainingMemory:
 
 
 def training_memory(name: str, side: int, grad_checkpointing: bool = False) -> TrainingMemory:
-    """Ask the memory model about two batches, large enough that activations make the peak."""
+    """Estimate the memory from two batches, large enough for activations to dominate the peak."""
     few, many = (
         measure_step(
             lambda: create_model(name, image_size=side),
