@@ -350,7 +350,7 @@ def _plan_lines(plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]) 
             f"peak, and at least {1e6 * OPERATION_S:g} µs per operation. Several devices reach "
             f"{100 * SCALING:.0f} % of their combined speed. The first number is fitted to "
             "published training speeds of Swin on an RTX 3090; the others are rough estimates: see "
-            "[What a recipe takes](planning.md). Data loading isn't included."
+            "[Planning a run](planning.md). Data loading isn't included."
         ),
         "",
         "| data | network | images | batch x steps | device | memory, GiB | images/s "

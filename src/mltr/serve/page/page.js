@@ -1,15 +1,15 @@
 "use strict";
 
-const SENT_TOGETHER = 4; // photos on their way to the server at a time
-const MOST_LABELS = 200; // of one photo that are asked for
-const NEAR_MISSES = 2; // labels below the threshold that are shown at first
-const MOST_TRIES = 8; // while the server is busy
+const SENT_TOGETHER = 4; // maximum concurrent requests
+const MOST_LABELS = 200; // maximum labels requested per photo
+const NEAR_MISSES = 2; // labels below the threshold that are shown initially
+const MOST_TRIES = 8; // maximum attempts while the server is busy
 
 const find = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)} %`;
 const photos = []; // {file, element, labels, error, heats, showsAll, stop}
 const waiting = [];
-let model = null; // what /v1/labels tells
+let model = null; // response of /v1/labels
 let thresholds = new Map();
 let underway = 0;
 
@@ -76,7 +76,7 @@ find("key-form").addEventListener("submit", (event) => {
   learnModel();
 });
 
-// -- photos in ------------------------------------------------------------------------------------
+// -- input ---------------------------------------------------------------------------------------
 
 function add(files) {
   for (const file of files) {
@@ -173,7 +173,7 @@ function draw(photo) {
     button.setAttribute("aria-label", `${one.label}${kind}, ${percent(one.prob)}${isReached ? "" : ", below its threshold"}`);
     return row;
   }));
-  if (list.contains(focused)) focused.focus(); // moving a row takes the focus off it
+  if (list.contains(focused)) focused.focus(); // moving a row drops its focus
   const more = element.querySelector(".more");
   more.hidden = shown.length === labels.length && !photo.showsAll || reached.size + NEAR_MISSES >= labels.length;
   more.textContent = photo.showsAll ? "Show fewer" : `Show ${labels.length - shown.length} more`;
@@ -286,7 +286,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 
-// -- tags out ---------------------------------------------------------------------------------------
+// -- download ---------------------------------------------------------------------------------------
 
 const inQuotes = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
 
