@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     from mltr.planning.devices import parse_gpus
 
     devices = [parse_gpus(text) for text in args.gpus]
-    standing = stand(args.runs)
+    matches = match_runs(args.runs)
     plans = [[_plan(row, name, count) for count, name in devices] for row in ROWS]
-    text = to_markdown(standing, plans, args.gpus)
+    text = to_markdown(matches, plans, args.gpus)
     if args.json:
-        write_figures(args.json, to_figures(standing, plans))
+        write_figures(args.json, to_figures(matches, plans))
     if args.out:
         write_atomically(args.out, text_writer(text))
-        print(f"{args.out}: {sum(map(bool, standing.matching))} of {len(ROWS)} rows have been run")
+        print(f"{args.out}: {sum(map(bool, matches.matching))} of {len(ROWS)} rows have been run")
     elif args.json != "-":
         print(text, end="")
     return 0
@@ -82,7 +82,7 @@ class Run:
 
 
 @dataclass
-class Standing:
+class Matches:
     """All runs, grouped by the row of the table that they belong to."""
 
     matching: list[list[Run]] = field(default_factory=lambda: [[] for _ in ROWS])
@@ -91,9 +91,9 @@ class Standing:
     others: list[Run] = field(default_factory=list)  #: runs with data or a network of no row
 
 
-def stand(folders: Sequence[str | Path]) -> Standing:
+def match_runs(folders: Sequence[str | Path]) -> Matches:
     """Read run folders and find the row of each; raises `MltrError` for other folders."""
-    standing = Standing()
+    matches = Matches()
     seen = set()
     for folder in map(Path, folders):
         if folder.resolve() in seen:
@@ -102,16 +102,16 @@ def stand(folders: Sequence[str | Path]) -> Standing:
         found = read_run(folder)
         number = _row_of(found)
         if number is None:
-            standing.others.append(found)
+            matches.others.append(found)
             continue
         differences = deviations(found, ROWS[number])
         if differences:
-            standing.deviating.append((found, ROWS[number], differences))
+            matches.deviating.append((found, ROWS[number], differences))
         elif found.metrics is None:
-            standing.unfinished[number].append(found)
+            matches.unfinished[number].append(found)
         else:
-            standing.matching[number].append(found)
-    return standing
+            matches.matching[number].append(found)
+    return matches
 
 
 def read_run(path: Path) -> Run:
@@ -255,7 +255,7 @@ def _plan(row: Row, name: str, count: int) -> dict[str, Any]:
 
 
 def to_markdown(
-    standing: Standing, plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]
+    matches: Matches, plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]
 ) -> str:
     """Return the page: table of published and own figures, commands, plans, peers, other runs."""
     options = f" --gpus {' '.join(gpus)}" if gpus else ""
@@ -272,7 +272,7 @@ def to_markdown(
         "",
         "| data | network | published | ours, measured | not yet run, and why |",
         "| --- | --- | --- | --- | --- |",
-        *(_row_line(number, standing, plans[number], gpus) for number in range(len(ROWS))),
+        *(_row_line(number, matches, plans[number], gpus) for number in range(len(ROWS))),
         "",
         _paragraph(
             f"The MlTr figures are from {PAPER}, whose code and weights were never released; CAT's "
@@ -294,7 +294,7 @@ def to_markdown(
     ]
     if gpus:
         lines += _plan_lines(plans, gpus)
-    return "\n".join([*lines, *_peer_lines(), *_other_lines(standing)]).rstrip() + "\n"
+    return "\n".join([*lines, *_peer_lines(), *_other_lines(matches)]).rstrip() + "\n"
 
 
 def _paragraph(text: str) -> str:
@@ -302,7 +302,7 @@ def _paragraph(text: str) -> str:
 
 
 def _row_line(
-    number: int, standing: Standing, plans: Sequence[dict[str, Any]], gpus: Sequence[str]
+    number: int, matches: Matches, plans: Sequence[dict[str, Any]], gpus: Sequence[str]
 ) -> str:
     from mltr.planning.estimate import image_side
 
@@ -310,8 +310,8 @@ def _row_line(
     published = "not published" if row.figure is None else f"{row.figure:.1f}"
     network = f"{row.network}, {image_side(recipe_of(row))} px"
     noted = f" ({row.note})" if row.note else ""
-    ours = _ours(standing.matching[number], row.metric)
-    reason = "" if ours else _reason(row, standing.unfinished[number], plans, gpus)
+    ours = _ours(matches.matching[number], row.metric)
+    reason = "" if ours else _reason(row, matches.unfinished[number], plans, gpus)
     return f"| {row.data} | {network} | {published}{noted} | {ours} | {reason} |"
 
 
@@ -384,9 +384,9 @@ def _peer_lines() -> list[str]:
     ]
 
 
-def _other_lines(standing: Standing) -> list[str]:
+def _other_lines(matches: Matches) -> list[str]:
     lines = []
-    if standing.deviating:
+    if matches.deviating:
         lines += [
             "## Runs that deviate from a row's recipe",
             "",
@@ -395,16 +395,16 @@ def _other_lines(standing: Standing) -> list[str]:
             "| run | of the row | map | what differs |",
             "| --- | --- | --- | --- |",
         ]
-        for found, row, points in standing.deviating:
+        for found, row, points in matches.deviating:
             what = "; ".join(points)
             lines.append(
                 f"| {found.path.name} | {row.data}, {row.network} | {_map(found)} | {what} |"
             )
         lines.append("")
-    if standing.others:
+    if matches.others:
         lines += ["## Runs without a published row", ""]
         lines += ["| run | data | network | map |", "| --- | --- | --- | --- |"]
-        for found in standing.others:
+        for found in matches.others:
             config = found.config
             lines.append(
                 f"| {found.path.name} | {config.data.format} | {config.model.name} | "
@@ -422,12 +422,12 @@ def _map(found: Run) -> str:
 
 
 def to_figures(
-    standing: Standing, plans: Sequence[Sequence[dict[str, Any]]]
+    matches: Matches, plans: Sequence[Sequence[dict[str, Any]]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the content of the page as plain values."""
     rows = []
     for number, row in enumerate(ROWS):
-        runs = standing.matching[number]
+        runs = matches.matching[number]
         rows.append(
             asdict(row)
             | {"command": row.command, "plans": list(plans[number])}
@@ -435,10 +435,10 @@ def to_figures(
         )
     deviating = [
         {"run": str(found.path), "data": row.data, "network": row.network, "deviations": points}
-        for found, row, points in standing.deviating
+        for found, row, points in matches.deviating
     ]
     return {
         "rows": rows,
         "deviating": deviating,
-        "others": [{"run": str(found.path)} for found in standing.others],
+        "others": [{"run": str(found.path)} for found in matches.others],
     }
