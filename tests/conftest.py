@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures and options for all tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from making import TINY_ON_PHOTOS, write_photos
 
 from mltr.cli import main
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the processes have the cores among them
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.shuffle == "0":  # chosen here, before xdist hands it to its processes
+    if config.option.shuffle == "0":  # drawn before xdist passes it to its processes
         config.option.shuffle = str(random.randrange(1, 10**6))
 
 
@@ -51,7 +51,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real photos, annotations and reference numbers that live beside the project, not in it."""
+    """Folder of real photos, annotations and reference numbers outside the repository."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared data and reference numbers in {SHARED}")
     return SHARED
@@ -68,13 +68,13 @@ def _small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_run(_small_run: Path, tmp_path: Path) -> Path:
-    """A run that has learnt little from 20 photos of noise, which lie in `photos` beside it."""
+    """A short run on 20 photos of noise, which are in `photos` beside it."""
     return Path(shutil.copytree(_small_run, tmp_path / "small")) / "run"
 
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Headless Chromium, which fetches nothing on its own."""
+    """Headless Chromium without background network requests."""
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -88,7 +88,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What `predicting.command` predicts with."""
+    """The network that `predicting.command` uses."""
     from predicting import MeanColour, as_predictor
 
     from mltr.predict import command as predict

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, as far as pushing and fetching small files need one."""
+"""A minimal Hugging Face Hub on loopback, sufficient for pushing and fetching small files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from urllib.parse import parse_qs
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Repositories in memory; `requests` lists what was asked for."""
+    """Repositories in memory; `requests` lists all requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.requests: list[str] = []
         self.refuse_uploads = False
-        self.gated: set[str] = set()  #: repositories that not everybody may read
+        self.gated: set[str] = set()  #: repositories with restricted access
 
     @property
     def endpoint(self) -> str:
@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({"error": "not found"}, status=404, error="EntryNotFound")
 
     def _describe(self, name: str, tree: str | None) -> None:
-        """What a data set holds; its tree lists the files in a folder, or in all of them."""
+        """Send the API's description of a data set; `tree` selects a folder or all files."""
         files = self.server.repositories.get(name)
         if files is None:
             return self._json({"error": "no such data set"}, 404, error="RepoNotFound")

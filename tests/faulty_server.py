@@ -1,4 +1,4 @@
-"""A loopback HTTP server of a folder that fails as networks do."""
+"""A loopback HTTP server for a folder, with simulated network faults."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-#: What goes wrong with request number N (from 0) of a file: "", "500", "404", "break" (after half
-#: of what was asked for), "corrupt" (one byte), "no range" (all of it, whatever was asked for).
+#: Fault of request number N (from 0) of a file: "", "500", "404", "break" (after half of the
+#: response), "corrupt" (one byte), "no range" (ignores the Range header).
 Faults = Callable[[str, int], str]
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """`requests` lists each file asked for, with the Range header."""
+    """The server; `requests` lists each requested file with its Range header."""
 
     daemon_threads = True
 

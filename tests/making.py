@@ -15,7 +15,7 @@ from PIL import Image
 from mltr.cli import main
 from mltr.data.voc import VOC_CLASSES
 
-#: Options of a training on scenes that takes a second or two.
+#: Options for training on scenes in a second or two.
 TINY = [
     "--data.scenes.train=48", "--data.scenes.val=16", "--data.scenes.test=24",
     "--data.scenes.side=32", "--data.base_size=32", "--data.cache=false", "--data.workers=0",
@@ -32,13 +32,13 @@ def train(out: Path, *arguments: str, epochs: int = 2) -> int:
     return main(["train", "scenes_nano", *options])
 
 
-#: Command that launches so many processes on this machine, and the environment it needs.
+#: Command that launches several processes (the number comes next), and its environment.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None = None) -> Path:
-    """Write a small picture of noise; its seed is its name unless given."""
+    """Write a small picture of noise; the default seed depends on its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(sum(map(ord, str(path.name))) if seed is None else seed)
     pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -46,7 +46,7 @@ def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None =
     return path
 
 
-#: Options of a training on a folder of photos that takes seconds.
+#: Options for training on a folder of photos in seconds.
 TINY_ON_PHOTOS = (
     "--data.workers=0", "--data.base_size=0", "--data.cache=false", "--model.name=mltr_nano",
     "--model.image_size=32", "--model.overrides.depths=[0,1]",
@@ -56,7 +56,7 @@ TINY_ON_PHOTOS = (
 
 
 def write_photos(folder: Path, count: int) -> Path:
-    """Write pictures of noise with a table of two labels, a quarter of each combination."""
+    """Write pictures of noise with a table of two labels, all combinations equally often."""
     rows = ["path,sea,sunset"]
     for index in range(count):
         write_image(folder / f"{index}.png", (40, 30), seed=index)
@@ -66,7 +66,7 @@ def write_photos(folder: Path, count: int) -> Path:
 
 
 def write_voc(root: Path, count: int = 24) -> None:
-    """Write a VOC folder: 2/3 trainval, 1/3 test; every third car is difficult only."""
+    """Write a VOC folder: 2/3 trainval, 1/3 test; every third car is only difficult."""
     lists = root / "ImageSets" / "Main"
     for folder in (lists, root / "Annotations"):
         folder.mkdir(parents=True)
@@ -90,7 +90,7 @@ def write_voc(root: Path, count: int = 24) -> None:
 
 
 def _flag(name: str, image: int) -> int:
-    """1 where the class is in the image, 0 where only as difficult, else -1."""
+    """Return 1 if the class is in the image, 0 if only as difficult, -1 if absent."""
     if name == "car":
         return 0 if image % 3 == 0 else 1
     if name == "person":
@@ -99,7 +99,7 @@ def _flag(name: str, image: int) -> int:
 
 
 def count_done(path: Path) -> int:
-    """How many images a journal holds, read as the next run would read it."""
+    """Return the number of images in a journal, as the next run would read it."""
     with tempfile.TemporaryDirectory() as copy:
         for part in path.parent.glob(f"{path.name}*"):
             shutil.copy(part, copy)

@@ -1,4 +1,4 @@
-"""Both attentions as naive loops, to compare the network with."""
+"""Both attentions as naive loops, as a reference for the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics as naive loops, to compare the fast ones with."""
+"""Metrics as naive loops, as a reference for the fast ones."""
 
 from __future__ import annotations
 

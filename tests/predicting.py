@@ -1,4 +1,4 @@
-"""`mltr predict` with a network that anyone can compute by hand; a command in itself."""
+"""`mltr predict` with a network that is computed by hand; also a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = ("red", "green", "blue")
 
 
 class MeanColour:
-    """A network without torch: logits are 10 x (red, green, blue) - 5, and it counts its images."""
+    """A network without torch that counts its images: logits are 10 x (red, green, blue) - 5."""
 
     def __init__(self) -> None:
         self.fingerprint = "first"
@@ -41,7 +41,7 @@ class MeanColour:
 
 
 def as_predictor(network: MeanColour) -> Predictor:
-    """Return what `mltr.load` would, for two images at a time."""
+    """Return a predictor like `mltr.load`, with batches of two images."""
     return Predictor(network, CLASSES, Preprocess(8), np.full(3, 0.5, np.float32), 2)
 
 

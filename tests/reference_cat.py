@@ -1,4 +1,4 @@
-"""The seeded weights behind the reference numbers of CAT, entry by entry, and small CAT files."""
+"""The seeded weights behind the reference numbers of CAT, and small CAT checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def reference_weight(name: str, shape: list[int]) -> Tensor:
-    """The weights that the reference numbers were computed with, rule by rule."""
+    """Return the weights for which the reference numbers were computed."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     noise = torch.randn(shape, generator=generator)
     if len(shape) == 1 and name.endswith("weight"):
@@ -25,7 +25,7 @@ def reference_weight(name: str, shape: list[int]) -> Tensor:
 
 
 def cat_checkpoint(case: dict[str, Any]) -> dict[str, Tensor]:
-    """All entries of a case's checkpoint, its integer buffers too."""
+    """Return all entries of a case's checkpoint, including integer buffers."""
     return {
         name: torch.zeros(shape, dtype=torch.int64)
         if name in case["integer_buffers"]
@@ -35,7 +35,7 @@ def cat_checkpoint(case: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def small_cat(embed_dim: int, depths: tuple[int, ...], w: int, classes: int) -> dict[str, Tensor]:
-    """A CAT checkpoint of any size for images that its last stage sees as one window."""
+    """Return a CAT checkpoint of any size, for images that are a single window in the last stage."""
     side = w * int(2 ** (len(depths) - 1))
     shapes: dict[str, list[int]] = {
         "ape": [1, side**2, embed_dim],

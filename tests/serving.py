@@ -22,18 +22,18 @@ TINY: dict[str, Any] = {"image_size": 32, "depths": [0, 1], "conv_depths": [1, 0
 
 
 def colour_network(images: np.ndarray) -> np.ndarray:
-    """Logits of red, green and blue: how far the mean of that channel is from the middle."""
+    """Return logits of red, green and blue: the distance of the channel's mean from the middle."""
     logits: np.ndarray = 20 * (images.mean(axis=(2, 3)) - 0.5)
     return logits
 
 
 def colour_predictor(network: Any = colour_network) -> Predictor:
-    """A predictor without torch, whose answers are plain to see."""
+    """Return a predictor without torch whose results are obvious."""
     return Predictor(network, COLOURS, Preprocess(8), np.full(3, 0.5, np.float32))
 
 
 def save_tiny_bundle(folder: Path) -> Path:
-    """Save an untrained network for the three colours, which has heat maps."""
+    """Save an untrained network for the three colours; it has heat maps."""
     import torch
 
     from mltr.network.model import create_model
@@ -53,7 +53,7 @@ def save_tiny_bundle(folder: Path) -> Path:
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (30, 20), form: str = "PNG") -> bytes:
-    """The file of a picture of one colour."""
+    """Return the file of a picture of one colour."""
     stream = io.BytesIO()
     Image.new("RGB", size, colour).save(stream, form)
     return stream.getvalue()
@@ -61,7 +61,7 @@ def picture(colour: str = "red", size: tuple[int, int] = (30, 20), form: str = "
 
 @contextmanager
 def live_server(app: Any, settings: Any = None) -> Iterator[Any]:
-    """Serve an application in a thread; gives the server, with its `port` on this machine."""
+    """Serve an application in a thread; yield the server with its `port` on this machine."""
     import uvicorn
 
     from mltr.serve.connections import protocol

@@ -1,4 +1,4 @@
-"""The command line: quick to answer, clear in its errors."""
+"""The command line: fast start-up, clear errors."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def run_mltr(*arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """Run the command as a process of its own, with `shell` behind it, such as a redirection."""
+    """Run the command in a new process, followed by `shell`, such as a redirection."""
     command = shlex.join([sys.executable, "-m", "mltr", *arguments])
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
     return subprocess.run(

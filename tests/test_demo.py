@@ -1,4 +1,4 @@
-"""The demo: one command that trains, tells its figures, and leaves a page to look at."""
+"""The demo: one command trains, prints the figures, and writes a page."""
 
 from __future__ import annotations
 

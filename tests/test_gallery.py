@@ -1,4 +1,4 @@
-"""Sheets and pages: nothing is lost, clipped, or taken for HTML."""
+"""Sheets and pages: nothing is lost, clipped, or interpreted as HTML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAGS = st.lists(st.tuples(st.text(max_size=90), st.floats(0, 1)), max_size=6)
 
 
 def count(sheet: Image.Image, colour: str) -> int:
-    """Pixels of exactly this colour."""
+    """Return the number of pixels of exactly this colour."""
     wanted = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
     return int((np.array(sheet) == wanted).all(axis=2).sum())
 
@@ -78,7 +78,7 @@ def test_long_names_and_many_labels_make_a_tile_higher_never_clipped() -> None:
     many = contact_sheet([(PHOTO, [(f"label {k}", 0.9) for k in range(40)], None)])
     assert short.width == long.width == many.width
     assert short.height < long.height < many.height
-    # Nothing but the card's white and its rounded frame along the right and the lower edge.
+    # Only white and the card's rounded frame along the right and lower edges.
     for sheet in (long, many):
         pixels = np.array(sheet)
         margin = 20
@@ -101,7 +101,7 @@ def test_any_kind_of_image_can_be_shown(mode: str, tmp_path: Path) -> None:
 
 
 class Page(HTMLParser):
-    """What a browser would find in a page."""
+    """Collects the elements of a page as a browser would find them."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ def test_parity_of_bce_and_focal(parity: dict[str, Any]) -> None:
 def naive_asymmetric(
     logit: float, target: float, gamma_neg: float, gamma_pos: float, clip: float
 ) -> float:
-    """One cell in plain float64 arithmetic, without any clamp by an epsilon."""
+    """Return the loss of one cell in plain float64 arithmetic, without clamping."""
     p, not_p = 1 / (1 + math.exp(-logit)), 1 / (1 + math.exp(logit))
     positive = math.log(p) * not_p**gamma_pos
     negative = math.log(min(not_p + clip, 1)) * max(p - clip, 0) ** gamma_neg
@@ -84,7 +84,7 @@ def test_equals_a_naive_loop(
 
 
 def test_the_clamp_of_the_public_code_is_not_copied(parity: dict[str, Any]) -> None:
-    """Without clip, a confident wrong negative keeps its gradient of 1; BCE says the same."""
+    """Without clip, a confidently wrong negative has a gradient of 1, as with BCE."""
     logits, targets = parity_inputs(12)
     asymmetric_loss(logits, targets, 0, 0, 0.0).backward()
     reference, _ = parity_inputs(12)

@@ -82,7 +82,7 @@ def test_parity_ties(parity: dict[str, Any]) -> None:
     bounds = ap["order_bounds_among_tied_scores"]
     assert bounds["mAP_percent_positives_last"] <= 100 * ours["map"]
     assert 100 * ours["map"] <= bounds["mAP_percent_positives_first"]
-    for threshold in (0.5, 0.8):  # 74 and 33 scores stand exactly at the threshold
+    for threshold in (0.5, 0.8):  # 74 and 33 scores equal the threshold
         theirs = case["precision_recall_f1"][f"threshold_{threshold}"]["csra"]
         check_decisions(evaluate(probs, parity["targets"], threshold), theirs)
 
@@ -164,7 +164,7 @@ def test_equals_torchmetrics() -> None:
     p, t = torch.from_numpy(probs), torch.from_numpy(targets).long()
     expected = tm.multilabel_average_precision(p, t, num_labels=7, average="macro")
     assert evaluate(probs, targets)["map"] == pytest.approx(expected.item(), abs=1e-6)
-    off = float(np.float32(0.505))  # torchmetrics counts strictly above: stand between scores
+    off = float(np.float32(0.505))  # between scores, as torchmetrics counts strictly above
     ours = evaluate(probs, targets, off)
     for name, function in (("cp", tm.multilabel_precision), ("cr", tm.multilabel_recall)):
         expected = function(p, t, num_labels=7, average="macro", threshold=off)
@@ -274,7 +274,7 @@ def test_top_accuracy_of_ties_and_broken_images() -> None:
     same = np.full((3, 4), 0.25)
     targets = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [-1, -1, -1, -1]], np.int8)
     assert is_single_label(targets)
-    assert top_accuracy(same, targets, 1) == 0.5  # a network that says nothing isn't always right
+    assert top_accuracy(same, targets, 1) == 0.5  # constant scores aren't always right
     assert top_accuracy(same, targets, 2) == 1
     targets[0, 1] = 1
     assert not is_single_label(targets)

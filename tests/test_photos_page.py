@@ -1,4 +1,4 @@
-"""docs/photos.md from its first line to its last, as it stands there, on a few photos and short."""
+"""Runs docs/photos.md from start to end, with a few photos and short training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHORT = {
 
 
 def serve(arguments: list[str], photo: Path) -> None:
-    """Start the server of the page at a free port, ask it about a photo, and stop it by Ctrl-C."""
+    """Start the page's server on a free port, send it a photo, and stop it with Ctrl-C."""
     told = photo.parent / "serve.json"
     told.unlink(missing_ok=True)
     command = [sys.executable, "-m", "mltr", *arguments, "--port", "0", "--json", str(told)]

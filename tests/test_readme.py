@@ -1,4 +1,4 @@
-"""The commands of the README, run as they stand there, on a handful of photos and short."""
+"""Runs the commands of the README, with a few photos and short training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_commands_for_own_photos_and_python(photos: Path, capsys) -> None:
     names = ["data", "train", "evaluate", "report", "predict", "serve"]
     assert [command[0] for command in commands("sh")] == names
-    for command in commands("sh")[:-1]:  # the page is opened where docs/photos.md is walked
+    for command in commands("sh")[:-1]:  # test_photos_page.py tests `mltr serve`
         assert main(command + (SHORT if command[0] == "train" else [])) == 0, command
     with (photos / "tags.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)

@@ -1,6 +1,6 @@
-"""No library tells its makers that it is used: nothing is looked up, and nothing kept to be sent.
+"""Libraries send no telemetry: no name is looked up, and nothing is stored to be sent later.
 
-Names are looked up on a server of this test, in a network namespace that has nothing else.
+The tests run a name server in a network namespace without any other connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mltr.cli import main
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-#: A name server that knows nothing, while the commands given run; prints what it was asked.
+#: Runs the given commands with a name server that resolves nothing, and prints its queries.
 WATCH = """
 import json, socket, subprocess, sys, threading
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -53,7 +53,7 @@ LOAD = """
 import mltr, numpy as np
 mltr.load({model!r}, 'cpu')([np.zeros((9, 9, 3), np.uint8)])
 """
-#: Ray asks which cloud it is in, whatever it is told (docs/serving.md says so).
+#: Ray looks up its cloud regardless of settings (see docs/serving.md).
 ASKED_BY_RAY = "metadata.google.internal"
 
 
@@ -67,7 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_onnxruntime_keeps_nothing_to_be_sent(model: Path, tmp_path: Path) -> None:
-    """It would make a database in the user's folder for caches as soon as it is imported."""
+    """By default it creates a database in the user's cache folder on import."""
     for number, code in enumerate((LOAD.format(model=str(model)), "import mltr.export.int8")):
         home = tmp_path / f"home{number}"
         home.mkdir()
@@ -85,7 +85,10 @@ def test_no_name_is_looked_up(model: Path, tmp_path: Path) -> None:
         subprocess.run([*alone, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no namespaces of networks and mounts can be made here: {error}")
-    run, wait = model.parent, "import time; time.sleep(15)\n"  # its first look-up comes after 10 s
+    run, wait = (
+        model.parent,
+        "import time; time.sleep(15)\n",
+    )  # the first look-up happens after 10 s
     command = "from mltr.cli import main\nassert main({!r}) == 0\n"
     photos = str(run / "photos")
     code = [

@@ -1,4 +1,4 @@
-"""What others named reaches a terminal or a log as text, and does nothing there."""
+"""Untrusted names reach a terminal or a log as plain text without effect."""
 
 from __future__ import annotations
 

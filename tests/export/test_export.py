@@ -277,7 +277,10 @@ def test_damaged_and_foreign_files_are_named(onnx_file: Path, run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--to", "torch", "--precision", "int8"], "--to torch supports fp32, fp16, bf16, not int8"),
+        (
+            ["--to", "torch", "--precision", "int8"],
+            "--to torch supports fp32, fp16, bf16, not int8",
+        ),
         (["--precision", "bf16"], "--to onnx supports fp32, fp16, int8, not bf16"),
         (["--out", "model.pt2"], "with --to onnx, the name must end in .onnx"),
         (["--out", "taken.onnx"], "taken.onnx already exists"),
