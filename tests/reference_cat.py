@@ -35,7 +35,7 @@ def cat_checkpoint(case: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def small_cat(embed_dim: int, depths: tuple[int, ...], w: int, classes: int) -> dict[str, Tensor]:
-    """Return a CAT checkpoint of any size, for images that are a single window in the last stage."""
+    """Return a CAT checkpoint of any size, for images of a single window in the last stage."""
     side = w * int(2 ** (len(depths) - 1))
     shapes: dict[str, list[int]] = {
         "ape": [1, side**2, embed_dim],
