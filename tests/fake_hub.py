@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({"error": "not found"}, status=404, error="EntryNotFound")
 
     def _describe(self, name: str, tree: str | None) -> None:
-        """Send the API's description of a data set, or the files of a folder or of all with `tree`."""
+        """Send the description of a data set, or with `tree` the files of a folder or of all."""
         files = self.server.repositories.get(name)
         if files is None:
             return self._json({"error": "no such data set"}, 404, error="RepoNotFound")
