@@ -188,7 +188,7 @@ def test_the_card_of_weights_without_labels_says_where_they_come_from(tmp_path: 
     assert main(["push", str(tmp_path / "bare"), "me/x", "--dry-run", str(tmp_path / "card")]) == 0
     card = ModelCard.load(tmp_path / "card" / "README.md")
     assert card.data.tags == ["multi-label", "mltr", "mltr_nano"]
-    assert "they have no labels yet. The network is `mltr_nano`" in card.text
+    assert "without labels. The network is `mltr_nano`" in card.text
     assert r"Converted from a\|b\_c.pth." in card.text
     headings = [line[3:] for line in card.text.splitlines() if line.startswith("## ")]
     assert headings == ["How to use it", "Figures", "Where it comes from", "Licence"]
