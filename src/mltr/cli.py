@@ -107,7 +107,7 @@ COMMANDS = {
     "convert": Command("mltr.weights.convert", "convert weights of CAT or Swin to a bundle"),
     "convert tagger": Command(
         "mltr.taggers.command",
-        "make a bundle of another project's tagger: ONNX, or timm's",
+        "convert another project's tagger (ONNX or timm) to a bundle",
         next="mltr predict {out} PHOTOS",
     ),
     "resize": Command("mltr.weights.resize", "adapt a bundle to another image or window size"),

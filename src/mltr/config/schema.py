@@ -89,7 +89,7 @@ class DataConfig:
     missing: Literal["unknown", "negative"] = "unknown"  #: meaning of an empty cell
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty: the only one present
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without annotations
-    #: folder of more photos, without labels, of which `train.teacher` knows them
+    #: folder of additional photos without labels, which `train.teacher` labels
     unlabelled_root: str = ""
     difficult: Literal["ignore", "negative", "positive"] = "ignore"  #: voc: difficult-only classes
     protocol: Literal["official", "labelled", "ratio_70_30"] = "official"  #: nuswide: which split
@@ -194,15 +194,15 @@ class TrainConfig:
     #: what doesn't learn: nothing, the backbone, or the first N stages
     freeze: Literal["none", "backbone"] | int = "none"
     views: Count = 1  #: per photo, for a frozen backbone (2: also mirrored; 3 or more: crops)
-    #: a run, a bundle or hf-hub:OWNER/NAME, whose predictions are learnt beside the labels
+    #: run, bundle or hf-hub:OWNER/NAME whose predictions are learnt beside the labels
     teacher: str = ""
-    #: its share in the target of a known label; an unknown one is all its own
+    #: share of the teacher in the target of a known label (unknown labels: 1)
     teacher_weight: Share = 0.5
-    teacher_features: NotNegative = 0.0  #: weight of likeness to its features (0: off)
+    teacher_features: NotNegative = 0.0  #: weight of matching the teacher's features (0: off)
     threads: Whole = 0  #: CPU threads of the main process (0: torch's default)
     compile: bool = False  #: compile the network with torch.compile
     sharding: Literal["none", "fsdp"] = "none"  #: fsdp: shard over processes
-    #: where the figures of each epoch are shown besides the run folder
+    #: experiment tracker that gets the figures of each epoch
     tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
     save_minutes: NotNegative = 10.0  #: maximum time between checkpoints (0: after every step)
     keep: Count = 2  #: latest checkpoints to keep, in addition to the best weights

@@ -126,7 +126,7 @@ def reset(folder: str | Path) -> int:
 
 
 def _without_calibration(folder: str | Path) -> dict[str, Any]:
-    """Return the entries of a config as they were before; a softmax of a tagger's stays.
+    """Return the entries of config.json without calibration; a tagger keeps its softmax.
 
     Raises `UsageError` for a run with a softmax.
     """

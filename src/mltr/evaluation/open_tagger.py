@@ -1,6 +1,6 @@
-"""A bundle without a recipe, such as other people's taggers, and images with labels of the user's.
+"""Opens a bundle without a recipe, such as another project's tagger, with labelled images.
 
-It is judged on those of its labels that the images have too.
+It is evaluated on the labels that both have in common.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from mltr.weights.metadata import SOFTMAX
 
 log = logging.getLogger(__name__)
 
-TOLD = 5  #: labels that are named in a message
+TOLD = 5  #: maximum number of labels in a message
 
 
 @dataclass(frozen=True)
 class OpenTagger:
-    """A network with images whose labels it knows, all or some.
+    """A network, and images with labels that it has in common with the source.
 
-    It has learnt from none of the images, so those for training are for calibrating, too.
+    The network wasn't trained on any of the images, so training images serve for calibration, too.
     """
 
     path: Path
     predictor: Predictor
-    splits: Splits  #: with the labels in common, called as the network calls them
-    columns: tuple[int, ...]  #: their places among the network's
+    splits: Splits  #: splits with the common labels, under the network's names
+    columns: tuple[int, ...]  #: indices of the common labels among the network's
 
     def split(self, name: str) -> Split:
-        """Return the split called `val` or `test`; there is nothing in `train`."""
+        """Return the split called `val` or `test`; `train` is empty."""
         chosen: Split = getattr(self.splits, name)
         return chosen
 
     def score(self, name: str) -> Predictions:
-        """Run the network over a split; the probabilities are those of `mltr predict`."""
+        """Score a split with the network, with the probabilities of `mltr predict`."""
         return self._score(self.split(name), self.predictor)
 
     def score_uncalibrated(self, name: str) -> Predictions:
-        """Like `score`, with the plain sigmoid or softmax of the logits."""
+        """Score a split with the plain sigmoid or softmax of the logits."""
         is_softmax = self.predictor.calibration == SOFTMAX
         plain = replace(self.predictor, calibration=SOFTMAX if is_softmax else None)
         return self._score(self.split(name), plain)
@@ -74,10 +74,10 @@ class OpenTagger:
 
 
 def open_tagger(folder: str | Path, overrides: Sequence[str]) -> OpenTagger:
-    """Open a bundle with the images that overrides such as ``--data.root DIR`` name.
+    """Open a bundle with the images given by overrides such as ``--data.root DIR``.
 
-    Labels are the same if they are called alike, but for case, and for spaces that are underscores.
-    Raises `MltrError` as `load` and `open_splits` do, and if no label is known to both.
+    Labels are matched by name, ignoring case and treating underscores as spaces. Raises `MltrError`
+    as `load` and `open_splits` do, and `UsageError` if they have no label in common.
     """
     config = override(Config(), overrides)
     if not config.data.root:
@@ -106,7 +106,7 @@ def open_tagger(folder: str | Path, overrides: Sequence[str]) -> OpenTagger:
 
 
 def _places(wanted: Sequence[str], known: Sequence[str]) -> dict[int, int]:
-    """Return for the place of a label the place of the same one among those that are known."""
+    """Return the index of each common label among the known ones, by its index in the source."""
     similar = {_plain(name): place for place, name in reversed(list(enumerate(known)))}
     exact = {name: place for place, name in enumerate(known)}
     found: dict[int, int] = {}

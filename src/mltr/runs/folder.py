@@ -86,7 +86,7 @@ class RunFolder:
 
     @property
     def tracker(self) -> Path:
-        """What wandb or MLflow call the run, so that it goes on there if it is resumed."""
+        """The run's ID in wandb or MLflow, with which a resumed run continues there."""
         return self.path / "tracker.json"
 
     def holds_a_run(self) -> bool:
