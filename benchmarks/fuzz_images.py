@@ -113,11 +113,11 @@ def damaged_files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
         if (
             form == "PNG" and chance.random() < 0.7
         ):  # otherwise nearly all fail at the first checksum
-            mend_checksums(content)
+            fix_checksums(content)
         yield form, bytes(content)
 
 
-def mend_checksums(content: bytearray) -> None:
+def fix_checksums(content: bytearray) -> None:
     """Correct the checksums of a PNG's chunks, as far as they can be parsed."""
     start = 8
     while start + 12 <= len(content):

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Training that is stopped by SIGTERM exits with code 75, on which schedulers can restart it.
     """
     if argv is None and sys.getfilesystemencoding() == "ascii":
-        _start_anew_in_utf8()
+        _restart_in_utf8()
     _prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -333,7 +333,7 @@ class _Parser(argparse.ArgumentParser):
 # -- streams and system errors -----------------------------------------------------------------
 
 
-def _start_anew_in_utf8() -> None:
+def _restart_in_utf8() -> None:
     """Restart Python in UTF-8 mode, without which tables couldn't refer to non-ASCII file names."""
     os.environ["PYTHONUTF8"] = "1"
     os.execv(sys.executable, [sys.executable, "-P", "-m", "mltr", *sys.argv[1:]])
@@ -416,12 +416,13 @@ def _describe_kind(kind: Any) -> str:
 
 
 def _usage() -> str:
+    width = max(map(len, COMMANDS))
     lines = [
         "usage: mltr COMMAND ...",
         "",
         "Multi-label image classification: name everything in a picture.",
         "",
-        *(f"  {name:<10} {command.help}" for name, command in COMMANDS.items()),
+        *(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()),
         "",
         "`mltr COMMAND --help` explains a command; --debug shows tracebacks; --version prints the "
         "version.",

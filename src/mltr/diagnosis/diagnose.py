@@ -51,7 +51,9 @@ HEADLINES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one run, or two to compare")
-    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument(
+        "--split", choices=SPLITS, default="test", help="images to score (default: test)"
+    )
     parser.add_argument(
         "--resamples",
         type=int,
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the resamples (default: 0)")
     parser.add_argument(
-        "--out", metavar="FOLDER", help="folder for the confusion map and the pictures with errors"
+        "--out", metavar="FOLDER", help="folder for the confusion matrix and pictures of errors"
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures as JSON (- for stdout)")
 

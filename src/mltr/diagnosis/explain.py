@@ -325,7 +325,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="label to explain (repeatable; default: all at or above their thresholds)",
     )
-    parser.add_argument("--method", choices=METHODS, default="evidence")
+    parser.add_argument(
+        "--method", choices=METHODS, default="evidence", help="see above (default: evidence)"
+    )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
@@ -335,7 +337,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pointing", action="store_true", help="score the maps against the boxes of the run's data"
     )
-    parser.add_argument("--split", choices=("test", "val", "train"), default="test")
+    parser.add_argument(
+        "--split",
+        choices=("test", "val", "train"),
+        default="test",
+        help="images of --pointing (default: test)",
+    )
     parser.add_argument(
         "--limit",
         type=int,

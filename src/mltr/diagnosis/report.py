@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=EXAMPLES,
         metavar="N",
-        help=f"pictures (default: {EXAMPLES})",
+        help=f"number of example pictures (default: {EXAMPLES})",
     )
 
 

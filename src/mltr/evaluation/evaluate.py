@@ -1,4 +1,4 @@
-"""`mltr evaluate`: every metric of a run with its protocol, a table of classes, and curves."""
+"""`mltr evaluate`: every metric of a run with its definition, a table of classes, and curves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ MANY_CLASSES = 25  #: maximum number of classes with curves of their own colour 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder, or a bundle with --data.root")
-    parser.add_argument("--split", choices=("test", "val", "train"), default="test")
+    parser.add_argument(
+        "--split",
+        choices=("test", "val", "train"),
+        default="test",
+        help="images to score (default: test)",
+    )
     parser.add_argument(
         "--rerun",
         action="store_true",

@@ -125,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a training run, or a folder with weights")
     parser.add_argument("repo_id", metavar="OWNER/NAME", help="the repository on the Hub")
     parser.add_argument(
-        "--licence", metavar="ID", help="licence, such as apache-2.0 or cc-by-nc-4.0"
+        "--licence", metavar="ID", help="licence of the weights, such as apache-2.0 or cc-by-nc-4.0"
     )
     parser.add_argument("--private", action="store_true", help="create the repository as private")
     parser.add_argument("--message", default="Upload by mltr", help="commit message")
