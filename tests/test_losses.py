@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from mltr.config.schema import LossConfig
-from mltr.losses import asymmetric_loss, bce_loss, build_loss, ce_loss, focal_loss
+from mltr.losses import (
+    asymmetric_loss,
+    bce_loss,
+    build_loss,
+    ce_loss,
+    focal_loss,
+    hill_loss,
+    splc_loss,
+    wan_loss,
+)
 
 SETTINGS = [(4, 0, 0.05), (4, 1, 0.05), (2, 0, 0.0), (0, 0, 0.0), (4, 0, 0.2), (2, 2, 0.0)]
 
@@ -129,7 +139,10 @@ def test_gradients_by_finite_differences() -> None:
     )
 
 
-@pytest.mark.parametrize("loss_of", [bce_loss, focal_loss, asymmetric_loss])
+ALL = [bce_loss, focal_loss, asymmetric_loss, wan_loss, hill_loss, splc_loss]
+
+
+@pytest.mark.parametrize("loss_of", ALL)
 def test_unknown_cells_give_nothing(loss_of: Any) -> None:
     logits = torch.randn(4, 5, requires_grad=True)
     targets = torch.randint(0, 2, (4, 5))
@@ -170,6 +183,59 @@ def test_wrong_shapes_and_words_are_refused() -> None:
         bce_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="one of sum, mean, none"):
         bce_loss(torch.zeros(2, 3), torch.zeros(2, 3), "average")  # type: ignore[arg-type]
+
+
+# -- labels that nobody wrote down -------------------------------------------------------------
+
+#: Loss, sum of the gradient's absolute values and its first four, of `parity_inputs(3)` in float64:
+#: by Hill and SPLC in src/loss_functions/losses.py of github.com/xinyu1205/robust-loss-mlml at
+#: e8d4eff (SPLC before and from its change_epoch on), by loss_wan in losses.py of
+#: github.com/elijahcole/single-positive-multi-label at 0ea84b0, without its epsilon.
+PUBLISHED = {HERE}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parity_of_losses_for_missing_labels(name: str) -> None:
+    loss_of: Any = {
+        "hill": hill_loss,
+        "splc before": partial(splc_loss, corrects=False),
+        "splc": splc_loss,
+        "wan": wan_loss,
+    }[name]
+    logits, targets = parity_inputs(3, torch.float64)
+    loss = loss_of(logits, targets)
+    loss.backward()
+    expected, total, first = PUBLISHED[name]
+    assert loss.item() == pytest.approx(expected, rel=1e-7)
+    assert logits.grad is not None
+    assert logits.grad.abs().sum().item() == pytest.approx(total, rel=1e-7)
+    assert logits.grad[0, :4].tolist() == pytest.approx(first, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(st.floats(-60, 60), st.floats(0, 1), st.sampled_from([hill_loss, splc_loss, wan_loss]))
+def test_soft_targets_are_a_mean_of_hard_ones(logit: float, target: float, loss_of: Any) -> None:
+    """So mixed images and a teacher's probabilities are learnt alike."""
+    logits = torch.full((1, 3), logit, dtype=torch.float64, requires_grad=True)
+    soft, negative, positive = (
+        loss_of(logits, torch.full((1, 3), value, dtype=torch.float64))
+        for value in (target, 0.0, 1.0)
+    )
+    torch.testing.assert_close(soft, target * positive + (1 - target) * negative)
+    (grad,) = torch.autograd.grad(soft, logits)
+    assert torch.isfinite(grad).all()
+
+
+def test_splc_corrects_labels_from_the_second_epoch_on() -> None:
+    logits, targets = torch.tensor([[2.0, -2.0]]), torch.tensor([[0.0, 0.0]])
+    built = build_loss(LossConfig(name="splc", tau=0.7))
+    (before, _), (after, cells) = (built.per_image(logits, targets, epoch) for epoch in (0, 1))
+    assert before == pytest.approx(splc_loss(logits, targets, corrects=False).item())
+    assert after == pytest.approx(splc_loss(logits, targets).item())
+    assert after < before
+    assert cells.tolist() == [2]
+    strict = build_loss(LossConfig(name="splc", tau=0.9))
+    assert strict.per_image(logits, targets, 1)[0] == before
 
 
 # -- one label an image ------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from mltr.config.schema import LossConfig
 
 Reduction = Literal["sum", "mean", "none"]
 
+CORRECTED_FROM = 1  #: epoch, from 0, as of which `splc` trusts the network (its authors' own)
+
 
 def _prepare(
     logits: Tensor, targets: Tensor, label_smoothing: float
@@ -165,6 +167,87 @@ def _focus(wrongness: Tensor, gamma: float, detach: bool) -> Tensor | float:
     return weight.detach() if detach else weight
 
 
+# -- labels that nobody wrote down -------------------------------------------------------------
+# Here a 0 may be a label that is missing. All are linear in the targets.
+
+
+def wan_loss(
+    logits: Tensor,
+    targets: Tensor,
+    reduction: Reduction = "sum",
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Weak assume-negative (WAN, arXiv 2106.09708): BCE whose negatives count 1 / (K - 1).
+
+    >>> wan_loss(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 0.0]]))  # log 2, and half of it twice
+    tensor(1.3863)
+    """
+    logits, targets, known = _prepare(logits, targets, label_smoothing)
+    positive, negative = -F.logsigmoid(logits), -F.logsigmoid(-logits)
+    weight = 1 / max(logits.shape[1] - 1, 1)
+    losses = targets * positive + weight * (1 - targets) * negative
+    return _reduce(losses, known, class_weights, reduction)
+
+
+def hill_loss(
+    logits: Tensor,
+    targets: Tensor,
+    margin: float = 1.0,
+    gamma: float = 2.0,
+    lam: float = 1.5,
+    reduction: Reduction = "sum",
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Hill loss (arXiv 2112.07368): a negative of high probability has a small gradient.
+
+    Negatives cost (lam - p) p^2, positives a focal loss of the logit less `margin`.
+
+    >>> hill_loss(torch.zeros(1, 1), torch.zeros(1, 1))  # (1.5 - 0.5) / 4
+    tensor(0.2500)
+    """
+    logits, targets, known = _prepare(logits, targets, label_smoothing)
+    p = torch.sigmoid(logits)
+    losses = targets * _focal_positive(logits - margin, gamma) + (1 - targets) * (lam - p) * p**2
+    return _reduce(losses, known, class_weights, reduction)
+
+
+def splc_loss(
+    logits: Tensor,
+    targets: Tensor,
+    tau: float = 0.6,
+    margin: float = 1.0,
+    gamma: float = 2.0,
+    corrects: bool = True,
+    reduction: Reduction = "sum",
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Self-paced loss correction (SPLC, arXiv 2112.07368) of a focal loss with a margin.
+
+    With `corrects`, a negative whose probability exceeds `tau` is taken for a positive.
+
+    >>> splc_loss(torch.tensor([[0.0, 9.0]]), torch.zeros(1, 2))  # log 2 / 4, and next to nothing
+    tensor(0.1733)
+    """
+    logits, targets, known = _prepare(logits, targets, label_smoothing)
+    negative = _focal_positive(-logits, gamma)
+    if corrects:
+        is_missing = torch.sigmoid(logits) > tau
+        negative = torch.where(is_missing, _focal_positive(logits, gamma), negative)
+    losses = targets * _focal_positive(logits - margin, gamma) + (1 - targets) * negative
+    return _reduce(losses, known, class_weights, reduction)
+
+
+def _focal_positive(logits: Tensor, gamma: float) -> Tensor:
+    """Return the focal loss of cells that are positive."""
+    return -F.logsigmoid(logits) * _focus(torch.sigmoid(-logits), gamma, detach=False)
+
+
 class Loss(nn.Module):
     """A loss with its settings, called with logits and targets.
 
@@ -185,9 +268,16 @@ class Loss(nn.Module):
         """Return the reduced loss of logits [B, K] against targets [B, K]."""
         return self.function(logits, targets, class_weights=self.class_weights, **self.settings)
 
-    def per_image(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of each image's losses [B], and its number of known labels [B]."""
+    def per_image(
+        self, logits: Tensor, targets: Tensor, epoch: int = CORRECTED_FROM
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum of each image's losses [B], and its number of known labels [B].
+
+        `epoch` is the one of training, from 0.
+        """
         settings = self.settings | {"reduction": "none"}
+        if self.function is splc_loss:
+            settings["corrects"] = epoch >= CORRECTED_FROM
         losses = self.function(logits, targets, class_weights=self.class_weights, **settings)
         known = targets >= 0
         if self.function is ce_loss:  # whose mean is over images
@@ -211,6 +301,12 @@ def build_loss(config: LossConfig, class_weights: Tensor | None = None) -> Loss:
         return Loss(bce_loss, class_weights, **shared)
     if config.name == "ce":
         return Loss(ce_loss, class_weights, **shared)
+    if config.name == "wan":
+        return Loss(wan_loss, class_weights, **shared)
+    if config.name == "hill":
+        return Loss(hill_loss, class_weights, margin=config.margin, **shared)
+    if config.name == "splc":
+        return Loss(splc_loss, class_weights, margin=config.margin, tau=config.tau, **shared)
     if config.name == "focal":
         return Loss(focal_loss, class_weights, gamma=config.gamma_neg, **shared)
     own = ("gamma_neg", "gamma_pos", "clip", "detach_focus")

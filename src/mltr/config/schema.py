@@ -157,11 +157,14 @@ class ModelConfig:
 class LossConfig:
     """The loss. `asl` uses both gammas and the clip, `focal` only `gamma_neg`."""
 
-    name: Literal["asl", "bce", "focal", "ce"] = "asl"  #: ce: softmax, one label per image
+    #: ce: softmax, one label per image; hill, splc and wan: for positives that are missing
+    name: Literal["asl", "bce", "focal", "ce", "hill", "splc", "wan"] = "asl"
     gamma_neg: NotNegative = 4.0  #: asl: focusing of negatives (focal: of all)
     gamma_pos: NotNegative = 0.0  #: asl: focusing of positives
     clip: ShareBelow1 = 0.05  #: asl: probability margin of negatives
     detach_focus: bool = True  #: asl: no gradient through the focusing weight
+    margin: NotNegative = 1.0  #: hill and splc: by which logits of positives are to be higher
+    tau: Share = 0.6  #: splc: from the second epoch on, a negative above is taken for a positive
     label_smoothing: ShareBelow1 = 0.0  #: targets become t(1-s) + s/2 (ce: s/K)
     reduction: Literal["sum", "mean"] = "sum"  #: over a batch; most published recipes use sum
 

@@ -176,7 +176,8 @@ class Distilled(Labels):
             probs, wanted = self.teacher(images)
         readable = images.flatten(1).any(dim=1)  # a broken image is black
         blended = blend(targets.to(run.device), probs, settings.teacher_weight)
-        losses, cells = self.loss.per_image(logits, blended.where(readable[:, None], -1.0))
+        blended = blended.where(readable[:, None], -1.0)
+        losses, cells = self.loss.per_image(logits, blended, run.progress.epoch)
         if features is not None:
             apart = 1 - F.cosine_similarity(features.float(), wanted.float())
             share = cells if self.is_mean else readable  # of a mean, each image counts its cells

@@ -60,7 +60,7 @@ class Labels(Objective):
         images, targets = self.mix(images, targets, rng)
         with run.autocast():
             logits = forward(images.to(run.device))
-        return self.loss.per_image(logits, targets.to(run.device))
+        return self.loss.per_image(logits, targets.to(run.device), run.progress.epoch)
 
     def mix(
         self, images: Tensor, targets: Tensor, rng: np.random.Generator
