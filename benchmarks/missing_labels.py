@@ -48,9 +48,13 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     options = [
-        f"--data.root={args.data}", f"--model.init={args.init}", "--model.image_size=128",
-        f"--train.epochs={args.epochs}", "--train.eval_every=2", "--loss.reduction=mean",
-    ]  # fmt: skip
+        f"--data.root={args.data}",
+        f"--model.init={args.init}",
+        "--model.image_size=128",
+        f"--train.epochs={args.epochs}",
+        "--train.eval_every=2",
+        "--loss.reduction=mean",
+    ]
     rows = []
     splits = open_splits(load_recipe(find_recipe("probe"), options).data)
     print(f"{date.today()}, {platform.machine()}; test map of each seed, and their mean")

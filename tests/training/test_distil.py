@@ -45,9 +45,14 @@ def write_teacher(
         for parameter in model.parameters():
             parameter.add_((0.2 if overrides else 0.05) * torch.randn_like(parameter))
     save_bundle(
-        folder, model=model, name=name, overrides=overrides, classes=classes,
-        preprocess=preprocess or Preprocess(32), **options,
-    )  # fmt: skip
+        folder,
+        model=model,
+        name=name,
+        overrides=overrides,
+        classes=classes,
+        preprocess=preprocess or Preprocess(32),
+        **options,
+    )
     return folder
 
 
@@ -98,9 +103,12 @@ def test_loss_and_gradient_are_those_of_a_loop_over_images_and_classes(
     teacher: Path, tmp_path: Path, reduction: str
 ) -> None:
     objective = make_objective(
-        tmp_path, teacher, "--train.teacher_weight=0.3", "--train.teacher_features=2",
+        tmp_path,
+        teacher,
+        "--train.teacher_weight=0.3",
+        "--train.teacher_features=2",
         f"--loss.reduction={reduction}",
-    )  # fmt: skip
+    )
     student = objective.build_network().train()
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.random((4, 3, 32, 32), np.float32))
@@ -233,8 +241,10 @@ def test_photos_without_labels_are_learnt_from(
     # Other photos beside are another run.
     (tmp_path / "run" / "metrics.json").unlink()
     (photos / "more" / "7.png").unlink()
-    assert photos_student(photos, tmp_path / "run", teacher, more, "--data.max_broken=0.1",
-                          "--resume") == 1  # fmt: skip
+    assert (
+        photos_student(photos, tmp_path / "run", teacher, more, "--data.max_broken=0.1", "--resume")
+        == 1
+    )
     assert "on other unlabelled images (9 then, 8 now): more/7.png" in capsys.readouterr().err
 
 
@@ -289,6 +299,18 @@ def test_pretraining_has_no_use_for_a_teacher(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = write_photos(tmp_path / "photos", 8)
-    assert main(["pretrain", "pretrain", str(photos), "--out", str(tmp_path / "run"),
-                 f"--train.teacher={teacher}", *TINY_ON_PHOTOS]) == 2  # fmt: skip
+    assert (
+        main(
+            [
+                "pretrain",
+                "pretrain",
+                str(photos),
+                "--out",
+                str(tmp_path / "run"),
+                f"--train.teacher={teacher}",
+                *TINY_ON_PHOTOS,
+            ]
+        )
+        == 2
+    )
     assert "train.teacher: mltr pretrain has no use for one" in capsys.readouterr().err

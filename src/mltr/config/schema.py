@@ -87,6 +87,7 @@ class DataConfig:
     images: str = ""  #: table: the folder, relative to `root`; huggingface: the column of images
     classes: str = ""  #: table and sidecars: file that lists the classes, relative to `root`
     missing: Literal["unknown", "negative"] = "unknown"  #: meaning of an empty cell
+    hierarchy: str = ""  #: YAML (child: parent) or CSV (child,parent): a label implies its parents
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty: the only one present
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without annotations
     #: folder of additional photos without labels, which `train.teacher` labels

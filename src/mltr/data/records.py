@@ -186,6 +186,7 @@ class Splits:
     test: Split
     #: more photos to learn from, none of whose labels is known
     unlabelled: Split = field(default_factory=lambda: Split((), [], "unlabelled"))
+    hierarchy: dict[str, str] = field(default_factory=dict)  #: the parent of each child, by name
 
     def __iter__(self) -> Iterator[Split]:
         return iter((self.train, self.val, self.test))

@@ -455,7 +455,8 @@ def read_shards(config: DataConfig) -> Splits:
     cache = Path(config.shard_cache) if config.shard_cache else cache_folder() / "shards"
     store = ShardStore(config.root, cache, round(config.shard_cache_gb * 1e9))
     index = store.read_index()
-    return Splits(*(_read_split(store, index, name) for name in SPLITS))
+    train, val, test = (_read_split(store, index, name) for name in SPLITS)
+    return Splits(train, val, test)
 
 
 def _read_split(store: ShardStore, index: Index, name: str) -> ShardSplit:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mltr.config.schema import DataConfig
 from mltr.data.coco import read_coco
 from mltr.data.folders import read_class_folders, read_folder
+from mltr.data.hierarchy import with_hierarchy
 from mltr.data.huggingface import PREFIX, is_saved_dataset, read_dataset
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.nuswide import read_nuswide
@@ -58,6 +59,8 @@ def open_splits(config: DataConfig) -> Splits:
         if config.missing == "negative":
             split.take_unknown_as_negative()
             split.understood = split.understood.with_unknown_as_absent()
+    if config.hierarchy:
+        splits = with_hierarchy(splits, Path(config.hierarchy))
     if not any((record.labels == 1).any() for record in splits.train):
         raise MltrError(f"{config.root}: no training image has any label")
     return splits

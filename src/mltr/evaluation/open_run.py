@@ -109,8 +109,8 @@ def as_trained(folder: Path, splits: Splits) -> Splits:
     if now == then or not known:
         return splits
     records = dict(zip(names, chain(*splits), strict=True))
-    parts = {
-        split.name: Split(
+    train, val, test = (
+        Split(
             split.classes,
             [records[name] for name in then[split.name]],
             split.name,
@@ -118,8 +118,8 @@ def as_trained(folder: Path, splits: Splits) -> Splits:
             split.understood,
         )
         for split in splits
-    }
-    return replace(splits, **parts)
+    )
+    return replace(splits, train=train, val=val, test=test)
 
 
 def _as_json(name: str) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, overl
 import numpy as np
 from numpy.typing import NDArray
 
+from mltr.data.hierarchy import ancestors
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.weights.metadata import (
@@ -67,11 +68,18 @@ class Prediction:
     probs: Floats  #: [K]
     classes: tuple[str, ...]  #: K names
     thresholds: Floats  #: [K]
+    hierarchy: Mapping[str, str] = field(default_factory=dict)  #: the parent of each child
 
     @cached_property
     def labels(self) -> list[tuple[str, float]]:
-        """The classes at or above their thresholds, with their probabilities, best first."""
+        """The classes at or above their thresholds, with their probabilities, best first.
+
+        A label comes with all that it implies.
+        """
         chosen = self.probs >= self.thresholds
+        for index, above in enumerate(ancestors(self.classes, self.hierarchy)):
+            if chosen[index]:
+                chosen[list(above)] = True
         return [(self.classes[k], float(self.probs[k])) for k in self._order if chosen[k]]
 
     def top(self, k: int) -> list[tuple[str, float]]:
@@ -81,7 +89,12 @@ class Prediction:
     def only(self, indices: Sequence[int]) -> Prediction:
         """Return the same prediction with only some of the classes."""
         classes = tuple(self.classes[index] for index in indices)
-        return Prediction(self.probs[list(indices)], classes, self.thresholds[list(indices)])
+        return replace(
+            self,
+            probs=self.probs[list(indices)],
+            classes=classes,
+            thresholds=self.thresholds[list(indices)],
+        )
 
     @cached_property
     def _order(self) -> list[int]:
@@ -104,6 +117,7 @@ class Predictor:
     batch_size: int = 32
     calibration: Calibration | None = None  #: how logits become probabilities; None: sigmoid
     categories: tuple[str, ...] | None = None  #: K names of kinds of classes, if they have any
+    hierarchy: Mapping[str, str] = field(default_factory=dict)  #: the parent of each child, by name
 
     @overload
     def __call__(self, images: list[Any]) -> list[Prediction]: ...
@@ -126,7 +140,14 @@ class Predictor:
     @property
     def fingerprint(self) -> str:
         """Identifies the probabilities of this predictor; thresholds don't matter."""
-        parts = (self.network.fingerprint, self.classes, self.preprocess, self.calibration)
+        parts: tuple[object, ...] = (
+            self.network.fingerprint,
+            self.classes,
+            self.preprocess,
+            self.calibration,
+        )
+        if self.hierarchy:
+            parts += (dict(self.hierarchy),)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
@@ -158,8 +179,19 @@ class Predictor:
         return self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
 
     def to_prediction(self, probs: Floats) -> Prediction:
-        """Return the prediction for probabilities [K] of one image."""
-        return Prediction(probs, self.classes, self.thresholds.copy())
+        """Return the prediction for probabilities [K] of one image.
+
+        That of a label is at least that of each label that implies it.
+        """
+        if self.hierarchy:
+            probs = probs.copy()
+            for index, above in enumerate(self._ancestors):
+                probs[list(above)] = np.maximum(probs[list(above)], probs[index])
+        return Prediction(probs, self.classes, self.thresholds.copy(), self.hierarchy)
+
+    @cached_property
+    def _ancestors(self) -> tuple[tuple[int, ...], ...]:
+        return ancestors(self.classes, self.hierarchy)
 
     def read(self, source: Any) -> Pixels:
         """Open and resize one image to uint8 [S, S, 3]; raises `BrokenImage`."""
@@ -241,6 +273,7 @@ def _load_exported(path: str | Path, device: str | None, batch_size: int) -> Pre
         batch_size,
         read_calibration(config),
         read_categories(config),
+        config.get("hierarchy", {}),
     )
 
 
@@ -262,6 +295,7 @@ def as_predictor(
         batch_size,
         bundle.calibration,
         bundle.categories,
+        bundle.config.get("hierarchy", {}),
     )
 
 

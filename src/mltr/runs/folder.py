@@ -239,6 +239,8 @@ def with_absolute_paths(config: Config) -> Config:
     is_named = data.root.startswith(DATASETS_PREFIX)
     if data.root and not is_named and not is_address(data.root):
         data.root = str(Path(data.root).absolute())
+    if data.hierarchy:
+        data.hierarchy = str(Path(data.hierarchy).absolute())
     if data.unlabelled_root:
         data.unlabelled_root = str(Path(data.unlabelled_root).absolute())
     if data.classes and (is_named or data.format == "huggingface"):  # others: relative to the root

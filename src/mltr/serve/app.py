@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -355,7 +356,7 @@ def _digest(key: str) -> bytes:
 def _choose(found: Prediction, top: int | None, threshold: float | None) -> list[tuple[str, float]]:
     """Return the labels that `mltr predict` would print with the same options."""
     if threshold is not None:
-        found = Prediction(found.probs, found.classes, np.full_like(found.thresholds, threshold))
+        found = replace(found, thresholds=np.full_like(found.thresholds, threshold))
     labels = found.labels
     if top is not None:
         labels = found.top(top) if threshold is None else labels[:top]

@@ -161,6 +161,7 @@ class Labels(Objective):
             classes=run.splits.train.classes,
             preprocess=run.preprocess,
             calibration=self.calibration,
+            hierarchy=run.splits.hierarchy,
             extra={"data": run.config.data.format} | about,
         )
 

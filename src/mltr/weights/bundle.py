@@ -115,12 +115,14 @@ def save_bundle(
     thresholds: Sequence[float] | None = None,
     calibration: Calibration | None = None,
     categories: Sequence[str] | None = None,
+    hierarchy: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a bundle to `folder` atomically, replacing a previous one.
 
-    `name` and `overrides` are the arguments of `create_model` that built `model`; `extra` is any
-    JSON-serialisable data, stored under that key. Raises `MltrError` if the disk is full or the
+    `name` and `overrides` are the arguments of `create_model` that built `model`; `hierarchy` has
+    the parents of labels that imply others; `extra` is any JSON-serialisable data, stored under
+    that key. Raises `MltrError` if the disk is full or the
     weights contain NaN or infinity; the previous bundle is then unchanged.
     """
     tensors = {
@@ -137,6 +139,7 @@ def save_bundle(
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
         "calibration": None if calibration is None else calibration.to_dict(),
         "categories": None if categories is None else list(categories),
+        "hierarchy": dict(hierarchy or {}),
         "weights_crc32": _crc32(tensors),
         "extra": dict(extra or {}),
     }

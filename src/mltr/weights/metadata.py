@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr import __version__
+from mltr.data.hierarchy import problem_of
 from mltr.errors import MltrError, did_you_mean
 from mltr.terminal import UNPRINTABLE, printable
 
@@ -161,6 +162,7 @@ def _config_problem(config: Mapping[str, Any]) -> str:
         or _thresholds_problem(config["thresholds"], len(classes))
         or _calibration_problem(config.get("calibration"), len(classes))
         or _categories_problem(config.get("categories"), len(classes))
+        or problem_of(config.get("hierarchy", {}))
     )
 
 

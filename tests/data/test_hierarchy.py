@@ -1,0 +1,158 @@
+"""Labels that imply others: read from a file, in the labels of photos, in predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from making import TINY_ON_PHOTOS, write_image, write_photos
+
+import mltr
+from mltr.cli import main
+from mltr.config.schema import DataConfig
+from mltr.data.hierarchy import ancestors, path_of, read_hierarchy
+from mltr.data.sources import open_splits
+from mltr.errors import MltrError
+from mltr.predict.predictor import Prediction
+from mltr.weights.bundle import load_bundle, update_config
+
+CLASSES = ("animal", "dog", "no", "car")
+TREE = {"dog": "pet", "pet": "animal", "no": "car"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("h.yaml", "dog: pet\npet: animal\nno: car  # to YAML, `no` is false\n"),
+        ("h.json", json.dumps(TREE)),
+        ("h.csv", "\ufeffChild,Parent\r\ndog,pet\r\n\r\npet, animal\r\nno,car\r\n"),
+    ],
+)
+def test_forms_of_the_file(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, "utf-8")
+    assert read_hierarchy(tmp_path / name, CLASSES) == TREE
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("h.yaml", "dog: animal\ndgo: animal\n", "'dgo' is no class, and above none; did you mean"),
+        ("h.yaml", "dog: pet\npet: dog\n", "is its own ancestor"),
+        ("h.yaml", "dog: dog\n", "'dog' is its own ancestor"),
+        ("h.yaml", "dog: animal\ndog: car\n", "'dog' has two parents, 'animal' and 'car'"),
+        ("h.yaml", "animal: [dog]\n", "expected lines such as dog: animal"),
+        ("h.yaml", "- dog\n", "expected lines such as dog: animal"),
+        ("h.yaml", "dog: '\n", "it isn't YAML"),
+        ("h.yaml", "", "expected lines such as dog: animal"),
+        ("h.yaml", "[" * 5000, "expected lines such as dog: animal"),
+        ("h.csv", "dog,animal\n", "its first line must be child,parent"),
+        ("h.csv", "child,parent\ndog\n", "a line must be child,parent, not 'dog'"),
+        ("h.csv", "child,parent\ndog,\n", "a line must be child,parent, not 'dog,'"),
+    ],
+)
+def test_what_is_no_hierarchy(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(MltrError) as told:
+        read_hierarchy(tmp_path / name, CLASSES)
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "gone.yaml", tmp_path):
+        with pytest.raises(MltrError, match="data.hierarchy .*: can't be read"):
+            read_hierarchy(path, CLASSES)
+
+
+forests = st.lists(st.integers(-1, 8), min_size=1, max_size=9).map(
+    # Each name's parent is one before it, or none.
+    lambda above: {str(child): str(p) for child, p in enumerate(above) if 0 <= p < child}
+)
+
+
+@given(forests, st.integers(0, 2**9 - 1))
+def test_ancestors_are_those_of_a_naive_walk(parents: dict[str, str], chosen: int) -> None:
+    """Of classes that are only some of the names."""
+    classes = [str(number) for number in range(9) if chosen >> number & 1]
+    for label, found in zip(classes, ancestors(classes, parents), strict=True):
+        naive, name = [], label
+        while name in parents:
+            name = parents[name]
+            naive.append(name)
+        assert path_of(label, parents) == [*naive[::-1], label]
+        assert {classes[index] for index in found} == set(naive) & set(classes)
+
+
+def test_photos_have_what_their_labels_imply(tmp_path: Path) -> None:
+    rows = [
+        "path,animal,dog,no,car",
+        "a.png,0,1,0,0",
+        "b.png,0,0,1,",
+        "c.png,,1,,1",
+        "d.png,1,,0,0",
+    ]
+    rows += [f"{number}.png,0,0,0,0" for number in range(6)]
+    for row in rows[1:]:
+        write_image(tmp_path / "photos" / row.split(",")[0])
+    (tmp_path / "photos" / "labels.csv").write_text("\n".join(rows))
+    (tmp_path / "tree.yaml").write_text(json.dumps(TREE))
+    config = DataConfig(root=str(tmp_path / "photos"), hierarchy=str(tmp_path / "tree.yaml"))
+    splits = open_splits(config)
+    found = {record.name: record.labels.tolist() for split in splits for record in split}
+    assert [found[name] for name in ("a.png", "b.png", "c.png", "d.png")] == [
+        [1, 1, 0, 0],
+        [0, 0, 1, 1],
+        [1, 1, -1, 1],
+        [1, -1, 0, 0],
+    ]
+    assert splits.hierarchy == TREE
+
+
+def test_a_label_brings_what_it_implies() -> None:
+    probs, thresholds = np.array([0.3, 0.9, 0.1, 0.4]), np.full(4, 0.5)
+    plain = Prediction(probs, CLASSES, thresholds)
+    assert [name for name, _ in plain.labels] == ["dog"]
+    implied = Prediction(probs, CLASSES, thresholds, TREE)
+    assert implied.labels == [("dog", 0.9), ("animal", 0.3)]
+    assert implied.only([0, 3]).labels == []
+    assert implied.only([1, 0]).labels == [("dog", 0.9), ("animal", 0.3)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hierarchy")
+    photos = write_photos(folder / "photos", 16)
+    (folder / "tree.yaml").write_text("sunset: sea\nsea: water\n")
+    out = folder / "run"
+    options = [f"--data.hierarchy={folder / 'tree.yaml'}", *TINY_ON_PHOTOS]
+    assert main(["train", "photos", str(photos), "--out", str(out), *options]) == 0
+    return out
+
+
+def test_a_run_learns_it_and_its_bundle_predicts_by_it(run: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(run)
+    assert bundle.config["hierarchy"] == {"sunset": "sea", "sea": "water"}
+    classes = json.loads((run / "splits.json").read_text())["classes"]
+    assert tuple(classes) == bundle.classes
+    photos = sorted((run.parent / "photos").glob("*.png"))
+    predictor = mltr.load(run)
+    sea, sunset = (predictor.classes.index(name) for name in ("sea", "sunset"))
+    predictor.thresholds[[sea, sunset]] = 1.0, 0.0
+    for found in predictor([str(path) for path in photos]):
+        assert found.probs[sea] >= found.probs[sunset]
+        assert {name for name, _ in found.labels} == {"sea", "sunset"}
+    before = predictor.fingerprint
+    (run.parent / "tree.yaml").unlink()  # the bundle has its own
+    assert mltr.load(run).fingerprint == before
+    update_config(run, {"hierarchy": {}})
+    assert mltr.load(run).fingerprint != before
+
+
+@pytest.mark.parametrize("wrong", [["sea"], {"sea": 1}, {"sea": "sunset", "sunset": "sea"}])
+def test_a_bundle_with_a_hierarchy_that_is_none(run: Path, wrong: object) -> None:
+    with pytest.raises(MltrError, match=r"config.json: .*(hierarchy|ancestor)"):
+        update_config(run, {"hierarchy": wrong})
