@@ -191,7 +191,12 @@ def test_wrong_shapes_and_words_are_refused() -> None:
 #: by Hill and SPLC in src/loss_functions/losses.py of github.com/xinyu1205/robust-loss-mlml at
 #: e8d4eff (SPLC before and from its change_epoch on), by loss_wan in losses.py of
 #: github.com/elijahcole/single-positive-multi-label at 0ea84b0, without its epsilon.
-PUBLISHED = {HERE}
+PUBLISHED = {
+    "hill": (159.758826554, 57.623543598, [0.0157646, 0.0962794, 0.0105057, 0.00068]),
+    "splc before": (347.283260857, 160.747667489, [0.0014219, 0.8487162, 1.1284587, 1.07e-05]),
+    "splc": (104.526052357, 55.132201929, [0.0014219, -0.0350942, -0.0007399, 1.07e-05]),
+    "wan": (97.704507894, 39.242711582, [0.0041411, 0.0403255, 0.049307, 0.0008047]),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
