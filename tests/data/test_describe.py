@@ -69,7 +69,7 @@ def test_classes_without_a_single_no_are_shouted(photos: Path, tmp_path: Path, c
     assert report["classes_without_negatives"] == ["sea", "sky", "never"]
     printed = " ".join(capsys.readouterr().out.split())
     assert "NO TRAINING IMAGE IS A KNOWN NEGATIVE FOR: sea, sky, never" in printed
-    assert "--missing negative here and --data.missing negative there" in printed
+    assert "set --data.missing negative" in printed
     report = describe(tmp_path, photos, "--quick", "--missing", "negative")
     assert report["classes_without_negatives"] == ["sky"]  # which every image has
     assert report["splits"]["train"]["unknown_cells"] == 0
@@ -116,7 +116,10 @@ def test_what_was_understood_is_told(photos: Path, tmp_path: Path, capsys, caplo
     uses = {"path": "photos", "sea": "labels", "sky": "labels", "never": "labels"}
     assert understood["columns"] == uses | {"split": "split"}
     first, second = capsys.readouterr().out.splitlines()[:2]
-    assert first.startswith("table: labels.csv; photos from 'path', labels from 3 columns ('sea',")
+    assert first == (
+        "table: labels.csv, in utf-8, columns separated by commas; photos from 'path', "
+        "labels from 3 columns ('sea', 'sky', 'never'), split from 'split'"
+    )
     assert second.startswith("images: 6 train, 3 val, 3 test; 3 classes")
     assert (
         main(["shard", str(photos), "--out", str(tmp_path / "shards"), "--data.missing=negative"])

@@ -249,12 +249,12 @@ def write_table(folder: Path, text: str, images: int = 4) -> Path:
 
 def test_one_hot_with_unknown_cells(tmp_path: Path) -> None:
     path = write_table(tmp_path, "path,cat,dog\n0.jpg,1,0\n1.jpg,-1,1\n2.jpg,,0\n3.jpg,0,0\n")
-    assert read_csv(path).targets.tolist() == [[1, 0], [-1, 1], [-1, 0], [0, 0]]
+    assert read_csv(path, absent=0).targets.tolist() == [[1, 0], [-1, 1], [-1, 0], [0, 0]]
 
 
 def test_label_lists(tmp_path: Path) -> None:
     path = write_table(
-        tmp_path, '\ufeffpath,tags\n0.jpg,"cat, dog"\n1.jpg,dog;fox\n2.jpg,\n3.jpg,cat\n'
+        tmp_path, '\ufeffpath,tags\n0.jpg,"cat, dog"\n1.jpg,"dog,fox"\n2.jpg,\n3.jpg,cat\n'
     )
     split = read_csv(path)
     assert split.classes == ("cat", "dog", "fox")

@@ -86,7 +86,16 @@ class DataConfig:
     labels: str = ""  #: table: the file, relative to `root`; huggingface: the column of labels
     images: str = ""  #: table: the folder, relative to `root`; huggingface: the column of images
     classes: str = ""  #: table and sidecars: file that lists the classes, relative to `root`
+    label_column: str = ""  #: table: column of labels, or several with commas between
+    path_column: str = ""  #: table: column of the photos
+    #: table: between the labels of a cell: a text, or comma, semicolon, bar, hash, space, newline,
+    #: tab or none; auto: found from the cells
+    separator: str = "auto"
     missing: Literal["unknown", "negative"] = "unknown"  #: meaning of an empty cell
+    #: table: which of 0 and -1 means absent, if it has both; the other is then unknown
+    absent: Literal["auto", 0, -1] = "auto"
+    #: whether names that differ only in capitals are one class (null: refuse them)
+    merge_case: bool | None = None
     hierarchy: str = ""  #: YAML (child: parent) or CSV (child,parent): a label implies its parents
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty: the only one present
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without annotations

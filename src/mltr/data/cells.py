@@ -1,14 +1,23 @@
-"""CSV cells that spreadsheets would evaluate: escaped on writing, unescaped on reading."""
+"""What a cell of a table holds: escaped formulas, yes or no, or a list of labels."""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 MARK = "'"
 #: What spreadsheets take for a formula (OWASP, "CSV injection"), and such texts with our mark.
 FORMULA = re.compile(f"{MARK}*[=+@\t\r-]")
 NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?")
+WHOLE = re.compile(r"([+-]?[0-9]{1,18})([.,]0*)?")  #: also 1.00, and 1,00 of a German Excel
+
+#: How people and programs write the two answers, and that there is none.
+PRESENT = frozenset(["true", "t", "yes", "y", "x", "✓", "✔", "☑", "wahr", "ja", "vrai", "oui"])
+ABSENT = frozenset(["false", "f", "no", "n", "☐", "falsch", "nein", "faux", "non"])
+EMPTY = frozenset(["", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "?"])
 
 
 def to_cells(values: Iterable[object]) -> list[str]:
@@ -24,3 +33,113 @@ def from_cells(cells: Iterable[str]) -> list[str]:
 
 def _is_number(cell: str) -> bool:
     return NUMBER.fullmatch(cell) is not None
+
+
+def to_whole(text: str) -> int | None:
+    """Return the whole number that a text is, or None.
+
+    >>> to_whole("1.00"), to_whole("-1"), to_whole("0,5")
+    (1, -1, None)
+    """
+    found = WHOLE.fullmatch(text)
+    return int(found[1]) if found else None
+
+
+def to_answer(text: str) -> str | None:
+    """Return "1", "0", "-1" or "" for what a cell of a class says; None if it says nothing known.
+
+    >>> [to_answer(text) for text in ("TRUE", "no", "1.00", "-1", "NA", "maybe")]
+    ['1', '0', '1', '-1', '', None]
+    """
+    word = text.strip().casefold()
+    if word in EMPTY:
+        return ""
+    if word in PRESENT:
+        return "1"
+    if word in ABSENT:
+        return "0"
+    number = to_whole(word)
+    return str(number) if number in (1, 0, -1) else None
+
+
+# -- lists -------------------------------------------------------------------------------------
+
+SEPARATORS = {
+    "comma": ",", "semicolon": ";", "bar": "|", "hash": "#", "space": " ", "tab": "\t",
+    "newline": "\n", "none": "",
+}  # fmt: skip
+#: Two texts of a Python list without a comma between them, as numpy prints an array.
+RUN_TOGETHER = re.compile(r"""['"]\s+['"]""")
+
+
+def to_structure(value: Any) -> Any:
+    """Return the list, tuple, set or dict that a cell is, or whose JSON or Python text it holds.
+
+    None for any other cell. Raises `ValueError` for a text that begins as one and isn't.
+
+    >>> to_structure("['cat', 'dog']"), to_structure("cat, dog")
+    (['cat', 'dog'], None)
+    """
+    if isinstance(value, list | tuple | set | dict):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if not (text.startswith(("[", "{")) and text.endswith(("]", "}"))):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if RUN_TOGETHER.search(text):  # which Python would join to one text
+        raise ValueError("no comma between two texts")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError("neither JSON nor a list of Python") from error
+
+
+def flatten(value: Any) -> list[str]:
+    """Return the labels in a structure, however nested; raises `ValueError` for what is no label.
+
+    Of a dict, these are its `choices`, as in Label Studio, or the keys that are true or 1.
+
+    >>> flatten([["cat"], {"choices": ["dog"]}]), flatten({"cat": 1, "dog": 0})
+    (['cat', 'dog'], ['cat'])
+    """
+    if isinstance(value, dict):
+        if "choices" in value:
+            return flatten(value["choices"])
+        if all(answer in (0, 1, None) for answer in value.values()):
+            return [str(name) for name, answer in value.items() if answer]
+        raise ValueError("a dict needs `choices`, or 1 or 0 for each label")
+    if isinstance(value, list | tuple | set):
+        parts = sorted(value, key=str) if isinstance(value, set) else value
+        return [label for part in parts if part is not None for label in flatten(part)]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8")  # UnicodeDecodeError is a ValueError
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return [str(value).strip()] if str(value).strip() else []
+    raise ValueError(f"a {type(value).__name__} is no label")
+
+
+def is_multi_hot(value: Any) -> bool:
+    """Whether a structure is a list of two or more answers: ``[1, 0, 1]``."""
+    is_list = isinstance(value, list | tuple) and len(value) > 1
+    return is_list and all(isinstance(x, int | float) and x in (0, 1) for x in value)
+
+
+def split_cell(text: str, separator: str) -> list[str]:
+    """Return the labels of a text, each once, in order; an empty separator doesn't split.
+
+    >>> split_cell("sea, sky,,sea", ",")
+    ['sea', 'sky']
+    """
+    parts = text.split(separator) if separator else [text]
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def find_separators(texts: Sequence[str]) -> list[str]:
+    """Return what may separate labels in these texts, other than spaces."""
+    found = [mark for mark in "\n,;|" if any(mark in text for text in texts)]
+    return found + ["#"] * any(re.search(r"(^|\S\s*)#\s*\S", text) for text in texts)

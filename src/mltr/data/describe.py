@@ -259,8 +259,7 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
         console.print(
             f"NO TRAINING IMAGE IS A KNOWN NEGATIVE FOR: {names}\n"
             "mltr train refuses such a source: a network would learn to predict these classes for "
-            "every picture. If an empty cell means no, use --missing negative here and "
-            "--data.missing negative there.",
+            "every picture. If an empty cell means no, set --data.missing negative.",
             markup=False,
             style="bold red",
         )

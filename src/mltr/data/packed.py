@@ -15,7 +15,7 @@ from mltr.config.schema import DataConfig
 from mltr.data.images import IMAGE_SUFFIXES, open_image
 from mltr.data.records import PackedImage
 from mltr.data.shards import is_address, is_shards, read_shards
-from mltr.data.table import open_parquet
+from mltr.data.sheet import open_parquet
 from mltr.errors import BrokenImage, MltrError
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.nuswide import read_nuswide
 from mltr.data.records import Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
+from mltr.data.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.table import read_table
 from mltr.data.understood import Understood
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 
 WITH_OWN_CLASSES = ("scenes", "coco", "voc", "nuswide", "shards")
 SHOWN = 12  #: classes named in a message at most
-TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
 def open_splits(config: DataConfig) -> Splits:
@@ -56,7 +58,7 @@ def open_splits(config: DataConfig) -> Splits:
     for split in splits:
         if not len(split):
             raise MltrError(f"{config.root}: the {split.name} split is empty")
-        if config.missing == "negative":
+        if config.missing == "negative" and form != "table":  # which knows the empty cells
             split.take_unknown_as_negative()
             split.understood = split.understood.with_unknown_as_absent()
     if config.hierarchy:
@@ -190,8 +192,10 @@ def detect_format(root: str | Path) -> str:
     """
     root = Path(root)
     if root.is_file():
-        if root.suffix in TABLE_SUFFIXES:
+        if root.suffix.lower() in TABLE_SUFFIXES:
             return "table"
+        if root.suffix.lower() in SPREADSHEETS:
+            raise UsageError(f"{root}: save it as CSV, which any spreadsheet program can")
         raise UsageError(f"{root}: not a table ({', '.join(TABLE_SUFFIXES)})")
     if is_shards(root):
         return "shards"
@@ -223,7 +227,7 @@ def detect_format(root: str | Path) -> str:
 
 
 def _tables(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.suffix in TABLE_SUFFIXES)
+    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
 
 
 def _class_roots(root: Path) -> list[Path]:
@@ -281,30 +285,27 @@ def _open_table(root: Path, config: DataConfig) -> Splits:
         path, folder = _choose_table(root, config.labels), root
     images = folder / config.images if config.images else Path()
     classes = read_class_list(folder / config.classes) if config.classes else None
-    split, parts = read_table(path, images, classes)
+    split, parts = read_table(path, images, classes, config)
     if not parts:
         return _divide(split, config)
-    known = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    for record, part in zip(split, parts, strict=True):
-        if part not in known:
-            raise MltrError(f"{path}: {record.name!r} has split {part!r}; use train, val or test")
     named = {
-        name: split.subset([i for i, part in enumerate(parts) if known[part] == name], name)
+        name: split.subset([i for i, part in enumerate(parts) if part == name], name)
         for name in ("train", "val", "test")
     }
+    named["train"].notes = split.notes
     return _complete(named["train"], named["val"], named["test"], config)
 
 
 def _choose_table(root: Path, labels: str) -> Path:
+    """Return the table that `data.labels` names, the only one, or the one called labels."""
     if labels:
         return root / labels
     tables = _tables(root)
-    if len(tables) != 1:
-        found = ", ".join(path.name for path in tables) or "none"
-        raise UsageError(
-            f"{root}: several tables: set data.labels to the one with the labels; found: {found}"
-        )
-    return tables[0]
+    called_so = [path for path in tables if path.stem.casefold() == "labels"]
+    if len(tables) == 1 or len(called_so) == 1:
+        return (called_so or tables)[0]
+    found = ", ".join(path.name for path in tables) or "none"
+    raise UsageError(f"{root}: set data.labels to the table with the labels; found: {found}")
 
 
 def _open_sidecars(root: Path, config: DataConfig) -> Splits:

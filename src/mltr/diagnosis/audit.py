@@ -130,7 +130,8 @@ def _source_fields(args: argparse.Namespace) -> list[str]:
     if same and form in ("auto", own.format):
         return []
     fields = [f"--data.format={form}", f"--data.root={root}"]
-    return fields + [f"--data.{name}=" for name in ("labels", "images", "classes")]
+    places = ("labels", "images", "classes", "label_column", "path_column")
+    return fields + [f"--data.{name}=" for name in places]
 
 
 def _recipe(folder: str, overrides: Sequence[str] = ()) -> Config:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from mltr.data.cells import from_cells, to_cells
+from mltr.data.cells import to_answer, to_cells
 from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.data.images import open_image
 from mltr.data.records import Record, Splits, indices_of
-from mltr.data.table import ONE_HOT
+from mltr.data.sheet import read_sheet
 from mltr.diagnosis.label_issues import Audit, Issue
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import text_writer, write_atomically
@@ -71,31 +70,27 @@ def read_review(path: Path, splits: Splits) -> Corrections:
     corrections: Corrections = {}
     for number, row in enumerate(rows, start=2):
         where = f"{path}, row {number}"
-        key, value = (row["split"], row["image"]), str(row["label"]).strip()
+        key, answer = (row["split"], row["image"]), to_answer(row["label"])
         if key not in known:
             raise MltrError(f"{where}: this source has no image {key[1]!r} in its {key[0]} split")
-        if value not in ONE_HOT:
-            raise MltrError(f"{where}: label {value!r} is not 1, 0, or empty for unknown")
+        if answer is None:
+            raise MltrError(f"{where}: label {row['label']!r} is not 1, 0, or empty for unknown")
         (index,) = indices_of([row["class"]], splits.train.classes, where)
-        if ONE_HOT[value] != known[key].labels[index]:
-            corrections.setdefault(key, {})[index] = ONE_HOT[value]
+        label = int(answer or -1)
+        if label != known[key].labels[index]:
+            corrections.setdefault(key, {})[index] = label
     return corrections
 
 
 def _read_csv(path: Path, needed: set[str]) -> list[dict[str, str]]:
     if not path.is_file():
         raise MltrError(f"{path}: no such file of issues")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = map(from_cells, csv.reader(file))
-            names = next(table, [])
-            rows = [dict(zip_longest(names, row, fillvalue="")) for row in table if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise MltrError(f"{path}: not a CSV in UTF-8 ({error})") from error
-    missing = needed - set(names)
+    sheet = read_sheet(path)
+    columns = {column.name: column for column in sheet.columns}
+    missing = needed - set(columns)
     if missing:
         raise MltrError(f"{path}: no column {', '.join(sorted(missing))}; is it an {ISSUES_FILE}?")
-    return rows
+    return [{name: columns[name][row] for name in needed} for row in range(len(sheet))]
 
 
 def write_corrected(folder: Path, splits: Splits, corrections: Corrections) -> Path | None:

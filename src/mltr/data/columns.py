@@ -1,0 +1,259 @@
+"""Which column of a table holds the photos, which the labels, and which is passed over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mltr.config.schema import DataConfig
+from mltr.data.cells import to_answer, to_structure, to_whole
+from mltr.data.sheet import Column, Sheet
+from mltr.errors import UsageError, did_you_mean
+
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+IS_PATH = re.compile(
+    r"(image|img|photo|picture|file)?[ _-]?(path|file|filename|name|id|uri|url|image|img|photo|"
+    r"picture)s?",
+    re.IGNORECASE,
+)
+IS_SPLIT = re.compile(r"split|subset|set|partition|fold|phase|is[ _]?valid", re.IGNORECASE)
+IS_LABELS = re.compile(
+    r"(image|class|category)?[ _-]?(label|tag|class|classe|category|categorie|keyword|subject|"
+    r"choice|annotation|target|genre|concept)s?[ _-]?(name|id)?s?",
+    re.IGNORECASE,
+)
+#: What is told of a photo or of a row beside its labels.
+IS_REMARK = re.compile(
+    r"|(unnamed: )?\d*|index|no\.?|nr\.?|rank|id|(image|img|photo)[ _-]?id|width|height|size|"
+    r"area|channels|depth|comments?|notes?|remarks?|description|caption|title|url|link|source|"
+    r"author|photographer|annotator|date|time|timestamp|created.*|updated.*|md5|sha\d*|hash|"
+    r"confidence|score|weight|lat|lon|latitude|longitude|x_?min|x_?max|y_?min|y_?max|bbox",
+    re.IGNORECASE,
+)
+LARGEST_COUNT = 9  #: a column of numbers none of which is 0 or 1, with a larger one, is a measure
+SAMPLED = 50  #: values of a column looked at to see whether they are photos
+
+Kind = Literal["answers", "mixed", "numbers", "labels", "empty"]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each column of a table is for."""
+
+    photos: Column
+    labels: list[Column]
+    form: Literal["answers", "labels"]  #: a column a class, or labels by name
+    split: Column | None
+    passed_over: list[Column]
+
+
+def find_roles(
+    sheet: Sheet, config: DataConfig, classes: Sequence[str] | None, is_photo: Callable[[str], bool]
+) -> Roles:
+    """Return what each column is for; raises `UsageError` with the choices if that is ambiguous.
+
+    `is_photo` tells whether there is a photo of that name. `classes` are those of `data.classes`.
+    """
+    photos = _find_photos(sheet, config.path_column, is_photo)
+    rest = [column for column in sheet.columns if column is not photos]
+    split = next((column for column in rest if _is_split(column)), None)
+    rest = [column for column in rest if column is not split]
+    if config.label_column:
+        labels = _named(sheet, config.label_column)
+        are_answers = len(labels) > 1 and all(kind_of(c) in ("answers", "empty") for c in labels)
+        form: Literal["answers", "labels"] = "answers" if are_answers else "labels"
+    else:
+        labels, form = _find_labels(sheet, rest, classes or ())
+    if split in labels:
+        split = None
+    passed_over = [column for column in rest if column not in labels]
+    return Roles(photos, labels, form, split, passed_over)
+
+
+def _named(sheet: Sheet, names: str) -> list[Column]:
+    """Return the columns that `data.label_column` names: one, or several with commas between."""
+    by_name = {column.name: column for column in sheet.columns}
+    wanted = [names] if names in by_name else [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in by_name:
+            raise UsageError(
+                f"{sheet.path}: no column {name!r}{did_you_mean(name, by_name)}; there are: "
+                f"{_listed(sheet.columns)}"
+            )
+    return [by_name[name] for name in dict.fromkeys(wanted)]
+
+
+def _listed(columns: Collection[Column]) -> str:
+    names = [column.name for column in columns]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+# -- photos ------------------------------------------------------------------------------------
+
+
+def _find_photos(sheet: Sheet, asked: str, is_photo: Callable[[str], bool]) -> Column:
+    from mltr.data.images import IMAGE_SUFFIXES
+
+    if asked:
+        (column,) = _named(sheet, asked)[:1]
+        return column
+    # With answers such as 1 there could be photos such as 1.jpg; with others, there are none.
+    candidates = [c for c in sheet.columns if kind_of(c) not in ("answers", "empty")]
+    shares = {
+        column: [
+            sum(map(holds, sample)) / len(sample)
+            for sample in [[text for text in column.texts if text][:SAMPLED]]
+            for holds in (is_photo, lambda text: text.lower().endswith(IMAGE_SUFFIXES))
+        ]
+        for column in candidates
+    }
+    there = [column for column in candidates if shares[column][0] > 0]
+    named_so = [column for column in candidates if shares[column][1] > 0.5]
+    for found in (
+        [column for column in there if column in named_so],
+        there,
+        named_so,
+        [c for c in candidates if IS_PATH.fullmatch(c.name)],
+        sheet.columns[:1],
+    ):
+        best = [c for c in found if IS_PATH.fullmatch(c.name)] or found
+        if len(best) > 1 and best[0] is not sheet.columns[0]:
+            raise UsageError(
+                f"{sheet.path}: which column holds the photos? Set data.path_column to one of "
+                f"{_listed(best)}"
+            )
+        if best:
+            return best[0]
+    raise AssertionError("a table has a first column")
+
+
+# -- labels ------------------------------------------------------------------------------------
+
+
+def kind_of(column: Column) -> Kind:
+    """Return what a column holds: answers, names of labels, numbers, nothing, or a mixture."""
+    answers = [to_answer(text) for text in column.texts]
+    if all(answer == "" for answer in answers):
+        return "empty"
+    if None not in answers:
+        return "answers"
+    others = [text for text, answer in zip(column.texts, answers, strict=True) if answer is None]
+    if all(_is_number(text) for text in others):
+        return "numbers"
+    rows = column.times
+    answered = sum(int(n) for n, answer in zip(rows, answers, strict=True) if answer)
+    unknown = sum(int(n) for n, answer in zip(rows, answers, strict=True) if answer is None)
+    return "mixed" if answered > unknown else "labels"
+
+
+def _is_number(text: str) -> bool:
+    return (
+        re.fullmatch(r"[+-]?\d+([.,]\d*)?(e[+-]?\d+)?|[+-]?[.,]\d+", text, re.IGNORECASE)
+        is not None
+    )
+
+
+def _is_split(column: Column) -> bool:
+    """Whether a column says train, val or test; one called `split` is meant to."""
+    if column.name.casefold() == "split":
+        return True
+    if not IS_SPLIT.fullmatch(column.name):
+        return False
+    texts = [text.casefold() for text in column.texts]
+    is_flag = "valid" in column.name.casefold() and kind_of(column) == "answers"
+    return is_flag or (len(texts) > 1 and all(text in SPLITS for text in texts))
+
+
+def _find_labels(
+    sheet: Sheet, columns: Sequence[Column], classes: Sequence[str]
+) -> tuple[list[Column], Literal["answers", "labels"]]:
+    kinds = {column: kind_of(column) for column in columns}
+    if named := [c for c in columns if c.name in classes]:
+        return [c for c in columns if c in named or _is_class(c, kinds[c])], "answers"
+    answers = [c for c in columns if _is_class(c, kinds[c])]
+    texts = [c for c in columns if kinds[c] == "labels" and not _is_remark(c)]
+    lists = [c for c in texts if IS_LABELS.fullmatch(c.name) or _holds_structures(c)]
+    if answers and not lists and (len(answers) > 1 or not texts):
+        _refuse_mixed(sheet, columns, kinds)
+        return answers + [c for c in columns if _is_unknown_class(c, kinds[c])], "answers"
+    if not answers:
+        numbers = [c for c in columns if kinds[c] == "numbers" and _are_class_numbers(c)]
+        found = lists or texts or numbers or [c for c in columns if kinds[c] == "labels"][:1]
+        if len(found) == 1:
+            return found, "labels"
+        if not found:
+            _refuse_mixed(sheet, columns, kinds, all_numbers=True)
+            raise UsageError(
+                f"{sheet.path}: no column of labels among {_listed(columns) or 'none'}; set "
+                "data.label_column to it"
+            )
+        raise UsageError(
+            f"{sheet.path}: which column holds the labels? Set data.label_column to one of "
+            f"{_listed(found)}, or to several with commas between"
+        )
+    raise UsageError(
+        f"{sheet.path}: labels by name in {_listed(lists or texts)}, and a column a class in "
+        f"{_listed(answers)}: set data.label_column to those that hold the labels, with commas "
+        "between"
+    )
+
+
+def _is_class(column: Column, kind: Kind) -> bool:
+    """Whether a column answers for one class; row numbers and remarks don't."""
+    return kind == "answers" and not (_is_remark(column) and _counts_rows(column))
+
+
+def _is_unknown_class(column: Column, kind: Kind) -> bool:
+    return kind == "empty" and not _is_remark(column)
+
+
+def _is_remark(column: Column) -> bool:
+    return IS_REMARK.fullmatch(column.name.strip()) is not None
+
+
+def _counts_rows(column: Column) -> bool:
+    numbers = [to_whole(text) for text in column.texts]
+    return len(numbers) == len(column.codes) and None not in numbers
+
+
+def _holds_structures(column: Column) -> bool:
+    try:
+        return any(to_structure(value) is not None for value in column.values[:SAMPLED])
+    except ValueError:
+        return True
+
+
+def _are_class_numbers(column: Column) -> bool:
+    whole = all(to_whole(text) is not None for text in column.texts if text)
+    return whole and IS_LABELS.fullmatch(column.name) is not None
+
+
+def _refuse_mixed(
+    sheet: Sheet, columns: Sequence[Column], kinds: dict[Column, Kind], all_numbers: bool = False
+) -> None:
+    """Raise `UsageError` for a column that seems to be one of a class, but for some cells."""
+    for column in columns:
+        kind = kinds[column]
+        numbers = kind == "numbers" and not _is_remark(column)
+        if kind == "mixed" or (numbers and (all_numbers or not _is_measure(column))):
+            wrong = [to_answer(text) is None for text in column.texts]
+            row = next(row for row, code in enumerate(column.codes) if wrong[code])
+            raise UsageError(
+                f"{sheet.where(row)}, column {column.name!r}: {column[row]!r} is not 1, 0, -1 or "
+                "empty; correct it, or set data.label_column to the columns of labels"
+            )
+
+
+def _is_measure(column: Column) -> bool:
+    """Whether a column of numbers can't be one of a class with some wrong cells."""
+    numbers = [to_whole(text) for text in column.texts if text]
+    if None in numbers:
+        return all(to_answer(text) is None for text in column.texts if text)
+    whole = [number for number in numbers if number is not None]
+    counts_rows = len(whole) == len(column.codes) > 2
+    return counts_rows or (max(whole) > LARGEST_COUNT and not {0, 1} & set(whole))

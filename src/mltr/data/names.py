@@ -1,0 +1,55 @@
+"""Names of classes: the same one however it is written, and different ones kept apart."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+from mltr.data.cells import to_whole
+from mltr.errors import UsageError
+
+
+def normal(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC), without blanks around it.
+
+    Two texts that look the same, such as an é of one or of two characters, are then equal.
+    """
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names sorted; by number if all of them are numbers."""
+    every = sorted(set(names))
+    if all(to_whole(name) is not None for name in every):
+        every.sort(key=lambda name: to_whole(name) or 0)
+    return tuple(every)
+
+
+def unify(times: Mapping[str, int], merge_case: bool | None, where: str) -> dict[str, str]:
+    """Return what each name is called, from how often each occurs.
+
+    Names that differ in capitals are one class if `merge_case`, which is then called as most often;
+    they are several if it is False. Raises `UsageError` for such names if it is None.
+
+    >>> unify({"Sea": 1, "sea": 5, "sky": 2}, True, "labels.csv")
+    {'Sea': 'sea', 'sea': 'sea', 'sky': 'sky'}
+    """
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, number in times.items():
+        spellings[normal(name).casefold()][normal(name)] += number
+    called = {name: normal(name) for name in times}
+    doubtful = [own for own in spellings.values() if len(own) > 1]
+    if merge_case is None and doubtful:
+        examples = "; ".join(" and ".join(map(repr, sorted(own))) for own in doubtful[:3])
+        raise UsageError(
+            f"{where}: names that differ only in capitals: {examples}; set data.merge_case true if "
+            "they are the same class, or false if not"
+        )
+    if merge_case:
+        called = {
+            name: max(sorted(own), key=own.__getitem__)
+            for name in times
+            for own in [spellings[normal(name).casefold()]]
+        }
+    return called

@@ -1,0 +1,417 @@
+"""Tables as people have them, through `mltr data`: read right, or asked about."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from making import write_image
+
+from mltr.cli import main
+from mltr.data import read_csv, read_parquet
+
+COUNT = 12
+#: The labels of each photo: sea in 6, sky in 4, both in 2.
+LABELS = [["sea"] * (i % 2) + ["sky"] * (i % 3 == 0) for i in range(COUNT)]
+RIGHT = {"sea": 6, "sky": 4}
+
+Cell = Callable[[list[str]], str]
+
+
+@pytest.fixture(scope="module")
+def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(COUNT):
+        write_image(folder / f"p{index}.jpg")
+    return folder
+
+
+@pytest.fixture
+def photos(many_photos: Path, tmp_path: Path) -> Path:
+    """A folder of the photos, and nothing else."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in many_photos.iterdir():
+        (folder / path.name).hardlink_to(path)
+    return folder
+
+
+def describe(folder: Path, *options: str) -> dict[str, Any]:
+    """Return what `mltr data` says of a source, without a look at the photos."""
+    out = folder.parent / "report.json"
+    assert main(["data", str(folder), "--quick", "--json", str(out), *options]) == 0
+    (report,) = json.loads(out.read_text("utf-8")).values()
+    return report
+
+
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """Return the line in which `mltr data` refuses a source."""
+    capsys.readouterr()
+    assert main(["data", str(folder), "--quick", *options]) in (1, 2)
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "--debug" not in message
+    return message
+
+
+def counts(report: dict[str, Any]) -> dict[str, int]:
+    return {name: sum(parts.values()) for name, parts in report["labels"].items()}
+
+
+def unknown(report: dict[str, Any]) -> int:
+    return sum(split["unknown_cells"] for split in report["splits"].values())
+
+
+def answers(header: str, yes: str, no: str, mark: str = ",") -> str:
+    """A column for each class."""
+    cells = ((yes if name in own else no for name in RIGHT) for own in LABELS)
+    rows = [mark.join([f"p{index}.jpg", *own]) for index, own in enumerate(cells)]
+    return "\n".join([header, *rows, ""])
+
+
+def named(cell: Cell, mark: str = ",", header: str = "path,labels") -> str:
+    """One column of labels."""
+    rows = [f"p{index}.jpg{mark}{cell(own)}" for index, own in enumerate(LABELS)]
+    return "\n".join([header, *rows, ""])
+
+
+HEADER = "path,sea,sky"
+READ_RIGHT: dict[str, tuple[str | bytes, list[str]]] = {
+    "1 and 0": (answers(HEADER, "1", "0"), []),
+    "TRUE and FALSE": (answers(HEADER, "TRUE", "FALSE"), []),
+    "yes and no": (answers(HEADER, "yes", "No"), []),
+    "1.00 and 0.00": (answers(HEADER, "1.00", "0.00"), []),
+    "WAHR und FALSCH": (answers("Foto;sea;sky", "WAHR", "FALSCH", ";"), []),
+    "1,00 of a German Excel": (answers("Foto;sea;sky", "1,00", "0,00", ";"), []),
+    "x and blank": (answers(HEADER, "x", ""), ["--data.missing=negative"]),
+    "1 and blank": (answers(HEADER, "1", ""), ["--data.missing=negative"]),
+    "1 and -1": (answers(HEADER, "1", "-1"), []),
+    "semicolons": (answers("path;sea;sky", "1", "0", ";"), []),
+    "told by sep=": ("sep=;\r\n" + answers("path;sea;sky", "1", "0", ";"), []),
+    "tabs": (answers("path\tsea\tsky", "1", "0", "\t"), []),
+    "UTF-8 with a mark": (answers(HEADER, "1", "0").encode("utf-8-sig"), []),
+    "UTF-16 with a mark": (answers("path\tsea\tsky", "1", "0", "\t").encode("utf-16"), []),
+    "UTF-16 without a mark": (answers(HEADER, "1", "0").encode("utf-16-le"), []),
+    "CR LF": (answers(HEADER, "1", "0").replace("\n", "\r\n"), []),
+    "CR": (answers(HEADER, "1", "0").replace("\n", "\r"), []),
+    "trailing commas": (answers(HEADER, "1", "0").replace("\n", ",\n"), []),
+    "commas after the header": (answers(HEADER + ",,", "1", "0").replace("jpg,", "jpg, "), []),
+    "an empty line": (answers(HEADER, "1", "0") + "\n,,\n", []),
+    "blanks around": (answers(" path , sea,sky ", " 1", "0 "), []),
+    "no header": (named(lambda own: "|".join(own)).split("\n", 1)[1], []),
+    "bars": (named(lambda own: "|".join(own)), []),
+    "hashes": (named(lambda own: "#".join(own)), []),
+    "hash tags": (named(lambda own: " ".join(f"#{name}" for name in own)), []),
+    "spaces": (named(lambda own: " ".join(own)), []),
+    "commas": (named(lambda own: f'"{", ".join(own)}"'), []),
+    "semicolons in a cell": (named(lambda own: "; ".join(own)), []),
+    "line breaks in a cell": (named(lambda own: '"' + "\n".join(own) + '"'), []),
+    "JSON": (named(lambda own: json.dumps(own).replace('"', '""').join('""')), []),
+    "lists of Python": (named(lambda own: f'"{own}"'), []),
+    "tuples in a list": (named(lambda own: f'"{[own]}"'), []),
+    "choices": (named(lambda own: json.dumps({"choices": own}).replace('"', '""').join('""')), []),
+    "a dict of answers": (
+        named(lambda own: json.dumps({n: n in own for n in RIGHT}).replace('"', '""').join('""')),
+        [],
+    ),
+    "a separator of one's own": (named(lambda own: " and ".join(own)), ["--data.separator= and "]),
+    "a comment beside": (
+        answers(HEADER, "1", "0")
+        .replace("\n", ",a nice one\n")
+        .replace("sky,a nice one", "sky,comment"),
+        [],
+    ),
+    "a width beside": (
+        answers(HEADER, "1", "0").replace("\n", ",640\n").replace("sky,640", "sky,width"),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ_RIGHT)
+def test_tables_are_read_right(name: str, photos: Path) -> None:
+    content, options = READ_RIGHT[name]
+    table = photos / "labels.csv"
+    table.write_bytes(content.encode() if isinstance(content, str) else content)
+    report = describe(photos, *options)
+    assert counts(report) == RIGHT
+    assert unknown(report) == 0
+    assert report["classes_without_negatives"] == []
+    columns = report["understood"]["columns"]
+    assert len([column for column, use in columns.items() if use == "photos"]) == 1
+
+
+ROWS = [(f"p{index}.jpg", own) for index, own in enumerate(LABELS)]
+
+
+def write_rows(folder: Path, header: str, rows: list[str], name: str = "labels.csv") -> None:
+    (folder / name).write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+
+
+def test_one_row_a_label(photos: Path) -> None:
+    rows = [f"{name},{label},640" for name, own in ROWS for label in own or [""]]
+    write_rows(photos, "path,label,width", rows)
+    report = describe(photos)
+    assert counts(report) == RIGHT
+    assert report["understood"]["passed_over"] == ["width"]
+    assert report["understood"]["counts"] == {"rows joined to photos": 2}
+    assert report["understood"]["meanings"]["empty"] == "no label"
+
+
+def test_row_numbers_and_paths_anywhere(photos: Path) -> None:
+    rows = [f"{i},{int('sea' in own)},{int('sky' in own)},{n}" for i, (n, own) in enumerate(ROWS)]
+    write_rows(photos, ",sea,sky,file_name", rows)
+    report = describe(photos)
+    assert counts(report) == RIGHT
+    assert report["understood"]["columns"]["file_name"] == "photos"
+    assert report["understood"]["passed_over"] == [""]
+
+
+def test_ids_without_suffix(photos: Path) -> None:
+    rows = [f"{name.removesuffix('.jpg')},{' '.join(own)}" for name, own in ROWS]
+    write_rows(photos, "image_name,tags", rows)
+    assert counts(describe(photos)) == RIGHT
+
+
+def test_back_slashes_and_trailing_blanks(photos: Path) -> None:
+    parts = ("train", "train", "val", "test")
+    rows = [f".\\{n} ,{';'.join(own)},{parts[i % 4]}" for i, (n, own) in enumerate(ROWS)]
+    write_rows(photos, "path,tags,split", rows)
+    report = describe(photos)
+    assert counts(report) == RIGHT
+    assert [split["images"] for split in report["splits"].values()] == [6, 3, 3]
+
+
+def test_columns_that_divide(photos: Path) -> None:
+    rows = [f"{n},{' '.join(own)},{i % 4 == 3}" for i, (n, own) in enumerate(ROWS)]
+    write_rows(photos, "fname,labels,is_valid", rows)  # as fast.ai has them
+    report = describe(photos, "--data.test_fraction=0.3")
+    assert counts(report) == RIGHT
+    assert report["splits"]["val"]["images"] == 3
+    rows = [
+        f"{n},{' '.join(own)},{('Training', 'TEST')[i % 3 == 0]}" for i, (n, own) in enumerate(ROWS)
+    ]
+    write_rows(photos, "path,labels,subset", rows)
+    assert describe(photos)["splits"]["test"]["images"] == 4
+
+
+def test_numbers_of_classes(photos: Path, capsys) -> None:
+    (photos / "names.txt").write_text("sea\nsky\nsand\n")
+    numbers = {"sea": 0, "sky": 1}
+    rows = [
+        f"{name},{numbers[label]}" for name, own in ROWS for label in [*own, *["sea"] * (not own)]
+    ]
+    write_rows(photos, "path,class_id", [row.replace(",1", ",2") for row in rows])
+    assert counts(describe(photos)) == {"0": 10, "2": 4}
+    report = describe(photos, "--data.classes=names.txt")
+    assert counts(report) == {"sea": 10, "sky": 0, "sand": 4}
+    assert "numbers of data.classes, which count from 0" in report["understood"]["details"]
+
+
+def test_which_table(photos: Path, capsys) -> None:
+    write_rows(photos, "path,tags", [f"{name},{'|'.join(own)}" for name, own in ROWS], "LABELS.CSV")
+    write_rows(photos, "model,accuracy", ["resnet,0.7"], "results.csv")
+    assert counts(describe(photos)) == RIGHT
+    (photos / "LABELS.CSV").rename(photos / "tags.tsv")
+    message = refusal(photos, capsys)
+    assert "set data.labels to the table with the labels; found: results.csv, tags.tsv" in message
+    assert counts(describe(photos, "--data.labels=tags.tsv")) == RIGHT
+    assert counts(describe(photos / "tags.tsv")) == RIGHT
+    (photos / "labels.xlsx").write_bytes(b"PK")
+    assert "save it as CSV" in refusal(photos / "labels.xlsx", capsys)
+
+
+def test_cp1252_of_a_german_excel(photos: Path) -> None:
+    text = answers("Dateiname;Küste;Grünfläche", "1", "0", ";")
+    (photos / "labels.csv").write_bytes(text.encode("cp1252"))
+    report = describe(photos)
+    assert counts(report) == {"Küste": 6, "Grünfläche": 4}
+    assert report["understood"]["details"] == ["in cp1252", "columns separated by semicolons"]
+
+
+@pytest.mark.parametrize(
+    ("label", "encoding"),
+    [("собака", "cp1251"), ("海滩", "gb18030"), ("źródło", "cp1250"), ("café", "mac_roman")],
+)
+def test_other_encodings_are_refused(label: str, encoding: str, photos: Path, capsys) -> None:
+    (photos / "labels.csv").write_bytes(
+        answers(f"path;{label};sky", "1", "0", ";").encode(encoding)
+    )
+    assert "none of UTF-8, UTF-16 and cp1252; save it as `CSV UTF-8`" in refusal(photos, capsys)
+
+
+def test_names_in_two_unicode_forms_are_one(photos: Path) -> None:
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    rows = [f"{name},{forms[i // 2 % 2] if i % 2 else ''}" for i, (name, _) in enumerate(ROWS)]
+    write_rows(photos, "path,tags", rows)
+    assert counts(describe(photos)) == {"café": 6}
+
+
+def test_names_that_differ_in_capitals(photos: Path, capsys) -> None:
+    rows = [
+        f"{name},{('', 'Sea', '', 'sea', '', 'sea')[i % 6]}" for i, (name, _) in enumerate(ROWS)
+    ]
+    write_rows(photos, "path,tags", rows)
+    assert "'Sea' and 'sea'; set data.merge_case true" in refusal(photos, capsys)
+    assert counts(describe(photos, "--data.merge_case=true")) == {"sea": 6}
+    assert counts(describe(photos, "--data.merge_case=false")) == {"Sea": 2, "sea": 4}
+
+
+def test_what_0_and_minus_1_mean(photos: Path, capsys) -> None:
+    rows = [f"{name},{(1, 0, -1)[i % 3]}" for i, (name, _) in enumerate(ROWS)]
+    write_rows(photos, "path,car", rows)
+    message = refusal(photos, capsys)
+    assert "set data.absent 0" in message
+    assert "data.absent -1" in message
+    report = describe(photos, "--data.absent=-1")
+    assert (counts(report), unknown(report)) == ({"car": 4}, 4)
+    assert report["understood"]["meanings"] == {"1": "present", "-1": "absent", "0": "unknown"}
+    meanings = describe(photos, "--data.absent", "0")["understood"]["meanings"]
+    assert meanings == {"1": "present", "0": "absent", "-1": "unknown"}
+
+
+def test_blanks_are_unknown_and_asked_about(photos: Path, capsys) -> None:
+    (photos / "labels.csv").write_text(answers(HEADER, "1", ""))
+    report = describe(photos)
+    assert report["classes_without_negatives"] == ["sea", "sky"]
+    assert report["understood"]["meanings"] == {"1": "present", "empty": "unknown"}
+    assert "--data.missing negative" in capsys.readouterr().out
+    assert main(["train", "photos", str(photos), "--out", str(photos.parent / "run")]) == 1
+    assert "if an empty cell means no, set --data.missing negative" in capsys.readouterr().err
+
+
+def test_na_is_unknown(photos: Path) -> None:
+    rows = [
+        f"{name},{('1', '0', 'NA')[i % 3]},{('nan', '1', '0')[i % 3]}"
+        for i, (name, _) in enumerate(ROWS)
+    ]
+    write_rows(photos, HEADER, rows)
+    report = describe(photos)
+    assert (counts(report), unknown(report)) == ({"sea": 4, "sky": 4}, 8)
+
+
+REFUSED = {
+    "one label or two": (
+        "path,tags\np0.jpg,red car\np1.jpg,car\n",
+        "data.separator to none or to space",
+    ),
+    "two separators": ('path,tags\np0.jpg,"a,b"\np1.jpg,a|c\n', "data.separator to comma or bar"),
+    "two columns of labels": (
+        "path,who,what\np0.jpg,al,cat\np1.jpg,bo,dog\n",
+        "data.label_column to one of who, what",
+    ),
+    "both kinds": (
+        "path,tags,good\np0.jpg,cat,1\np1.jpg,dog,0\n",
+        "labels by name in tags, and a column a class in good",
+    ),
+    "a number": (
+        "path,cat,dog\np0.jpg,1,1\np1.jpg,0,2\n",
+        "row 3, column 'dog': '2' is not 1, 0, -1 or empty",
+    ),
+    "a typing error": (
+        "path,cat,dog\np0.jpg,1,1\np1.jpg,0,l\np2.jpg,0,0\n",
+        "row 3, column 'dog': 'l' is not",
+    ),
+    "an array of numpy": (
+        "path,tags\np0.jpg,\"['a' 'b']\"\n",
+        "row 2, column 'tags': .*no comma between two texts",
+    ),
+    "half a list": (
+        "path,tags\np0.jpg,\"['a', b]\"\n",
+        "row 2, column 'tags': .* is not a list of labels",
+    ),
+    "multi-hot": (
+        'path,tags\np0.jpg,"[1, 0]"\np1.jpg,"[0, 1]"\n',
+        "lists of 2 answers.*Set data.classes",
+    ),
+    "short row": ("path,cat,dog\np0.jpg,1\n", "row 2: 2 columns, but the header has 3"),
+    "long row": ("path,tags\np0.jpg,cat,dog\n", "row 2: 3 columns, but the header has 2"),
+    "train and test": (
+        "path,cat,split\np0.jpg,1,train\np1.jpg,0,val\np0.jpg,1,test\n",
+        "row 4: 'p0.jpg' is also in row 2, as train there and test here",
+    ),
+    "contradiction": (
+        "path,cat\np0.jpg,1\np0.jpg,0\n",
+        "row 3: 'p0.jpg' is also in row 2, with other labels",
+    ),
+    "no labels": ("path,width\np0.jpg,640\n", "column 'width': '640' is not|no column of labels"),
+    "no such column": ("path,cat\np0.jpg,1\n", "no column 'tag'"),
+    "nothing": ("", "needs a header"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_ambiguous_is_refused(name: str, photos: Path, capsys) -> None:
+    text, words = REFUSED[name]
+    (photos / "labels.csv").write_text(text)
+    options = ["--data.label_column=tag"] if name == "no such column" else []
+    assert re.search(words, refusal(photos, capsys, *options))
+
+
+def test_choices_are_options(photos: Path) -> None:
+    rows = [f"{name},al,{'+'.join(own)},{i % 2}" for i, (name, own) in enumerate(ROWS)]
+    write_rows(photos, "photo,who,what,good", rows)
+    choice = ["--data.label_column=what", "--data.separator=+", "--data.path_column=photo"]
+    report = describe(photos, *choice)
+    assert counts(report) == RIGHT
+    assert report["understood"]["passed_over"] == ["who", "good"]
+    assert main(["shard", str(photos), "--out", str(photos.parent / "shards"), *choice]) == 0
+    rows = [f"{name},{own[0] if own else ''},{own[-1] if own else ''}" for name, own in ROWS]
+    write_rows(photos, "photo,label1,label2", rows)
+    assert counts(describe(photos, "--data.label_column=label1,label2")) == RIGHT
+
+
+# -- Parquet -----------------------------------------------------------------------------------
+
+
+PARQUET: dict[str, list[Any]] = {
+    "lists": LABELS,
+    "nested lists": [[own] for own in LABELS],
+    "bytes": [", ".join(own).encode() if len(own) != 1 else own[0].encode() for own in LABELS],
+    "dicts": [{"sea": int("sea" in own), "sky": int("sky" in own)} for own in LABELS],
+    "choices": [{"choices": own} for own in LABELS],
+    "texts": ["|".join(own) for own in LABELS],
+}
+
+
+@pytest.mark.parametrize("name", PARQUET)
+def test_cells_of_parquet(name: str, photos: Path) -> None:
+    paths = [path for path, _ in ROWS]
+    pq.write_table(pa.table({"path": paths, "labels": PARQUET[name]}), photos / "labels.parquet")
+    assert counts(describe(photos)) == RIGHT
+
+
+def test_multi_hot_lists_need_names(photos: Path, capsys) -> None:
+    cells = [[int("sea" in own), int("sky" in own)] for own in LABELS]
+    table = pa.table({"path": [path for path, _ in ROWS], "labels": cells})
+    pq.write_table(table, photos / "labels.parquet")
+    assert "Set data.classes to a file that lists 2 names" in refusal(photos, capsys)
+    (photos / "names.txt").write_text("sea\nsky\n")
+    assert counts(describe(photos, "--data.classes=names.txt")) == RIGHT
+
+
+def test_null_is_unknown(photos: Path) -> None:
+    cells = [None if index == 5 else own for index, own in enumerate(LABELS)]
+    table = pa.table({"path": [path for path, _ in ROWS], "labels": cells})
+    pq.write_table(table, photos / "labels.parquet")
+    report = describe(photos)
+    assert (counts(report), unknown(report)) == ({"sea": 5, "sky": 4}, 2)
+    assert report["understood"]["meanings"]["null"] == "unknown"
+    assert read_parquet(photos / "labels.parquet").targets[5].tolist() == [-1, -1]
+
+
+def test_rows_hold_their_labels(photos: Path) -> None:
+    """Counts could be right by chance."""
+    (photos / "labels.csv").write_text(named(lambda own: "|".join(own)))
+    split = read_csv(photos / "labels.csv")
+    for record, own in zip(split, LABELS, strict=True):
+        assert [
+            name for name, label in zip(split.classes, record.labels, strict=True) if label
+        ] == own
