@@ -1,11 +1,11 @@
-"""Does anything help rare classes? Weights, resampling and losses for a frozen network's head.
+"""Effect of class weights, resampling and losses on rare classes, with a frozen network.
 
     python benchmarks/imbalance.py --data COCO18 --init FILE
 
-None of them is an option of mltr: none is better than plain binary cross entropy here, neither over
-all classes nor over the rarest third. FILE has the weights of EfficientNet-Lite0; its features are
-computed once, and one linear layer learns on them, by the optimiser and schedule of the recipe
-`probe`.
+None of them is an option of mltr, as none is better than plain binary cross entropy here, neither
+over all classes nor over the rarest third. FILE has the weights of EfficientNet-Lite0. Its features
+are computed once, and a linear layer is trained on them with the optimiser and schedule of the
+recipe `probe`.
 """
 
 from __future__ import annotations
@@ -65,18 +65,18 @@ def main() -> None:
             probs = head(test_features).sigmoid().detach().numpy()
             scores.append(100 * average_precision_score(test.targets, probs, average=None))
         maps, rares = np.mean(scores, axis=1), np.array(scores)[:, rare].mean(axis=1)
-        told = " ".join(f"{value:5.2f}" for value in [*maps, maps.mean()])
+        shown = " ".join(f"{value:5.2f}" for value in [*maps, maps.mean()])
         print(
-            f"{name:<36} {told}  |  " + " ".join(f"{v:5.2f}" for v in [*rares, rares.mean()]),
+            f"{name:<36} {shown}  |  " + " ".join(f"{v:5.2f}" for v in [*rares, rares.mean()]),
             flush=True,
         )
 
 
 def ways(targets: Tensor) -> dict[str, tuple[LossOf, Tensor | None]]:
-    """Return losses and the chances of images to be drawn; none: each once an epoch."""
+    """Return losses with sampling weights of images [N]; None draws each image once per epoch."""
     images, counts = len(targets), targets.sum(dim=0)
     shares = counts / images
-    # Of the rarest class in each image; an image without any counts as the usual class does.
+    # Share of the rarest class in each image; images without labels get the median share.
     rarest = torch.where(targets == 1, shares, 2.0).amin(dim=1)
     rarest = torch.where(rarest > 1, shares.median(), rarest)
     factors = (0.1 / rarest).sqrt().clamp(min=1)
@@ -132,7 +132,7 @@ def fit(
     seed: int,
     epochs: int,
 ) -> torch.nn.Linear:
-    """Return a linear layer trained on features, each time in one of two views."""
+    """Return a linear layer trained on features, with a random one of two views per use."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     head = torch.nn.Linear(views[0].shape[1], targets.shape[1])

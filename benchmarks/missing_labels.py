@@ -1,10 +1,10 @@
-"""What losses make of positives that nobody wrote down: test map of a frozen network's head.
+"""Effect of missing positive labels on each loss: test `map` with a frozen network.
 
     python benchmarks/missing_labels.py --data COCO18 --init FILE
 
-Positives are removed from the labels of training and validation, each with probability 1/2, or all
-but one of an image; what is removed is 0 then. The test labels stay whole. FILE has the weights of
-EfficientNet-Lite0. Features are computed once; after that, a run takes seconds.
+Positives are removed (set to 0) from the training and validation labels: each with probability 1/2,
+or all but one per image. The test labels stay complete. FILE has the weights of EfficientNet-Lite0.
+Features are computed once; after that, a run takes seconds.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def main() -> None:
                 )
                 maps.append(100 * train_on(config, thinned, folder, quiet=True)["map"])
             rows.append({"kept": kept, "loss": name, "maps": maps})
-            told = " ".join(f"{value:6.2f}" for value in [*maps, np.mean(maps)])
-            print(f"{kept:<5} {name:<20} {told}", flush=True)
+            shown = " ".join(f"{value:6.2f}" for value in [*maps, np.mean(maps)])
+            print(f"{kept:<5} {name:<20} {shown}", flush=True)
     write_figures(str(Path(args.out) / "missing_labels.json"), {"rows": rows})
 
 
 def thin(split: Split, kept: str, seed: int) -> Split:
-    """Return a split with all, about half, or one of the positives of each image."""
+    """Return a split with all, about half, or one of each image's positives."""
     targets, rng = split.targets, np.random.default_rng((seed, len(split)))
     chances = rng.random(targets.shape) * (targets == 1)
     if kept == "half":

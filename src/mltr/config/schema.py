@@ -86,15 +86,15 @@ class DataConfig:
     labels: str = ""  #: table: the file, relative to `root`; huggingface: the column of labels
     images: str = ""  #: table: the folder, relative to `root`; huggingface: the column of images
     classes: str = ""  #: table and sidecars: file that lists the classes, relative to `root`
-    label_column: str = ""  #: table: column of labels, or several with commas between
+    label_column: str = ""  #: table: column of labels, or several separated by commas
     path_column: str = ""  #: table: column of the photos
-    #: table: between the labels of a cell: a text, or comma, semicolon, bar, hash, space, newline,
-    #: tab or none; auto: found from the cells
+    #: table: separator of labels in a cell: any text, or comma, semicolon, bar, hash, space,
+    #: newline, tab or none (auto: detected)
     separator: str = "auto"
     missing: Literal["unknown", "negative"] = "unknown"  #: meaning of an empty cell
     #: table: which of 0 and -1 means absent, if it has both; the other is then unknown
     absent: Literal["auto", 0, -1] = "auto"
-    #: whether names that differ only in capitals are one class (null: refuse them)
+    #: whether names that differ only in case are one class (null: refuse them)
     merge_case: bool | None = None
     hierarchy: str = ""  #: YAML (child: parent) or CSV (child,parent): a label implies its parents
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty: the only one present
@@ -167,14 +167,14 @@ class ModelConfig:
 class LossConfig:
     """The loss. `asl` uses both gammas and the clip, `focal` only `gamma_neg`."""
 
-    #: ce: softmax, one label per image; hill, splc and wan: for positives that are missing
+    #: ce: softmax, one label per image; hill, splc and wan: for missing positive labels
     name: Literal["asl", "bce", "focal", "ce", "hill", "splc", "wan"] = "asl"
     gamma_neg: NotNegative = 4.0  #: asl: focusing of negatives (focal: of all)
     gamma_pos: NotNegative = 0.0  #: asl: focusing of positives
     clip: ShareBelow1 = 0.05  #: asl: probability margin of negatives
     detach_focus: bool = True  #: asl: no gradient through the focusing weight
-    margin: NotNegative = 1.0  #: hill and splc: by which logits of positives are to be higher
-    tau: Share = 0.6  #: splc: from the second epoch on, a negative above is taken for a positive
+    margin: NotNegative = 1.0  #: hill and splc: subtracted from the logits of positives
+    tau: Share = 0.6  #: splc: probability above which a negative counts as positive from epoch 2 on
     label_smoothing: ShareBelow1 = 0.0  #: targets become t(1-s) + s/2 (ce: s/K)
     reduction: Literal["sum", "mean"] = "sum"  #: over a batch; most published recipes use sum
 
