@@ -242,6 +242,10 @@ def sound_files(form: str) -> list[bytes]:
             add(rgb, **options)
             add(modes["RGBA"], **options)
         add(rgb, save_all=True, append_images=[modes["RGBA"]])
+    elif form in ("AVIF", "HEIF"):
+        for mode in ("L", "RGB", "RGBA"):
+            add(modes[mode], quality=50, **({"speed": 10} if form == "AVIF" else {}))
+        add(rgb, exif=exif, xmp=xmp, quality=90)
     elif form == "GIF":
         for mode in ("1", "L", "P"):
             add(modes[mode], comment=b"said")

@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -305,7 +306,7 @@ def test_what_is_no_image_is_refused_by_name(
         open_image(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff", "avif"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_truncated_files_are_refused_by_name(tmp_path: Path, suffix: str, share: float) -> None:
     path = write_image(tmp_path / f"cut.{suffix}", (64, 64))
@@ -452,6 +453,65 @@ def test_find_images_sorts_and_passes_over_others(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(MltrError, match="no such folder"):
         find_images(tmp_path / "nowhere")
+
+
+def test_caches_are_passed_over_and_unread_kinds_counted(tmp_path: Path) -> None:
+    for name in (
+        "a.jpe",
+        "b.JFIF",
+        "c.avif",
+        ".ipynb_checkpoints/a-checkpoint.png",
+        "sea/@eaDir/a.jpg/SYNOPHOTO.jpg",
+        ".git/x.png",
+        "sea/.thumbnails/a.png",
+        "sea/a.jpg",
+        "old/b.png",
+        "._a.jpg",
+        "d.jxl",
+        "e.JXL",
+        "f.cr3",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "notes.txt").symlink_to("notes.txt")
+    passed_over: Counter[str] = Counter()
+    found = find_images(tmp_path, ["old", "sea/a.*"], passed_over)
+    assert [path.name for path in found] == ["a.jpe", "b.JFIF", "c.avif", "gone.jpg", "loop.jpg"]
+    assert passed_over == {
+        ".ipynb_checkpoints/": 1,
+        "@eaDir/": 1,
+        ".git/": 1,
+        ".thumbnails/": 1,
+        "old/": 1,
+        "hidden photos": 2,
+        ".jxl": 2,
+        ".cr3": 1,
+        "links to folders": 1,
+        "pipes and devices": 1,
+    }
+    assert find_images(tmp_path / ".ipynb_checkpoints")  # asked for by name
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [("jpe", "JPEG"), ("jfif", "JPEG"), ("mpo", "MPO"), ("avif", "AVIF"), ("heic", "HEIF")],
+)
+def test_kinds_of_phones_and_the_web(tmp_path: Path, suffix: str, form: str) -> None:
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif")
+    picture = Image.fromarray(np.full((20, 30, 3), (200, 40, 60), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright: 30 x 20 pixels show a picture of 20 x 30
+    picture.save(tmp_path / f"a.{suffix}", form, exif=exif, quality=95)
+    [path] = find_images(tmp_path)
+    image = open_image(path)
+    # HEIF has a property of its own for that; its Exif orientation doesn't count.
+    assert image.size == ((30, 20) if form == "HEIF" else (20, 30))
+    assert np.abs(np.asarray(image)[5, 5].astype(int) - (200, 40, 60)).max() < 8
 
 
 def test_real_photos(shared: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -15,15 +16,46 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from mltr.data.records import ImageSource, LazyFile, LazyImage
 from mltr.errors import BrokenImage
 from mltr.files.writing import open_regular
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+HAS_HEIF = False
+with contextlib.suppress(ImportError):
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
+    HAS_HEIF = True
+
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
 #: Formats that are decoded, whatever a file is called; no vector formats, no document formats.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = tuple(
+    form
+    for form in _SUFFIXES
+    if {"AVIF": bool(features.check("avif")), "HEIF": HAS_HEIF}.get(form, True)
+)
+IMAGE_SUFFIXES = tuple(suffix for form in FORMATS for suffix in _SUFFIXES[form])
+_CONVERT = "convert them to JPEG"
+#: Suffixes of pictures that can't be read here, with what to do about them.
+UNREAD_SUFFIXES = {
+    **dict.fromkeys(_SUFFIXES["HEIF"], "pip install 'mltr[heic]'"),
+    ".avif": "pip install --upgrade pillow",
+    **dict.fromkeys((".jxl", ".jp2", ".psd"), _CONVERT),
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), _CONVERT),
+}
+for _suffix in IMAGE_SUFFIXES:
+    UNREAD_SUFFIXES.pop(_suffix, None)
 #: Larger images are refused before they are decoded: a small file can unpack to gigabytes.
 MAX_PIXELS = 100_000_000
 #: Larger files are refused before they are read; 100 megapixels of four 16-bit values have 0.8 GB.

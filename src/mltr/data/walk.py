@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mltr.data.images import IMAGE_SUFFIXES
+from mltr.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from mltr.errors import MltrError
 
 log = logging.getLogger(__name__)
 
+#: Globs of what is never a photo or a class: hidden files, thumbnails, caches and recycle bins.
+IGNORED = (
+    ".*",
+    "@eaDir",
+    "@Recycle",
+    "#recycle",
+    "#snapshot",
+    "$RECYCLE.BIN",
+    "__MACOSX",
+    "__pycache__",
+    "lost+found",
+    "System Volume Information",
+    "*.lrdata",
+)
+LINKS = "links to folders"
+OTHERS = "pipes and devices"
+SHOWN_EVERY = 1000  #: photos found, on a terminal
 
-def find_images(folder: str | Path) -> list[Path]:
-    """Return the image files in a folder and below, sorted; hidden files are passed over."""
+
+def find_images(
+    folder: str | Path, ignore: Sequence[str] = (), passed_over: Counter[str] | None = None
+) -> list[Path]:
+    """Return the image files in a folder and below, sorted, as `walk_images` finds them."""
     if not Path(folder).is_dir():
         raise MltrError(f"{folder}: no such folder")
-    return [Path(name) for name in walk_images(folder)]
+    found = walk_images(folder, ignore=ignore, passed_over=passed_over)
+    return [Path(name) for name in _with_count(found)]
+
+
+def _with_count(names: Iterable[str]) -> Iterator[str]:
+    """Pass names on; on a terminal, a line says how many there are so far."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from names
+        return
+    with console.status("looking for photos") as line:
+        for number, name in enumerate(names, start=1):
+            if number % SHOWN_EVERY == 0:
+                line.update(f"looking for photos: {number:,} so far")
+            yield name
 
 
 def _warn(error: OSError) -> None:
@@ -25,50 +64,105 @@ def _warn(error: OSError) -> None:
 
 
 def walk_images(
-    folder: str | Path, on_error: Callable[[OSError], object] | None = None
+    folder: str | Path,
+    on_error: Callable[[OSError], object] | None = None,
+    ignore: Sequence[str] = (),
+    passed_over: Counter[str] | None = None,
 ) -> Iterator[str]:
     """Yield the image files in a folder and below, in the order of `find_images`.
 
     No more than the names in one folder, and in those above it, are held at a time. Links to
-    folders aren't followed; folders that can't be read go to `on_error`, or are
-    warned of.
+    folders aren't followed. What matches a glob of `IGNORED` or of `ignore`, by its name or its
+    path below the folder, is left out. Folders that can't be read go to `on_error`, or are warned
+    of. What was left out is counted in `passed_over`, by kind, or warned of at the end.
     """
-    waiting = [_list(folder, on_error or _warn)]  # this folder, and those above it
+    counts = Counter() if passed_over is None else passed_over
+    lister = _Lister(ignore, on_error or _warn, counts)
+    waiting = [lister.list(str(folder), "")]  # this folder, and those above it
     while waiting:
-        path, is_folder = next(waiting[-1], ("", False))
+        path, below, is_folder = next(waiting[-1], ("", "", False))
         if is_folder:
-            waiting.append(_list(path, on_error or _warn))
+            waiting.append(lister.list(path, f"{below}/"))
         elif path:
             yield path
         else:
             waiting.pop()
+    if passed_over is None and counts:
+        kinds = passed_over_kinds(counts).items()
+        log.warning("%s: %s", folder, ", ".join(f"{number:,} {kind}" for kind, number in kinds))
 
 
-def _list(folder: str | Path, on_error: Callable[[OSError], object]) -> Iterator[tuple[str, bool]]:
-    """Return the paths of images and folders in a folder, in order, and which are folders."""
-    names, folders = [], set()
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.add(entry.name)
-                    names.append(entry.name)
-                elif _looks_like_image(entry.name) and _may_be_file(entry):
-                    names.append(entry.name)
-    except OSError as error:
-        on_error(error)
-        return iter(())
-    names.sort()
-    # Path takes five times as long.
-    return ((os.path.join(folder, name), name in folders) for name in names)  # noqa: PTH118
+def passed_over_kinds(counts: Counter[str]) -> dict[str, int]:
+    """Return what a walk left out in words, with what to do about it, to its number.
+
+    >>> passed_over_kinds(Counter({".jxl": 2, "@eaDir/": 1}))
+    {'.jxl passed over (convert them to JPEG)': 2, '@eaDir/ passed over': 1}
+    """
+    hints = {kind: f" ({UNREAD_SUFFIXES[kind]})" for kind in counts if kind in UNREAD_SUFFIXES}
+    return {f"{kind} passed over{hints.get(kind, '')}": counts[kind] for kind in sorted(counts)}
 
 
-def _may_be_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # such as a loop of links: opening it will tell
-        return True
+class _Lister:
+    """Lists folders one at a time."""
 
+    def __init__(
+        self,
+        ignore: Sequence[str],
+        on_error: Callable[[OSError], object],
+        passed_over: Counter[str],
+    ) -> None:
+        self._on_error = on_error
+        self._passed_over = passed_over
+        # A glob without a slash is for names, in whatever folder.
+        prefixes = ("" if "/" in glob else "(?:.*/)?" for glob in (*IGNORED, *ignore))
+        globs = (fnmatch.translate(glob.strip("/")) for glob in (*IGNORED, *ignore))
+        self._ignored = re.compile("|".join(map("".join, zip(prefixes, globs, strict=True))))
 
-def _looks_like_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    def list(self, folder: str, below: str) -> Iterator[tuple[str, str, bool]]:
+        """Yield images and folders in order: the path, that below the top, whether a folder."""
+        found: list[tuple[str, bool]] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if self._is_wanted(entry, below + entry.name, is_folder):
+                        found.append((entry.name, is_folder))
+        except OSError as error:
+            self._on_error(error)
+            return
+        found.sort()
+        for name, is_folder in found:
+            # Path takes five times as long.
+            yield os.path.join(folder, name), below + name, is_folder  # noqa: PTH118
+
+    def _is_wanted(self, entry: os.DirEntry[str], below: str, is_folder: bool) -> bool:
+        """Whether an entry is an image or a folder to look into; counts what looks like it."""
+        suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - as above
+        if not is_folder and suffix not in IMAGE_SUFFIXES and suffix not in UNREAD_SUFFIXES:
+            if entry.is_symlink() and Path(entry.path).is_dir():  # False for a loop of links
+                self._passed_over[LINKS] += 1
+            return False
+        if self._ignored.match(below):
+            self._passed_over[f"{entry.name}/" if is_folder else "hidden photos"] += 1
+            return False
+        if is_folder:
+            return True
+        if suffix in UNREAD_SUFFIXES:
+            self._passed_over[suffix] += 1
+            return False
+        return self._may_be_file(entry)
+
+    def _may_be_file(self, entry: os.DirEntry[str]) -> bool:
+        """Whether opening it is the way to tell."""
+        try:
+            if entry.is_file():
+                return True
+            if entry.is_dir():
+                self._passed_over[LINKS] += 1
+                return False
+            if entry.is_symlink():  # it leads nowhere
+                return True
+        except OSError:  # such as a loop of links
+            return True
+        self._passed_over[OTHERS] += 1
+        return False

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -155,7 +156,7 @@ def _expand(argument: str, on_error: Callable[[OSError], object] | None) -> Iter
     elif os.path.isdir(argument):  # noqa: PTH112 - as in `exists`
         from mltr.data.walk import walk_images
 
-        yield from walk_images(argument, on_error)
+        yield from walk_images(argument, on_error, passed_over=Counter() if on_error else None)
     elif exists(argument):
         yield argument
     else:

@@ -20,9 +20,10 @@ from mltr.serve.uploads import Upload
 
 Result = TypeVar("Result")
 
-#: Peak bytes per pixel of decoding to upright RGB, measured over all modes. WebP needs more, as it
-#: is decoded as a whole.
-WORKING_BYTES, WORKING_BYTES_WEBP = 12, 20
+#: Peak bytes per pixel of decoding to upright RGB, measured over all modes. Some formats need more,
+#: as they are decoded as a whole.
+WORKING_BYTES, WORKING_BYTES_WHOLE = 12, 20
+DECODED_WHOLE = ("WEBP", "AVIF", "HEIF")
 #: Bytes above which images share half of the threads, so that small ones can overtake them.
 LARGE = 200 * MEGABYTE
 
@@ -50,7 +51,7 @@ def weigh(data: bytes, max_pixels: int) -> Weight:
         if pixels > max_pixels:
             return NOTHING
         stored = np.dtype(mode.typestr).itemsize * len(mode.bands)
-        working = WORKING_BYTES_WEBP if image.format == "WEBP" else WORKING_BYTES
+        working = WORKING_BYTES_WHOLE if image.format in DECODED_WHOLE else WORKING_BYTES
         return Weight(pixels * stored, pixels * working)
 
 
