@@ -342,17 +342,17 @@ def test_sidecars(tmp_path: Path) -> None:
     split = read_folder(tmp_path)
     assert split.classes == ("sea", "sky")
     assert split.targets.tolist() == [[1, 1], [1, 1], [0, 0]]
-    assert split.notes == {"without_sidecar_dropped": 1}
+    assert split.understood.counts == {"photos without a .txt file, left out": 1}
     assert detect_format(tmp_path) == "sidecars"
-    with pytest.raises(MltrError, match=r"a.txt: unknown class 'sky'"):
+    with pytest.raises(MltrError, match=r"a.jpg: unknown class 'sky'"):
         read_folder(tmp_path, ["sea", "beach"])
 
 
 def test_class_folders(tmp_path: Path) -> None:
     for part, count in (("train", 10), ("val", 3)):
-        for name in ("cat", "dog"):
+        for number, name in enumerate(("cat", "dog")):
             for index in range(count):
-                write_image(tmp_path / part / name / f"{index}.jpg")
+                write_image(tmp_path / part / name / f"{index}.jpg", seed=2 * index + number)
     split = read_class_folders(tmp_path / "train")
     assert split.classes == ("cat", "dog")
     assert split.targets.sum(0).tolist() == [10, 10]

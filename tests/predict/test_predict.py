@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import mltr
 from mltr.data import read_folder
 from mltr.data.images import open_image
+from mltr.data.keywords import read_keywords
 from mltr.data.preprocess import Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.network.model import create_model
@@ -455,7 +456,7 @@ def test_wrong_usage_is_told_before_anything_is_done(
     assert files_in(photos) == before
 
 
-def test_sidecars_that_could_not_be_right_are_refused(
+def test_a_shared_sidecar_is_refused_and_commas_stay_in_their_label(
     bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     (photos / "0.jpg").write_bytes((photos / "0.png").read_bytes())
@@ -466,10 +467,11 @@ def test_sidecars_that_could_not_be_right_are_refused(
     config = json.loads((tmp_path / "config.json").read_text())
     config["classes"][1] = "sun, set"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="'sun, set' can't be written to a sidecar"):
-        command(tmp_path, photos / "1.png", "--sidecars")
-    assert command(tmp_path, photos / "1.png", "--sidecars", "--exclude", "sun, set") == 0
-    assert "photos/1.txt" in files_in(tmp_path)
+    words = ["--sidecars", "--xmp", "--threshold", "0", "--only", "sun, set"]
+    assert command(tmp_path, photos / "1.png", *words) == 0
+    assert (photos / "1.txt").read_text() == '"sun, set"\n'
+    assert read_folder(photos).classes == ("sun, set",)
+    assert read_keywords(photos)[""].classes == ("sun, set",)
 
 
 def test_a_failing_run_leaves_the_previous_results(

@@ -79,6 +79,9 @@ class DataConfig:
         "table",
         "sidecars",
         "class_folders",
+        "yolo",
+        "label_studio",
+        "keywords",
         "huggingface",
         "shards",
         "images",
@@ -96,9 +99,12 @@ class DataConfig:
     absent: Literal["auto", 0, -1] = "auto"
     #: whether names that differ only in case are one class (null: refuse them)
     merge_case: bool | None = None
+    #: globs of files and folders to pass over, with commas between (always: hidden ones and caches)
+    ignore: str = ""
+    truncated: Literal["refuse", "allow"] = "refuse"  #: JPEGs that lack their last bytes
     hierarchy: str = ""  #: YAML (child: parent) or CSV (child,parent): a label implies its parents
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty: the only one present
-    unlabelled: Literal["keep", "drop"] = "keep"  #: coco: images without annotations
+    unlabelled: Literal["keep", "drop"] = "keep"  #: coco and yolo: images without annotations
     #: folder of additional photos without labels, which `train.teacher` labels
     unlabelled_root: str = ""
     difficult: Literal["ignore", "negative", "positive"] = "ignore"  #: voc: difficult-only classes

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mltr.data.coco import read_coco
+    from mltr.data.detect import detect_format
     from mltr.data.folders import read_class_folders, read_folder
     from mltr.data.images import open_image
     from mltr.data.loading import ImageDataset, make_loader
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mltr.data.preprocess import Preprocess
     from mltr.data.records import Box, Record, Split, Splits
     from mltr.data.scenes import read_scenes
-    from mltr.data.sources import detect_format, open_splits
+    from mltr.data.sources import open_splits
     from mltr.data.stratify import stratified_split
     from mltr.data.table import read_csv, read_parquet
     from mltr.data.voc import read_voc
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "coco": ("read_coco",),
+    "detect": ("detect_format",),
     "folders": ("read_class_folders", "read_folder"),
     "images": ("open_image",),
     "loading": ("ImageDataset", "make_loader"),
@@ -32,7 +34,7 @@ _HOMES = {
     "preprocess": ("Preprocess",),
     "records": ("Box", "Record", "Split", "Splits"),
     "scenes": ("read_scenes",),
-    "sources": ("detect_format", "open_splits"),
+    "sources": ("open_splits",),
     "stratify": ("stratified_split",),
     "table": ("read_csv", "read_parquet"),
     "voc": ("read_voc",),

@@ -1,16 +1,20 @@
-"""MS-COCO 2014 and 2017: labels from the instance annotations."""
+"""COCO's annotations in JSON: of MS-COCO 2014 and 2017, and as CVAT, Roboflow and others write."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from mltr.data.labelled import PhotoFinder
 from mltr.data.records import Box, Record, Split
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
+
+LOOKED_AT = 20  #: images that are looked for in each folder
 
 
 def read_coco(
@@ -25,15 +29,35 @@ def read_coco(
     it, crowds included, as in ASL, CSRA and ML-GCN. `unlabelled` keeps or drops images without any
     annotation (peers differ). An empty `year` finds the only one there.
     """
-    root = Path(root)
-    path = _annotation_file(root, split, str(year))
+    path = _annotation_file(Path(root), split, str(year))
+    return read_coco_file(path, Path(root), split, unlabelled)
+
+
+def read_coco_file(
+    path: str | Path,
+    images: str | Path,
+    split: str = "",
+    unlabelled: Literal["keep", "drop"] = "keep",
+) -> Split:
+    """Read a file of annotations; images lie in the folders that tools use, or below `images`.
+
+    Neither the box nor the area of an annotation is needed. Raises `MltrError` for a file of
+    another kind.
+    """
+    path = Path(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
-        return _to_split(content, path, split, unlabelled)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text("utf-8-sig"))
+        return _to_split(content, path, Path(images), split, unlabelled)
+    except (OSError, ValueError, RecursionError) as error:
         raise MltrError(f"{path}: not a complete JSON file ({error}); download it again") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise MltrError(f"{path}: not COCO instance annotations: no {error}") from error
+
+
+def is_coco(head: str) -> bool:
+    """Whether a file may have COCO's annotations, by its first characters."""
+    keys = ('"images"', '"annotations"', '"categories"')
+    return head.lstrip("\ufeff \r\n\t").startswith("{") and any(key in head for key in keys)
 
 
 def _annotation_file(root: Path, split: str, year: str) -> Path:
@@ -49,30 +73,50 @@ def _annotation_file(root: Path, split: str, year: str) -> Path:
     return found[0]
 
 
-def _to_split(content: dict[str, Any], path: Path, split: str, unlabelled: str) -> Split:
-    folder = path.parent.parent / path.stem.removeprefix("instances_")
+def _to_split(
+    content: dict[str, Any], path: Path, images: Path, split: str, unlabelled: str
+) -> Split:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     index_of = {category["id"]: index for index, category in enumerate(categories)}
-    boxes: dict[int, list[Box]] = {image["id"]: [] for image in content["images"]}
+    indices: dict[Any, set[int]] = {image["id"]: set() for image in content["images"]}
+    boxes: dict[Any, list[Box]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        boxes[annotation["image_id"]].append(
-            Box(
-                index_of[annotation["category_id"]], x, y, width, height,
-                area=annotation["area"], crowd=bool(annotation.get("iscrowd", 0)),
-            )
-        )  # fmt: skip
+        index = index_of[annotation["category_id"]]
+        indices[annotation["image_id"]].add(index)
+        if annotation.get("bbox"):
+            boxes[annotation["image_id"]].append(_box(annotation, index))
+    has_boxes = any(boxes.values()) or not any(indices.values())
+    locate = _locator([image["file_name"] for image in content["images"]], path, images)
     records = []
     for image in content["images"]:
-        own = boxes[image["id"]]
+        own = indices[image["id"]]
         if not own and unlabelled == "drop":
             continue
         labels = np.zeros(len(categories), np.int8)
-        labels[[box.class_index for box in own]] = 1
+        labels[list(own)] = 1
         name = image["file_name"]
-        records.append(Record(folder / name, name, labels, tuple(own)))
+        found = tuple(boxes[image["id"]]) if has_boxes else None
+        records.append(Record(locate(name), name, labels, found))
     result = Split(tuple(category["name"] for category in categories), records, split)
     result.understood = Understood("COCO", (path.name,), meanings={"no annotation": "absent"})
-    bare = sum(not own for own in boxes.values())
+    bare = sum(not own for own in indices.values())
     result.notes["unlabelled_dropped" if unlabelled == "drop" else "unlabelled_kept"] = bare
     return result
+
+
+def _box(annotation: dict[str, Any], index: int) -> Box:
+    x, y, width, height = annotation["bbox"]
+    area, crowd = annotation.get("area"), bool(annotation.get("iscrowd", 0))
+    return Box(index, x, y, width, height, width * height if area is None else area, crowd)
+
+
+def _locator(names: Sequence[str], path: Path, images: Path) -> Callable[[str], Path]:
+    """Return a function from the name of an image to its path: where tools put it, or anywhere."""
+    stem = path.stem.removeprefix("instances_")
+    above = path.parent.parent
+    if (above / stem).is_dir():  # train2017, as in MS-COCO
+        return lambda name: above / stem / name
+    for folder in (path.parent, path.parent / "images", images, images / "images"):
+        if any((folder / name).is_file() for name in names[:LOOKED_AT]):
+            return lambda name: folder / name
+    return PhotoFinder(images).find

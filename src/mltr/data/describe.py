@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: Fields of a recipe's `data` section that are options here too.
 OPTIONS = (
-    "labels", "images", "classes", "missing", "hierarchy", "year", "unlabelled", "difficult",
-    "protocol", "val_fraction", "test_fraction", "split_seed",
+    "labels", "images", "classes", "missing", "ignore", "truncated", "hierarchy", "year",
+    "unlabelled", "difficult", "protocol", "val_fraction", "test_fraction", "split_seed",
 )  # fmt: skip
 SHOWN = 12  #: rows of each list on the screen
 

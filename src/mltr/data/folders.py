@@ -2,76 +2,169 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mltr.data.records import Record, Split, indices_of
+from mltr.data.labelled import Labelled, to_splits
+from mltr.data.records import Record, Split
+from mltr.data.tags import split_tags
 from mltr.data.understood import Understood
-from mltr.data.walk import find_images
-from mltr.errors import MltrError
+from mltr.data.walk import Siblings, find_images, list_folders, passed_over_kinds
+from mltr.data.yolo import holds_boxes
+from mltr.errors import MltrError, UsageError
+from mltr.files.writing import open_regular, sha256_of
+
+SAMPLE = 4096  #: bytes in the middle of a file that tell most files of the same size apart
 
 
-def split_tags(text: str) -> list[str]:
-    """Return the tags of a comma-, semicolon-, bar- or line-separated list, each once, in order."""
-    tags = (tag.strip() for tag in re.split(r"[,;|\n]", text))
-    return list(dict.fromkeys(tag for tag in tags if tag))
-
-
-def read_folder(root: str | Path, classes: Sequence[str] | None = None) -> Split:
+def read_folder(
+    root: str | Path, classes: Sequence[str] | None = None, ignore: Sequence[str] = ()
+) -> Split:
     """Read photos with a sidecar of tags: `photo.txt` (or `photo.jpg.txt`) beside `photo.jpg`.
 
-    Tags are separated by commas, or one per line. An empty sidecar means that no label applies; a
-    photo without a sidecar is left out and counted. Without `classes`, every tag is a class.
+    Tags are separated as `split_tags` says. An empty sidecar means that no label applies; a photo
+    without a sidecar is left out and counted. Without `classes`, every tag is a class. Raises
+    `MltrError` for a sidecar that can't be read or that two photos would share.
     """
     root = Path(root)
-    tagged: list[tuple[Path, Path]] = []
+    passed_over: Counter[str] = Counter()
+    tagged: list[Labelled] = []
+    owners: dict[Path, Path] = {}
+    siblings = Siblings()
     untagged = 0
-    for image in find_images(root):
-        sidecars = (image.with_suffix(".txt"), image.with_name(image.name + ".txt"))
-        sidecar = next((path for path in sidecars if path.is_file()), None)
+    for image in find_images(root, ignore, passed_over):
+        sidecar = _find_sidecar(image, siblings, owners)
         if sidecar is None:
             untagged += 1
         else:
-            tagged.append((image, sidecar))
+            name = image.relative_to(root).as_posix()
+            tagged.append(Labelled(image, name, _read_tags(sidecar)))
     if not tagged:
         raise MltrError(f"{root}: none of its {untagged} images has a .txt file of tags beside it")
-    tags = [split_tags(sidecar.read_text("utf-8-sig")) for _, sidecar in tagged]
-    if classes is None:
-        classes = sorted({tag for own in tags for tag in own})
-    if not classes:
+    if not classes and not any(photo.labels for photo in tagged):
         raise MltrError(f"{root}: all {len(tagged)} .txt files of tags are empty")
-    records = []
-    for (image, sidecar), own in zip(tagged, tags, strict=True):
-        labels = np.zeros(len(classes), np.int8)
-        labels[indices_of(own, classes, str(sidecar))] = 1
-        records.append(Record(image, image.relative_to(root).as_posix(), labels))
+    counts = {"photos without a .txt file, left out": untagged} | passed_over_kinds(passed_over)
     meanings = {"not in the .txt file": "absent"}
-    understood = Understood("photos with a .txt file of tags", meanings=meanings)
-    return Split(tuple(classes), records, "", {"without_sidecar_dropped": untagged}, understood)
+    understood = Understood("photos with a .txt file of tags", meanings=meanings, counts=counts)
+    return to_splits(tagged, classes, understood, str(root))[""]
 
 
-def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -> Split:
-    """Read one folder of images per class, as in ImageNet: one label per image."""
+def _find_sidecar(image: Path, siblings: Siblings, owners: dict[Path, Path]) -> Path | None:
+    """Return the file of an image: `a.jpg.txt`, or `a.txt` where it is of no other image.
+
+    `owners` knows whose the files so far are. Raises `UsageError` where it is of another one.
+    """
+    own = image.with_name(f"{image.name}.txt")
+    path = siblings.find(own, image.with_suffix(".txt"))
+    if path is not None and (owner := owners.setdefault(path, image)) != image:
+        raise UsageError(
+            f"{path}: it may be of {owner.name} or of {image.name}: name it {own.name}, or leave "
+            f"one of them out by data.ignore, such as '*{image.suffix}'"
+        )
+    return path
+
+
+def _read_tags(path: Path) -> list[str]:
+    try:
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MltrError(f"{path}: no text in UTF-8 ({error}); save it as UTF-8") from error
+    if holds_boxes(text):
+        raise UsageError(f"{path}: boxes of YOLO, not tags: set data.format yolo")
+    return split_tags(text)
+
+
+def read_class_folders(
+    root: str | Path, classes: Sequence[str] | None = None, ignore: Sequence[str] = ()
+) -> Split:
+    """Read one folder of images per class, as in ImageNet: one label per image.
+
+    A photo that is in several class folders, as the same file, becomes one with their labels.
+    """
     root = Path(root)
     if not root.is_dir():
         raise MltrError(f"{root}: no such folder")
     if classes is None:
-        classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+        classes = [folder.name for folder in list_folders(root, ignore)]
     records = []
+    passed_over: Counter[str] = Counter()
     for index, name in enumerate(classes):
         if not (root / name).is_dir():
             raise MltrError(f"{root / name}: no folder for the class {name!r}")
-        labels = np.zeros(
-            len(classes), np.int8
-        )  # one for all images of the class: ImageNet is large
+        labels = np.zeros(len(classes), np.int8)  # one for all images: ImageNet is large
         labels[index] = 1
-        for image in find_images(root / name):
+        for image in find_images(root / name, ignore, passed_over):
             records.append(Record(image, image.relative_to(root).as_posix(), labels))
     if not records:
         raise MltrError(f"{root}: it contains no folders of images")
-    meanings = {"in another folder": "absent"}
-    understood = Understood("folders of photos named by class", meanings=meanings)
-    return Split(tuple(classes), records, understood=understood)
+    merged = _merge_copies(records)
+    counts = {"copies of a photo in several class folders, merged": len(records) - len(merged)}
+    understood = Understood(
+        "folders of photos named by class",
+        meanings={"in another folder": "absent"},
+        counts=counts | passed_over_kinds(passed_over),
+    )
+    return Split(tuple(classes), merged, understood=understood)
+
+
+def _merge_copies(records: Sequence[Record]) -> list[Record]:
+    """Return records of which those with the same file in several class folders are one."""
+    merged: list[Record | None] = list(records)
+    for places in _same_files([Path(str(record.image)) for record in records]):
+        own = [records[place] for place in places]
+        labels = np.max([record.labels for record in own], axis=0)
+        if labels.sum() > 1:
+            merged[places[0]] = replace(own[0], labels=labels)
+            for place in places[1:]:
+                merged[place] = None
+    return [record for record in merged if record is not None]
+
+
+def _same_files(paths: Sequence[Path]) -> list[list[int]]:
+    """Return the places of files that are the same, byte for byte, in groups."""
+    groups = [list(range(len(paths)))]
+    with ThreadPoolExecutor() as pool:
+        for key_of in (_size, _sample, _digest):
+            places = [place for group in groups for place in group]
+            number = {place: count for count, group in enumerate(groups) for place in group}
+            keys = pool.map(key_of, (paths[place] for place in places))
+            finer: dict[Hashable, list[int]] = defaultdict(list)
+            for place, key in zip(places, keys, strict=True):
+                finer[number[place], key].append(place)
+            groups = [group for group in finer.values() if len(group) > 1]
+    return groups
+
+
+def _told(read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Return the same function, for which a file that can't be read is like no other."""
+
+    def key_of(path: Path) -> object:
+        try:
+            return read(path)
+        except OSError:
+            return path
+
+    return key_of
+
+
+@_told
+def _size(path: Path) -> object:
+    return path.stat().st_size or path  # empty files are no photo
+
+
+@_told
+def _sample(path: Path) -> object:
+    with open_regular(path) as file:
+        file.seek(path.stat().st_size // 2)
+        return file.read(SAMPLE)
+
+
+@_told
+def _digest(path: Path) -> object:
+    return sha256_of(path)

@@ -103,7 +103,7 @@ def _read_text(path: Path) -> Sheet:
         raise MltrError(f"{path}: not a CSV ({error})") from error
     if not sample:
         return Sheet(path, [], 1)
-    names = [name.strip() for name in sample[0]]
+    names = [name.strip() for name in from_cells(sample[0])]
     has_header = not any(_is_image_name(name) for name in names)
     if not has_header:
         names = [f"column {number}" for number in range(1, len(names) + 1)]

@@ -11,28 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.config.schema import DataConfig
-from mltr.data.coco import read_coco
+from mltr.data.coco import read_coco, read_coco_file
+from mltr.data.detect import detect_format, find_coco_files, find_exports, find_tables
 from mltr.data.folders import read_class_folders, read_folder
 from mltr.data.hierarchy import with_hierarchy
-from mltr.data.huggingface import PREFIX, is_saved_dataset, read_dataset
+from mltr.data.huggingface import PREFIX, read_dataset
 from mltr.data.images import IMAGE_SUFFIXES
+from mltr.data.keywords import read_keywords
+from mltr.data.label_studio import read_label_studio
+from mltr.data.labelled import PARTS, WHOLE, align_classes, part_of
 from mltr.data.nuswide import read_nuswide
 from mltr.data.records import Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
-from mltr.data.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.table import read_table
+from mltr.data.truncated import salvage
 from mltr.data.understood import Understood
 from mltr.data.voc import find_voc, has_list, read_voc
-from mltr.data.walk import find_images
+from mltr.data.walk import find_images, list_folders
+from mltr.data.yolo import read_yolo
 from mltr.errors import MltrError, UsageError, counted, did_you_mean
 
 log = logging.getLogger(__name__)
 
-WITH_OWN_CLASSES = ("scenes", "coco", "voc", "nuswide", "shards")
+WITH_OWN_CLASSES = ("scenes", "coco", "voc", "nuswide", "yolo", "shards")
 SHOWN = 12  #: classes named in a message at most
-TABLE_SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
-SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
 def open_splits(config: DataConfig) -> Splits:
@@ -55,6 +58,8 @@ def open_splits(config: DataConfig) -> Splits:
         return read_scenes(config.scenes)
     splits = OPENERS[form](Path(config.root), config)
     _drop_missing(splits, config.max_broken)
+    if config.truncated == "allow":
+        salvage(splits)
     for split in splits:
         if not len(split):
             raise MltrError(f"{config.root}: the {split.name} split is empty")
@@ -116,7 +121,10 @@ def open_images(config: DataConfig) -> Splits:
             if config.format != "auto" or not root.is_dir():
                 raise
     nothing = np.zeros(0, np.int8)
-    records = [Record(path, str(path.relative_to(root)), nothing) for path in find_images(root)]
+    records = [
+        Record(path, str(path.relative_to(root)), nothing)
+        for path in find_images(root, _globs(config.ignore))
+    ]
     photos = Split((), records, understood=Understood("photos without labels"))
     if not records:
         raise MltrError(f"{root}: no images; looked for {', '.join(IMAGE_SUFFIXES)}")
@@ -161,7 +169,7 @@ def _find_format(config: DataConfig) -> str:
             f"data.root {root}: no such file or folder; if it has moved, give the new location "
             "with --data.root NEW"
         )
-    return detect_format(root) if config.format == "auto" else config.format
+    return detect_format(root, _globs(config.ignore)) if config.format == "auto" else config.format
 
 
 def parse_source(source: str) -> tuple[str, str]:
@@ -185,79 +193,44 @@ def parse_source(source: str) -> tuple[str, str]:
     return form, path
 
 
-def detect_format(root: str | Path) -> str:
-    """Return the format of a source, detected from its files.
-
-    Raises `UsageError` if it looks like none or like several of them.
-    """
-    root = Path(root)
-    if root.is_file():
-        if root.suffix.lower() in TABLE_SUFFIXES:
-            return "table"
-        if root.suffix.lower() in SPREADSHEETS:
-            raise UsageError(f"{root}: save it as CSV, which any spreadsheet program can")
-        raise UsageError(f"{root}: not a table ({', '.join(TABLE_SUFFIXES)})")
-    if is_shards(root):
-        return "shards"
-    if is_saved_dataset(root):
-        return "huggingface"
-    if any((root / "annotations").glob("instances_*.json")):
-        return "coco"
-    if (root / "Concepts81.txt").is_file():
-        return "nuswide"
-    try:
-        find_voc(root)
-        return "voc"
-    except UsageError:
-        return "voc"  # several years of it
-    except MltrError:
-        pass
-    if _tables(root):
-        return "table"
-    if any(_has_images(folder) and not _has_sidecars(folder) for folder in _class_roots(root)):
-        return "class_folders"
-    if _has_sidecars(root):
-        return "sidecars"
-    raise UsageError(
-        f"{root}: unknown format. Looked for annotations/instances_*.json (COCO), VOC2007 or "
-        "VOC2012, Concepts81.txt (NUS-WIDE), a .csv or .parquet table, photos with .txt files of "
-        "tags, folders of images named by class, shards, and a data set saved by Hugging Face "
-        "datasets; set data.format"
-    )
-
-
-def _tables(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
-
-
-def _class_roots(root: Path) -> list[Path]:
-    parents = [root / "train"] if (root / "train").is_dir() else [root]
-    return [folder for parent in parents for folder in sorted(parent.iterdir()) if folder.is_dir()]
-
-
-def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
-
-
-def _has_sidecars(folder: Path) -> bool:
-    """Whether any image in the folder, or below it, has a text file of the same name."""
-    for text in folder.rglob("*.txt"):
-        stem = text.with_suffix("")
-        if stem.suffix.lower() in IMAGE_SUFFIXES or any(
-            text.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES
-        ):
-            return True
-    return False
-
-
 # -- each source's convention ------------------------------------------------------------------
 
 
 def _open_coco(root: Path, config: DataConfig) -> Splits:
-    train = read_coco(root, "train", config.year, config.unlabelled)
-    test = read_coco(root, "val", config.year, config.unlabelled)
-    train.understood |= test.understood
-    return _hold_out_val(train, test, config)
+    annotations = root / "annotations"
+    is_ms_coco = all(any(annotations.glob(f"instances_{x}20*.json")) for x in ("train", "val"))
+    if is_ms_coco and not config.labels:
+        train = read_coco(root, "train", config.year, config.unlabelled)
+        test = read_coco(root, "val", config.year, config.unlabelled)
+        align_classes((train, test))
+        train.understood |= test.understood
+        return _hold_out_val(train, test, config)
+    parts: dict[str, Split] = {}
+    for part, path in _coco_parts(root, config.labels).items():
+        images = path.parent if root.is_file() else root
+        images = images / config.images if config.images else images
+        parts[part] = read_coco_file(path, images, part, config.unlabelled)
+    align_classes(parts.values())
+    return _by_part(parts, config)
+
+
+def _coco_parts(root: Path, labels: str) -> dict[str, Path]:
+    """Return the files with annotations, by the splits that they or their folders are named for."""
+    if root.is_file() or labels:
+        return {WHOLE: root / labels if labels else root}
+    parts: dict[str, Path] = {}
+    for path in find_coco_files(root):
+        is_in_part = path.parent.name.lower() in PARTS
+        part = part_of(path.parent.name if is_in_part else path.stem)
+        if part in parts:
+            raise UsageError(
+                f"{root}: set data.labels to one file of annotations; found: "
+                f"{parts[part].relative_to(root)} and {path.relative_to(root)}"
+            )
+        parts[part] = path
+    if not parts:
+        raise MltrError(f"{root}: no file of COCO annotations in it")
+    return parts
 
 
 def _open_voc(root: Path, config: DataConfig) -> Splits:
@@ -282,9 +255,9 @@ def _open_nuswide(root: Path, config: DataConfig) -> Splits:
 def _open_table(root: Path, config: DataConfig) -> Splits:
     path, folder = root, root.parent
     if root.is_dir():
-        path, folder = _choose_table(root, config.labels), root
+        path, folder = _choose(root, config.labels, find_tables(root), "table"), root
     images = folder / config.images if config.images else Path()
-    classes = read_class_list(folder / config.classes) if config.classes else None
+    classes = _classes(folder, config)
     split, parts = read_table(path, images, classes, config)
     if not parts:
         return _divide(split, config)
@@ -296,35 +269,77 @@ def _open_table(root: Path, config: DataConfig) -> Splits:
     return _complete(named["train"], named["val"], named["test"], config)
 
 
-def _choose_table(root: Path, labels: str) -> Path:
-    """Return the table that `data.labels` names, the only one, or the one called labels."""
+def _choose(root: Path, labels: str, candidates: Sequence[Path], what: str) -> Path:
+    """Return the file that `data.labels` names, the only candidate, or the one called labels."""
     if labels:
         return root / labels
-    tables = _tables(root)
-    called_so = [path for path in tables if path.stem.casefold() == "labels"]
-    if len(tables) == 1 or len(called_so) == 1:
-        return (called_so or tables)[0]
-    found = ", ".join(path.name for path in tables) or "none"
-    raise UsageError(f"{root}: set data.labels to the table with the labels; found: {found}")
+    called_so = [path for path in candidates if path.stem.casefold() == "labels"]
+    if len(candidates) == 1 or len(called_so) == 1:
+        return (called_so or candidates)[0]
+    found = ", ".join(path.name for path in candidates) or "none"
+    raise UsageError(f"{root}: set data.labels to the {what} with the labels; found: {found}")
 
 
 def _open_sidecars(root: Path, config: DataConfig) -> Splits:
-    classes = read_class_list(root / config.classes) if config.classes else None
-    return _divide(read_folder(root, classes), config)
+    return _divide(read_folder(root, _classes(root, config), _globs(config.ignore)), config)
 
 
 def _open_class_folders(root: Path, config: DataConfig) -> Splits:
+    ignore = _globs(config.ignore)
     if not (root / "train").is_dir():
-        return _divide(read_class_folders(root), config)
-    train = read_class_folders(root / "train")
+        return _divide(read_class_folders(root, ignore=ignore), config)
+    train = read_class_folders(root / "train", ignore=ignore)
+    parts = {"train": train, "val": Split(train.classes, []), "test": Split(train.classes, [])}
+    for folder in list_folders(root, ignore):
+        if PARTS.get(folder.name) in ("val", "test"):
+            parts[PARTS[folder.name]] = read_class_folders(folder, train.classes, ignore)
+            train.understood |= parts[PARTS[folder.name]].understood
+    if not len(parts["test"]):  # ImageNet: the validation images are what everybody reports on
+        parts["val"], parts["test"] = parts["test"], parts["val"]
+    return _complete(train, parts["val"], parts["test"], config)
+
+
+def _open_yolo(root: Path, config: DataConfig) -> Splits:
+    ignore = _globs(config.ignore)
+    return _by_part(read_yolo(root, _classes(root, config), config.unlabelled, ignore), config)
+
+
+def _open_keywords(root: Path, config: DataConfig) -> Splits:
+    return _by_part(read_keywords(root, _classes(root, config), _globs(config.ignore)), config)
+
+
+def _open_label_studio(root: Path, config: DataConfig) -> Splits:
+    path, folder = root, root.parent
+    if root.is_dir():
+        path, folder = _choose(root, config.labels, find_exports(root), "export"), root
+    images = folder / config.images if config.images else ""
+    classes = _classes(folder, config)
+    return _divide(read_label_studio(path, images, classes, _globs(config.ignore)), config)
+
+
+def _globs(ignore: str) -> list[str]:
+    return [glob.strip() for glob in ignore.split(",") if glob.strip()]
+
+
+def _classes(folder: Path, config: DataConfig) -> tuple[str, ...] | None:
+    return read_class_list(folder / config.classes) if config.classes else None
+
+
+def _by_part(parts: dict[str, Split], config: DataConfig) -> Splits:
+    """Keep the splits that a source states, and hold out those that it doesn't."""
+    loose = parts.pop(WHOLE, None)
+    if not parts and loose is not None:
+        return _divide(loose, config)
+    if "train" not in parts:
+        raise MltrError(f"{config.root}: no training split, only {' and '.join(parts)}")
+    train = parts["train"]
+    for part in parts.values():
+        if part is not train:
+            train.understood |= part.understood
+    if loose is not None:
+        train.notes["photos_in_no_split_left_out"] = len(loose)
     empty = Split(train.classes, [])
-    val, test = (
-        read_class_folders(root / name, train.classes) if (root / name).is_dir() else empty
-        for name in ("val", "test")
-    )
-    if not test.records:  # ImageNet: the validation images are what everybody reports on
-        val, test = empty, val
-    return _complete(train, val, test, config)
+    return _complete(train, parts.get("val", empty), parts.get("test", empty), config)
 
 
 def _open_huggingface(root: Path, config: DataConfig) -> Splits:
@@ -345,6 +360,9 @@ OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
     "table": _open_table,
     "sidecars": _open_sidecars,
     "class_folders": _open_class_folders,
+    "yolo": _open_yolo,
+    "label_studio": _open_label_studio,
+    "keywords": _open_keywords,
     "huggingface": _open_huggingface,
     "shards": _open_shards,
 }

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from mltr.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
@@ -102,6 +103,42 @@ def passed_over_kinds(counts: Counter[str]) -> dict[str, int]:
     return {f"{kind} passed over{hints.get(kind, '')}": counts[kind] for kind in sorted(counts)}
 
 
+def list_folders(folder: str | Path, ignore: Sequence[str] = ()) -> list[Path]:
+    """Return the folders in a folder that may be classes or splits, sorted."""
+    ignored = _pattern((*IGNORED, *ignore))
+    paths = sorted(path for path in Path(folder).iterdir() if path.is_dir())
+    return [path for path in paths if not ignored.match(path.name)]
+
+
+class Siblings:
+    """Tells which files are there; each folder is listed once, as asking for each file is slow."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def find(self, *paths: Path) -> Path | None:
+        """Return the first of some paths at which there is a regular file, or None."""
+        return next((path for path in paths if path.name in self._list(path.parent)), None)
+
+    def _list(self, folder: Path) -> frozenset[str]:
+        if folder not in self._names:
+            try:
+                with os.scandir(folder) as entries:
+                    names = frozenset(entry.name for entry in entries if entry.is_file())
+            except OSError:  # no such folder, or none that can be read: the walk has told
+                names = frozenset()
+            self._names[folder] = names
+        return self._names[folder]
+
+
+@lru_cache
+def _pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
+    """Return a pattern of paths below a folder; a glob without a slash is for names anywhere."""
+    prefixes = ("" if "/" in glob else "(?:.*/)?" for glob in globs)
+    names = (fnmatch.translate(glob.strip("/")) for glob in globs)
+    return re.compile("|".join(map("".join, zip(prefixes, names, strict=True))))
+
+
 class _Lister:
     """Lists folders one at a time."""
 
@@ -113,10 +150,7 @@ class _Lister:
     ) -> None:
         self._on_error = on_error
         self._passed_over = passed_over
-        # A glob without a slash is for names, in whatever folder.
-        prefixes = ("" if "/" in glob else "(?:.*/)?" for glob in (*IGNORED, *ignore))
-        globs = (fnmatch.translate(glob.strip("/")) for glob in (*IGNORED, *ignore))
-        self._ignored = re.compile("|".join(map("".join, zip(prefixes, globs, strict=True))))
+        self._ignored = _pattern((*IGNORED, *ignore))
 
     def list(self, folder: str, below: str) -> Iterator[tuple[str, str, bool]]:
         """Yield images and folders in order: the path, that below the top, whether a folder."""

@@ -13,6 +13,7 @@ from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits,
 from mltr.data.images import open_image
 from mltr.data.records import Record, Splits, indices_of
 from mltr.data.sheet import read_sheet
+from mltr.data.tags import join_tags
 from mltr.diagnosis.label_issues import Audit, Issue
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import text_writer, write_atomically
@@ -120,10 +121,10 @@ def write_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> li
         ("group", "image", "split", "labels", "similarity", "conflict", "over_splits")
     ]
     for number, group in enumerate(groups, start=1):
-        conflict = ", ".join(conflicting_classes(group, classes))
+        conflict = join_tags(conflicting_classes(group, classes))
         over = "yes" if reaches_over_splits(group) else "no"
         for image in group:
-            labels = ", ".join(_given(image.record, classes))
+            labels = join_tags(_given(image.record, classes))
             alike = f"{similarity(group[0], image):.4f}"
             rows.append((number, image.name, image.split, labels, alike, conflict, over))
     return [_write_csv(folder / DUPLICATES_FILE, rows)]

@@ -49,7 +49,6 @@ from mltr.predict.sidecars import (
     Sidecars,
     TextSidecars,
     XmpSidecars,
-    check_classes,
     with_sidecars,
 )
 from mltr.predict.thresholds import parse_thresholds, set_thresholds
@@ -227,8 +226,6 @@ def tag(
     kinds = _choose_sidecars(args)
     chosen = choose_classes(predictor.classes, args.only, args.exclude)
     vocabulary = _vocabulary(predictor, chosen, Path(args.bundle).name)
-    if args.sidecars:
-        check_classes(vocabulary.classes)
     if args.threshold is not None:
         set_thresholds(predictor.thresholds, parse_thresholds(args.threshold), predictor.categories)
     selection = Selection(tuple(chosen), args.top, fills_top=args.threshold is None)

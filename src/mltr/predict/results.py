@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.data.cells import to_cells
+from mltr.data.tags import join_tags
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import check_target, open_regular, write_atomically
 from mltr.predict.fiftyone import write_fiftyone
@@ -202,13 +203,13 @@ def _to_json(row: Row, vocabulary: Vocabulary) -> str:
 def write_csv(
     rows: Iterable[Row], vocabulary: Vocabulary, file: TextIO, delimiter: str = ","
 ) -> None:
-    """Write a header and a line an image; several labels in a cell are separated by `; `."""
+    """Write a header and a line an image; `join_tags` puts labels in a cell with `; ` between."""
     clean = printable if file.isatty() else str
     writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
     writer.writerow(map(clean, to_cells(vocabulary.columns)))
     unknown = [""] * len(vocabulary.classes)
     for row in rows:
-        labels = "; ".join(name for name, _ in row.labels)
+        labels = join_tags([name for name, _ in row.labels], "; ")
         own_probs = "; ".join(f"{prob:.6g}" for _, prob in row.labels)
         own = [row.name, labels, own_probs, row.error]
         own += ["; ".join(vocabulary.of(row))] if vocabulary.categories else []

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mltr.errors import MltrError, UsageError
+from mltr.data.tags import join_tags
+from mltr.errors import MltrError
 from mltr.files.writing import DISK_FULL, read_target, text_writer, write_atomically
 from mltr.predict.results import Row, to_text
 
@@ -34,7 +35,7 @@ class Sidecars(Protocol):
 
 @dataclass(frozen=True)
 class TextSidecars:
-    """`photo.txt` with the labels, separated by commas; one that is there stays."""
+    """`photo.txt` with the labels, as `mltr.data.tags` reads them; one that is there stays."""
 
     overwrite: bool = False
     follow_links: bool = False
@@ -49,7 +50,7 @@ class TextSidecars:
 
     def write(self, image: Path, labels: Sequence[str]) -> str:
         """Write the labels in a line; return "other labels" for a file that stays."""
-        path, text = self.path_for(image), f"{', '.join(labels)}\n"
+        path, text = self.path_for(image), f"{join_tags(labels)}\n"
         before = read_target(path, MAX_BYTES, self.follow_links)
         if self.overwrite or not before:
             write_atomically(path, text_writer(text), flush=False, follow_links=self.follow_links)
@@ -101,18 +102,6 @@ def _content(kind: TextSidecars | XmpSidecars, image: Path) -> bytes:
         return read_target(kind.path_for(image), MAX_BYTES, kind.follow_links)
     except MltrError:
         return b""
-
-
-def check_classes(classes: Sequence[str]) -> None:
-    """Raise `UsageError` for a class that no text sidecar can hold."""
-    from mltr.data.folders import split_tags
-
-    for name in classes:
-        if split_tags(name) != [name]:
-            raise UsageError(
-                f"class {name!r} can't be written to a sidecar, where commas separate tags; leave "
-                "it out with --exclude"
-            )
 
 
 @dataclass

@@ -1,0 +1,148 @@
+"""What a source is, by its files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from mltr.data.coco import is_coco
+from mltr.data.huggingface import is_saved_dataset
+from mltr.data.images import IMAGE_SUFFIXES
+from mltr.data.keywords import have_keywords
+from mltr.data.label_studio import is_export
+from mltr.data.labelled import PARTS
+from mltr.data.shards import is_shards
+from mltr.data.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
+from mltr.data.voc import find_voc
+from mltr.data.walk import Siblings, list_folders, walk_images
+from mltr.data.yolo import DESCRIPTIONS, find_label_file, holds_boxes
+from mltr.errors import MltrError, UsageError
+from mltr.files.writing import open_regular
+
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+EXPORT_SUFFIXES = (".json", ".csv", ".tsv")
+HEAD = 65536  #: bytes of a file that say what it is
+
+
+def detect_format(root: str | Path, ignore: Sequence[str] = ()) -> str:
+    """Return the format of a source, detected from its files, without those of globs to `ignore`.
+
+    Raises `UsageError` if it looks like none or like several of them.
+    """
+    root = Path(root)
+    if root.is_file():
+        return _detect_file(root)
+    if is_shards(root):
+        return "shards"
+    if is_saved_dataset(root):
+        return "huggingface"
+    if any((root / "annotations").glob("instances_*.json")):
+        return "coco"
+    if (root / "Concepts81.txt").is_file():
+        return "nuswide"
+    try:
+        find_voc(root)
+        return "voc"
+    except UsageError:
+        return "voc"  # several years of it
+    except MltrError:
+        pass
+    if find_exports(root):
+        return "label_studio"
+    if find_coco_files(root):
+        return "coco"
+    if find_tables(root):
+        return "table"
+    if found := _detect_by_photos(root, ignore):
+        return found
+    raise UsageError(
+        f"{root}: unknown format. Looked for annotations/instances_*.json (COCO), VOC2007 or "
+        "VOC2012, Concepts81.txt (NUS-WIDE), an export of Label Studio, a .csv or .parquet table, "
+        "photos with .txt files of tags or of YOLO boxes, with keywords in XMP or IPTC, folders of "
+        "images named by class, shards, and a data set saved by Hugging Face datasets; set "
+        "data.format"
+    )
+
+
+def _detect_file(path: Path) -> str:
+    if path.suffix.lower() in EXPORT_SUFFIXES and is_export(_head(path)):
+        return "label_studio"
+    if path.suffix.lower() == ".json" and is_coco(_head(path)):
+        return "coco"
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return "table"
+    if path.suffix.lower() in SPREADSHEETS:
+        raise UsageError(f"{path}: save it as CSV, which any spreadsheet program can")
+    raise UsageError(f"{path}: not a table ({', '.join(TABLE_SUFFIXES)})")
+
+
+def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
+    """Return the format of a folder that has its labels beside, in, or above the photos."""
+    beside = _beside_photos(root, ignore)
+    if beside == "yolo" or any((root / name).is_file() for name in DESCRIPTIONS):
+        return "yolo"
+    folders = [folder for folder in _class_roots(root, ignore) if _has_images(folder)]
+    if beside == "sidecars" and all(_beside_photos(folder, ignore) for folder in folders):
+        return "sidecars"
+    if not have_keywords(map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))):
+        return "class_folders" if folders else ""
+    if folders:
+        raise UsageError(
+            f"{root}: folders of photos that have keywords: set data.format class_folders to learn "
+            "the names of the folders, or keywords"
+        )
+    return "keywords"
+
+
+def _beside_photos(root: Path, ignore: Sequence[str]) -> str:
+    """Return what the first text file of a photo is that isn't empty; "" if there is none."""
+    found, siblings = "", Siblings()
+    for name in walk_images(root, ignore=ignore, passed_over=Counter()):
+        path = find_label_file(siblings, root, Path(name).relative_to(root))
+        if path is not None:
+            text = _head(path).rpartition("\n")[0] or _head(path)
+            found = "yolo" if holds_boxes(text) else "sidecars"
+            if text.strip():
+                break
+    return found
+
+
+def _head(path: Path) -> str:
+    """Return the beginning of a file as text, however it is encoded."""
+    try:
+        with open_regular(path) as file:
+            return file.read(HEAD).decode("utf-8-sig", "replace")
+    except OSError:  # whoever reads it will tell
+        return ""
+
+
+def find_exports(root: Path) -> list[Path]:
+    """Return the exports of Label Studio in a folder."""
+    paths = sorted(p for p in root.iterdir() if p.suffix.lower() in EXPORT_SUFFIXES)
+    return [path for path in paths if is_export(_head(path))]
+
+
+def find_coco_files(root: Path) -> list[Path]:
+    """Return the files with COCO's annotations in a folder, and in its parts."""
+    folders = (root, root / "annotations", *_part_folders(root))
+    found = (path for folder in folders for path in sorted(folder.glob("*.json")))
+    return [path for path in found if is_coco(_head(path))]
+
+
+def _part_folders(root: Path) -> list[Path]:
+    return [folder for folder in list_folders(root) if folder.name.lower() in PARTS]
+
+
+def find_tables(root: Path) -> list[Path]:
+    """Return the tables in a folder."""
+    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
+
+
+def _class_roots(root: Path, ignore: Sequence[str]) -> list[Path]:
+    return list_folders(root / "train" if (root / "train").is_dir() else root, ignore)
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())

@@ -1,0 +1,165 @@
+"""YOLO: a text file of boxes for each photo, and a list of the classes that its numbers mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from mltr.data.labelled import Labelled, part_of, to_splits
+from mltr.data.records import Split, read_class_list
+from mltr.data.understood import Understood
+from mltr.data.walk import Siblings, find_images, passed_over_kinds
+from mltr.errors import MltrError, UsageError
+
+DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+CLASS_LISTS = ("classes.txt", "obj.names", "classes.names", "labels.txt")
+#: A class, then the box, the polygon or the key points: numbers in shares of the image.
+LINE = re.compile(r"\d+(?:\.0+)?(?:\s+[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?){4,}", re.IGNORECASE)
+
+
+def holds_boxes(text: str) -> bool:
+    """Whether a text is that of a YOLO label file; an empty one may be anything.
+
+    >>> holds_boxes("0 0.5 0.5 0.2 0.2"), holds_boxes("sea, 2 boats"), holds_boxes("")
+    (True, False, False)
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return bool(lines) and all(LINE.fullmatch(line) for line in lines)
+
+
+def read_yolo(
+    root: str | Path,
+    classes: Sequence[str] | None = None,
+    unlabelled: str = "keep",
+    ignore: Sequence[str] = (),
+) -> dict[str, Split]:
+    """Read a folder of photos with boxes: ``labels/x.txt`` for ``images/x.jpg``, or beside it.
+
+    A photo has the labels of its boxes. The names of the classes are `classes`, or in a
+    ``data.yaml``, ``classes.txt`` or ``obj.names``. The splits are those that ``data.yaml`` names,
+    and else those of folders named train, val and test. A photo without a text file has none of
+    the classes (ultralytics' rule); `unlabelled` "drop" leaves it out. Raises `MltrError`, naming
+    file and line, for other contents, and `UsageError` where no file names the classes.
+    """
+    root = Path(os.path.normpath(root))
+    description = _description(root)
+    names, source = _class_names(root, description) if classes is None else (tuple(classes), "")
+    listed = _listed_parts(root, description)
+    passed_over: Counter[str] = Counter()
+    photos, bare, siblings = [], 0, Siblings()
+    for image in find_images(root, ignore, passed_over):
+        path = image.relative_to(root)
+        text = find_label_file(siblings, root, path)
+        bare += text is None
+        if text is None and unlabelled == "drop":
+            continue
+        numbers = _read_numbers(text, len(names)) if text else set()
+        above = (listed.get(str(place), "") for place in (image, *image.parents))
+        part = next(filter(None, above), "") or part_of(" ".join(path.parts[:-1]))
+        photos.append(Labelled(image, path.as_posix(), [names[n] for n in numbers], part=part))
+    if not any(photo.labels for photo in photos):
+        raise MltrError(f"{root}: none of its {len(photos)} photos has a text file with a box")
+    fate = "left out" if unlabelled == "drop" else "taken as without any class"
+    counts = {f"photos without a text file, {fate}": bare} | passed_over_kinds(passed_over)
+    understood = Understood(
+        "YOLO boxes", tuple(filter(None, (source,))), ("as labels of the whole photo",),
+        meanings={"no box": "absent"}, counts=counts,
+    )  # fmt: skip
+    return to_splits(photos, names, understood, str(root))
+
+
+def find_label_file(siblings: Siblings, root: Path, image: Path) -> Path | None:
+    """Return the text file of a photo below `root`: in labels/ for images/, or beside it."""
+    candidates = [root / image.with_suffix(".txt"), root / f"{image}.txt"]
+    for place in range(len(image.parts) - 2, -1, -1):
+        if image.parts[place].lower() == "images":
+            parts = [*image.parts[:place], "labels", *image.parts[place + 1 :]]
+            candidates.insert(0, (root / Path(*parts)).with_suffix(".txt"))
+            break
+    return siblings.find(*candidates)
+
+
+def _read_numbers(path: Path, count: int) -> set[int]:
+    numbers = set()
+    for number, line in enumerate(_lines(path), start=1):
+        if not LINE.fullmatch(line):
+            raise MltrError(f"{path}, line {number}: {line[:40]!r} is no class with its box")
+        index = int(float(line.split()[0]))
+        if index >= count:
+            raise MltrError(
+                f"{path}, line {number}: class {index}, but only {count} are named, from 0 on"
+            )
+        numbers.add(index)
+    return numbers
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MltrError(f"{path}: can't be read as text ({error})") from error
+    return (line.strip() for line in lines if line.strip())
+
+
+def _description(root: Path) -> dict[str, object]:
+    """Return what the folder's YAML file says; nothing where there is none."""
+    for name in DESCRIPTIONS:
+        path = root / name
+        if path.is_file():
+            try:
+                # Texts alone: a class may be called no, which YAML takes for false.
+                content = yaml.load(path.read_text("utf-8-sig"), Loader=yaml.BaseLoader)
+            except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+                reason = " ".join(str(error).split())
+                raise MltrError(f"{path}: not YAML ({reason})") from error
+            if isinstance(content, dict):
+                return content | {"": name}
+            raise MltrError(f"{path}: not a description of YOLO data: it has no names")
+    return {}
+
+
+def _class_names(root: Path, description: dict[str, object]) -> tuple[tuple[str, ...], str]:
+    """Return the names of the classes in the order of their numbers, and the file they are in."""
+    found = description.get("names")
+    if isinstance(found, dict) and set(found) == set(map(str, range(len(found)))):
+        found = [found[str(number)] for number in range(len(found))]
+    if isinstance(found, list) and found:
+        names = tuple(str(name) for name in found)
+        if len(set(names)) < len(names):
+            raise MltrError(f"{root / str(description[''])}: two classes have the same name")
+        return names, str(description[""])
+    for folder in (root, root / "labels", root / "data", *sorted(root.glob("*/labels"))):
+        for name in CLASS_LISTS:
+            if (folder / name).is_file():
+                path = folder / name
+                return read_class_list(path), path.relative_to(root).as_posix()
+    raise UsageError(
+        f"{root}: YOLO boxes, but nothing names the classes: write the names to classes.txt there, "
+        "one a line in the order of the numbers, or give the file with data.classes"
+    )
+
+
+def _listed_parts(root: Path, description: dict[str, object]) -> dict[str, str]:
+    """Return the split of folders and of photos in lists (.txt) that the YAML file names."""
+    parts = {}
+    top = root / str(description.get("path") or "")
+    for key in ("train", "val", "test"):
+        for name in _texts(description.get(key)):
+            # Roboflow counts from a folder that isn't there: ../train/images.
+            candidates = (top / name, root / name, root / name.removeprefix("../"))
+            path = next((path for path in candidates if path.exists()), root)
+            if path.is_dir() and path != root:
+                parts[os.path.normpath(path)] = key
+            elif path.suffix == ".txt":
+                for line in _lines(path):
+                    parts |= {os.path.normpath(place / line): key for place in (path.parent, root)}
+    return parts
+
+
+def _texts(value: object) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)] if value else []
