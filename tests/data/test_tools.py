@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from making import write_image
 from PIL import Image, IptcImagePlugin
@@ -234,6 +237,115 @@ def test_several_files_of_annotations_are_asked_about(tmp_path: Path) -> None:
         open_splits(DataConfig(root=str(tmp_path)))
     labels = "annotations/instances_other.json"
     assert labels_in(DataConfig(root=str(tmp_path), labels=labels)) == LABELS
+
+
+# -- tables of parts, and photos in tables -----------------------------------------------------
+
+
+def parts_of_photos() -> dict[str, list[str]]:
+    names = list(LABELS)
+    return {"train": names[:6], "valid": names[6:9], "test": names[9:]}
+
+
+def write_roboflow_csv(root: Path) -> None:
+    for part, names in parts_of_photos().items():
+        rows = ["filename, Boat, Car" if part == "train" else "filename, Car, Boat"]
+        for name in names:
+            write_image(root / part / name)
+            own = [str(int(label in LABELS[name])) for label in ("Boat", "Car")]
+            rows.append(", ".join([name, *(own if part == "train" else own[::-1])]))
+        (root / part / "_classes.csv").write_text("\n".join(rows))
+
+
+def write_image_folder(root: Path) -> None:
+    for part, names in parts_of_photos().items():
+        for name in names:
+            write_image(root / part / name)
+        rows = [json.dumps({"file_name": name, "labels": LABELS[name]}) for name in names]
+        (root / part / "metadata.jsonl").write_text("\n".join(rows))
+
+
+def write_metadata(root: Path) -> None:
+    write_all(root)
+    rows = [json.dumps({"labels": own, "file_name": name}) for name, own in LABELS.items()]
+    (root / "metadata.jsonl").write_text("\n".join(rows))
+
+
+def with_bytes(names: list[str]) -> pa.Table:
+    """Return a table as `datasets` writes it to Parquet, of photos and numbers of classes."""
+    with tempfile.TemporaryDirectory() as folder:
+        photos = [write_image(Path(folder) / name).read_bytes() for name in names]
+    structs = [{"bytes": photo, "path": None} for photo in photos]
+    numbers = [[("Boat", "Car").index(label) for label in LABELS[name]] for name in names]
+    feature = {"feature": {"names": ["Boat", "Car"], "_type": "ClassLabel"}, "_type": "List"}
+    about = {"info": {"features": {"image": {"_type": "Image"}, "labels": feature}}}
+    table = pa.table({"image": structs, "labels": numbers, "source": names})
+    return table.replace_schema_metadata({"huggingface": json.dumps(about)})
+
+
+def write_parquet(root: Path) -> None:
+    pq.write_table(with_bytes(list(LABELS)), root / "photos.parquet", row_group_size=5)
+
+
+def write_parts_in_parquet(root: Path) -> None:
+    (root / "data").mkdir()
+    names = list(LABELS)
+    parts = {
+        "train-00000-of-00002": names[:3],
+        "train-00001-of-00002": names[3:6],
+        "validation-00000-of-00001": names[6:9],
+        "test-00000-of-00001": names[9:],
+    }
+    for part, own in parts.items():
+        pq.write_table(with_bytes(own), root / "data" / f"{part}.parquet")
+
+
+def write_plain_bytes(root: Path) -> None:
+    table = with_bytes(list(LABELS))
+    photos = pa.array([cell["bytes"] for cell in table["image"].to_pylist()], pa.binary())
+    answers = {label: [int(label in own) for own in LABELS.values()] for label in ("Boat", "Car")}
+    pq.write_table(pa.table({"jpeg": photos, **answers}), root / "a.parquet")
+
+
+def counts_of(report: dict[str, Any]) -> dict[str, int]:
+    return {label: sum(counts.values()) for label, counts in report["labels"].items()}
+
+
+@pytest.mark.parametrize(
+    ("write", "sizes"),
+    [
+        (write_roboflow_csv, [6, 3, 3]),
+        (write_image_folder, [6, 3, 3]),
+        (write_metadata, [9, 1, 2]),
+        (write_parquet, [9, 1, 2]),
+        (write_plain_bytes, [9, 1, 2]),
+        (write_parts_in_parquet, [6, 3, 3]),
+    ],
+)
+def test_tables_of_other_tools(
+    tmp_path: Path,
+    write: Callable[[Path], None],
+    sizes: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path)
+    report = described(capsys, tmp_path)
+    assert report["understood"]["form"] == "table"
+    assert counts_of(report) == {"Boat": 6, "Car": 4}
+    assert [split["images"] for split in report["splits"].values()] == sizes
+    assert sum(split["unknown_cells"] for split in report["splits"].values()) == 0
+    assert report["broken"] == []
+    if not any(tmp_path.rglob("*.parquet")):
+        assert labels_in(DataConfig(root=str(tmp_path))) == LABELS
+
+
+def test_a_label_that_only_one_part_has_is_absent_in_the_others(tmp_path: Path) -> None:
+    write_image_folder(tmp_path)
+    path = tmp_path / "train" / "metadata.jsonl"
+    path.write_text(path.read_text().replace('["Boat"]', '["Boat", "Rare"]'))
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert splits.test.classes == ("Boat", "Car", "Rare")
+    assert set(splits.test.targets[:, 2].tolist()) == {0}
 
 
 # -- YOLO --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mltr.data.huggingface import is_saved_dataset
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.keywords import have_keywords
 from mltr.data.label_studio import is_export
-from mltr.data.labelled import PARTS
+from mltr.data.labelled import PARTS, WHOLE, part_of
 from mltr.data.shards import is_shards
 from mltr.data.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.voc import find_voc
@@ -22,6 +22,8 @@ from mltr.files.writing import open_regular
 
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  #: of Hugging Face's imagefolder
+PART_TABLES = ("_classes.csv", *METADATA)  #: the first is Roboflow's
 EXPORT_SUFFIXES = (".json", ".csv", ".tsv")
 HEAD = 65536  #: bytes of a file that say what it is
 
@@ -53,7 +55,7 @@ def detect_format(root: str | Path, ignore: Sequence[str] = ()) -> str:
         return "label_studio"
     if find_coco_files(root):
         return "coco"
-    if find_tables(root):
+    if find_tables(root) or find_part_tables(root):
         return "table"
     if found := _detect_by_photos(root, ignore):
         return found
@@ -137,7 +139,27 @@ def _part_folders(root: Path) -> list[Path]:
 
 def find_tables(root: Path) -> list[Path]:
     """Return the tables in a folder."""
-    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
+    return sorted(
+        path
+        for path in root.iterdir()
+        if path.suffix.lower() in TABLE_SUFFIXES or path.name == METADATA[0]
+    )
+
+
+def find_part_tables(root: Path) -> dict[str, list[Path]]:
+    """Return the tables of each split, where all tables are named for one, or are in its folder."""
+    parts: dict[str, list[Path]] = {}
+    for folder in _part_folders(root):
+        path = next((folder / name for name in PART_TABLES if (folder / name).is_file()), None)
+        if path is not None:
+            parts.setdefault(PARTS[folder.name.lower()], []).append(path)
+    if parts:
+        return parts
+    data = root / "data"
+    tables = find_tables(root) or (find_tables(data) if data.is_dir() else [])
+    for path in tables:
+        parts.setdefault(part_of(path.stem), []).append(path)
+    return parts if "train" in parts and WHOLE not in parts else {}
 
 
 def _class_roots(root: Path, ignore: Sequence[str]) -> list[Path]:

@@ -15,15 +15,20 @@ from mltr.config.schema import DataConfig
 from mltr.data.images import IMAGE_SUFFIXES, open_image
 from mltr.data.records import PackedImage
 from mltr.data.shards import is_address, is_shards, read_shards
-from mltr.data.sheet import open_parquet
+from mltr.data.sheet import LARGEST_LABEL, open_parquet
 from mltr.errors import BrokenImage, MltrError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
+    from mltr.data.sheet import Column as TableColumn
+    from mltr.data.sheet import Sheet
+
 PARQUET = ".parquet"
 PATH_COLUMN = "path"
+#: First bytes of JPEG, PNG, WebP, GIF, BMP and TIFF.
+SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 GROUPS_HELD = 3  #: row groups in memory at a time: rows are asked for nearly in order
 
 Column = tuple[str, ...]  #: a name, or that of a struct and of its part; empty: there is none
@@ -109,6 +114,58 @@ def packed_images(name: str) -> Iterator[Path | PackedImage]:
         for record in split.records:
             assert isinstance(record.image, PackedImage)
             yield record.image
+
+
+class PackedPhotos:
+    """The photos in a Parquet table of labels, by names that this gives them."""
+
+    def __init__(self, table: Path) -> None:
+        self.folder = table
+        with open_parquet(table) as file:
+            self.column = _photo_column(file)
+            self._images: dict[str, ParquetImage] = {}
+            for group in range(file.num_row_groups if self.column else 0):
+                for row in range(file.metadata.row_group(group).num_rows):
+                    name = f"{table.name}:{len(self._images)}"
+                    self._images[name] = ParquetImage(table, self.column, group, row, name)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the photos, in the order of the rows."""
+        return list(self._images)
+
+    def is_photo(self, text: str) -> bool:
+        """Whether there is a photo of that name."""
+        return text in self._images
+
+    def names_of(self, sheet: Sheet, column: TableColumn) -> list[str]:
+        """Return the name of the photo in each row."""
+        return self.names
+
+    def path_of(self, name: str) -> ParquetImage:
+        """Return a photo."""
+        return self._images[name]
+
+
+def _photo_column(file: ParquetFile) -> Column:
+    """Return the column with the files of images; an empty one if there is none."""
+    import pyarrow.types as kinds
+
+    for column, kind in _leaves(file.schema_arrow):
+        is_bytes = kinds.is_binary(kind) or kinds.is_large_binary(kind)
+        if is_bytes and column[1:] in ((), ("bytes",)) and _holds_images(file, column):
+            return column
+    return ()
+
+
+def _holds_images(file: ParquetFile, column: Column) -> bool:
+    """Whether the first value of a column is an image, or as large as no label is."""
+    for group in range(file.num_row_groups):
+        for cell in _cells(file, group, column):
+            if cell.is_valid:
+                content = cell.as_py()
+                return len(content) > LARGEST_LABEL or content.startswith(SIGNATURES)
+    return False
 
 
 def _table_images(table: Path) -> Iterator[Path | PackedImage]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".csv", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+LINES_SUFFIX = ".jsonl"  #: an object a line, as in the metadata.jsonl of Hugging Face
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SNIFFED = 1 << 18  #: bytes from which delimiter and types are guessed
 SAMPLED = 1000  #: rows, likewise
@@ -76,12 +78,18 @@ class Sheet:
         return f"{self.path}, row {row + self.first_line}"
 
 
-def read_sheet(path: Path) -> Sheet:
-    """Read a table by its suffix; raises `MltrError` where it is none."""
+def read_sheet(path: Path, photos: Column | None = None) -> Sheet:
+    """Read a table by its suffix; raises `MltrError` where it is none.
+
+    `photos` takes the place of a column of that name in Parquet, which isn't read.
+    """
     if not path.is_file():
         raise MltrError(f"{path}: no such table")
-    is_parquet = path.suffix.lower() in PARQUET_SUFFIXES
-    return _read_parquet(path) if is_parquet else _read_text(path)
+    if path.suffix.lower() == LINES_SUFFIX:
+        return _read_lines(path)
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        return _read_parquet(path, photos)
+    return _read_text(path)
 
 
 # -- text --------------------------------------------------------------------------------------
@@ -288,13 +296,64 @@ def open_parquet(path: Path) -> Iterator[ParquetFile]:
         raise MltrError(f"{path}: not a complete Parquet file ({str(error)[:200]})") from error
 
 
-def _read_parquet(path: Path) -> Sheet:
+def _read_parquet(path: Path, photos: Column | None) -> Sheet:
     with open_parquet(path) as file:
-        table = file.read()
-    columns = [
-        _values_of(name, table.column(index)) for index, name in enumerate(table.column_names)
-    ]
-    return Sheet(path, columns, 0, ("Parquet",))
+        names = [name for name in file.schema_arrow.names if not photos or name != photos.name]
+        table = file.read(columns=names)
+    columns = [_values_of(name, table.column(name)) for name in names]
+    known = _class_names(table.schema.metadata or {})
+    columns = [_with_names(column, known.get(column.name, ())) for column in columns]
+    return Sheet(path, [photos, *columns] if photos else columns, 0, ("Parquet",))
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names of the classes in columns of numbers, which `datasets` keeps beside them."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        inner = {name: feature.get("feature", feature) for name, feature in features.items()}
+        return {name: feature["names"] for name, feature in inner.items() if feature.get("names")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _with_names(column: Column, names: Sequence[str]) -> Column:
+    """Return a column with names for the numbers of classes; -1 is a hidden label."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(one) for one in value]
+        if not isinstance(value, int) or value < 0:
+            return None
+        return names[value] if value < len(names) else value
+
+    return replace(column, values=[*map(named, column.values)]) if names else column
+
+
+# -- JSON --------------------------------------------------------------------------------------
+
+
+def _read_lines(path: Path) -> Sheet:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+        names = list(dict.fromkeys(name for row in rows for name in dict(row)))
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+        raise MltrError(f"{path}: not an object of JSON in each line ({error})") from error
+    columns = [_by_distinct(name, [row.get(name) for row in rows]) for name in names]
+    return Sheet(path, columns, 1, ("an object a line",))
+
+
+def _by_distinct(name: str, cells: Iterable[Any]) -> Column:
+    """Return a column by its distinct values, which are told apart by their text."""
+    known: dict[str, int] = {}
+    values: list[Any] = []
+    codes = []
+    for value in cells:
+        code = known.setdefault(repr(value), len(known))
+        if code == len(values):
+            values.append(value)
+        codes.append(code)
+    return Column(name, values, np.array(codes, np.int32))
 
 
 def _values_of(name: str, cells: pa.ChunkedArray) -> Column:
@@ -302,16 +361,7 @@ def _values_of(name: str, cells: pa.ChunkedArray) -> Column:
     import pyarrow as pa
 
     if pa.types.is_nested(cells.type) or pa.types.is_null(cells.type):
-        known: dict[str, int] = {}
-        values: list[Any] = []
-        codes = np.zeros(len(cells), np.int32)
-        for row, cell in enumerate(cells):
-            value = cell.as_py()
-            code = known.setdefault(repr(value), len(known))
-            if code == len(values):
-                values.append(value)
-            codes[row] = code
-        return Column(name, values, codes)
+        return _by_distinct(name, (cell.as_py() for cell in cells))
     if pa.types.is_dictionary(cells.type):
         encoded = cells.unify_dictionaries().combine_chunks()
     else:

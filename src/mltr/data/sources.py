@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 
 from mltr.config.schema import DataConfig
 from mltr.data.coco import read_coco, read_coco_file
-from mltr.data.detect import detect_format, find_coco_files, find_exports, find_tables
+from mltr.data.detect import (
+    detect_format,
+    find_coco_files,
+    find_exports,
+    find_part_tables,
+    find_tables,
+)
 from mltr.data.folders import read_class_folders, read_folder
 from mltr.data.hierarchy import with_hierarchy
 from mltr.data.huggingface import PREFIX, read_dataset
@@ -20,6 +27,7 @@ from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.keywords import read_keywords
 from mltr.data.label_studio import read_label_studio
 from mltr.data.labelled import PARTS, WHOLE, align_classes, part_of
+from mltr.data.names import in_order
 from mltr.data.nuswide import read_nuswide
 from mltr.data.records import Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
@@ -254,10 +262,12 @@ def _open_nuswide(root: Path, config: DataConfig) -> Splits:
 
 def _open_table(root: Path, config: DataConfig) -> Splits:
     path, folder = root, root.parent
+    classes = _classes(root if root.is_dir() else folder, config)
     if root.is_dir():
+        if not config.labels and (tables := find_part_tables(root)):
+            return _by_part(_read_part_tables(root, tables, classes, config), config)
         path, folder = _choose(root, config.labels, find_tables(root), "table"), root
     images = folder / config.images if config.images else Path()
-    classes = _classes(folder, config)
     split, parts = read_table(path, images, classes, config)
     if not parts:
         return _divide(split, config)
@@ -267,6 +277,35 @@ def _open_table(root: Path, config: DataConfig) -> Splits:
     }
     named["train"].notes = split.notes
     return _complete(named["train"], named["val"], named["test"], config)
+
+
+def _read_part_tables(
+    root: Path,
+    tables: dict[str, list[Path]],
+    classes: Sequence[str] | None,
+    config: DataConfig,
+) -> dict[str, Split]:
+    """Return a split of each part; those of one part are joined."""
+    images = root / config.images if config.images else Path()
+
+    def read(classes: Sequence[str] | None) -> dict[str, list[Split]]:
+        return {
+            part: [read_table(path, images, classes, config)[0] for path in paths]
+            for part, paths in tables.items()
+        }
+
+    found = read(classes)
+    named = [split.classes for part in found.values() for split in part]
+    if len(set(named)) > 1:  # a label that one table doesn't name is absent there, if it is a list
+        found = read(in_order(name for own in named for name in own))
+    parts = {}
+    for part, (first, *others) in found.items():
+        for split in others:
+            first.records = [*first.records, *split.records]
+            first.understood |= split.understood
+            first.notes = dict(Counter(first.notes) + Counter(split.notes))
+        parts[part] = first
+    return parts
 
 
 def _choose(root: Path, labels: str, candidates: Sequence[Path], what: str) -> Path:

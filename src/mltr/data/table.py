@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from mltr.data.cells import to_answer
 from mltr.data.columns import SPLITS, Roles, find_roles
 from mltr.data.labels import Labelled, read_names
 from mltr.data.names import unify
+from mltr.data.packed import PackedPhotos
 from mltr.data.paths import PhotoFinder
 from mltr.data.records import Record, Split, indices_of
-from mltr.data.sheet import Column, Sheet, read_sheet
+from mltr.data.sheet import PARQUET_SUFFIXES, Column, Sheet, read_sheet
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
 
@@ -58,11 +59,9 @@ def read_table(
     path: Path, images: Path, classes: Sequence[str] | None, config: DataConfig
 ) -> tuple[Split, list[str]]:
     """Read either kind by its suffix; return also each record's part, if the table states it."""
-    sheet = read_sheet(path)
+    sheet, finder, config = _open(path, images, config)
     if len(sheet.columns) < 2 or not len(sheet):
         raise MltrError(f"{path}: needs a header, a column of paths, labels, and at least one row")
-    finder = PhotoFinder(path, images)
-    finder.choose_folder(sheet)
     roles = find_roles(sheet, config, classes, finder.is_photo)
     if roles.form == "answers":
         labelled = _read_answers(sheet, roles.labels, classes, config)
@@ -83,6 +82,23 @@ def read_table(
         )
     split.notes["missing_files"] = len(missing)
     return split, [parts[row] for row in merged.rows] if parts else []
+
+
+def _open(
+    path: Path, images: Path, config: DataConfig
+) -> tuple[Sheet, PhotoFinder | PackedPhotos, DataConfig]:
+    """Return a table, where its photos are, and how to read it."""
+    if path.is_file() and path.suffix.lower() in PARQUET_SUFFIXES:
+        packed = PackedPhotos(path)
+        if packed.column and packed.names and not config.path_column:
+            name, names = packed.column[0], packed.names
+            photos = Column(name, names, np.arange(len(names), dtype=np.int32))
+            return read_sheet(path, photos), packed, replace(config, path_column=name)
+    sheet = read_sheet(path)
+    finder = PhotoFinder(path, images)
+    if sheet.columns:
+        finder.choose_folder(sheet)
+    return sheet, finder, config
 
 
 def _understood(sheet: Sheet, roles: Roles, labelled: Labelled) -> Understood:
