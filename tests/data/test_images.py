@@ -25,6 +25,7 @@ from mltr.data import Preprocess, find_images, open_image
 from mltr.data.images import FORMATS, LEAST_SHARE, open_reduced
 from mltr.data.preprocess import read_squashed, squash
 from mltr.errors import BrokenImage, MltrError
+from mltr.predict.inputs import Inputs
 from mltr.predict.predictor import to_image
 
 
@@ -455,7 +456,9 @@ def test_find_images_sorts_and_passes_over_others(tmp_path: Path) -> None:
         find_images(tmp_path / "nowhere")
 
 
-def test_caches_are_passed_over_and_unread_kinds_counted(tmp_path: Path) -> None:
+def test_caches_are_passed_over_and_unread_kinds_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in (
         "a.jpe",
         "b.JFIF",
@@ -494,6 +497,8 @@ def test_caches_are_passed_over_and_unread_kinds_counted(tmp_path: Path) -> None
         "pipes and devices": 1,
     }
     assert find_images(tmp_path / ".ipynb_checkpoints")  # asked for by name
+    list(Inputs([str(tmp_path)]))
+    assert "2 .jxl passed over (convert them to JPEG)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,10 @@ def test_where_annotators_disagree_a_label_is_unknown(tmp_path: Path) -> None:
     [
         ('[{"annotations": ', "not a complete JSON file"),
         ('[{"annotations": [], "data": {"text": "x"}}]', "no photo among text"),
-        ('[{"annotations": [{"result": 3}], "data": {"image": "0.jpg"}}]', "not an export of"),
+        (
+            '[{"annotations": [{"result": 3}], "data": {"image": "0.jpg"}}]',
+            "not as Label Studio exports it",
+        ),
         ('[{"annotations": [], "data": {"image": "0.jpg"}}]', "none of its 1 tasks is annotated"),
         ('["annotations", ' + "[" * 100_000, "not a complete JSON file"),
     ],
@@ -538,6 +541,7 @@ def test_a_photo_in_several_class_folders_is_one_with_their_labels(
         for label in labels or ["Plane"]:  # the same file, under another name
             write_image(tmp_path / label / f"{label}-{name}", seed=int(Path(name).stem))
     write_image(tmp_path / "Plane" / "again.jpg", seed=1)  # a copy in the same folder stays
+    write_image(tmp_path / "outside.jpg")
     for hidden in (".ipynb_checkpoints", "@eaDir", ".git"):
         write_image(tmp_path / hidden / "x.jpg")
         write_image(tmp_path / "Boat" / hidden / "x.jpg")
@@ -548,6 +552,7 @@ def test_a_photo_in_several_class_folders_is_one_with_their_labels(
     counts = report["understood"]["counts"]
     assert counts["copies of a photo in several class folders, merged"] == both
     assert counts["@eaDir/ passed over"] == 1
+    assert counts["photos outside of the class folders, left out"] == 1
     records = [record for split in open_splits(DataConfig(root=str(tmp_path))) for record in split]
     assert (
         sorted(int(record.labels.sum()) for record in records)
@@ -561,6 +566,26 @@ def test_tags_stay_whole(tmp_path: Path) -> None:
         (tmp_path / name).with_suffix(".txt").write_text(';), :|, |_|, "AC, DC"\nsea;sun')
     classes = open_splits(DataConfig(root=str(tmp_path))).train.classes
     assert classes == tuple(sorted([";)", ":|", "|_|", "AC, DC", "sea", "sun"]))
+
+
+def test_tags_and_names_in_other_encodings(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    for number, name in enumerate(LABELS):
+        tags = "Größe\r\nFluß" if number % 2 else "Größe"
+        encoding = ("utf-8", "utf-16", "cp1252", "utf-8-sig")[number % 4]
+        (tmp_path / name).with_suffix(".txt").write_bytes(tags.encode(encoding))
+    assert open_splits(DataConfig(root=str(tmp_path))).train.classes == ("Fluß", "Größe")
+    (tmp_path / "names").write_text("Größe\nFluß\n", "cp1252")
+    splits = open_splits(DataConfig(root=str(tmp_path), classes="names"))
+    assert splits.train.classes == ("Größe", "Fluß")
+
+
+def test_a_class_that_no_bundle_takes_is_named(tmp_path: Path) -> None:
+    for name in LABELS:
+        write_image(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("sea\u202egnp")
+    with pytest.raises(MltrError, match=r"the class sea\\u202egnp has control characters"):
+        open_splits(DataConfig(root=str(tmp_path)))
 
 
 def test_a_sidecar_of_two_photos_is_asked_about(tmp_path: Path) -> None:

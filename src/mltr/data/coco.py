@@ -48,10 +48,12 @@ def read_coco_file(
     try:
         content = json.loads(path.read_text("utf-8-sig"))
         return _to_split(content, path, Path(images), split, unlabelled)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MltrError(f"{path}: not a complete JSON file ({error}); download it again") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise MltrError(f"{path}: not COCO instance annotations: no {error}") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise MltrError(f"{path}: not COCO instance annotations ({error})") from error
 
 
 def is_coco(head: str) -> bool:

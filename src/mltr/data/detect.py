@@ -8,14 +8,13 @@ from pathlib import Path
 
 from mltr.data.coco import is_coco
 from mltr.data.huggingface import is_saved_dataset
-from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.keywords import have_keywords
 from mltr.data.label_studio import is_export
 from mltr.data.labelled import PARTS, WHOLE, part_of
 from mltr.data.shards import is_shards
 from mltr.data.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.voc import find_voc
-from mltr.data.walk import Siblings, list_folders, walk_images
+from mltr.data.walk import Siblings, is_image, list_folders, walk_images
 from mltr.data.yolo import DESCRIPTIONS, find_label_file, holds_boxes
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import open_regular
@@ -167,4 +166,4 @@ def _class_roots(root: Path, ignore: Sequence[str]) -> list[Path]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    return any(map(is_image, folder.iterdir()))

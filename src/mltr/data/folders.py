@@ -12,9 +12,10 @@ import numpy as np
 
 from mltr.data.labelled import Labelled, to_splits
 from mltr.data.records import Record, Split
+from mltr.data.sheet import read_text
 from mltr.data.tags import split_tags
 from mltr.data.understood import Understood
-from mltr.data.walk import Siblings, find_images, list_folders, passed_over_kinds
+from mltr.data.walk import Siblings, find_images, is_image, list_folders, passed_over_kinds
 from mltr.data.yolo import holds_boxes
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import open_regular, sha256_of
@@ -70,11 +71,7 @@ def _find_sidecar(image: Path, siblings: Siblings, owners: dict[Path, Path]) -> 
 
 
 def _read_tags(path: Path) -> list[str]:
-    try:
-        with open_regular(path) as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MltrError(f"{path}: no text in UTF-8 ({error}); save it as UTF-8") from error
+    text = read_text(path)
     if holds_boxes(text):
         raise UsageError(f"{path}: boxes of YOLO, not tags: set data.format yolo")
     return split_tags(text)
@@ -104,7 +101,10 @@ def read_class_folders(
     if not records:
         raise MltrError(f"{root}: it contains no folders of images")
     merged = _merge_copies(records)
-    counts = {"copies of a photo in several class folders, merged": len(records) - len(merged)}
+    counts = {
+        "photos outside of the class folders, left out": sum(map(is_image, root.iterdir())),
+        "copies of a photo in several class folders, merged": len(records) - len(merged),
+    }
     understood = Understood(
         "folders of photos named by class",
         meanings={"in another folder": "absent"},

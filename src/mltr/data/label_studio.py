@@ -32,6 +32,7 @@ ABOUT = {
     "project",
 }
 MARKS = ("annotation_id", "lead_time")  #: columns that say that a table is an export
+WRONG = (LookupError, TypeError, AttributeError, ValueError)  #: what other contents lead to
 IMAGE_KEYS = ("image", "img", "photo", "picture", "url", "image_url")
 
 
@@ -94,8 +95,8 @@ def _tasks(path: Path) -> Iterator[tuple[str, set[str] | None]]:
                 yield reference, None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise MltrError(f"{path}: not a complete JSON file ({error}); export it again") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise MltrError(f"{path}: not an export of Label Studio in JSON ({error!r})") from error
+    except WRONG as error:
+        raise MltrError(_told_wrong(path, error)) from error
 
 
 def _labels(results: list[dict[str, Any]]) -> set[str]:
@@ -135,7 +136,7 @@ def _reference(data: dict[str, Any]) -> str:
     """Return the path or URL of a task's photo."""
     keys = [key for key in IMAGE_KEYS if data.get(key)]
     if not keys:
-        raise ValueError(f"no photo among {', '.join(map(str, data))}")
+        raise KeyError(f"photo among {', '.join(map(str, data))}")
     return str(data[keys[0]])
 
 
@@ -151,8 +152,13 @@ def _rows_of_table(path: Path) -> Iterator[tuple[str, set[str] | None]]:
                 yield _row({key: _cell(value) for key, value in row.items()})
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MltrError(f"{path}: not a CSV in UTF-8 ({error})") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise MltrError(f"{path}: not an export of Label Studio in CSV ({error!r})") from error
+    except WRONG as error:
+        raise MltrError(_told_wrong(path, error)) from error
+
+
+def _told_wrong(path: Path, error: Exception) -> str:
+    reason = f" (no {error.args[0]})" if isinstance(error, LookupError) else ""
+    return f"{path}: not as Label Studio exports it{reason}; export it again"
 
 
 def _cell(text: str | None) -> Any:

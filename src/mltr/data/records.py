@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mltr.data.sheet import read_text
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError, counted, did_you_mean
 
@@ -251,7 +252,7 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     """Return the classes listed in a text file, one per line; blank lines are skipped."""
     if not path.is_file():
         raise MltrError(f"{path}: no such list of classes (one name a line)")
-    names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())
+    names = tuple(line.strip() for line in read_text(path).splitlines())
     names = tuple(name for name in names if name)
     doubles = sorted({name for name in names if names.count(name) > 1})
     if not names or doubles:

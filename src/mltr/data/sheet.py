@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mltr.data.cells import from_cells
 from mltr.errors import MltrError
+from mltr.files.writing import open_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,6 +150,16 @@ def find_encoding(content: bytes, path: Path) -> str:
         f"{path}: text in none of UTF-8, UTF-16 and cp1252; save it as `CSV UTF-8`, or convert it "
         "with iconv"
     )
+
+
+def read_text(path: Path) -> str:
+    """Return a text file in whatever encoding; raises `MltrError` where it can't be read."""
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except OSError as error:
+        raise MltrError(f"{path}: can't be read ({error.strerror or error})") from error
+    return content.decode(find_encoding(content, path)).removeprefix("\ufeff")
 
 
 def find_delimiter(head: str) -> str:

@@ -39,6 +39,7 @@ from mltr.data.voc import find_voc, has_list, read_voc
 from mltr.data.walk import find_images, list_folders
 from mltr.data.yolo import read_yolo
 from mltr.errors import MltrError, UsageError, counted, did_you_mean
+from mltr.terminal import UNPRINTABLE, printable
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,12 @@ def open_splits(config: DataConfig) -> Splits:
     _drop_missing(splits, config.max_broken)
     if config.truncated == "allow":
         salvage(splits)
+    for name in splits.train.classes:
+        if UNPRINTABLE.search(name):
+            raise MltrError(
+                f"{config.root}: the class {printable(name)} has control characters in its name, "
+                "which no bundle takes; rename it"
+            )
     for split in splits:
         if not len(split):
             raise MltrError(f"{config.root}: the {split.name} split is empty")

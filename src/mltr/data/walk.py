@@ -103,6 +103,11 @@ def passed_over_kinds(counts: Counter[str]) -> dict[str, int]:
     return {f"{kind} passed over{hints.get(kind, '')}": counts[kind] for kind in sorted(counts)}
 
 
+def is_image(path: Path) -> bool:
+    """Whether a path is called like an image that is read, and isn't hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def list_folders(folder: str | Path, ignore: Sequence[str] = ()) -> list[Path]:
     """Return the folders in a folder that may be classes or splits, sorted."""
     ignored = _pattern((*IGNORED, *ignore))

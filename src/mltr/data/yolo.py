@@ -12,6 +12,7 @@ import yaml
 
 from mltr.data.labelled import Labelled, part_of, to_splits
 from mltr.data.records import Split, read_class_list
+from mltr.data.sheet import read_text
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds
 from mltr.errors import MltrError, UsageError
@@ -99,11 +100,7 @@ def _read_numbers(path: Path, count: int) -> set[int]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MltrError(f"{path}: can't be read as text ({error})") from error
-    return (line.strip() for line in lines if line.strip())
+    return (line.strip() for line in read_text(path).splitlines() if line.strip())
 
 
 def _description(root: Path) -> dict[str, object]:
@@ -113,8 +110,8 @@ def _description(root: Path) -> dict[str, object]:
         if path.is_file():
             try:
                 # Texts alone: a class may be called no, which YAML takes for false.
-                content = yaml.load(path.read_text("utf-8-sig"), Loader=yaml.BaseLoader)
-            except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+                content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+            except (yaml.YAMLError, RecursionError) as error:
                 reason = " ".join(str(error).split())
                 raise MltrError(f"{path}: not YAML ({reason})") from error
             if isinstance(content, dict):
