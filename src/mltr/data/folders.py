@@ -35,11 +35,12 @@ def read_folder(
     root = Path(root)
     passed_over: Counter[str] = Counter()
     tagged: list[Labelled] = []
-    owners: dict[Path, Path] = {}
     siblings = Siblings()
     untagged = 0
     for image in find_images(root, ignore, passed_over):
-        sidecar = _find_sidecar(image, siblings, owners)
+        sidecar = siblings.find(
+            image, image.with_name(f"{image.name}.txt"), image.with_suffix(".txt")
+        )
         if sidecar is None:
             untagged += 1
         else:
@@ -53,21 +54,6 @@ def read_folder(
     meanings = {"not in the .txt file": "absent"}
     understood = Understood("photos with a .txt file of tags", meanings=meanings, counts=counts)
     return to_splits(tagged, classes, understood, str(root))[""]
-
-
-def _find_sidecar(image: Path, siblings: Siblings, owners: dict[Path, Path]) -> Path | None:
-    """Return the file of an image: `a.jpg.txt`, or `a.txt` where it is of no other image.
-
-    `owners` knows whose the files so far are. Raises `UsageError` where it is of another one.
-    """
-    own = image.with_name(f"{image.name}.txt")
-    path = siblings.find(own, image.with_suffix(".txt"))
-    if path is not None and (owner := owners.setdefault(path, image)) != image:
-        raise UsageError(
-            f"{path}: it may be of {owner.name} or of {image.name}: name it {own.name}, or leave "
-            f"one of them out by data.ignore, such as '*{image.suffix}'"
-        )
-    return path
 
 
 def _read_tags(path: Path) -> list[str]:

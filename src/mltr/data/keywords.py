@@ -53,13 +53,13 @@ def read_keywords(
     has_parts = any(PARTS.get(folder.name.lower()) == "train" for folder in list_folders(root))
     for image in find_images(root, ignore, passed_over):
         keywords, where = _keywords_of(image, siblings)
-        keywords = [word for word in keywords if not known or word in known]
         without += not keywords
         if keywords:
             used[where] += 1
             path = image.relative_to(root)
             part = PARTS.get(path.parts[0].lower(), "") if has_parts else ""
-            photos.append(Labelled(image, path.as_posix(), keywords, part=part))
+            labels = [word for word in keywords if not known or word in known]
+            photos.append(Labelled(image, path.as_posix(), labels, part=part))
     if not photos:
         raise MltrError(f"{root}: none of its {without} photos has a keyword")
     counts = {"photos without a keyword, left out": without} | passed_over_kinds(passed_over)
@@ -106,7 +106,7 @@ def _keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
 
 def _sidecar(image: Path, siblings: Siblings) -> Path | None:
     names = (f"{image.name}.xmp", f"{image.name}.XMP", f"{image.stem}.xmp", f"{image.stem}.XMP")
-    return siblings.find(*map(image.with_name, names))
+    return siblings.find(image, *map(image.with_name, names))
 
 
 def _embedded(image: Path) -> tuple[bytes, list[str]]:

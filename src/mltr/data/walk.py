@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mltr.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
-from mltr.errors import MltrError
+from mltr.errors import MltrError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -116,14 +116,25 @@ def list_folders(folder: str | Path, ignore: Sequence[str] = ()) -> list[Path]:
 
 
 class Siblings:
-    """Tells which files are there; each folder is listed once, as asking for each file is slow."""
+    """Finds the files of images; each folder is listed once, as asking for each file is slow."""
 
     def __init__(self) -> None:
         self._names: dict[Path, frozenset[str]] = {}
+        self._owners: dict[Path, Path] = {}
 
-    def find(self, *paths: Path) -> Path | None:
-        """Return the first of some paths at which there is a regular file, or None."""
-        return next((path for path in paths if path.name in self._list(path.parent)), None)
+    def find(self, image: Path, *paths: Path) -> Path | None:
+        """Return the first of some paths at which there is a regular file, or None.
+
+        Raises `UsageError` if it was found for another image, as `a.txt` of a.jpg and of a.png is.
+        """
+        path = next((path for path in paths if path.name in self._list(path.parent)), None)
+        if path is not None and (owner := self._owners.setdefault(path, image)) != image:
+            raise UsageError(
+                f"{path}: it may be of {owner.name} or of {image.name}: name it "
+                f"{image.name}{path.suffix}, or leave one of them out by data.ignore, such as "
+                f"'*{image.suffix}'"
+            )
+        return path
 
     def _list(self, folder: Path) -> frozenset[str]:
         if folder not in self._names:

@@ -76,13 +76,13 @@ def read_yolo(
 
 def find_label_file(siblings: Siblings, root: Path, image: Path) -> Path | None:
     """Return the text file of a photo below `root`: in labels/ for images/, or beside it."""
-    candidates = [root / image.with_suffix(".txt"), root / f"{image}.txt"]
+    candidates = [root / f"{image}.txt", root / image.with_suffix(".txt")]
     for place in range(len(image.parts) - 2, -1, -1):
         if image.parts[place].lower() == "images":
             parts = [*image.parts[:place], "labels", *image.parts[place + 1 :]]
             candidates.insert(0, (root / Path(*parts)).with_suffix(".txt"))
             break
-    return siblings.find(*candidates)
+    return siblings.find(root / image, *candidates)
 
 
 def _read_numbers(path: Path, count: int) -> set[int]:
