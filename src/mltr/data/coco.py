@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mltr.data.labelled import PhotoFinder
+from mltr.data.labelled import PhotoIndex
 from mltr.data.records import Box, Record, Split
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
@@ -121,4 +121,4 @@ def _locator(names: Sequence[str], path: Path, images: Path) -> Callable[[str], 
     for folder in (path.parent, path.parent / "images", images, images / "images"):
         if any((folder / name).is_file() for name in names[:LOOKED_AT]):
             return lambda name: folder / name
-    return PhotoFinder(images).find
+    return PhotoIndex(images).find

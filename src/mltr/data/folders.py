@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mltr.data.labelled import Labelled, to_splits
+from mltr.data.labelled import LabelledPhoto, to_splits
 from mltr.data.records import Record, Split
 from mltr.data.sheet import read_text
 from mltr.data.tags import split_tags
@@ -34,7 +34,7 @@ def read_folder(
     """
     root = Path(root)
     passed_over: Counter[str] = Counter()
-    tagged: list[Labelled] = []
+    tagged: list[LabelledPhoto] = []
     siblings = Siblings()
     untagged = 0
     for image in find_images(root, ignore, passed_over):
@@ -45,7 +45,7 @@ def read_folder(
             untagged += 1
         else:
             name = image.relative_to(root).as_posix()
-            tagged.append(Labelled(image, name, _read_tags(sidecar)))
+            tagged.append(LabelledPhoto(image, name, _read_tags(sidecar)))
     if not tagged:
         raise MltrError(f"{root}: none of its {untagged} images has a .txt file of tags beside it")
     if not classes and not any(photo.labels for photo in tagged):

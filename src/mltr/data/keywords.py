@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageFile, IptcImagePlugin
 
 from mltr.data.images import FORMATS, told
-from mltr.data.labelled import PARTS, Labelled, to_splits
+from mltr.data.labelled import PARTS, LabelledPhoto, to_splits
 from mltr.data.records import Split
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, list_folders, passed_over_kinds
@@ -59,7 +59,7 @@ def read_keywords(
             path = image.relative_to(root)
             part = PARTS.get(path.parts[0].lower(), "") if has_parts else ""
             labels = [word for word in keywords if not known or word in known]
-            photos.append(Labelled(image, path.as_posix(), labels, part=part))
+            photos.append(LabelledPhoto(image, path.as_posix(), labels, part=part))
     if not photos:
         raise MltrError(f"{root}: none of its {without} photos has a keyword")
     counts = {"photos without a keyword, left out": without} | passed_over_kinds(passed_over)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mltr.data.labelled import Labelled, PhotoFinder, to_splits
+from mltr.data.labelled import LabelledPhoto, PhotoIndex, to_splits
 from mltr.data.records import Split
 from mltr.data.understood import Understood
 from mltr.errors import MltrError
@@ -57,7 +57,7 @@ def read_label_studio(
     nobody has annotated are left out and counted. Raises `MltrError` for anything else.
     """
     path = Path(path)
-    finder = PhotoFinder(Path(images) if images else path.parent, ignore)
+    finder = PhotoIndex(Path(images) if images else path.parent, ignore)
     answers: dict[Path, list[set[str]]] = defaultdict(list)
     bare = 0
     for reference, labels in _rows_of_table(path) if _is_table(path) else _tasks(path):
@@ -67,7 +67,7 @@ def read_label_studio(
     photos = []
     for image, given in answers.items():
         name, agreed = image.relative_to(finder.folder).as_posix(), set.intersection(*given)
-        photos.append(Labelled(image, name, agreed, set.union(*given) - agreed))
+        photos.append(LabelledPhoto(image, name, agreed, set.union(*given) - agreed))
     counts = {
         "photos nobody has annotated, left out": bare,
         "photos whose annotators disagree": sum(bool(photo.unknown) for photo in photos),

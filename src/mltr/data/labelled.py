@@ -33,7 +33,7 @@ WHOLE = ""  #: the split of a source that states none
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledPhoto:
     """A photo and what is said of it."""
 
     image: ImageSource
@@ -54,7 +54,7 @@ def part_of(name: str) -> str:
 
 
 def to_splits(
-    photos: Sequence[Labelled],
+    photos: Sequence[LabelledPhoto],
     classes: Sequence[str] | None,
     understood: Understood,
     where: str,
@@ -105,7 +105,7 @@ def align_classes(parts: Iterable[Split]) -> None:
         part.classes, part.records = names, records
 
 
-class PhotoFinder:
+class PhotoIndex:
     """Finds photos by paths of another machine, in and below a folder."""
 
     def __init__(self, folder: Path, ignore: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from mltr.data.labelled import Labelled, part_of, to_splits
+from mltr.data.labelled import LabelledPhoto, part_of, to_splits
 from mltr.data.records import Split, read_class_list
 from mltr.data.sheet import read_text
 from mltr.data.understood import Understood
@@ -62,15 +62,14 @@ def read_yolo(
         numbers = _read_numbers(text, len(names)) if text else set()
         above = (listed.get(str(place), "") for place in (image, *image.parents))
         part = next(filter(None, above), "") or part_of(" ".join(path.parts[:-1]))
-        photos.append(Labelled(image, path.as_posix(), [names[n] for n in numbers], part=part))
+        photos.append(LabelledPhoto(image, path.as_posix(), [names[n] for n in numbers], part=part))
     if not any(photo.labels for photo in photos):
         raise MltrError(f"{root}: none of its {len(photos)} photos has a text file with a box")
     fate = "left out" if unlabelled == "drop" else "taken as without any class"
     counts = {f"photos without a text file, {fate}": bare} | passed_over_kinds(passed_over)
-    understood = Understood(
-        "YOLO boxes", tuple(filter(None, (source,))), ("as labels of the whole photo",),
-        meanings={"no box": "absent"}, counts=counts,
-    )  # fmt: skip
+    files, details = (source,) if source else (), ("as labels of the whole photo",)
+    meanings = {"no box": "absent"}
+    understood = Understood("YOLO boxes", files, details, meanings=meanings, counts=counts)
     return to_splits(photos, names, understood, str(root))
 
 
@@ -125,8 +124,8 @@ def _class_names(root: Path, description: dict[str, object]) -> tuple[tuple[str,
     found = description.get("names")
     if isinstance(found, dict) and set(found) == set(map(str, range(len(found)))):
         found = [found[str(number)] for number in range(len(found))]
-    if isinstance(found, list) and found:
-        names = tuple(str(name) for name in found)
+    if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
+        names = tuple(found)
         if len(set(names)) < len(names):
             raise MltrError(f"{root / str(description[''])}: two classes have the same name")
         return names, str(description[""])
