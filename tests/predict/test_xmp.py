@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mltr.data.keywords import keywords_in_xmp
 from mltr.errors import MltrError
 from mltr.predict.sidecars import XmpSidecars
 from mltr.predict.xmp import has_labels, set_labels
@@ -126,6 +127,20 @@ def test_trees_and_prefixes_of_others() -> None:
     ]
     utf16 = DIGIKAM.replace("UTF-8", "UTF-16").encode("utf-16")
     assert listed(set_labels(utf16, ["sea"])) == ["Anna", "sea"]
+
+
+def test_labels_stay_whole_in_trees() -> None:
+    """`/` and `|` separate the levels of a tree, and none has a way to write them in a name."""
+    labels = ["AC/DC", "a|b"]
+    digikam = set_labels(DIGIKAM.encode(), labels)
+    assert listed(digikam) == ["Anna", *labels]
+    assert listed(digikam, TAGS_LIST) == ["People/Anna", "AC\\DC", "a|b"]  # as digiKam keeps it
+    lightroom = set_labels(LIGHTROOM.encode(), labels)
+    assert listed(lightroom) == ["holiday", "sea", *labels]
+    assert listed(lightroom, HIERARCHICAL) == ["travel|holiday", "sea", "AC/DC"]
+    for content, tree in ((digikam, TAGS_LIST), (lightroom, HIERARCHICAL)):
+        assert keywords_in_xmp(content) == listed(content)
+        assert not set(listed(set_labels(content, []), tree)) & {"AC/DC", "AC\\DC", "a|b"}
 
 
 def test_labels_that_no_longer_hold_go_and_removed_ones_stay_away() -> None:
