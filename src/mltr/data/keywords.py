@@ -19,7 +19,7 @@ from mltr.data.images import FORMATS, told
 from mltr.data.labelled import PARTS, LabelledPhoto, to_splits
 from mltr.data.records import Split
 from mltr.data.understood import Understood
-from mltr.data.walk import Siblings, find_images, list_folders, passed_over_kinds
+from mltr.data.walk import Siblings, find_images, list_folders, passed_over_kinds, with_count
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import open_regular
 
@@ -51,7 +51,7 @@ def read_keywords(
     photos, without, used, siblings = [], 0, Counter[str](), Siblings()
     known = set(classes or ())
     has_parts = any(PARTS.get(folder.name.lower()) == "train" for folder in list_folders(root))
-    for image in find_images(root, ignore, passed_over):
+    for image in with_count(find_images(root, ignore, passed_over), "reading keywords"):
         keywords, where = _keywords_of(image, siblings)
         without += not keywords
         if keywords:

@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from mltr.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from mltr.errors import MltrError, UsageError
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 #: Globs of what is never a photo or a class: hidden files, thumbnails, caches and recycle bins.
 IGNORED = (
@@ -42,22 +45,22 @@ def find_images(
     if not Path(folder).is_dir():
         raise MltrError(f"{folder}: no such folder")
     found = walk_images(folder, ignore=ignore, passed_over=passed_over)
-    return [Path(name) for name in _with_count(found)]
+    return [Path(name) for name in with_count(found, "looking for photos")]
 
 
-def _with_count(names: Iterable[str]) -> Iterator[str]:
-    """Pass names on; on a terminal, a line says how many there are so far."""
+def with_count(items: Iterable[Item], doing: str) -> Iterator[Item]:
+    """Pass items on; on a terminal, a line says what is being done, and to how many so far."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield from names
+        yield from items
         return
-    with console.status("looking for photos") as line:
-        for number, name in enumerate(names, start=1):
+    with console.status(doing) as line:
+        for number, item in enumerate(items, start=1):
             if number % SHOWN_EVERY == 0:
-                line.update(f"looking for photos: {number:,} so far")
-            yield name
+                line.update(f"{doing}: {number:,} so far")
+            yield item
 
 
 def _warn(error: OSError) -> None:
