@@ -407,7 +407,7 @@ def _explain_os_error(error: OSError) -> str:
 def _describe_kind(kind: Any) -> str:
     """Return the placeholder for a value of this type in help texts."""
     if typing.get_origin(kind) is typing.Literal:
-        return f"{{{','.join(typing.get_args(kind))}}}"
+        return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         parts = [part for part in typing.get_args(kind) if part is not type(None)]
         return "|".join(map(_describe_kind, parts))
