@@ -9,13 +9,10 @@ from typing import Literal
 
 from mltr.config.schema import DataConfig
 from mltr.data.cells import to_answer, to_structure, to_whole
+from mltr.data.records import PARTS
 from mltr.data.sheet import Column, Sheet
 from mltr.errors import UsageError, did_you_mean
 
-SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "dev": "val", "test": "test", "testing": "test",
-}  # fmt: skip
 IS_PATH = re.compile(
     r"(image|img|photo|picture|file)?[ _-]?(path|file|filename|name|id|uri|url|image|img|photo|"
     r"picture)s?",
@@ -166,7 +163,7 @@ def _is_split(column: Column) -> bool:
         return False
     texts = [text.casefold() for text in column.texts]
     is_flag = "valid" in column.name.casefold() and kind_of(column) == "answers"
-    return is_flag or (len(texts) > 1 and all(text in SPLITS for text in texts))
+    return is_flag or (len(texts) > 1 and all(text in PARTS for text in texts))
 
 
 def _find_labels(

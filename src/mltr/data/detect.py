@@ -10,7 +10,8 @@ from mltr.data.coco import is_coco
 from mltr.data.huggingface import is_saved_dataset
 from mltr.data.keywords import have_keywords
 from mltr.data.label_studio import is_export
-from mltr.data.labelled import PARTS, WHOLE, part_of
+from mltr.data.labelled import WHOLE, part_of
+from mltr.data.records import PARTS
 from mltr.data.shards import is_shards
 from mltr.data.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.voc import find_voc

@@ -12,12 +12,12 @@ import numpy as np
 
 from mltr.data.labelled import LabelledPhoto, to_splits
 from mltr.data.records import Record, Split
-from mltr.data.sheet import read_text
 from mltr.data.tags import split_tags
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, is_image, list_folders, passed_over_kinds
 from mltr.data.yolo import holds_boxes
 from mltr.errors import MltrError, UsageError
+from mltr.files.text import read_text
 from mltr.files.writing import open_regular, sha256_of
 
 SAMPLE = 4096  #: bytes in the middle of a file that tell most files of the same size apart

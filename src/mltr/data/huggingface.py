@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mltr.data.images import open_image
-from mltr.data.records import Labels, Record, Split, indices_of
+from mltr.data.records import PARTS, Labels, Record, Split, indices_of
 from mltr.data.understood import Understood
 from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
 
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 PREFIX = "hf-datasets:"  #: of the name of a data set on the Hub
 SAVED = ("dataset_dict.json", "dataset_info.json")  #: what `save_to_disk` leaves in a folder
-SPLITS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +72,9 @@ def read_dataset(
     parts = _load(str(source))
     named: dict[str, Dataset] = {}
     for name, part in parts.items():
-        if name not in SPLITS:
-            raise MltrError(f"{source}: split {name!r} is not one of {', '.join(SPLITS)}")
-        named[SPLITS[name]] = part
+        if name not in PARTS:
+            raise MltrError(f"{source}: split {name!r} is not one of {', '.join(PARTS)}")
+        named[PARTS[name]] = part
     if "train" not in named:
         raise MltrError(f"{source}: no split named train; found: {', '.join(parts)}")
     features = named["train"].features

@@ -13,22 +13,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from mltr.data.records import ImageSource, Record, Split, indices_of
+from mltr.data.records import PARTS, ImageSource, Record, Split, indices_of
 from mltr.data.understood import Understood
 from mltr.data.walk import find_images
 from mltr.errors import MltrError
 
-#: What tools call splits, and what they are here.
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 WHOLE = ""  #: the split of a source that states none
 
 

@@ -12,15 +12,27 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mltr.data.sheet import read_text
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError, counted, did_you_mean
+from mltr.files.text import read_text
 
 if TYPE_CHECKING:
     from PIL import Image
     from scipy.sparse import csr_array
 
 Labels = NDArray[np.int8]
+
+#: What tools call splits, and what they are here.
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mltr.data.cells import from_cells
 from mltr.errors import MltrError
-from mltr.files.writing import open_regular
+from mltr.files.text import find_encoding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,13 +31,6 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SNIFFED = 1 << 18  #: bytes from which delimiter and types are guessed
 SAMPLED = 1000  #: rows, likewise
 LARGEST_LABEL = 4096  #: bytes; a longer value is the content of an image, not a label
-#: What cp1252 makes of other encodings: symbols before a letter (a Polish źródło), capitals after
-#: a small letter or inside a word (a café of an old Mac), runs of accents (Cyrillic, Chinese).
-NOT_WESTERN = re.compile(
-    r"[\xa2\xa4-\xa9\xac-\xaf\xb1-\xb4\xb6\xb8\xb9\xbc-\xbe\xd7\xf7\u0192\u02c6\u02dc\u2020\u2021"
-    r"\u2030\u2122][a-z]|[a-z\xdf-\xff][\xc0-\xde\u0160\u017d\u0152\u0178]"
-    r"|[A-Z][\xc0-\xde\u0160\u017d\u0152\u0178][a-z]|[^\x00-\x7f]{3}"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,44 +115,6 @@ def _read_text(path: Path) -> Sheet:
     details = [f"in {encoding}", f"columns separated by {separated}"]
     details += [] if has_header else ["no header"]
     return Sheet(path, columns, 1 + has_header, tuple(details))
-
-
-def find_encoding(content: bytes, path: Path) -> str:
-    """Return utf-8, utf-16 or cp1252, by which Western Excel saves; any other is refused.
-
-    Detectors such as charset-normalizer take a short table in cp1252 for cp1250 more often than
-    not, and class names would be wrong without a word.
-    """
-    if content.isascii() and b"\0" not in content:
-        return "utf-8"
-    zeros = [content[:4096][start::2].count(0) for start in (0, 1)]
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        candidates = ["utf-16"]
-    elif max(zeros) > len(content[:4096]) // 8:
-        candidates = ["utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"]
-    else:
-        candidates = ["utf-8", "cp1252"]
-    for encoding in candidates:
-        try:
-            text = content.decode(encoding)
-        except UnicodeError:
-            continue
-        if encoding != "cp1252" or not NOT_WESTERN.search(text):
-            return encoding
-    raise MltrError(
-        f"{path}: text in none of UTF-8, UTF-16 and cp1252; save it as `CSV UTF-8`, or convert it "
-        "with iconv"
-    )
-
-
-def read_text(path: Path) -> str:
-    """Return a text file in whatever encoding; raises `MltrError` where it can't be read."""
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-    except OSError as error:
-        raise MltrError(f"{path}: can't be read ({error.strerror or error})") from error
-    return content.decode(find_encoding(content, path)).removeprefix("\ufeff")
 
 
 def find_delimiter(head: str) -> str:

@@ -26,10 +26,10 @@ from mltr.data.huggingface import PREFIX, read_dataset
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.keywords import read_keywords
 from mltr.data.label_studio import read_label_studio
-from mltr.data.labelled import PARTS, WHOLE, align_classes, part_of
+from mltr.data.labelled import WHOLE, align_classes, part_of
 from mltr.data.names import in_order
 from mltr.data.nuswide import read_nuswide
-from mltr.data.records import Record, Split, Splits, read_class_list, same_image
+from mltr.data.records import PARTS, Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
 from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.table import read_table

@@ -12,12 +12,12 @@ import numpy as np
 
 from mltr.config.schema import DataConfig
 from mltr.data.cells import to_answer
-from mltr.data.columns import SPLITS, Roles, find_roles
+from mltr.data.columns import Roles, find_roles
 from mltr.data.labels import Labelled, read_names
 from mltr.data.names import unify
 from mltr.data.packed import PackedPhotos
 from mltr.data.paths import PhotoFinder
-from mltr.data.records import Record, Split, indices_of
+from mltr.data.records import PARTS, Record, Split, indices_of
 from mltr.data.sheet import PARQUET_SUFFIXES, Column, Sheet, read_sheet
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
@@ -189,7 +189,7 @@ def _read_parts(sheet: Sheet, column: Column | None, photos: Column) -> list[str
     part_of = []
     for text in column.texts:
         is_flag = column.name.casefold() != "split" and to_answer(text) in flags
-        part = flags[str(to_answer(text))] if is_flag else SPLITS.get(text.casefold(), "")
+        part = flags[str(to_answer(text))] if is_flag else PARTS.get(text.casefold(), "")
         part_of.append(part)
     for code, part in enumerate(part_of):
         if not part and (rows := np.flatnonzero(column.codes == code)).size:

@@ -12,10 +12,10 @@ import yaml
 
 from mltr.data.labelled import LabelledPhoto, part_of, to_splits
 from mltr.data.records import Split, read_class_list
-from mltr.data.sheet import read_text
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds
 from mltr.errors import MltrError, UsageError
+from mltr.files.text import read_text
 
 DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_LISTS = ("classes.txt", "obj.names", "classes.names", "labels.txt")
