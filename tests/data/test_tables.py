@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -366,6 +370,8 @@ def test_choices_are_options(photos: Path) -> None:
     rows = [f"{name},{own[0] if own else ''},{own[-1] if own else ''}" for name, own in ROWS]
     write_rows(photos, "photo,label1,label2", rows)
     assert counts(describe(photos, "--data.label_column=label1,label2")) == RIGHT
+    (photos / "labels.csv").write_text(answers(HEADER, "1", "0"))
+    assert counts(describe(photos, "--data.label_column=sea")) == {"sea": 6}
 
 
 # -- Parquet -----------------------------------------------------------------------------------
@@ -415,3 +421,126 @@ def test_rows_hold_their_labels(photos: Path) -> None:
         assert [
             name for name, label in zip(split.classes, record.labels, strict=True) if label
         ] == own
+
+
+# -- other sources -----------------------------------------------------------------------------
+
+
+def test_names_of_folders_in_two_spellings(many_photos: Path, tmp_path: Path, capsys) -> None:
+    names = ["Sea", "sea", unicodedata.normalize("NFD", "café"), "café"]
+    for index, path in enumerate(sorted(many_photos.iterdir())):
+        folder = tmp_path / "photos" / names[index % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).hardlink_to(path)
+    source = tmp_path / "photos"
+    assert "'Sea' and 'sea'; set data.merge_case true" in refusal(source, capsys)
+    assert counts(describe(source, "--data.merge_case=true")) == {"Sea": 6, "café": 6}
+    report = describe(source, "--data.merge_case=false")
+    assert counts(report) == {"Sea": 3, "café": 6, "sea": 3}
+
+
+# -- the page ----------------------------------------------------------------------------------
+
+SPACED = {"sea": "open sea", "sky": "sky"}
+ONE_HOT = [(int("sea" in own), int("sky" in own)) for own in LABELS]
+#: The tables of the rows of docs/data.md, in their order.
+PAGE: list[bytes | str | pa.Table] = [
+    answers(HEADER, "yes", "no"),
+    answers(HEADER, "x", ""),
+    answers(HEADER, "1", "-1"),
+    answers(HEADER, "1", "-1").replace("p0.jpg,-1", "p0.jpg,0"),
+    answers(HEADER, "1", "-1").replace("p0.jpg,-1", "p0.jpg,0"),
+    named(lambda own: "|".join(own)),
+    named(lambda own: " ".join(own)),
+    named(lambda own: SPACED[own[0]] if own else ""),
+    named(lambda own: f'"{own}"'),
+    named(lambda own: f'"{[int(name in own) for name in RIGHT]}"'),
+    named(lambda own: str(len(own) % 2), header="path,label_id"),
+    "\n".join(["path,label", *(f"{name},{label}" for name, own in ROWS for label in own or [""])]),
+    "\n".join(["photo,label1,label2", *(f"{n},{','.join([*own, '', ''][:2])}" for n, own in ROWS)]),
+    "\n".join(["tags,file", *(f"{'|'.join(own)},{name}" for name, own in ROWS)]),
+    answers(HEADER, "1", "0").replace("path", "image_id").replace(".jpg", ""),
+    "\n".join(
+        [
+            ",path,sea,sky,comment,width",
+            *(f"{i},p{i}.jpg,{a},{b},nice,64{i}" for i, (a, b) in enumerate(ONE_HOT)),
+        ]
+    ),
+    "\n".join(
+        [
+            "path,sea,sky,split",
+            *(
+                f"p{i}.jpg,{a},{b},{('train', 'val', 'test')[i % 3]}"
+                for i, (a, b) in enumerate(ONE_HOT)
+            ),
+        ]
+    ),
+    answers("Foto;Küste;sky", "1", "0", ";").encode("cp1252"),
+    answers(HEADER.replace(",", "\t"), "1", "0", "\t").encode("utf-16"),
+    named(lambda own: ("sea", "Sea")[len(own) % 2] if own else ""),
+    pa.table({"path": [name for name, _ in ROWS], "labels": LABELS}),
+]
+
+
+def rows_of_the_page() -> list[tuple[str, str]]:
+    """Return what to type and what will be seen, by the table of docs/data.md on tables."""
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    section = page.partition("### A table")[2].partition("###")[0]
+    return re.findall(r"^\|.*\| `(mltr [^`]*)` \| `([^`]*)` \|$", section, re.MULTILINE)
+
+
+def test_every_row_of_the_page_has_its_table() -> None:
+    assert len(rows_of_the_page()) == len(PAGE) > 20
+
+
+@pytest.mark.parametrize("index", range(len(PAGE)))
+def test_rows_of_the_page(index: int, photos: Path, capsys) -> None:
+    command, words = rows_of_the_page()[index]
+    content = PAGE[index]
+    if isinstance(content, pa.Table):
+        pq.write_table(content, photos / "labels.parquet")
+    else:
+        content = content.encode() if isinstance(content, str) else content
+        (photos / "labels.csv").write_bytes(content)
+    (photos / "names.txt").write_text("sea\nsky\n")
+    arguments = shlex.split(command)[1:]
+    code = main([str(photos) if word == "PHOTOS" else word for word in arguments] + ["--quick"])
+    output = capsys.readouterr()
+    assert code == 2 * words.startswith("set ")
+    assert words in output.err + output.out
+
+
+# -- what is large -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_large_table_is_read_within_seconds(tmp_path: Path) -> None:
+    """100,000 rows of 1,000 classes, in a process of its own to see its memory."""
+
+    rows, classes = 100_000, 1_000
+    generator = np.random.default_rng(0)
+    names = ",".join(f"class {index}" for index in range(classes))
+    with (tmp_path / "labels.csv").open("wb") as file:
+        file.write(f"path,{names}\n".encode())
+        for start in range(0, rows, 1000):
+            cells = np.full((1000, 2 * classes), ord(","), np.uint8)
+            cells[:, ::2] = ord("0") + (generator.random((1000, classes)) < 0.01)
+            file.writelines(
+                b"%06d.jpg,%s\n" % (start + i, row[:-1].tobytes()) for i, row in enumerate(cells)
+            )
+    for index in range(rows):
+        (tmp_path / f"{index:06d}.jpg").touch()
+    program = (
+        "import resource, sys, time\n"
+        "from mltr.data import read_csv\n"
+        "start = time.process_time()\n"
+        "split = read_csv(sys.argv[1])\n"
+        "print(len(split), len(split.classes), time.process_time() - start,\n"
+        "      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "labels.csv")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found_rows, found_classes, seconds, gigabytes = map(float, output.split())
+    assert (found_rows, found_classes) == (rows, classes)
+    assert seconds < 10  # 3 on a core of its own
+    assert gigabytes < 1

@@ -315,6 +315,12 @@ def test_a_review_changes_what_was_edited_and_nothing_else(
     expected["train", first["image"]][CLASSES.index(first["class"])] = int(first["suggested"])
     expected["train", second["image"]][CLASSES.index(second["class"])] = -1
     assert corrected(path.parent) == expected
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    with path.open("w", newline="", encoding="cp1252") as file:  # as a German Excel saves it
+        csv.writer(file, delimiter=";").writerows([*row, "geprüft"] for row in rows)
+    assert run_audit(tmp_path, "--review", path)["accepted"] == 2
+    assert corrected(path.parent) == expected
 
 
 @pytest.mark.parametrize(

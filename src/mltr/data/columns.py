@@ -62,7 +62,8 @@ def find_roles(
     rest = [column for column in rest if column is not split]
     if config.label_column:
         labels = _named(sheet, config.label_column)
-        are_answers = len(labels) > 1 and all(kind_of(c) in ("answers", "empty") for c in labels)
+        are_answers = all(kind_of(c) in ("answers", "empty") for c in labels)
+        are_answers &= len(labels) > 1 or not IS_LABELS.fullmatch(labels[0].name)
         form: Literal["answers", "labels"] = "answers" if are_answers else "labels"
     else:
         labels, form = _find_labels(sheet, rest, classes or ())
@@ -173,6 +174,8 @@ def _find_labels(
     if named := [c for c in columns if c.name in classes]:
         return [c for c in columns if c in named or _is_class(c, kinds[c])], "answers"
     answers = [c for c in columns if _is_class(c, kinds[c])]
+    if classes and len(answers) == 1 and IS_LABELS.fullmatch(answers[0].name):
+        return answers, "labels"  # the numbers 0 and 1 of the classes
     texts = [c for c in columns if kinds[c] == "labels" and not _is_remark(c)]
     lists = [c for c in texts if IS_LABELS.fullmatch(c.name) or _holds_structures(c)]
     if answers and not lists and (len(answers) > 1 or not texts):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.config.schema import DataConfig
+from mltr.data.classes import unify_classes
 from mltr.data.coco import read_coco, read_coco_file
 from mltr.data.detect import (
     detect_format,
@@ -66,6 +67,8 @@ def open_splits(config: DataConfig) -> Splits:
 
         return read_scenes(config.scenes)
     splits = OPENERS[form](Path(config.root), config)
+    if form != "shards":
+        unify_classes(splits, config.merge_case, config.root)
     _drop_missing(splits, config.max_broken)
     if config.truncated == "allow":
         salvage(splits)
