@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PureWindowsPath
@@ -20,6 +21,7 @@ from mltr.cli import main
 from mltr.config.schema import DataConfig
 from mltr.data import open_splits
 from mltr.data.detect import detect_format
+from mltr.data.records import PackedImage, Record, same_image
 from mltr.errors import MltrError, UsageError
 
 #: What the photos of every source here show.
@@ -340,6 +342,19 @@ def test_tables_of_other_tools(
     assert report["broken"] == []
     if not any(tmp_path.rglob("*.parquet")):
         assert labels_in(DataConfig(root=str(tmp_path))) == LABELS
+
+
+def test_a_photo_in_a_table_is_another_one_once_the_table_is(tmp_path: Path) -> None:
+    def first() -> Record:
+        return open_splits(DataConfig(root=str(tmp_path))).train[0]
+
+    write_parquet(tmp_path)
+    assert same_image(first()) == same_image(first())
+    before = same_image(first())
+    pq.write_table(with_bytes(list(LABELS)[::-1]), tmp_path / "photos.parquet")
+    assert same_image(first()) != before
+    assert isinstance(first().image, PackedImage)
+    assert pickle.loads(pickle.dumps(first().image)).load().size == (24, 20)
 
 
 def test_a_label_that_only_one_part_has_is_absent_in_the_others(tmp_path: Path) -> None:

@@ -75,6 +75,10 @@ class ParquetImage:
     def __str__(self) -> str:
         return self.name
 
+    def __repr__(self) -> str:
+        # What the cache of decoded images knows it by: another one once the table is.
+        return repr(self.identity())
+
 
 @lru_cache(GROUPS_HELD)
 def _read_group(table: Path, version: tuple[int, int], group: int, column: Column) -> Any:
