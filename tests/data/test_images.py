@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import write_image
@@ -24,6 +26,7 @@ from PIL import Image
 from mltr.data import Preprocess, find_images, open_image
 from mltr.data.images import FORMATS, LEAST_SHARE, open_reduced
 from mltr.data.preprocess import read_squashed, squash
+from mltr.data.walk import with_count
 from mltr.errors import BrokenImage, MltrError
 from mltr.predict.inputs import Inputs
 from mltr.predict.predictor import to_image
@@ -499,6 +502,14 @@ def test_caches_are_passed_over_and_unread_kinds_counted(
     assert find_images(tmp_path / ".ipynb_checkpoints")  # asked for by name
     list(Inputs([str(tmp_path)]))
     assert "2 .jxl passed over (convert them to JPEG)" in caplog.text
+
+
+def test_a_line_counts_many_photos_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = functools.partial(rich.console.Console, file=screen, force_terminal=True)
+    monkeypatch.setattr(rich.console, "Console", lambda stderr: console())
+    assert list(with_count(range(1002), "looking for photos")) == list(range(1002))
+    assert "looking for photos: 1,000 so far" in screen.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from mltr.data import open_splits
 from mltr.data.detect import detect_format
 from mltr.data.records import PackedImage, Record, same_image
 from mltr.errors import MltrError, UsageError
+from mltr.predict.sidecars import XmpSidecars
 
 #: What the photos of every source here show.
 LABELS: Mapping[str, list[str]] = {
@@ -531,6 +532,18 @@ def test_the_file_beside_a_photo_counts_before_what_is_in_it(tmp_path: Path) -> 
     (tmp_path / "3.jpg.xmp").write_bytes(b"<x:xmpmeta")
     with pytest.raises(MltrError, match=r"3.jpg.xmp: can't be read \(not XMP"):
         open_splits(DataConfig(root=str(tmp_path)))
+
+
+def test_keywords_that_a_network_has_added_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lxml")
+    for name, labels in LABELS.items():
+        write_beside(tmp_path, name, labels)
+    XmpSidecars().write(tmp_path / "2.jpg", ["Boat", "Plane"])
+    assert labels_in(DataConfig(root=str(tmp_path)))["2.jpg"] == ["Boat", "Plane"]
+    details = described(capsys, tmp_path)["understood"]["details"]
+    assert details == ["7 in files beside the photos", "1 in files that mltr has added to"]
 
 
 def test_keywords_in_class_folders_are_asked_about(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mltr.data.records import PARTS
 from mltr.data.shards import is_shards
 from mltr.data.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.voc import find_voc
-from mltr.data.walk import Siblings, is_image, list_folders, walk_images
+from mltr.data.walk import Siblings, is_image, list_folders, walk_images, with_count
 from mltr.data.yolo import DESCRIPTIONS, find_label_file, holds_boxes
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import open_regular
@@ -101,7 +101,8 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
 def _beside_photos(root: Path, ignore: Sequence[str]) -> str:
     """Return what the first text file of a photo is that isn't empty; "" if there is none."""
     found, siblings = "", Siblings()
-    for name in walk_images(root, ignore=ignore, passed_over=Counter()):
+    names = walk_images(root, ignore=ignore, passed_over=Counter())
+    for name in with_count(names, "looking for files beside the photos"):
         path = find_label_file(siblings, root, Path(name).relative_to(root))
         if path is not None:
             text = _head(path).rpartition("\n")[0] or _head(path)

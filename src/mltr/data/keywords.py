@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 DC = "http://purl.org/dc/elements/1.1/"
+OWN = "urn:mltr:xmp:1.0/"  #: of the labels that `mltr predict` has added
 DESCRIPTION = f"{{{RDF}}}Description"
 SUBJECT = f"{{{DC}}}subject"
 CONTAINERS = tuple(f"{{{RDF}}}{name}" for name in ("Bag", "Seq", "Alt"))
@@ -92,11 +93,13 @@ def _keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
     if sidecar is not None:
         try:
             with open_regular(sidecar) as file:
-                found = keywords_in_xmp(file.read(MAX_BYTES))
+                content = file.read(MAX_BYTES)
+            found = keywords_in_xmp(content)
         except (OSError, MltrError) as error:
             raise MltrError(f"{sidecar}: can't be read ({error})") from error
         if found:
-            return found, "in files beside the photos"
+            is_ours = OWN.encode() in content
+            return found, f"in files {'that mltr has added to' if is_ours else 'beside the photos'}"
     xmp, iptc = _embedded(image)
     try:
         return keywords_in_xmp(xmp) if xmp else iptc, "in XMP" if xmp else "in IPTC"

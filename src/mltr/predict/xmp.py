@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mltr.data.keywords import (
     DC,
     DESCRIPTION,
+    OWN,
     RDF,
     SUBJECT,
     find_list,
@@ -27,7 +28,6 @@ from mltr.errors import MltrError
 if TYPE_CHECKING:
     from lxml.etree import _Element
 
-OWN = "urn:mltr:xmp:1.0/"
 LABELS = f"{{{OWN}}}labels"
 #: Trees of keywords: what separates their levels, and what stands for it in a name, if anything
 #: does (digiKam keeps the a/b of other programs as a\\b). One at the top is its plain name.
