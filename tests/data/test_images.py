@@ -504,6 +504,19 @@ def test_caches_are_passed_over_and_unread_kinds_counted(
     assert "2 .jxl passed over (convert them to JPEG)" in caplog.text
 
 
+def test_heic_without_its_package_is_passed_over_and_told_of(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.HEIC", "c.jpg"):
+        (tmp_path / name).touch()
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "from mltr.data.walk import walk_images\n"
+        f"print(*walk_images({str(tmp_path)!r}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(tmp_path / "c.jpg")
+    assert "2 .heic passed over (pip install 'mltr[heic]')" in found.stderr
+
+
 def test_a_line_counts_many_photos_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     console = functools.partial(rich.console.Console, file=screen, force_terminal=True)

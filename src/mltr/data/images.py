@@ -39,23 +39,18 @@ _SUFFIXES = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif", ".hif"),
 }
+_IS_THERE = {"AVIF": bool(features.check("avif")), "HEIF": HAS_HEIF}
 #: Formats that are decoded, whatever a file is called; no vector formats, no document formats.
-FORMATS = tuple(
-    form
-    for form in _SUFFIXES
-    if {"AVIF": bool(features.check("avif")), "HEIF": HAS_HEIF}.get(form, True)
-)
+FORMATS = tuple(form for form in _SUFFIXES if _IS_THERE.get(form, True))
 IMAGE_SUFFIXES = tuple(suffix for form in FORMATS for suffix in _SUFFIXES[form])
-_CONVERT = "convert them to JPEG"
-#: Suffixes of pictures that can't be read here, with what to do about them.
-UNREAD_SUFFIXES = {
+_OTHERS = (".jxl", ".jp2", ".psd", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+_ADVICE = {
     **dict.fromkeys(_SUFFIXES["HEIF"], "pip install 'mltr[heic]'"),
-    ".avif": "pip install --upgrade pillow",
-    **dict.fromkeys((".jxl", ".jp2", ".psd"), _CONVERT),
-    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), _CONVERT),
+    **dict.fromkeys(_SUFFIXES["AVIF"], "pip install --upgrade pillow"),
+    **dict.fromkeys(_OTHERS, "convert them to JPEG"),
 }
-for _suffix in IMAGE_SUFFIXES:
-    UNREAD_SUFFIXES.pop(_suffix, None)
+#: Suffixes of pictures that can't be read here, with what to do about them.
+UNREAD_SUFFIXES = {suffix: _ADVICE[suffix] for suffix in _ADVICE if suffix not in IMAGE_SUFFIXES}
 #: Larger images are refused before they are decoded: a small file can unpack to gigabytes.
 MAX_PIXELS = 100_000_000
 #: Larger files are refused before they are read; 100 megapixels of four 16-bit values have 0.8 GB.
