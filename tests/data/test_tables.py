@@ -248,7 +248,7 @@ def test_other_encodings_are_refused(label: str, encoding: str, photos: Path, ca
     (photos / "labels.csv").write_bytes(
         answers(f"path;{label};sky", "1", "0", ";").encode(encoding)
     )
-    assert "none of UTF-8, UTF-16 and cp1252; save it as `CSV UTF-8`" in refusal(photos, capsys)
+    assert "not in UTF-8, UTF-16 or cp1252; save it as `CSV UTF-8`" in refusal(photos, capsys)
 
 
 def test_names_in_two_unicode_forms_are_one(photos: Path) -> None:

@@ -99,9 +99,9 @@ class DataConfig:
     absent: Literal["auto", 0, -1] = "auto"
     #: whether names that differ only in case are one class (null: refuse them)
     merge_case: bool | None = None
-    #: globs of files and folders to pass over, with commas between (always: hidden ones and caches)
+    #: globs of files and folders to ignore, separated by commas (hidden ones and caches always are)
     ignore: str = ""
-    truncated: Literal["refuse", "allow"] = "refuse"  #: JPEGs that lack their last bytes
+    truncated: Literal["refuse", "allow"] = "refuse"  #: truncated JPEGs
     hierarchy: str = ""  #: YAML (child: parent) or CSV (child,parent): a label implies its parents
     year: str = ""  #: coco and voc: 2014, 2017, 2007, 2012; empty: the only one present
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco and yolo: images without annotations

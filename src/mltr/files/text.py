@@ -1,4 +1,4 @@
-"""Text files of others, in whatever encoding they were saved."""
+"""Reads text files in UTF-8, UTF-16 or cp1252, with the encoding detected."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from mltr.errors import MltrError
 from mltr.files.writing import open_regular
 
-#: What cp1252 makes of other encodings: symbols before a letter (a Polish źródło), capitals after
-#: a small letter or inside a word (a café of an old Mac), runs of accents (Cyrillic, Chinese).
+#: Signs that text in another encoding was decoded as cp1252: symbols before a letter (Polish
+#: źródło), capitals after a small letter or inside a word (café in Mac OS Roman), runs of accented
+#: letters (Cyrillic, Chinese).
 NOT_WESTERN = re.compile(
     r"[\xa2\xa4-\xa9\xac-\xaf\xb1-\xb4\xb6\xb8\xb9\xbc-\xbe\xd7\xf7\u0192\u02c6\u02dc\u2020\u2021"
     r"\u2030\u2122][a-z]|[a-z\xdf-\xff][\xc0-\xde\u0160\u017d\u0152\u0178]"
@@ -18,7 +19,10 @@ NOT_WESTERN = re.compile(
 
 
 def read_text(path: Path) -> str:
-    """Return a text file in whatever encoding; raises `MltrError` where it can't be read."""
+    """Return the content of a text file without its byte-order mark.
+
+    Raises `MltrError` if it can't be read, or as `find_encoding` does.
+    """
     try:
         with open_regular(path) as file:
             content = file.read()
@@ -28,10 +32,10 @@ def read_text(path: Path) -> str:
 
 
 def find_encoding(content: bytes, path: Path) -> str:
-    """Return utf-8, utf-16 or cp1252, by which Western Excel saves; any other is refused.
+    """Return the encoding of a file: UTF-8, UTF-16 or cp1252 (the default of Western Excel).
 
-    Detectors such as charset-normalizer take a short table in cp1252 for cp1250 more often than
-    not, and class names would be wrong without a word.
+    Detectors such as charset-normalizer usually identify short tables in cp1252 as cp1250, which
+    would silently corrupt class names. Raises `MltrError` for other encodings.
     """
     if content.isascii() and b"\0" not in content:
         return "utf-8"
@@ -50,6 +54,5 @@ def find_encoding(content: bytes, path: Path) -> str:
         if encoding != "cp1252" or not NOT_WESTERN.search(text):
             return encoding
     raise MltrError(
-        f"{path}: text in none of UTF-8, UTF-16 and cp1252; save it as `CSV UTF-8`, or convert it "
-        "with iconv"
+        f"{path}: not in UTF-8, UTF-16 or cp1252; save it as `CSV UTF-8`, or convert it with iconv"
     )
