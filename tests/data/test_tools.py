@@ -265,6 +265,36 @@ def write_project(root: Path) -> None:
     (root / "project.json").write_text(json.dumps(tasks_of_label_studio()))
 
 
+def write_tags(root: Path) -> None:
+    write_all(root)
+    for name, labels in LABELS.items():
+        (root / name).with_suffix(".txt").write_text(", ".join(labels))
+
+
+def write_class_folders(root: Path) -> None:
+    for name, labels in LABELS.items():
+        write_image(root / "".join(labels[:1] or ["Plane"]) / name)
+
+
+def write_copies(root: Path) -> None:
+    for name, labels in LABELS.items():
+        for label in labels or ["Plane"]:
+            write_image(root / label / name)
+
+
+def write_mixed(root: Path) -> None:
+    write_tags(root)
+    for name in ("a.jxl", "b.jxl"):
+        (root / name).touch()
+
+
+def write_cut(root: Path) -> None:
+    write_tags(root)
+    for name in list(LABELS)[:2]:
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[:-40])
+
+
 DOCUMENTED: Mapping[str, Callable[[Path], None]] = {
     "EXPORT": with_photos(write_project),
     "EXPORT_CSV": with_photos(write_csv),
@@ -281,13 +311,21 @@ DOCUMENTED: Mapping[str, Callable[[Path], None]] = {
     "SIDECARS": each(write_beside),
     "XMP": each(write_inside),
     "IPTC": each(write_iptc),
+    "TAGS": write_tags,
+    "CLASSES": write_class_folders,
+    "COPIES": write_copies,
+    "MIXED": write_mixed,
+    "CUT": write_cut,
 }
 
 
 def documented_rows() -> list[tuple[str, str]]:
     """Return what to type, and what will be seen, of the rows of docs/data.md for these."""
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
-    section = text.partition("### Labelling tools and photo managers")[2].partition("\n- ")[0]
+    heading = "### Labelling tools, photo managers and folders"
+    section = text.partition(heading)[2].partition("\n- ")[0]
+        "\n- "
+    )[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "`mltr" in line]
     return [(row[1].strip("`"), row[2].strip("`")) for row in rows]
 
@@ -306,8 +344,8 @@ def test_the_documentation_says_what_is_seen(
 ) -> None:
     pytest.importorskip("lxml")
     monkeypatch.chdir(tmp_path)
-    _, command, source = words.split()
+    _, command, source, *options = words.split()
     Path(source).mkdir()
     DOCUMENTED[source](Path(source))
-    assert main([command, source]) == 0
-    assert seen in capsys.readouterr().out.partition("\n")[0]
+    assert main([command, source, *options]) == 0
+    assert seen in "\n".join(capsys.readouterr().out.splitlines()[:2])
