@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import warnings
 import zlib
@@ -523,6 +524,17 @@ def test_a_line_counts_many_photos_on_a_terminal(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(rich.console, "Console", lambda stderr: console())
     assert list(with_count(range(1002), "looking for photos")) == list(range(1002))
     assert "looking for photos: 1,000 so far" in screen.getvalue()
+
+
+@pytest.mark.slow
+def test_a_folder_of_200_000_photos_is_walked_in_seconds(tmp_path: Path) -> None:
+    for folder in range(200):
+        (tmp_path / str(folder)).mkdir()
+        for number in range(1000):
+            (tmp_path / str(folder) / f"{number}.jpg").touch()
+    start = time.monotonic()
+    assert len(find_images(tmp_path)) == 200_000
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(

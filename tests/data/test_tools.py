@@ -324,8 +324,6 @@ def documented_rows() -> list[tuple[str, str]]:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
     heading = "### Labelling tools, photo managers and folders"
     section = text.partition(heading)[2].partition("\n- ")[0]
-        "\n- "
-    )[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "`mltr" in line]
     return [(row[1].strip("`"), row[2].strip("`")) for row in rows]
 
@@ -349,3 +347,20 @@ def test_the_documentation_says_what_is_seen(
     DOCUMENTED[source](Path(source))
     assert main([command, source, *options]) == 0
     assert seen in "\n".join(capsys.readouterr().out.splitlines()[:2])
+
+
+@pytest.mark.parametrize(
+    ("source", "options"), [("PARQUET", []), ("CUT", ["--truncated", "allow"]), ("YOLO", [])]
+)
+def test_shards_hold_the_same(
+    source: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "source", tmp_path / "shards"
+    folder.mkdir()
+    DOCUMENTED[source](folder)
+    assert main(["shard", str(folder), "--out", str(out), "--verify", *options]) == 0
+    capsys.readouterr()
+    before, after = (described(capsys, *words) for words in ([folder, *options], [out]))
+    assert counts_of(after) == counts_of(before) == {"Boat": 6, "Car": 4}
+    assert after["splits"] == before["splits"]
+    assert after["broken"] == []
