@@ -138,6 +138,33 @@ def test_coco_order_crowds_and_unlabelled(tmp_path: Path) -> None:
     assert len(read_coco(tmp_path, unlabelled="drop")) == 5
 
 
+def test_coco_files_are_matched_by_name(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 3, "name": "toothbrush"}, {"id": 90, "name": "car"}]
+    path.write_text(json.dumps(content))
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert splits.test.classes == ("car", "toothbrush")
+    assert splits.test.targets.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [0, 0]]
+    assert [box.class_index for box in splits.test[1].boxes] == [1]
+
+
+def test_categories_of_coco_without_annotations_are_told(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    for path in (tmp_path / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        content["categories"] += [{"id": 0, "name": "car"}, {"id": 1, "name": "objects"}]
+        path.write_text(json.dumps(content))
+    assert read_coco(tmp_path).classes == ("car", "objects", "toothbrush")
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert splits.train.classes == splits.test.classes == ("car", "toothbrush")
+    assert splits.test.targets.tolist() == [[0, 1], [1, 0], [0, 1], [1, 0], [0, 1], [0, 0]]
+    assert splits.understood.passed_over == ("objects",)
+    known = open_splits(DataConfig(root=str(tmp_path)), known=["objects"])
+    assert known.train.classes == ("car", "objects", "toothbrush")
+
+
 def test_coco_of_two_years_asks_which(tmp_path: Path) -> None:
     write_coco(tmp_path, "2014")
     write_coco(tmp_path, "2017")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,16 +33,16 @@ def unify_classes(splits: Splits, merge_case: bool | None, where: str) -> None:
         _regroup(splits, names, [names.index(called[name]) for name in classes])
 
 
-def leave_out_unannotated(splits: Splits) -> None:
+def leave_out_unannotated(splits: Splits, known: Collection[str]) -> None:
     """Leave out categories that no image of any split has, such as COCO's supercategories.
 
-    Those of MS-COCO itself all stay, in a part of it, too.
+    Those of MS-COCO itself all stay, in a part of it, too, and so do those that are `known`.
     """
     classes = splits.train.classes
     if len(classes) == OFFICIAL_COCO:
         return
     positives = np.atleast_1d(sum(split.count_labels()[0] for split in splits))
-    kept = [index for index in range(len(classes)) if positives[index]]
+    kept = [i for i, name in enumerate(classes) if positives[i] or name in known]
     if not kept or len(kept) == len(classes):
         return
     places = [kept.index(index) if index in kept else -1 for index in range(len(classes))]

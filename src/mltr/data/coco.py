@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mltr.data.labelled import PhotoIndex
+from mltr.data.names import normal
 from mltr.data.records import Box, Record, Split
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
@@ -79,7 +80,8 @@ def _to_split(
     content: dict[str, Any], path: Path, images: Path, split: str, unlabelled: str
 ) -> Split:
     categories = sorted(content["categories"], key=lambda category: category["id"])
-    index_of = {category["id"]: index for index, category in enumerate(categories)}
+    classes = tuple(dict.fromkeys(normal(category["name"]) for category in categories))
+    index_of = {c["id"]: classes.index(normal(c["name"])) for c in categories}
     indices: dict[Any, set[int]] = {image["id"]: set() for image in content["images"]}
     boxes: dict[Any, list[Box]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -94,12 +96,12 @@ def _to_split(
         own = indices[image["id"]]
         if not own and unlabelled == "drop":
             continue
-        labels = np.zeros(len(categories), np.int8)
+        labels = np.zeros(len(classes), np.int8)
         labels[list(own)] = 1
         name = image["file_name"]
         found = tuple(boxes[image["id"]]) if has_boxes else None
         records.append(Record(locate(name), name, labels, found))
-    result = Split(tuple(category["name"] for category in categories), records, split)
+    result = Split(classes, records, split)
     result.understood = Understood("COCO", (path.name,), meanings={"no annotation": "absent"})
     bare = sum(not own for own in indices.values())
     result.notes["unlabelled_dropped" if unlabelled == "drop" else "unlabelled_kept"] = bare

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.config.schema import DataConfig
-from mltr.data.classes import unify_classes
+from mltr.data.classes import leave_out_unannotated, unify_classes
 from mltr.data.coco import read_coco, read_coco_file
 from mltr.data.detect import (
     detect_format,
@@ -48,8 +48,11 @@ WITH_OWN_CLASSES = ("scenes", "coco", "voc", "nuswide", "yolo", "shards")
 SHOWN = 12  #: classes named in a message at most
 
 
-def open_splits(config: DataConfig) -> Splits:
+def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     """Return the training, validation and test splits of a source.
+
+    Categories of COCO that no image has are left out, unless they are among those `known` to a
+    model.
 
     The validation split is always held out from training images, stratified over the labels and
     seeded; the test split is the source's own if it has one (COCO val, VOC test, or val if the test
@@ -69,6 +72,8 @@ def open_splits(config: DataConfig) -> Splits:
     splits = OPENERS[form](Path(config.root), config)
     if form != "shards":
         unify_classes(splits, config.merge_case, config.root)
+    if form == "coco":
+        leave_out_unannotated(splits, known)
     _drop_missing(splits, config.max_broken)
     if config.truncated == "allow":
         salvage(splits)

@@ -77,7 +77,7 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
     if not recipe.is_file():
         raise MltrError(f"{path} has no config.yaml, so its data is unknown: use a run folder")
     config = load_recipe(recipe, overrides)
-    splits = open_splits(config.data)
+    splits = open_splits(config.data, known=bundle.classes)
     if not any(option.removeprefix("--").startswith(DIVIDING) for option in overrides):
         splits = as_trained(path, splits)
     if splits.train.classes != bundle.classes:
