@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from making import write_image
+from making import TINY_ON_PHOTOS, write_image
 
 from mltr.cli import main
 from mltr.data import read_csv, read_parquet
@@ -117,6 +117,10 @@ READ_RIGHT: dict[str, tuple[str | bytes, list[str]]] = {
     "commas": (named(lambda own: f'"{", ".join(own)}"'), []),
     "semicolons in a cell": (named(lambda own: "; ".join(own)), []),
     "line breaks in a cell": (named(lambda own: '"' + "\n".join(own) + '"'), []),
+    "quotes in a cell": (
+        named(lambda own: '"' + "; ".join(f'""{name}""' for name in own) + '"'),
+        [],
+    ),
     "JSON": (named(lambda own: json.dumps(own).replace('"', '""').join('""')), []),
     "lists of Python": (named(lambda own: f'"{own}"'), []),
     "tuples in a list": (named(lambda own: f'"{[own]}"'), []),
@@ -191,6 +195,16 @@ def test_back_slashes_and_trailing_blanks(photos: Path) -> None:
     report = describe(photos)
     assert counts(report) == RIGHT
     assert [split["images"] for split in report["splits"].values()] == [6, 3, 3]
+
+
+@pytest.mark.parametrize("start", ["/content/drive/photos/", "C:\\Users\\me\\", "photos/"])
+def test_paths_of_another_machine(start: str, photos: Path, capsys) -> None:
+    write_rows(photos, "path,tags", [f"{start}{name},{'|'.join(own)}" for name, own in ROWS])
+    report = describe(photos)
+    assert counts(report) == RIGHT
+    assert "paths without their first" in " ".join(report["understood"]["details"])
+    write_rows(photos, "path,tags", ["/a/p0.jpg,cat", "/b/p0.jpg,cat"])
+    assert "several paths would mean" in refusal(photos, capsys)
 
 
 def test_columns_that_divide(photos: Path) -> None:
@@ -315,6 +329,7 @@ REFUSED = {
         "path,tags,good\np0.jpg,cat,1\np1.jpg,dog,0\n",
         "labels by name in tags, and a column a class in good",
     ),
+    "a smile": ("path,tags\np0.jpg,sea|:|\np1.jpg,sea|sky\n", "is ':' a label.*data.separator"),
     "a number": (
         "path,cat,dog\np0.jpg,1,1\np1.jpg,0,2\n",
         "row 3, column 'dog': '2' is not 1, 0, -1 or empty",
@@ -508,6 +523,41 @@ def test_rows_of_the_page(index: int, photos: Path, capsys) -> None:
     output = capsys.readouterr()
     assert code == 2 * words.startswith("set ")
     assert words in output.err + output.out
+
+
+# -- training ----------------------------------------------------------------------------------
+
+TRAINED: dict[str, tuple[str | bytes, list[str], str]] = {
+    "German Excel": (
+        answers("Foto;sea;sky", "1", "0", ";").replace("\n", ";schön\n").encode("cp1252"),
+        [],
+        "in cp1252, columns separated by semicolons; photos from 'Foto'",
+    ),
+    "names": (
+        named(lambda own: " ".join(own)),
+        ["--data.separator=space"],
+        "labels separated by spaces",
+    ),
+    "VOC": (
+        answers(HEADER, "1", "-1").replace("p0.jpg,-1", "p0.jpg,0"),
+        ["--data.absent=-1"],
+        "-1 = absent, 0 = unknown",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_epoch_of_training(name: str, photos: Path, caplog) -> None:
+    content, options, words = TRAINED[name]
+    (photos / "labels.csv").write_bytes(content.encode() if isinstance(content, str) else content)
+    run = photos.parent / "run"
+    options = [*TINY_ON_PHOTOS, *options, "--data.test_fraction=0.3", "--data.val_fraction=0.3"]
+    assert main(["train", "photos", str(photos), "--out", str(run), *options]) == 0
+    assert json.loads((run / "config.json").read_text())["classes"] == ["sea", "sky"]
+    first, second = (
+        record.getMessage() for record in caplog.records if "understood" in record.name
+    )
+    assert words in first + second
 
 
 # -- what is large -----------------------------------------------------------------------------

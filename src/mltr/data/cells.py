@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -64,6 +65,17 @@ def to_answer(text: str) -> str | None:
 
 # -- lists -------------------------------------------------------------------------------------
 
+WORD = r"[^\s!-/:-@\[-`{-~]"  #: a letter, a digit, an emoji: anything but blanks and ASCII's signs
+LARGEST_QUOTED = 1 << 16  #: characters of a cell in which quotes count; csv has a limit
+QUOTED = re.compile(r'(^|[,;|#\n])\s*"(?:[^"]|"")*"')
+#: Where a mark separates labels, and isn't part of one such as ``;)`` or ``C#``.
+SEPARATING = {
+    "\n": re.compile(r"\n"),
+    ",": re.compile(","),
+    ";": re.compile(rf'{WORD}["\s]*;\s*($|["\s]*{WORD})|;\s'),
+    "|": re.compile(rf'{WORD}["\s]*\|\s*($|["\s]*{WORD})'),
+    "#": re.compile(rf"(^|\S\s*)#\s*{WORD}"),
+}
 SEPARATORS = {
     "comma": ",", "semicolon": ";", "bar": "|", "hash": "#", "space": " ", "tab": "\t",
     "newline": "\n", "none": "",
@@ -132,14 +144,27 @@ def is_multi_hot(value: Any) -> bool:
 def split_cell(text: str, separator: str) -> list[str]:
     """Return the labels of a text, each once, in order; an empty separator doesn't split.
 
-    >>> split_cell("sea, sky,,sea", ",")
-    ['sea', 'sky']
+    A label in double quotes stays whole, as `mltr predict` writes it.
+
+    >>> split_cell('sea; "AC; DC";; sea', ";")
+    ['sea', 'AC; DC']
     """
     parts = text.split(separator) if separator else [text]
+    if '"' in text and separator in set(",;|#") and len(text) < LARGEST_QUOTED:
+        (parts,) = csv.reader([text.replace("\n", " ")], delimiter=separator, skipinitialspace=True)
     return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def find_separators(texts: Sequence[str]) -> list[str]:
-    """Return what may separate labels in these texts, other than spaces."""
-    found = [mark for mark in "\n,;|" if any(mark in text for text in texts)]
-    return found + ["#"] * any(re.search(r"(^|\S\s*)#\s*\S", text) for text in texts)
+    """Return what may separate labels in these texts, other than spaces.
+
+    >>> find_separators(["sea|sky", ";) :|", "C#", '"AC, DC"'])
+    ['|']
+    """
+    bare = [QUOTED.sub(r'\1"quoted"', text) for text in texts]
+    return [mark for mark, use in SEPARATING.items() if any(map(use.search, bare))]
+
+
+def is_punctuation(tag: str) -> bool:
+    """Whether nothing in a label is a letter, a digit or an emoji, as in ``:|``."""
+    return not re.search(WORD, tag)

@@ -15,6 +15,7 @@ from mltr.data.cells import (
     find_separators,
     flatten,
     is_multi_hot,
+    is_punctuation,
     split_cell,
     to_structure,
     to_whole,
@@ -142,6 +143,12 @@ def _choose_separator(
             f"{' or '.join(map(_word_for, found))}, or to none if each cell is one label"
         )
     if found:
+        odd = [tag for text in texts for tag in split_cell(text, found[0]) if is_punctuation(tag)]
+        if odd:
+            raise UsageError(
+                f"{where}: is {odd[0]!r} a label? Set data.separator to {_word_for(found[0])} if "
+                "so, or else to what separates the labels, such as space, or none"
+            )
         return found[0]
     parts = {part for text in texts for part in text.split()}
     spaced = next((text for text in texts if " " in text), "")

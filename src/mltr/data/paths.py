@@ -9,9 +9,10 @@ from pathlib import Path
 
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.sheet import Column, Sheet
-from mltr.errors import MltrError
+from mltr.errors import MltrError, counted
 
 SAMPLED = 50  #: values of a column that are tried in each folder
+DEEPEST = 12  #: folders that the paths of another machine may begin with
 
 
 class PhotoFinder:
@@ -24,18 +25,33 @@ class PhotoFinder:
         if images != Path():
             self.folders = [images if images.is_absolute() or images.is_dir() else beside / images]
         self.folder = self.folders[0]
+        self.skipped = 0  #: folders that paths begin with, and that aren't here
         self._listing = cache(_list)
 
     def choose_folder(self, sheet: Sheet) -> None:
-        """Take the folder in which most of a table's texts are photos; the first if none is."""
+        """Take the folder in which most of a table's texts are photos; the first if none is.
 
-        def found(folder: Path) -> int:
-            self.folder = folder
-            texts = [text for column in sheet.columns for text in column.texts[:SAMPLED]]
-            return sum(self.is_photo(text) for text in texts if len(text) > 1)
+        If none is, the paths may be those of another machine, or begin further up: then folders are
+        left out from their start, the same number from all of them.
+        """
+        texts = [text for column in sheet.columns for text in column.texts[:SAMPLED]]
+        texts = [text for text in texts if len(text) > 1]
+        has_folders = any("/" in text or "\\" in text for text in texts)
+        for skipped in range(DEEPEST if has_folders else 1):
+            found = {}
+            for folder in self.folders:
+                self.folder, self.skipped = folder, skipped
+                found[folder] = sum(map(self.is_photo, texts))
+            self.folder = max(found, key=found.__getitem__)
+            if found[self.folder]:
+                return
+        self.folder, self.skipped = self.folders[0], 0
 
-        if len(self.folders) > 1:
-            self.folder = max(self.folders, key=found)
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What is done to the paths, in words."""
+        words = f"paths without their first {counted(self.skipped, 'folder')}"
+        return (words,) if self.skipped else ()
 
     def is_photo(self, text: str) -> bool:
         """Whether there is a photo of that name."""
@@ -47,6 +63,12 @@ class PhotoFinder:
             row = int(rows.argmax())
             raise MltrError(f"{sheet.where(row)}: no image path in the column {column.name!r}")
         names = [self._find(text) or text.replace("\\", "/") for text in column.texts]
+        if self.skipped and len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise MltrError(
+                f"{sheet.path}: several paths would mean {self.folder / twice}; correct the column "
+                f"{column.name!r}, or set data.images to the folder where they begin"
+            )
         return [names[code] for code in column.codes]
 
     def path_of(self, name: str) -> Path:
@@ -54,7 +76,10 @@ class PhotoFinder:
         return self.folder / name
 
     def _find(self, text: str) -> str | None:
-        for name in dict.fromkeys((text, text.replace("\\", "/").removeprefix("./"))):
+        plain = text.replace("\\", "/").removeprefix("./")
+        if self.skipped:
+            text = plain = "/".join(plain.split("/")[self.skipped :])
+        for name in dict.fromkeys((text, plain)):
             has_suffix = name.lower().endswith(IMAGE_SUFFIXES)
             for form in ("NFC", "NFD"):  # as file systems differ
                 written = unicodedata.normalize(form, name)

@@ -98,7 +98,7 @@ def _open(
     finder = PhotoFinder(path, images)
     if sheet.columns:
         finder.choose_folder(sheet)
-    return sheet, finder, config
+    return replace(sheet, details=(*sheet.details, *finder.details)), finder, config
 
 
 def _understood(sheet: Sheet, roles: Roles, labelled: Labelled) -> Understood:
