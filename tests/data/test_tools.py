@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -186,6 +187,28 @@ def test_a_photo_in_a_table_is_another_one_once_the_table_is(tmp_path: Path) -> 
     assert same_image(first()) != before
     assert isinstance(first().image, PackedImage)
     assert pickle.loads(pickle.dumps(first().image)).load().size == (24, 20)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("coco", "a.json"),
+        ("label_studio", "a.json"),
+        ("label_studio", "a.csv"),
+        ("table", "metadata.jsonl"),
+        ("yolo", "0.txt"),
+        ("sidecars", "0.txt"),
+        ("keywords", "0.xmp"),
+    ],
+)
+def test_pipes_are_not_waited_for(tmp_path: Path, form: str, name: str) -> None:
+    write_all(tmp_path)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(MltrError):
+        open_splits(DataConfig(root=str(tmp_path), format=form, labels=name))
+    with pytest.raises(MltrError):
+        open_splits(DataConfig(root=str(tmp_path)))
 
 
 def test_a_label_that_only_one_part_has_is_absent_in_the_others(tmp_path: Path) -> None:

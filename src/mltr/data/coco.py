@@ -14,6 +14,7 @@ from mltr.data.names import normal
 from mltr.data.records import Box, Record, Split
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
+from mltr.files.text import read_text
 
 LOOKED_AT = 20  #: images that are looked for in each folder
 
@@ -47,9 +48,9 @@ def read_coco_file(
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text("utf-8-sig"))
+        content = json.loads(read_text(path))
         return _to_split(content, path, Path(images), split, unlabelled)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise MltrError(f"{path}: not a complete JSON file ({error}); download it again") from error
     except KeyError as error:
         raise MltrError(f"{path}: not COCO instance annotations: no {error}") from error

@@ -150,14 +150,15 @@ def find_tables(root: Path) -> list[Path]:
 def find_part_tables(root: Path) -> dict[str, list[Path]]:
     """Return the tables of each split, where all tables are named for one, or are in its folder."""
     parts: dict[str, list[Path]] = {}
-    for folder in _part_folders(root):
+    tables = find_tables(root)
+    for folder in () if tables else _part_folders(root):
         path = next((folder / name for name in PART_TABLES if (folder / name).is_file()), None)
         if path is not None:
             parts.setdefault(PARTS[folder.name.lower()], []).append(path)
     if parts:
         return parts
-    data = root / "data"
-    tables = find_tables(root) or (find_tables(data) if data.is_dir() else [])
+    if not tables and (root / "data").is_dir():
+        tables = find_tables(root / "data")
     for path in tables:
         parts.setdefault(part_of(path.stem), []).append(path)
     return parts if "train" in parts and WHOLE not in parts else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections import defaultdict
@@ -14,6 +15,7 @@ from mltr.data.labelled import LabelledPhoto, PhotoIndex, to_splits
 from mltr.data.records import Split
 from mltr.data.understood import Understood
 from mltr.errors import MltrError
+from mltr.files.text import read_text
 
 FORM = "Label Studio"
 #: Columns of a table, and keys of JSON-MIN, that hold neither a photo nor labels.
@@ -82,7 +84,7 @@ def read_label_studio(
 def _tasks(path: Path) -> Iterator[tuple[str, set[str] | None]]:
     """Yield from a JSON file a photo and what one annotator says of it; None for nobody."""
     try:
-        tasks = json.loads(path.read_text("utf-8-sig"))
+        tasks = json.loads(read_text(path))
         for task in tasks:
             if "data" not in task:  # JSON-MIN: an annotation each
                 yield _row(task)
@@ -93,7 +95,7 @@ def _tasks(path: Path) -> Iterator[tuple[str, set[str] | None]]:
             yield from ((reference, _labels(one["result"])) for one in given)
             if not given:
                 yield reference, None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise MltrError(f"{path}: not a complete JSON file ({error}); export it again") from error
     except WRONG as error:
         raise MltrError(_told_wrong(path, error)) from error
@@ -146,12 +148,12 @@ def _is_table(path: Path) -> bool:
 
 def _rows_of_table(path: Path) -> Iterator[tuple[str, set[str] | None]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            for row in csv.DictReader(file, delimiter=separator):
-                yield _row({key: _cell(value) for key, value in row.items()})
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MltrError(f"{path}: not a CSV in UTF-8 ({error})") from error
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        text = io.StringIO(read_text(path), newline="")
+        for row in csv.DictReader(text, delimiter=separator):
+            yield _row({key: _cell(value) for key, value in row.items()})
+    except csv.Error as error:
+        raise MltrError(f"{path}: not a CSV ({error})") from error
     except WRONG as error:
         raise MltrError(_told_wrong(path, error)) from error
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mltr.data.cells import from_cells
 from mltr.errors import MltrError
-from mltr.files.text import find_encoding
+from mltr.files.text import find_encoding, read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -300,10 +300,10 @@ def _with_names(column: Column, names: Sequence[str]) -> Column:
 
 def _read_lines(path: Path) -> Sheet:
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_text(path).split("\n")
         rows = [json.loads(line) for line in lines if line.strip()]
         names = list(dict.fromkeys(name for row in rows for name in dict(row)))
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise MltrError(f"{path}: not an object of JSON in each line ({error})") from error
     columns = [_by_distinct(name, [row.get(name) for row in rows]) for name in names]
     return Sheet(path, columns, 1, ("an object a line",))
