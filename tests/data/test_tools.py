@@ -248,6 +248,15 @@ def test_yolo_boxes_become_labels_of_the_photo(
         assert sum(map(len, splits)) == len(LABELS) - without
 
 
+def test_classes_of_yolo_that_no_photo_has_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_yolo_beside(tmp_path)
+    (tmp_path / "classes.txt").write_text("Boat\nCar\nPlane\n")
+    report = described(capsys, tmp_path)
+    assert (report["classes"], report["understood"]["passed_over"]) == (["Boat", "Car"], ["Plane"])
+
+
 def test_what_yolo_leaves_open_is_asked_for(tmp_path: Path) -> None:
     write_yolo_beside(tmp_path)
     (tmp_path / "classes.txt").unlink()

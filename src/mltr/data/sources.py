@@ -51,8 +51,8 @@ SHOWN = 12  #: classes named in a message at most
 def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     """Return the training, validation and test splits of a source.
 
-    Categories of COCO that no image has are left out, unless they are among those `known` to a
-    model.
+    Classes of COCO and YOLO that no image has are left out, unless they are among those `known` to
+    a model.
 
     The validation split is always held out from training images, stratified over the labels and
     seeded; the test split is the source's own if it has one (COCO val, VOC test, or val if the test
@@ -72,7 +72,7 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     splits = OPENERS[form](Path(config.root), config)
     if form != "shards":
         unify_classes(splits, config.merge_case, config.root)
-    if form == "coco":
+    if form in ("coco", "yolo"):
         leave_out_unannotated(splits, known)
     _drop_missing(splits, config.max_broken)
     if config.truncated == "allow":
