@@ -86,6 +86,12 @@ COMMANDS = {
     "predict": Command(
         "mltr.predict.command", "predict labels for photos", next="mltr serve {bundle}"
     ),
+    "embed": Command(
+        "mltr.predict.embed",
+        "write the features of photos, for search or clustering",
+        next="mltr similar {out} PHOTO",
+    ),
+    "similar": Command("mltr.predict.similar", "find the photos most similar to one"),
     "serve": Command("mltr.serve.command", "serve predictions over an HTTP API and a web page"),
     "export": Command(
         "mltr.export.command",

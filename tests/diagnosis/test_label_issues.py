@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 import mltr
-from mltr.diagnosis.label_issues import cross_validated, find_label_issues, pooled_features
+from mltr.diagnosis.label_issues import cross_validated, find_label_issues
+from mltr.network.features import compute_features
 
 
 def make_labels(seed: int, count: int = 120, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +109,7 @@ def test_the_features_are_what_the_classifier_sees(name: str, options: dict) -> 
     model = mltr.create_model(name, 6, **options).eval()
     images = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        features = pooled_features(model, images)
+        features = compute_features(model, images)[1]
         classifier = model.get_classifier() if name.startswith("timm/") else model.head
         logits = torch.nn.functional.linear(features, classifier.weight, classifier.bias)
         assert torch.allclose(logits, model(images), atol=1e-5)

@@ -125,7 +125,7 @@ def _source_fields(args: argparse.Namespace) -> list[str]:
     if args.source is None:
         return []
     form, root = parse_source(args.source)
-    own = _recipe(args.run).data
+    own = recipe_of(args.run).data
     same = root and own.root and Path(root).resolve() == Path(own.root).resolve()
     if same and form in ("auto", own.format):
         return []
@@ -134,7 +134,8 @@ def _source_fields(args: argparse.Namespace) -> list[str]:
     return fields + [f"--data.{name}=" for name in places]
 
 
-def _recipe(folder: str, overrides: Sequence[str] = ()) -> Config:
+def recipe_of(folder: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the recipe of a run; raises `MltrError` if there is no such run."""
     from mltr.config.recipe import load_recipe
 
     path = Path(folder) / "config.yaml"
@@ -193,7 +194,7 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from mltr.files.writing import write_figures
 
     path = Path(args.review)
-    splits = open_splits(_recipe(args.run, _fields(args, overrides)).data)
+    splits = open_splits(recipe_of(args.run, _fields(args, overrides)).data)
     tell_understood(splits)
     corrections = read_review(path, splits)
     folder = Path(args.out) if args.out else path.parent
@@ -242,7 +243,7 @@ def _learnt_images(folder: str, config: Config) -> Callable[[str, Record], bool]
     from mltr.data.records import same_image
     from mltr.data.sources import open_splits
 
-    own = replace(_recipe(folder).data, max_broken=1.0, workers=config.data.workers)
+    own = replace(recipe_of(folder).data, max_broken=1.0, workers=config.data.workers)
     has_learnt = _learnt_own_images(Path(folder))
     if own == config.data:
         return has_learnt
@@ -430,10 +431,16 @@ def _print_files(
             markup=False,
             soft_wrap=True,
         )
-    own = _recipe(args.run).data
-    train = ["mltr", "train", f"{args.run}/config.yaml", "--data.root", str(table)]
+    command = training_command(args.run, table)
+    console.print(f"To train on it:\n  {command}", markup=False, soft_wrap=True)
+
+
+def training_command(run: str, table: Path) -> str:
+    """Return the command that trains by the recipe of a run on the labels of a table."""
+    own = recipe_of(run).data
+    train = ["mltr", "train", f"{run}/config.yaml", "--data.root", str(table)]
     if own.format not in ("auto", "table"):
         train += ["--data.format", "table"]
     if own.classes:
         train.append("--data.classes=")
-    console.print(f"To train on it:\n  {shlex.join(train)}", markup=False, soft_wrap=True)
+    return shlex.join(train)

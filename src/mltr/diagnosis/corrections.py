@@ -5,19 +5,20 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mltr.data.cells import to_answer, to_cells
 from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
-from mltr.data.images import open_image
-from mltr.data.records import Record, Splits, indices_of
+from mltr.data.records import Record, Split, Splits, indices_of
 from mltr.data.sheet import read_sheet
 from mltr.data.tags import join_tags
 from mltr.diagnosis.label_issues import Audit, Issue
-from mltr.errors import BrokenImage, MltrError
+from mltr.errors import MltrError
 from mltr.files.writing import text_writer, write_atomically
 from mltr.gallery import Tile, contact_sheet, write_picture
+from mltr.predict.results import make_tile
 
 ISSUES_FILE, CORRECTED_FILE, DUPLICATES_FILE = "issues.csv", "corrected.csv", "duplicates.csv"
 ISSUE_COLUMNS = (
@@ -57,7 +58,7 @@ def write_issues(
             issue.suggested if issue in accepted else issue.given,
             f"{issue.score:.4f}", f"{issue.probability:.4f}", "yes" if issue.likely else "no",
         ))  # fmt: skip
-    return _write_csv(folder / ISSUES_FILE, rows)
+    return write_csv(folder / ISSUES_FILE, rows)
 
 
 def read_review(path: Path, splits: Splits) -> Corrections:
@@ -95,6 +96,22 @@ def _read_csv(path: Path, needed: set[str]) -> list[dict[str, str]]:
 
 
 def write_corrected(folder: Path, splits: Splits, corrections: Corrections) -> Path | None:
+    """Write all labels of a source, corrected, as `write_labels` does."""
+
+    def correct(split: Split) -> Split:
+        records = []
+        for record in split:
+            labels = record.labels.copy()
+            for class_index, label in corrections.get((split.name, record.name), {}).items():
+                labels[class_index] = label
+            records.append(replace(record, labels=labels))
+        return replace(split, records=records)
+
+    train, val, test = map(correct, splits)
+    return write_labels(folder / CORRECTED_FILE, Splits(train, val, test))
+
+
+def write_labels(path: Path, splits: Splits) -> Path | None:
     """Write all labels of a source as a table for training; None if its images aren't files.
 
     Paths are absolute, so the table can be moved.
@@ -104,12 +121,9 @@ def write_corrected(folder: Path, splits: Splits, corrections: Corrections) -> P
         for record in split:
             if not isinstance(record.image, Path):
                 return None
-            labels = record.labels.copy()
-            for class_index, label in corrections.get((split.name, record.name), {}).items():
-                labels[class_index] = label
-            cells = ["" if label < 0 else int(label) for label in labels]
+            cells = ["" if label < 0 else int(label) for label in record.labels]
             rows.append([record.image.resolve(), *cells, split.name])
-    return _write_csv(folder / CORRECTED_FILE, rows)
+    return write_csv(path, rows)
 
 
 def write_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> list[Path]:
@@ -127,7 +141,7 @@ def write_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> li
             labels = join_tags(_given(image.record, classes))
             alike = f"{similarity(group[0], image):.4f}"
             rows.append((number, image.name, image.split, labels, alike, conflict, over))
-    return [_write_csv(folder / DUPLICATES_FILE, rows)]
+    return [write_csv(folder / DUPLICATES_FILE, rows)]
 
 
 def _given(record: Record, classes: Sequence[str]) -> list[str]:
@@ -139,7 +153,8 @@ def short_name(name: str, length: int = 36) -> str:
     return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> Path:
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> Path:
+    """Write a table whose cells a spreadsheet doesn't evaluate."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(to_cells, rows))
     write_atomically(path, text_writer(text.getvalue()))
@@ -165,7 +180,7 @@ def _issue_tile(found: Audit, rank: int, issue: Issue) -> Tile | None:
     question = f"remove {name}?" if issue.given else f"add {name}?"
     given = ", ".join(_given(record, found.classes)) or "nothing"
     caption = f"{rank}. {found.splits[issue.row]}: {short_name(record.name)}; given: {given}"
-    return _tile(record, [(question, issue.probability)], None, caption)
+    return make_tile(record.image, [(question, issue.probability)], caption)
 
 
 def draw_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> list[Path]:
@@ -179,21 +194,10 @@ def draw_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> lis
             lacking = [name for name in conflicts if name not in given]
             caption = f"group {number}, {image.split}: {short_name(image.name)}"
             shown = [(name, 1.0) for name in given]
-            tiles.append(_tile(image.record, shown, undisputed + lacking, caption))
+            tiles.append(make_tile(image.record.image, shown, caption, undisputed + lacking))
         if len(tiles) >= PICTURES:
             break
     return _draw(folder / "duplicates.png", tiles[:PICTURES])
-
-
-def _tile(
-    record: Record, predicted: list[tuple[str, float]], truth: list[str] | None, caption: str
-) -> Tile | None:
-    try:
-        image = open_image(record.image)
-    except BrokenImage:  # changed since the audit read it
-        return None
-    image.thumbnail((TILE, TILE))
-    return Tile(image, predicted, truth, caption)
 
 
 def _draw(path: Path, tiles: Iterable[Tile | None]) -> list[Path]:

@@ -17,16 +17,15 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 
-from mltr.data.loading import ImageDataset, make_loader
 from mltr.data.records import Labels, Record, Split, Splits
 from mltr.data.stratify import stratified_split
 from mltr.errors import UsageError, counted
 from mltr.evaluation.open_run import OpenRun
 from mltr.evaluation.predictions import Predictions, load_predictions
-from mltr.network.backbones import TimmBackbone
-from mltr.network.model import MlTr
+from mltr.predict.features import as_embedder
+from mltr.predict.predictor import Prediction, predict_paths
 from mltr.runs.folder import RunFolder
 
 Floats = NDArray[np.float32]
@@ -226,42 +225,28 @@ def cross_validated(
     return probs
 
 
-@torch.inference_mode()
 def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
     """Return pooled features [N, C], labels [N, K], and one message per broken image."""
-    model, device = run.bundle.model.eval(), _to_device(run.bundle.model)
-    loader = make_loader(
-        ImageDataset(part, run.bundle.preprocess),
-        BATCH,
-        workers=run.config.data.workers,
-        device=device,
-    )
+    embedder = as_embedder(run.bundle, _to_device(run.bundle.model), BATCH)
+    features = np.zeros((len(part), len(embedder.classes)), np.float32)
+    targets = part.targets.copy()
+    errors: list[str] = []
     console = Console(stderr=True)
-    batches = track(
-        loader,
+    images = track(
+        predict_paths(embedder, (record.image for record in part)),
         "features",
-        len(loader),
+        len(part),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    features, targets, errors = [], [], []
-    for batch in batches:  # not shuffled
-        features.append(pooled_features(model, batch.images).float().cpu().numpy())
-        targets.append(batch.targets.numpy())
-        errors += batch.errors
-    return np.concatenate(features), np.concatenate(targets), errors
-
-
-def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the features before a network's classifier, averaged over positions: [B, C]."""
-    if isinstance(model, MlTr | TimmBackbone):
-        return model.forward_features(images).mean(dim=(1, 2))
-    model_of_timm: Any = model
-    pooled: Tensor = model_of_timm.forward_head(
-        model_of_timm.forward_features(images), pre_logits=True
-    )
-    return pooled
+    for row, (_, found) in enumerate(images):
+        if isinstance(found, Prediction):
+            features[row] = found.probs
+        else:
+            targets[row] = -1
+            errors.append(str(found))
+    return features, targets, errors
 
 
 def _to_device(model: nn.Module) -> torch.device:

@@ -2,5 +2,6 @@
 
 `predictor` goes from images to labels on a bundle or an `exported` network. `command` finds the
 photos (`inputs`), remembers what is done (`journal`) and writes it (`results`, `sidecars`, `xmp`);
-`cluster` and `on_ray` move the network elsewhere.
+`cluster` and `on_ray` move the network elsewhere. `embed` takes the same path to `features`, which
+`similar` searches in a `feature_table`.
 """

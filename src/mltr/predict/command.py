@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from mltr.gallery import Tile
     from mltr.predict.on_ray import Answer, Cluster
 
+Load = Callable[[str, str | None, int], Predictor]  #: a network by path, device and batch size
+
 SHEET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PATH_WIDTH = 48  #: longest path that a table aligns
 #: Formats of the output by the ending of its name.
@@ -85,26 +87,15 @@ class _Tally:
     errors: list[str] = field(default_factory=list)  #: the first few
     sidecars: Outcome = field(default_factory=Outcome)
     tiles: list[Tile] = field(default_factory=list)
-    keeps_out: bool = False  #: whether an interrupted run leaves the output as it was
+    keeps_out: bool = False  #: whether an interrupted run writes nothing
     is_written: bool = False
     interruption: BaseException | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``mltr predict``."""
+    add_places(parser, "a run, a folder with weights, or a file written by `mltr export`")
     add = parser.add_argument
-    add(
-        "bundle",
-        metavar="RUN",
-        help="a run, a folder with weights, or a file written by `mltr export`",
-    )
-    add(
-        "paths",
-        metavar="PATH",
-        nargs="+",
-        help="an image, a folder (searched recursively), a quoted pattern, a Parquet table of "
-        "images or paths, shards written by `mltr shard`, or - for a list on stdin",
-    )
     add("--out", metavar="FILE", help="write the results to this file, replacing it (- for stdout)")
     add(
         "--format",
@@ -133,17 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"file name for --xmp: {NAMINGS[0]} as digiKam, darktable and most others "
         f"expect (the default), or {NAMINGS[1]} as Lightroom does",
     )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="start from the beginning: predict every image again, and let --sidecars replace "
-        "files",
-    )
-    add(
-        "--follow-links",
-        action="store_true",
-        help="write through links to their targets (default: refuse them)",
-    )
+    add_running(parser, "predict every image again, and let --sidecars replace files")
     add("--sheet", metavar="FILE", help=f"draw the first {SHEET_PICTURES} images with their labels")
     add(
         "--threshold",
@@ -159,9 +140,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, what in (("--only", "only these classes"), ("--exclude", "all classes except these")):
         add(name, action="append", default=[], metavar="CLASS,...", help=what)
-    add("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: 32)")
-    add("--workers", type=int, metavar="N", help="threads that open images")
-    add("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator if available)")
     add(
         "--engine",
         choices=["local", "ray"],
@@ -177,8 +155,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_places(parser: argparse.ArgumentParser, network: str, nargs: str = "+") -> None:
+    """Declare the network and the images, for every command that goes through many of these."""
+    parser.add_argument("bundle", metavar="RUN", help=network)
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs=nargs,
+        help="an image, a folder (searched recursively), a quoted pattern, a Parquet table of "
+        "images or paths, shards written by `mltr shard`, or - for a list on stdin",
+    )
+
+
+def add_running(parser: argparse.ArgumentParser, anew: str) -> None:
+    """Declare how the images are gone through; `anew` says what --overwrite does."""
+    add = parser.add_argument
+    add("--overwrite", action="store_true", help=f"start from the beginning: {anew}")
+    add(
+        "--follow-links",
+        action="store_true",
+        help="write through links to their targets (default: refuse them)",
+    )
+    add("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: 32)")
+    add("--workers", type=int, metavar="N", help="threads that open images")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator if available)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Predict for all images; 1 if some can't be read, or their sidecars written, else 0."""
+    return run_by(args, load)
+
+
+def run_like(
+    args: argparse.Namespace, load_network: Load, write: Callable[[Iterable[Row]], object]
+) -> int:
+    """Go through the images for another command, whose other options are those of `predict`.
+
+    `write` gets the rows, and writes `args.out` and what else it makes of them.
+    """
+    whole = argparse.ArgumentParser()
+    add_arguments(whole)
+    defaults = vars(whole.parse_args(["RUN", "PATH"]))
+    options = argparse.Namespace(**defaults | vars(args))
+    return run_by(options, load_network, write)
+
+
+def run_by(
+    args: argparse.Namespace,
+    load_network: Load,
+    write: Callable[[Iterable[Row]], object] | None = None,
+) -> int:
+    """Do what `run` says with the network that `load_network` returns."""
     _check_arguments(args)
     out, _ = _choose_output(args)
     kinds = _choose_sidecars(args)
@@ -192,10 +219,10 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(locked_folder(folder))
         survey = Survey(inputs)
         survey.check(SURVEY_WAIT_S)
-        predictor = load(args.bundle, args.device, args.batch_size)
+        predictor = load_network(args.bundle, args.device, args.batch_size)
         survey.check(0)
         if args.engine == "local":
-            return tag(predictor, inputs, survey, args)
+            return tag(predictor, inputs, survey, args, write=write)
         from mltr.predict.on_ray import on_cluster
 
         cluster = stack.enter_context(
@@ -220,6 +247,7 @@ def tag(
     survey: Survey,
     args: argparse.Namespace,
     cluster: Cluster | None = None,
+    write: Callable[[Iterable[Row]], object] | None = None,
 ) -> int:
     """Predict for all inputs with a network that is loaded, here or on a cluster; see `run`."""
     out, form = _choose_output(args)
@@ -229,7 +257,7 @@ def tag(
     if args.threshold is not None:
         set_thresholds(predictor.thresholds, parse_thresholds(args.threshold), predictor.categories)
     selection = Selection(tuple(chosen), args.top, fills_top=args.threshold is None)
-    tally = _Tally(keeps_out=out is not None and out.exists())
+    tally = _Tally(keeps_out=out is not None and (out.exists() or write is not None))
     with contextlib.ExitStack() as stack:
         journal = None
         if out is not None:
@@ -249,7 +277,10 @@ def tag(
             rows = with_progress(rows, lambda: survey.total)
         width = min(PATH_WIDTH, survey.longest_name) if survey.total else PATH_WIDTH
         try:
-            write_rows(rows, vocabulary, out, form, width)
+            if write is None:
+                write_rows(rows, vocabulary, out, form, width)
+            else:
+                write(rows)
             tally.is_written = True
         except (KeyboardInterrupt, SystemExit) as error:
             tally.interruption = error
@@ -286,11 +317,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.replicas is not None and args.engine != "ray":
         raise UsageError("--replicas needs --engine ray")
     if args.sheet:
-        if Path(args.sheet).suffix.lower() not in SHEET_SUFFIXES:
-            raise UsageError(
-                f"--sheet {args.sheet}: the name must end in {', '.join(SHEET_SUFFIXES)}"
-            )
-        args.sheet = check_target(args.sheet, args.follow_links)
+        args.sheet = check_sheet(args.sheet, args.follow_links)
+
+
+def check_sheet(path: str, follow_links: bool = False) -> Path:
+    """Return where a contact sheet goes; raises `UsageError` for a name that no picture has."""
+    if Path(path).suffix.lower() not in SHEET_SUFFIXES:
+        raise UsageError(f"--sheet {path}: the name must end in {', '.join(SHEET_SUFFIXES)}")
+    return check_target(path, follow_links)
 
 
 def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
@@ -520,7 +554,7 @@ def _tell_summary(tally: _Tally, out: Path | None) -> None:
     if tally.interruption is not None:
         kept = "the results so far are written"
         if out is not None and not tally.is_written:
-            kept = f"{out} is as it was" if tally.keeps_out else f"{out} is not written"
+            kept = f"{out} is as it was" if out.exists() else f"{out} is not written"
         again = "; repeat the command to continue" if out else ""
         lines.append(f"interrupted after {images}; {kept}{again}")
     elif out is not None:

@@ -248,7 +248,7 @@ def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> P
         return _load_exported(path, device, batch_size)
     from mltr.weights.bundle import load_bundle
 
-    chosen = _choose_device(device)
+    chosen = choose_device(device)
     bundle = load_bundle(path, chosen)
     if not bundle.classes:
         raise MltrError(
@@ -262,14 +262,14 @@ def _load_exported(path: str | Path, device: str | None, batch_size: int) -> Pre
 
     network: Network
     if str(path).endswith(".pt2"):
-        network, config = load_program(path, _choose_device(device))
+        network, config = load_program(path, choose_device(device))
     else:
         network, config = load_onnx(path, device)
     return Predictor(
         network,
         tuple(config["classes"]),
         Preprocess.from_dict(config["preprocess"]),
-        _fill_thresholds(config["thresholds"], len(config["classes"])),
+        fill_thresholds(config["thresholds"], len(config["classes"])),
         batch_size,
         read_calibration(config),
         read_categories(config),
@@ -286,7 +286,7 @@ def as_predictor(
     from mltr.weights.bundle import TorchNetwork
 
     network = TorchNetwork(bundle.model, device or torch.device("cpu"))
-    thresholds = _fill_thresholds(bundle.thresholds, len(bundle.classes))
+    thresholds = fill_thresholds(bundle.thresholds, len(bundle.classes))
     return Predictor(
         network,
         bundle.classes,
@@ -299,14 +299,16 @@ def as_predictor(
     )
 
 
-def _fill_thresholds(own: Sequence[float] | None, num_classes: int) -> Floats:
+def fill_thresholds(own: Sequence[float] | None, num_classes: int) -> Floats:
+    """Return the thresholds [K] of a bundle's classes, or the default for each."""
     thresholds = np.full(num_classes, DEFAULT_THRESHOLD, np.float32)
     if own is not None:
         thresholds[:] = own
     return thresholds
 
 
-def _choose_device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """Return a device by name, or an accelerator if there is one; raises `UsageError`."""
     import torch
 
     if name is None:

@@ -35,7 +35,7 @@ from mltr.predict.label_studio import write_tasks
 from mltr.terminal import UNPRINTABLE, printable
 
 if TYPE_CHECKING:
-    from mltr.data.records import PackedImage
+    from mltr.data.records import ImageSource, PackedImage
     from mltr.gallery import Tile
     from mltr.predict.predictor import Prediction
 
@@ -45,6 +45,7 @@ OWN_COLUMNS = ("path", "labels", "probs", "error")
 CATEGORIES = "categories"  #: a column of our own behind these, of a network that has some
 SHEET_PICTURES = 60  #: a contact sheet shows the first so many images
 SHEET_LABELS = 12  #: and at most so many labels of each
+TILE_SIDE = 480  #: pixels that are kept of an image for a sheet
 ROW_GROUP = 1024  #: rows that go to Parquet at once
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 ERRORS_HEADER = ("path", "error")  #: by which a list of errors is known as ours
@@ -315,17 +316,28 @@ def _is_ours(path: Path) -> bool:
 
 def with_tiles(rows: Iterable[Row], tiles: list[Tile]) -> Iterator[Row]:
     """Keep small copies of the first images, for a contact sheet, as their rows pass by."""
+    for row in rows:
+        if row.probs is not None and len(tiles) < SHEET_PICTURES:
+            tile = make_tile(row.image, row.labels[:SHEET_LABELS], printable(Path(row.name).name))
+            tiles += [tile] if tile else []
+        yield row
+
+
+def make_tile(
+    image: ImageSource,
+    labels: Sequence[tuple[str, float]],
+    caption: str,
+    truth: Sequence[str] | None = None,
+) -> Tile | None:
+    """Return a small copy of an image for a contact sheet; None if it can't be read any more."""
     from mltr.data.images import open_image
     from mltr.gallery import Tile
 
-    for row in rows:
-        if row.probs is not None and len(tiles) < SHEET_PICTURES:
-            with contextlib.suppress(BrokenImage):  # it was there a moment ago
-                image = open_image(row.image)
-                image.thumbnail((480, 480))
-                caption = printable(Path(row.name).name)
-                tiles.append(Tile(image, row.labels[:SHEET_LABELS], caption=caption))
-        yield row
+    with contextlib.suppress(BrokenImage):
+        picture = open_image(image)
+        picture.thumbnail((TILE_SIDE, TILE_SIDE))
+        return Tile(picture, labels, truth, caption)
+    return None
 
 
 def write_sheet(path: str | Path, tiles: Sequence[Tile]) -> None:

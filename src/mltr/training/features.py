@@ -32,10 +32,10 @@ from mltr.errors import UsageError
 from mltr.files.cache import Cache
 from mltr.files.writing import write_json
 from mltr.machine.precision import autocast
-from mltr.network.backbones import TimmBackbone, to_maps
+from mltr.network.backbones import TimmBackbone
+from mltr.network.features import backbone_sum, compute_features, head_of
 from mltr.network.heads import AverageHead
 from mltr.network.model import MlTr
-from mltr.training.freeze import head_names, head_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class FeatureHead(nn.Module):
                 "choose another head, such as --model.head csra"
             )
         self.is_pooled = not own or isinstance(self.head, AverageHead)
-        self.weights = _weights_sum(network)
+        self.weights = backbone_sum(network)
         self._spared: set[str] = getattr(network, "no_weight_decay", set)() if own else set()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -94,35 +94,6 @@ class FeatureHead(nn.Module):
                 "the frozen backbone's weights are others than when this run began: give it the "
                 "same model.init, or start anew by --overwrite"
             )
-
-
-def _weights_sum(network: nn.Module) -> bytes:
-    """Return a hash of all weights but the head's, the same under any head."""
-    digest = hashlib.sha256()
-    head = head_names(network)
-    for key, tensor in network.state_dict().items():
-        if key not in head:
-            values = tensor.detach().cpu().contiguous()
-            digest.update(f"{key.removeprefix('backbone.')} {values.dtype}".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy())
-    return digest.digest()
-
-
-def compute_features(network: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Return the final map [B, H, W, C], if there is one, and the pooled vector [B, D].
-
-    The latter is what the network's own classifier sees, in float32.
-    """
-    backbone: Any = network.backbone if isinstance(network, TimmBackbone) else network
-    features = backbone.forward_features(images)
-    with torch.autocast(images.device.type, enabled=False):
-        if isinstance(network, MlTr):
-            return features, features.float().mean(dim=(1, 2))
-        try:
-            maps = to_maps(backbone, features)
-        except UsageError:
-            maps = None
-        return maps, backbone.forward_head(features.float(), pre_logits=True)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from mltr.errors import UsageError, counted
 from mltr.network.backbones import TimmBackbone
+from mltr.network.features import head_names
 from mltr.network.model import MlTr
 
 UNMATCHED = "mltr unmatched"  #: a name that no timm network has
@@ -30,21 +31,6 @@ def freeze(model: nn.Module, what: int | str, name: str) -> None:
     for key, parameter in model.named_parameters():
         if key in frozen:
             parameter.requires_grad_(False)
-
-
-def head_names(model: nn.Module) -> set[str]:
-    """Return which entries of a network's state are those of its head."""
-    heads = head_of(model)
-    starts = tuple(f"{key}." for key, module in model.named_modules() if module in heads)
-    return {key for key in model.state_dict() if key.startswith(starts)}
-
-
-def head_of(model: Any) -> tuple[nn.Module, ...]:
-    """Return the head of a network; of a timm network alone, the layers that classify."""
-    if isinstance(model, MlTr | TimmBackbone):
-        return (model.head,)
-    layers = model.get_classifier()
-    return tuple(layers) if isinstance(layers, tuple | list) else (layers,)
 
 
 def _first_stages(model: nn.Module, wanted: int, name: str) -> set[str]:

@@ -1,0 +1,72 @@
+"""What a network makes of images before its head, and what tells one backbone from another."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mltr.errors import UsageError
+from mltr.network.backbones import TimmBackbone, to_maps
+from mltr.network.model import MlTr
+
+
+def head_of(model: Any) -> tuple[nn.Module, ...]:
+    """Return the head of a network; of a timm network alone, the layers that classify."""
+    if isinstance(model, MlTr | TimmBackbone):
+        return (model.head,)
+    layers = model.get_classifier()
+    return tuple(layers) if isinstance(layers, tuple | list) else (layers,)
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """Return which entries of a network's state are those of its head."""
+    heads = head_of(model)
+    starts = tuple(f"{key}." for key, module in model.named_modules() if module in heads)
+    return {key for key in model.state_dict() if key.startswith(starts)}
+
+
+def backbone_sum(network: nn.Module) -> bytes:
+    """Return a hash of all weights but the head's, the same under any head."""
+    digest = hashlib.sha256()
+    head = head_names(network)
+    for key, tensor in network.state_dict().items():
+        if key not in head:
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{key.removeprefix('backbone.')} {values.dtype}".encode())
+            digest.update(values.flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def compute_features(network: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return the final map [B, H, W, C], if there is one, and the pooled vector [B, D].
+
+    The latter is what the network's own classifier sees, in float32.
+    """
+    return _pool(network, _backbone(network).forward_features(images))
+
+
+def features_and_logits(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pooled vector [B, D] and the logits [B, K], by one pass through the backbone."""
+    features = _backbone(network).forward_features(images)
+    maps, pooled = _pool(network, features)
+    own = maps if isinstance(network, TimmBackbone) else features
+    return pooled, network.forward_head(own)
+
+
+def _backbone(network: Any) -> Any:
+    return network.backbone if isinstance(network, TimmBackbone) else network
+
+
+def _pool(network: nn.Module, features: Tensor) -> tuple[Tensor | None, Tensor]:
+    with torch.autocast(features.device.type, enabled=False):
+        if isinstance(network, MlTr):
+            return features, features.float().mean(dim=(1, 2))
+        backbone = _backbone(network)
+        try:
+            maps = to_maps(backbone, features)
+        except UsageError:
+            maps = None
+        return maps, backbone.forward_head(features.float(), pre_logits=True)
