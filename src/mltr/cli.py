@@ -83,6 +83,7 @@ COMMANDS = {
         "find labels that are likely missing or wrong, and duplicate pictures",
         True,
     ),
+    "next": Command("mltr.diagnosis.next_labels", "choose the photos to label next"),
     "predict": Command(
         "mltr.predict.command", "predict labels for photos", next="mltr serve {bundle}"
     ),
