@@ -174,7 +174,7 @@ def test_what_cant_be_is_told_in_a_line(
     (tmp_path / "own.csv").write_text(f"path,sea,sunset\n{own},1,0\n")
     (tmp_path / "gone.csv").write_text(f"path,sea,sunset\n{pool / 'copy.png'},1,0\ngone.png,1,0\n")
     (tmp_path / "typo.csv").write_text(f"path,see,sunset\n{pool / 'copy.png'},1,0\n")
-    (tmp_path / "odd.csv").write_text(f"path,sea,sunset\n{pool / 'copy.png'},yes,0\n")
+    (tmp_path / "odd.csv").write_text(f"path,sea,sunset\n{pool / 'copy.png'},perhaps,0\n")
     (tmp_path / "bare.csv").write_text(f"path,sea,sunset\n{pool / 'copy.png'},,\n")
     answers = ["next", run, "--out", out, "--answers"]
     for words, message in (
@@ -188,7 +188,7 @@ def test_what_cant_be_is_told_in_a_line(
         ([*answers, str(tmp_path / "own.csv")], "the run has labels of"),
         ([*answers, str(tmp_path / "gone.csv")], "no such photo: gone.png"),
         ([*answers, str(tmp_path / "typo.csv")], "did you mean 'sea'"),
-        ([*answers, str(tmp_path / "odd.csv")], "'yes'"),
+        ([*answers, str(tmp_path / "odd.csv")], "perhaps"),
         ([*answers, str(tmp_path / "bare.csv")], "no photo has an answer"),
     ):
         assert main(words) in (1, 2), words
