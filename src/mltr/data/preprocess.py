@@ -28,6 +28,8 @@ CROP_PCT = 0.875  #: of weights that don't say; timm's default
 LONGEST = 32  #: how many times longer than wide a picture may be to be resized whole
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+#: Side of a tile as a share of the image's: overlapping tiles cut fewer objects in two.
+TILE = 0.6
 LARGEST_SIDE = 16384  #: pixels, of what a network sees
 LARGEST_PADDED = math.isqrt(MAX_PIXELS)  #: pixels on a side, of an image with its borders
 
@@ -143,7 +145,7 @@ class Preprocess:
         return self.resize(*self.open(source))
 
     def open(
-        self, source: ImageSource | str, max_pixels: int = MAX_PIXELS
+        self, source: ImageSource | str, max_pixels: int = MAX_PIXELS, tiles: bool = False
     ) -> tuple[Image.Image, Region | None]:
         """Open an image file for `resize`; raises `BrokenImage`.
 
@@ -153,7 +155,24 @@ class Preprocess:
         """
         if self.crop_pct or self.padding is not None:
             return open_image(source, max_pixels), None
-        return open_reduced(source, self.base_size or self.image_size, max_pixels=max_pixels)
+        side = self.base_size or self.image_size
+        enlarged = math.ceil(side / TILE) if tiles else side
+        return open_reduced(source, enlarged, max_pixels=max_pixels)
+
+    def tile(self, image: Image.Image, place: Region | None = None) -> Pixels:
+        """Return uint8 [5, S, S, 3]: the whole image, and its four corners, a `TILE` of it each.
+
+        Like `resize` for an image opened with `tiles`.
+        """
+        left, top, right, bottom = place or (0, 0, *image.size)
+        wide, high = TILE * (right - left), TILE * (bottom - top)
+        looks = [self.resize(image, place)]
+        for y in (top, bottom - high):
+            for x in (left, right - wide):
+                end_x, end_y = min(x + wide, image.width), min(y + high, image.height)
+                edges = math.floor(x), math.floor(y), math.ceil(end_x), math.ceil(end_y)
+                looks.append(self.resize(image.crop(edges)))
+        return np.stack(looks)
 
     def resize(self, image: Image.Image | Pixels, place: Region | None = None) -> Pixels:
         """Return uint8 [S, S, 3] for an RGB image of any size, or for a place in it (pixels)."""

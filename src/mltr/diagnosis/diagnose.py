@@ -22,6 +22,7 @@ from mltr.diagnosis.bottlenecks import BUCKETS, COCO_EDGES, Company, Estimate, S
 from mltr.diagnosis.problems import SHOWN, describe_problems, percent
 from mltr.errors import MltrError, UsageError, counted
 from mltr.evaluation.open_run import SPLITS, OpenRun, open_scored, scores_of
+from mltr.predict.views import HELP, parse_views
 from mltr.terminal import printable
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=500,
         help="bootstrap resamples of the images (default: 500)",
     )
+    parser.add_argument("--views", metavar="VIEW,...", help=HELP)
     parser.add_argument("--seed", type=int, default=0, help="seed of the resamples (default: 0)")
     parser.add_argument(
         "--out", metavar="FOLDER", help="folder for the confusion matrix and pictures of errors"
@@ -78,7 +80,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.resamples < 20:
         raise UsageError(f"--resamples {args.resamples}: an interval needs at least 20")
     console = Console(quiet=args.json == "-")
-    subjects = [Subject.open(folder, args.split, overrides) for folder in args.runs]
+    views = parse_views(args.views)
+    subjects = [Subject.open(folder, args.split, overrides, views) for folder in args.runs]
     if len(subjects) == 2:
         figures = compare(subjects[0], subjects[1], args.resamples, args.seed)
         _print_comparison(console, args.runs, figures)
@@ -110,10 +113,16 @@ class Subject:
         self.company = measures.measure_company(train_targets)
 
     @classmethod
-    def open(cls, folder: str, split: str, overrides: Sequence[str] = ()) -> Subject:
+    def open(
+        cls,
+        folder: str,
+        split: str,
+        overrides: Sequence[str] = (),
+        views: tuple[str, ...] = (),
+    ) -> Subject:
         """Open a run and its scores of a split; raises `MltrError` as `of` does."""
         opened = open_scored(folder, overrides)
-        return cls.of(opened, scores_of(folder, split, overrides), split)
+        return cls.of(opened, scores_of(folder, split, overrides, views=views), split)
 
     @classmethod
     def of(cls, opened: OpenRun, predictions: Predictions, split: str) -> Subject:

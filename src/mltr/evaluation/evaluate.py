@@ -11,6 +11,7 @@ import numpy as np
 
 from mltr import metrics
 from mltr.errors import UsageError, counted
+from mltr.predict.views import HELP, parse_views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="minimum probability of a predicted label (default: 0.5)",
     )
+    parser.add_argument("--views", metavar="VIEW,...", help=HELP)
     parser.add_argument(
         "--out",
         metavar="FOLDER",
@@ -71,11 +73,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 
     if not 0 <= args.threshold <= 1:
         raise UsageError(f"--threshold {args.threshold:g} must lie in 0..1")
-    predictions = scores_of(args.run, args.split, overrides, args.rerun)
+    views = parse_views(args.views)
+    predictions = scores_of(args.run, args.split, overrides, args.rerun, views)
     figures = report(predictions, args.threshold, thresholds_of(args.run, predictions.classes))
     if args.json != "-":
         print_report(figures, f"{Path(args.run).name}, {args.split}")
-    is_own = not any(option.startswith("--data.") for option in overrides)
+    is_own = not views and not any(option.startswith("--data.") for option in overrides)
     if args.out or is_own:  # don't replace the curves of the run's own images
         pictures = save_curves(Path(args.out or args.run), predictions, args.split)
         if args.json != "-":

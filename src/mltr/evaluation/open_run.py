@@ -16,6 +16,7 @@ from mltr.data.sources import open_splits
 from mltr.errors import MltrError
 from mltr.evaluation.open_tagger import OpenTagger, open_tagger
 from mltr.evaluation.predictions import Predictions, calibrated, load_predictions, predict_split
+from mltr.predict.predictor import as_predictor
 from mltr.runs.folder import PREDICTIONS_FILE
 from mltr.weights.bundle import Bundle, load_bundle, read_config
 from mltr.weights.metadata import CONFIG_FILE, SOFTMAX, read_calibration
@@ -41,9 +42,16 @@ class OpenRun:
         chosen: Split = getattr(self.splits, name)
         return chosen
 
-    def score(self, name: str) -> Predictions:
-        """Score a split with the network; calibrated if the bundle is."""
-        return self.predict(self.split(name))
+    def score(self, name: str, views: tuple[str, ...] = ()) -> Predictions:
+        """Score a split with the network; calibrated if the bundle is.
+
+        With `views`, these are the probabilities of `mltr predict --views`.
+        """
+        if not views:
+            return self.predict(self.split(name))
+        columns = tuple(range(len(self.bundle.classes)))
+        same = OpenTagger(self.path, as_predictor(self.bundle), self.splits, columns)
+        return same.score(name, views)
 
     def score_uncalibrated(self, name: str) -> Predictions:
         """Score a split with the plain sigmoid or softmax, as in saved predictions."""
@@ -146,11 +154,15 @@ def thresholds_of(folder: str | Path, classes: Sequence[str]) -> tuple[float, ..
 
 
 def scores_of(
-    folder: str | Path, split: str = "test", overrides: Sequence[str] = (), rerun: bool = False
+    folder: str | Path,
+    split: str = "test",
+    overrides: Sequence[str] = (),
+    rerun: bool = False,
+    views: tuple[str, ...] = (),
 ) -> Predictions:
     """Return a run's scores of a split, calibrated if its bundle is.
 
-    For the test images these are the saved ones, unless there are `overrides` or `rerun` is set.
+    For the test images these are the saved ones, unless `overrides`, `rerun` or `views` are set.
     The file holds uncalibrated scores. Raises `MltrError` as `open_judged` and `load_predictions`
     do.
     """
@@ -158,8 +170,8 @@ def scores_of(
     if not path.is_dir():
         raise MltrError(f"{path}: no such run folder")
     saved = path / PREDICTIONS_FILE
-    if overrides or rerun or split != "test" or not saved.is_file():
-        return open_judged(path, overrides).score(split)
+    if overrides or rerun or views or split != "test" or not saved.is_file():
+        return open_judged(path, overrides).score(split, views)
     predictions = load_predictions(saved)
     if not (path / CONFIG_FILE).is_file():  # predictions without a network
         return predictions

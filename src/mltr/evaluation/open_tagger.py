@@ -43,9 +43,9 @@ class OpenTagger:
         chosen: Split = getattr(self.splits, name)
         return chosen
 
-    def score(self, name: str) -> Predictions:
+    def score(self, name: str, views: tuple[str, ...] = ()) -> Predictions:
         """Score a split with the network, with the probabilities of `mltr predict`."""
-        return self._score(self.split(name), self.predictor)
+        return self._score(self.split(name), replace(self.predictor, views=views))
 
     def score_uncalibrated(self, name: str) -> Predictions:
         """Score a split with the plain sigmoid or softmax of the logits."""
@@ -61,7 +61,7 @@ class OpenTagger:
         places = predict_paths(
             predictor,
             range(len(records)),
-            read=lambda n: predictor.preprocess.read(records[n].image),
+            read=lambda n: predictor.look(records[n].image),
         )
         for number, found in places:
             if isinstance(found, BrokenImage):

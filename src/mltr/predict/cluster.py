@@ -121,11 +121,17 @@ def locate(bundle: str | Path) -> str:
 
 
 def load_same(
-    bundle: str, fingerprint: str, device: str | None, threads: int, batch_size: int = 32
+    bundle: str,
+    fingerprint: str,
+    device: str | None,
+    threads: int,
+    batch_size: int = 32,
+    views: tuple[str, ...] = (),
 ) -> Predictor:
     """Load a bundle in a process of the cluster; raises `MltrError` if it is another one there."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch or onnxruntime is imported
     predictor = load(bundle, device, batch_size)
+    predictor.views = views
     if predictor.fingerprint != fingerprint:
         raise MltrError(f"{bundle} has changed since the command started: run it again")
     return predictor

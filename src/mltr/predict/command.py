@@ -52,6 +52,7 @@ from mltr.predict.sidecars import (
     with_sidecars,
 )
 from mltr.predict.thresholds import parse_thresholds, set_thresholds
+from mltr.predict.views import HELP, parse_views
 
 if TYPE_CHECKING:
     from mltr.data.records import PackedImage
@@ -138,6 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="the K best labels, whatever their probability unless --threshold is given",
     )
+    add("--views", metavar="VIEW,...", help=HELP)
     for name, what in (("--only", "only these classes"), ("--exclude", "all classes except these")):
         add(name, action="append", default=[], metavar="CLASS,...", help=what)
     add(
@@ -220,6 +222,7 @@ def run_by(
         survey = Survey(inputs)
         survey.check(SURVEY_WAIT_S)
         predictor = load_network(args.bundle, args.device, args.batch_size)
+        predictor.views = parse_views(args.views)
         survey.check(0)
         if args.engine == "local":
             return tag(predictor, inputs, survey, args, write=write)
@@ -310,6 +313,7 @@ def _vocabulary(predictor: Predictor, chosen: Sequence[int], model: str) -> Voca
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.threshold is not None:
         parse_thresholds(args.threshold)
+    parse_views(args.views)
     for name in ("top", "batch_size", "workers", "replicas"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -527,7 +531,7 @@ class _Source:
     def _read(self, image: _Image) -> Opened:
         """Open an image, or return what is known of it; None if there is nothing to do."""
         is_known, found = self._look_up(image)
-        return found if is_known else self.predictor.read(image.source)
+        return found if is_known else self.predictor.look(image.source)
 
     def _look_up(self, image: _Image) -> tuple[bool, Found]:
         """Tell whether an image needs no network, and what is known of it, if anything."""

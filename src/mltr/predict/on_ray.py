@@ -67,7 +67,7 @@ class Tagger:
         def read(number: int) -> Pixels:
             if self._notes:
                 stamps[number] = stamp_of(images[number])
-            return self._predictor.read(images[number])
+            return self._predictor.look(images[number])
 
         found = predict_paths(self._predictor, range(len(images)), self._workers, read=read)
         return [_answer(one, stamps.get(number)) for number, one in found]
@@ -150,7 +150,14 @@ def on_cluster(
         kind = ray.remote(Tagger).options(
             **part.resources, max_concurrency=SLOTS, max_restarts=-1, max_task_retries=MAX_RETRIES
         )
-        own = (locate(bundle), predictor.fingerprint, device, part.threads, predictor.batch_size)
+        own = (
+            locate(bundle),
+            predictor.fingerprint,
+            device,
+            part.threads,
+            predictor.batch_size,
+            predictor.views,
+        )
         taggers = [kind.remote(str(Path.cwd()), workers, notes, *own) for _ in range(part.count)]
         cluster = Cluster(ray, taggers, BATCHES * predictor.batch_size)
         starting = [tagger.is_ready.remote() for tagger in taggers]

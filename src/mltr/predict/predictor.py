@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.data.hierarchy import ancestors
+from mltr.data.images import MAX_PIXELS
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.predict.views import MIRROR, TILES
 from mltr.weights.metadata import (
     Calibration,
     holds_onnx,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
+    from mltr.data.images import Region
+    from mltr.data.records import ImageSource
     from mltr.weights.bundle import Bundle, TorchNetwork
 
 Floats = NDArray[np.float32]
@@ -118,6 +122,7 @@ class Predictor:
     calibration: Calibration | None = None  #: how logits become probabilities; None: sigmoid
     categories: tuple[str, ...] | None = None  #: K names of kinds of classes, if they have any
     hierarchy: Mapping[str, str] = field(default_factory=dict)  #: the parent of each child, by name
+    views: tuple[str, ...] = ()  #: of `VIEWS`, whose probabilities are averaged with the plain ones
 
     @overload
     def __call__(self, images: list[Any]) -> list[Prediction]: ...
@@ -128,7 +133,7 @@ class Predictor:
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
         """Predict for one image or a list; raises `BrokenImage` for one that can't be read."""
         if not isinstance(images, list | tuple):
-            return self.predict_batch(self.read(images)[None])[0]
+            return self.predict_batch(self.look(images)[None])[0]
         predictions = []
         for number, (_, found) in enumerate(predict_paths(self, images), start=1):
             if isinstance(found, BrokenImage):
@@ -148,6 +153,8 @@ class Predictor:
         )
         if self.hierarchy:
             parts += (dict(self.hierarchy),)
+        if self.views:
+            parts += (self.views,)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
@@ -169,9 +176,22 @@ class Predictor:
         return cast("TorchNetwork", self.network)
 
     def predict_batch(self, pixels: Pixels) -> list[Prediction]:
-        """Return a prediction for each of the images uint8 [B, S, S, 3]."""
-        probs = to_probs(self.logits(pixels), self.calibration)
-        return [self.to_prediction(row) for row in probs]
+        """Return a prediction for each of the images uint8 [B, S, S, 3].
+
+        Of tiles, [B, 5, S, S, 3], and mirrored views the probabilities are averaged.
+        """
+        if not self.views:
+            probs = to_probs(self.logits(pixels), self.calibration)
+            return [self.to_prediction(row) for row in probs]
+        looks = pixels.reshape(-1, *pixels.shape[-3:])
+        per_image = len(looks) // len(pixels)
+        if MIRROR in self.views:
+            looks = np.concatenate([looks, looks[:, :, ::-1]])
+        starts = range(0, len(looks), self.batch_size)
+        logits = [self.logits(looks[start : start + self.batch_size]) for start in starts]
+        probs = to_probs(np.concatenate(logits), self.calibration)
+        probs = probs.reshape(-1, len(pixels), per_image, probs.shape[-1])
+        return [self.to_prediction(row) for row in probs.mean(axis=(0, 2))]
 
     def logits(self, pixels: Pixels) -> Floats:
         """Return the logits of images uint8 [B, S, S, 3]: float32 [B, K]."""
@@ -193,8 +213,24 @@ class Predictor:
     def _ancestors(self) -> tuple[tuple[int, ...], ...]:
         return ancestors(self.classes, self.hierarchy)
 
+    def look(self, source: Any) -> Pixels:
+        """Return what `predict_batch` needs of one image; raises `BrokenImage`."""
+        opened = self.open(source) if _is_file(source) else (to_image(source), None)
+        return self.resize(*opened)
+
+    def open(
+        self, source: ImageSource | str, max_pixels: int = MAX_PIXELS
+    ) -> tuple[Image.Image, Region | None]:
+        """Open an image file for `resize`; raises `BrokenImage`."""
+        return self.preprocess.open(source, max_pixels, TILES in self.views)
+
+    def resize(self, image: Image.Image, place: Region | None = None) -> Pixels:
+        """Return uint8 [S, S, 3] of an image, or [5, S, S, 3] if tiles are among the views."""
+        way = self.preprocess.tile if TILES in self.views else self.preprocess.resize
+        return way(image, place)
+
     def read(self, source: Any) -> Pixels:
-        """Open and resize one image to uint8 [S, S, 3]; raises `BrokenImage`."""
+        """Open and resize one image to uint8 [S, S, 3], without views; raises `BrokenImage`."""
         if _is_file(source):
             return self.preprocess.read(source)
         return self.preprocess.resize(to_image(source))
@@ -337,13 +373,13 @@ def predict_paths(
 
     Threads open images while the network processes the batch before, and the caller the one before
     that; at most three batches are held at a time, however many images there are. `read` replaces
-    `predictor.read` and runs in threads; if it returns an existing result or None instead of
+    `predictor.look` and runs in threads; if it returns an existing result or None instead of
     pixels, that is passed through.
     """
     size = batch_size or predictor.batch_size
     readers = ThreadPoolExecutor(workers or min(8, _usable_cores()))
     runner = ThreadPoolExecutor(1)
-    opened = _read_ahead(readers, read or predictor.read, iter(paths), size)
+    opened = _read_ahead(readers, read or predictor.look, iter(paths), size)
     running = None
     try:
         for batch in _batches(opened, size):

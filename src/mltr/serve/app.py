@@ -307,9 +307,8 @@ class _Service:
         return _checked(open_image(data, max_pixels=self._decoder.max_pixels))
 
     def _read(self, data: bytes) -> Pixels:
-        preprocess = self._predictor.preprocess
-        picture, place = preprocess.open(data, self._decoder.max_pixels)
-        return preprocess.resize(_checked(picture), place)
+        picture, place = self._predictor.open(data, self._decoder.max_pixels)
+        return self._predictor.resize(_checked(picture), place)
 
     # -- state ---------------------------------------------------------------------------------
 

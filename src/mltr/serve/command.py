@@ -20,6 +20,7 @@ import numpy as np
 
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import to_json, write_json
+from mltr.predict.views import HELP, parse_views
 from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
 
 HOST = "127.0.0.1"  #: reachable only from this machine
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="replicas of the network with --engine ray (default: 1)",
     )
+    add("--views", metavar="VIEW,...", help=HELP)
     for limit in limits():
         add(
             f"--{limit.name.replace('_', '-')}",
@@ -103,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         hosts=tuple(args.allow_host),
         **{limit.name: getattr(args, limit.name) for limit in limits()},
     )
-    serve(args.bundle, settings, args.host, args.port, args.device, args.json, replicas=replicas)
+    places = args.host, args.port, args.device, args.json
+    serve(args.bundle, settings, *places, replicas=replicas, views=parse_views(args.views))
     return 0
 
 
@@ -116,6 +119,7 @@ def serve(
     json_file: str | None = None,
     quiet: bool = False,
     replicas: int = 0,
+    views: tuple[str, ...] = (),
 ) -> None:
     """Load a bundle and serve it until Ctrl-C or SIGTERM; accepted requests are then finished.
 
@@ -144,6 +148,7 @@ def serve(
         else:
             predictor = load(bundle, device)
             _share_cores(settings.network_threads)
+        predictor.views = views
         side = predictor.preprocess.image_size
         predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # fail before serving
         if not settings.keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
