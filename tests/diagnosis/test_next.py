@@ -139,6 +139,27 @@ def test_the_table_is_filled_and_the_answers_train(
     assert len(read(again)) <= 2
 
 
+def test_an_export_of_label_studio_joins_the_run(
+    small_run: Path, pool: Path, tmp_path: Path
+) -> None:
+    out, export, labels = (tmp_path / name for name in ("next.csv", "export.json", "labels.csv"))
+    assert main(["next", str(small_run), str(pool), "--out", str(out)]) == 0
+    tasks = json.loads((tmp_path / "next.label-studio.json").read_text())
+    for number, task in enumerate(tasks):
+        del task["predictions"]
+        choices = {"from_name": "labels", "to_name": "image", "type": "choices"}
+        given = choices | {"value": {"choices": [["sunset"], ["sea", "sunset"]][number % 2]}}
+        task["annotations"] = [{"result": [given]}] if number else []
+    export.write_text(json.dumps(tasks))
+    command = ["next", str(small_run), str(pool), "--answers", str(export), "--out", str(labels)]
+    assert main(command) == 0
+    found = {row["path"]: (row["sea"], row["sunset"]) for row in read(labels)}
+    rows = read(out)
+    assert rows[0]["path"] not in found
+    for number, row in enumerate(rows[1:], start=1):
+        assert found[row["path"]] == ("01"[number % 2], "1")
+
+
 def test_an_interrupted_choice_continues(
     small_run: Path, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -184,7 +205,7 @@ def test_what_cant_be_is_told_in_a_line(
         (["next", run, str(pool), "--out", out, "--count", "0"], "at least 1"),
         (["next", run, str(own), "--out", out], "has no labels yet"),
         (["next", str(tmp_path), str(pool), "--out", out], "model.safetensors"),
-        ([*answers, str(tmp_path / "none.csv")], "no such table"),
+        ([*answers, str(tmp_path / "none.csv")], "no such table or export"),
         ([*answers, str(tmp_path / "own.csv")], "the run has labels of"),
         ([*answers, str(tmp_path / "gone.csv")], "no such photo: gone.png"),
         ([*answers, str(tmp_path / "typo.csv")], "did you mean 'sea'"),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import write_image
 from PIL import Image
 from predicting import CLASSES
 
@@ -35,6 +34,12 @@ def predictor(*views: str, **preprocess: object) -> Predictor:
     return Predictor(LeftAndRight(), CLASSES, own, thresholds, 2, views=views)
 
 
+def ramp(width: int, height: int) -> Image.Image:
+    """Draw a picture that is lighter at the right and darker at the bottom."""
+    pixels = np.linspace(0, 255, width)[None, :] * np.linspace(1, 0.2, height)[:, None]
+    return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+
+
 def crops(image: Image.Image) -> list[Image.Image]:
     """Cut a picture by hand: the whole of it, and its four corners."""
     width, height = image.size
@@ -46,20 +51,16 @@ def crops(image: Image.Image) -> list[Image.Image]:
 
 @pytest.mark.parametrize("crop_pct", [0.0, 0.9])
 @pytest.mark.parametrize("views", [("mirror",), ("tiles",), ("mirror", "tiles")])
-def test_probabilities_are_those_of_a_naive_mean(
-    tmp_path: Path, views: tuple[str, ...], crop_pct: float
-) -> None:
-    images = [
-        Image.open(write_image(tmp_path / f"{n}.png", (60, 40 + 10 * n), seed=n)) for n in range(3)
-    ]
+def test_probabilities_are_those_of_a_naive_mean(views: tuple[str, ...], crop_pct: float) -> None:
+    images = [ramp(60, 40 + 10 * number) for number in range(3)]
     for image, found in zip(images, predictor(*views, crop_pct=crop_pct)(images), strict=True):
         looks = crops(image) if "tiles" in views else [image]
         if "mirror" in views:
             looks += [look.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for look in looks]
         plain = predictor(crop_pct=crop_pct)
         expected = np.mean([plain(look).probs for look in looks], axis=0)
-        assert np.allclose(found.probs, expected, atol=2e-3)
-        assert not np.allclose(found.probs, plain(image).probs, atol=1e-4)
+        assert np.allclose(found.probs, expected, atol=5e-3)  # a crop of an even size is off by one
+        assert not np.allclose(found.probs, plain(image).probs, atol=5e-3)
 
 
 def test_views_are_named_in_any_order_and_known_by_the_journal() -> None:

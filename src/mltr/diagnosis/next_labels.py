@@ -208,10 +208,15 @@ def _add_answers(args: argparse.Namespace) -> int:
 
 def _read_answers(path: Path, folders: Sequence[str], splits: Splits) -> list[Record]:
     """Return the photos of a filled table or an export; those without any answer are left out."""
+    from mltr.data.detect import detect_format
+    from mltr.data.label_studio import read_label_studio
     from mltr.data.records import same_image
     from mltr.data.table import read_csv
 
-    found = read_csv(path, folders[0] if folders else "", splits.train.classes)
+    if not path.is_file():
+        raise MltrError(f"{path}: no such table or export")
+    read = read_label_studio if detect_format(path) == "label_studio" else read_csv
+    found = read(path, folders[0] if folders else "", splits.train.classes)
     if missing := found.missing():
         raise MltrError(f"{path}: no such photo: {missing[0].name}")
     known = {same_image(record) for split in splits for record in split}
