@@ -243,7 +243,19 @@ def test_which_table(photos: Path, capsys) -> None:
     assert counts(describe(photos, "--data.labels=tags.tsv")) == RIGHT
     assert counts(describe(photos / "tags.tsv")) == RIGHT
     (photos / "labels.xlsx").write_bytes(b"PK")
-    assert "save it as CSV" in refusal(photos / "labels.xlsx", capsys)
+    assert "labels.xlsx: save it as CSV" in refusal(photos / "labels.xlsx", capsys)
+    for name in ("results.csv", "tags.tsv"):
+        (photos / name).unlink()
+    assert "labels.xlsx: save it as CSV" in refusal(photos, capsys)
+
+
+def test_a_photo_in_the_tables_of_two_splits(photos: Path, capsys) -> None:
+    rows = [f"{name},{'|'.join(own)}" for name, own in ROWS]
+    write_rows(photos, "path,tags", rows[:9], "train.csv")
+    write_rows(photos, "path,tags", rows[9:], "test.csv")
+    assert counts(describe(photos)) == RIGHT
+    write_rows(photos, "path,tags", rows[8:], "test.csv")
+    assert "p8.jpg: this photo is listed twice, for " in refusal(photos, capsys)
 
 
 def test_cp1252_of_a_german_excel(photos: Path) -> None:

@@ -61,7 +61,9 @@ def read_coco_file(
 def is_coco(head: str) -> bool:
     """Whether a file may have COCO's annotations, by its first characters."""
     keys = ('"images"', '"annotations"', '"categories"')
-    return head.lstrip("\ufeff \r\n\t").startswith("{") and any(key in head for key in keys)
+    is_object = head.lstrip("\ufeff \r\n\t").startswith("{")
+    is_report = '"understood"' in head  # by `mltr data --json`, which has such keys further in
+    return is_object and not is_report and any(key in head for key in keys)
 
 
 def _annotation_file(root: Path, split: str, year: str) -> Path:

@@ -59,6 +59,9 @@ def detect_format(root: str | Path, ignore: Sequence[str] = ()) -> str:
         return "table"
     if found := _detect_by_photos(root, ignore):
         return found
+    for path in sorted(root.iterdir()):
+        if path.suffix.lower() in SPREADSHEETS:
+            raise UsageError(f"{path}: save it as CSV, which any spreadsheet program can")
     raise UsageError(
         f"{root}: unknown format. Looked for annotations/instances_*.json (COCO), VOC2007 or "
         "VOC2012, Concepts81.txt (NUS-WIDE), an export of Label Studio, a .csv or .parquet table, "

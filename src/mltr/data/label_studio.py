@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections import defaultdict
@@ -13,6 +11,7 @@ from typing import Any
 
 from mltr.data.labelled import LabelledPhoto, PhotoIndex, to_splits
 from mltr.data.records import Split
+from mltr.data.sheet import read_sheet
 from mltr.data.understood import Understood
 from mltr.errors import MltrError
 from mltr.files.text import read_text
@@ -42,7 +41,7 @@ def is_export(head: str) -> bool:
     """Whether a file is an export, by its first characters."""
     if head.lstrip("\ufeff \r\n\t").startswith("["):
         return any(f'"{key}"' in head for key in ("annotations", "completions", *MARKS))
-    header = re.split(r"[,\t]", head.partition("\n")[0].strip().replace('"', ""))
+    header = re.split(r"[,;\t]", head.partition("\n")[0].strip().replace('"', ""))
     return all(mark in header for mark in MARKS)
 
 
@@ -147,13 +146,10 @@ def _is_table(path: Path) -> bool:
 
 
 def _rows_of_table(path: Path) -> Iterator[tuple[str, set[str] | None]]:
+    sheet = read_sheet(path)
     try:
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        text = io.StringIO(read_text(path), newline="")
-        for row in csv.DictReader(text, delimiter=separator):
-            yield _row({key: _cell(value) for key, value in row.items()})
-    except csv.Error as error:
-        raise MltrError(f"{path}: not a CSV ({error})") from error
+        for row in range(len(sheet)):
+            yield _row({column.name: _cell(column[row]) for column in sheet.columns})
     except WRONG as error:
         raise MltrError(_told_wrong(path, error)) from error
 
@@ -163,7 +159,7 @@ def _told_wrong(path: Path, error: Exception) -> str:
     return f"{path}: not as Label Studio exports it{reason}; export it again"
 
 
-def _cell(text: str | None) -> Any:
+def _cell(text: str) -> Any:
     """Return what a cell holds: JSON where there are several labels or regions, else a text."""
     if text and text[0] in "[{":
         try:

@@ -142,6 +142,8 @@ class PackedPhotos:
         """Whether there is a photo of that name."""
         return text in self._images
 
+    is_there = is_photo
+
     def names_of(self, sheet: Sheet, column: TableColumn) -> list[str]:
         """Return the name of the photo in each row."""
         return self.names

@@ -71,6 +71,10 @@ class PhotoFinder:
             )
         return [names[code] for code in column.codes]
 
+    def is_there(self, name: str) -> bool:
+        """Whether there is a file of a name that `names_of` has returned."""
+        return self._is_file(name)
+
     def path_of(self, name: str) -> Path:
         """Return the file of a photo."""
         return self.folder / name

@@ -72,6 +72,7 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     splits = OPENERS[form](Path(config.root), config)
     if form != "shards":
         unify_classes(splits, config.merge_case, config.root)
+        _check_parts(splits)
     if form in ("coco", "yolo"):
         leave_out_unannotated(splits, known)
     _drop_missing(splits, config.max_broken)
@@ -479,6 +480,19 @@ def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 def _named(split: Split, name: str) -> Split:
     split.name = name
     return split
+
+
+def _check_parts(splits: Splits) -> None:
+    """Raise `MltrError` for an image file that is in two splits."""
+    seen: dict[Path, Split] = {}
+    for split in splits:
+        own = {record.image: record.name for record in split if isinstance(record.image, Path)}
+        for path in own.keys() & seen.keys():
+            raise MltrError(
+                f"{path}: this photo is listed twice, for {seen[path].name} and for {split.name}; "
+                "leave out one of them"
+            )
+        seen |= dict.fromkeys(own, split)
 
 
 def _drop_missing(splits: Splits, max_share: float) -> None:

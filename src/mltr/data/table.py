@@ -74,11 +74,11 @@ def read_table(
         Record(finder.path_of(names[row]), names[row], labelled.rows[row]) for row in merged.rows
     ]
     split = Split(labelled.classes, records, "", merged.notes, _understood(sheet, roles, labelled))
-    missing = split.missing()
+    missing = [record.name for record in records if not finder.is_there(record.name)]
     if len(missing) == len(records):
         raise MltrError(
             f"{path}: none of its {len(records)} images is in {finder.folder}, e.g. "
-            f"{missing[0].name!r}; set data.images to their folder"
+            f"{missing[0]!r}; set data.images to their folder"
         )
     split.notes["missing_files"] = len(missing)
     return split, [parts[row] for row in merged.rows] if parts else []
