@@ -405,7 +405,13 @@ def test_categories_in_tables_and_thresholds_by_category(
     assert main([*command, str(tmp_path / "t.parquet"), "--threshold", "0"]) == 0
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
     assert all(len(row["categories"]) == len(row["labels"]) == 6 for row in table)
+    words = ["--threshold", "0", "--only", "category:rating,sea", "--exclude", "explicit"]
+    assert main([*command, str(tmp_path / "some.jsonl"), *words]) == 0
+    for line in (tmp_path / "some.jsonl").read_text().splitlines():
+        assert set(json.loads(line)["labels"]) == {"safe", "sea"}
     capsys.readouterr()
+    assert main([*command, "-", "--format", "jsonl", "--only", "category:ratings"]) == 2
+    assert "did you mean 'category:rating'?" in capsys.readouterr().err
     assert main([*command, "-", "--format", "jsonl", "--threshold", "charcter=1"]) == 2
     assert "did you mean 'character'?" in capsys.readouterr().err
 

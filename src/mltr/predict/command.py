@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -72,6 +72,7 @@ FORMATS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+CATEGORY = "category:"  #: before the name of one, where names of classes stand too
 TOOLS = ("fiftyone", "label-studio")  #: formats that --format alone chooses
 TOLD_ERRORS = 20  #: images that can't be read are named up to so many
 SURVEY_WAIT_S = 2.0  #: for the number of images, before the first is read
@@ -141,6 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--views", metavar="VIEW,...", help=HELP)
     for name, what in (("--only", "only these classes"), ("--exclude", "all classes except these")):
+        what += "; category:NAME means all of that category"
         add(name, action="append", default=[], metavar="CLASS,...", help=what)
     add(
         "--engine",
@@ -255,7 +257,7 @@ def tag(
     """Predict for all inputs with a network that is loaded, here or on a cluster; see `run`."""
     out, form = _choose_output(args)
     kinds = _choose_sidecars(args)
-    chosen = choose_classes(predictor.classes, args.only, args.exclude)
+    chosen = choose_classes(predictor.classes, args.only, args.exclude, predictor.categories)
     vocabulary = _vocabulary(predictor, chosen, Path(args.bundle).name)
     if args.threshold is not None:
         set_thresholds(predictor.thresholds, parse_thresholds(args.threshold), predictor.categories)
@@ -365,28 +367,38 @@ def _choose_sidecars(args: argparse.Namespace) -> list[Sidecars]:
     return kinds
 
 
-def choose_classes(classes: Sequence[str], only: list[str], exclude: list[str]) -> list[int]:
+def choose_classes(
+    classes: Sequence[str],
+    only: list[str],
+    exclude: list[str],
+    categories: Sequence[str] | None = None,
+) -> list[int]:
     """Return the indices of the classes wanted; an entry is a name, or several with commas.
 
-    Raises `UsageError` for an unknown name, and if nothing is left.
+    ``category:NAME`` stands for all of that category, of `categories` [K]. Raises `UsageError` for
+    an unknown name, and if nothing is left.
     """
-    wanted = _known_names(only, classes) or set(classes)
-    unwanted = _known_names(exclude, classes)
+    known: dict[str, set[str]] = {}
+    for name, kind in zip(classes, categories or (), strict=False):
+        known.setdefault(f"{CATEGORY}{kind}", set()).add(name)
+    known |= {name: {name} for name in classes}
+    wanted = _known_names(only, known, len(classes)) or set(classes)
+    unwanted = _known_names(exclude, known, len(classes))
     chosen = [k for k, name in enumerate(classes) if name in wanted and name not in unwanted]
     if not chosen:
         raise UsageError("--only and --exclude leave no classes")
     return chosen
 
 
-def _known_names(entries: list[str], classes: Sequence[str]) -> set[str]:
-    names = set()
+def _known_names(entries: list[str], known: Mapping[str, set[str]], count: int) -> set[str]:
+    names: set[str] = set()
     for entry in entries:
         # A class may have a comma in its own name, as many of ImageNet's have.
-        for name in [entry] if entry in classes else map(str.strip, entry.split(",")):
-            if name not in classes:
-                hint = did_you_mean(name, classes)
-                raise UsageError(f"no class {name!r} among the {len(classes)} of this run{hint}")
-            names.add(name)
+        for name in [entry] if entry in known else map(str.strip, entry.split(",")):
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise UsageError(f"no class {name!r} among the {count} of this run{hint}")
+            names |= known[name]
     return names
 
 

@@ -340,4 +340,7 @@ def check(path: Path, scores: Floats, logits: Floats, activation: str) -> None:
     for found in (logits, to_probs(logits, calibration)):
         if np.allclose(found, scores, rtol=1e-4, atol=CHECK_TOLERANCE):
             return
-    raise MltrError(f"{path}: its last layer isn't understood; report it with the file's origin")
+    raise MltrError(
+        f"{path} predicts otherwise once its last layer is taken off: ask its author for a file "
+        "that ends before it, with logits"
+    )
