@@ -170,6 +170,20 @@ def test_any_onnx_classifier(
     assert (config["calibration"] is None) is (activation == "sigmoid")
 
 
+def test_a_graph_of_another_layout_is_no_wd_tagger(
+    tmp_path: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others have the same table of tags, for networks that take what torch's usually do."""
+    folder = write_wd(tmp_path / "theirs")
+    write_onnx(folder / "model.onnx", nhwc=False)
+    assert convert(folder, tmp_path / "out") == 0
+    assert "squashed, bilinear, mean 0.485" in capsys.readouterr().out
+    images = [prepare(p, *IMAGENET, 1, False, False).astype(np.float32) for p in photos]
+    expected = run_original(folder / "model.onnx", images)
+    np.testing.assert_allclose(probs_of(tmp_path / "out", photos), expected, atol=1e-4)
+    np.testing.assert_allclose(mltr.load(tmp_path / "out").thresholds, 0.5)
+
+
 def test_weights_beside_the_file_come_along(tmp_path: Path, photos: list[Path]) -> None:
     folder = write_wd(tmp_path / "wd")
     before = run_original(folder / "model.onnx", [prepare_wd(photo) for photo in photos])

@@ -133,13 +133,13 @@ def convert_onnx(path: Path, options: argparse.Namespace) -> OnnxTagger:
             f"{path.parent} has no labels: give --labels FILE, with the name of each output in a "
             "line"
         )
-    is_wd = labels.name == TAGS_FILE
-    chosen = {key: value for key, value in vars(options).items() if value is not None}
-    if is_wd:
-        chosen = WD_OPTIONS | chosen
     tags = read_labels(labels)
     model = graph.load(path)
-    given = graph.read_input(model, path, chosen.get("layout"))
+    given = graph.read_input(model, path, options.layout)
+    chosen = {key: value for key, value in vars(options).items() if value is not None}
+    is_wd = labels.name == TAGS_FILE and given.channels_last
+    if is_wd:
+        chosen = WD_OPTIONS | chosen
     preprocess = _read_preprocess(chosen, given, path)
     is_bgr = chosen.get("channels") == "bgr"
     model = graph.take_pixels(model, path, given, preprocess, is_bgr)
