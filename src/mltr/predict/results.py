@@ -127,7 +127,7 @@ class Vocabulary:
 
     def of(self, row: Row) -> list[str]:
         """Return the categories of a row's labels."""
-        return [self.categories[name] for name, _ in row.labels]
+        return [self.categories.get(name, "") for name, _ in row.labels]
 
 
 def write_rows(

@@ -189,7 +189,7 @@ class _Service:
         """Return labels as the API sends them; a model without categories sends none."""
         return [
             {"label": label, "prob": round(prob, 6)}
-            | ({"category": self._categories[label]} if self._categories else {})
+            | ({"category": self._categories.get(label)} if self._categories else {})
             for label, prob in labels
         ]
 
