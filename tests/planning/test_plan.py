@@ -57,6 +57,27 @@ def test_growing_images_take_less_time(capsys) -> None:
     assert whole / 4 < growing < whole
 
 
+def test_a_frozen_backbone_sees_each_photo_once_for_each_view(capsys) -> None:
+    command = ["probe", "--gpus=L4", "--images=18000", "--model.init=", "--train.precision=fp32"]
+    frozen = plan(*command, capsys=capsys)
+    whole = plan(*command, "--train.freeze=none", "--train.views=1", capsys=capsys)
+    seen = 2 * 16_200 + 1800 + 3600
+    hours = seen / frozen["speed"]["val_images_per_s"] / 3600
+    assert frozen["hours"] == pytest.approx(hours)
+    assert frozen["memory_gib"]["step"] < 0.2 * whole["memory_gib"]["step"]
+    assert main(["plan", *command]) == 0
+    assert "Frozen backbone" in capsys.readouterr().out
+
+
+def test_a_run_by_time_takes_that_time(capsys) -> None:
+    by_epochs = plan(*NANO, "--gpus=L4", capsys=capsys)
+    minutes = 60 * by_epochs["hours"] / 4
+    by_time = plan(*NANO, "--gpus=L4", f"--train.minutes={minutes}", "--train.stop_epoch=0",
+                   capsys=capsys)  # fmt: skip
+    assert by_time["hours"] == pytest.approx(by_epochs["hours"] / 4)
+    assert by_time["batch"]["epochs"] <= by_epochs["batch"]["epochs"]
+
+
 def test_advice_fits_when_it_is_followed(capsys) -> None:
     """The options work as printed, and keep the number of images per optimiser step."""
     command = [*NANO, "--gpus=A10", "--train.precision=fp32", "--train.batch_size=16384"]
@@ -84,7 +105,7 @@ def test_advice_fits_when_it_is_followed(capsys) -> None:
         (["coco", "--gpus=0xH200"], "at least one"),
         (["coco", "--gpus=2xcpu"], "this machine counts as one"),
         (["coco", "--gpus=H200", "--images=0"], "--images 0 must be positive"),
-        (["photos", "--gpus=H200"], "the number of images is unknown: give it with --images N"),
+        (["scratch", "--gpus=H200"], "the number of images is unknown: give it with --images N"),
         (["coco", "--gpus=H200", "--model.name=mltr_sx"], "did you mean 'mltr_s'?"),
         (["coco", "--gpus=H200", "--train.epoch=3"], "did you mean '--train.epochs'?"),
     ],
@@ -97,7 +118,7 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str, capsy
 
 
 def test_own_photos_are_counted_or_told(tmp_path: Path, capsys) -> None:
-    figures = plan("photos", "--gpus=L4", "--images=1000", "--classes=7", capsys=capsys)
+    figures = plan("scratch", "--gpus=L4", "--images=1000", "--classes=7", capsys=capsys)
     assert figures["images"] == {
         "train": 900, "val": 100, "test": 200, "classes": 7, "disk_gb": 0.0
     }  # fmt: skip

@@ -286,10 +286,10 @@ def test_a_killed_run_resumes_exactly_when_accumulation_does_not_divide_an_epoch
     assert progress(tmp_path / "whole")["step"] == 4
     original = trainer.Trainer.train_epoch
 
-    def fail_in_the_second_epoch(self: trainer.Trainer, last: int) -> Iterator[step.Wishes]:
+    def fail_in_the_second_epoch(self: trainer.Trainer) -> Iterator[step.Wishes]:
         if self.run.progress.epoch == 1:
             raise RuntimeError("killed")
-        return original(self, last)
+        return original(self)
 
     monkeypatch.setattr(trainer.Trainer, "train_epoch", fail_in_the_second_epoch)
     assert train(tmp_path / "killed", option) == 1
@@ -361,7 +361,7 @@ def test_other_images_do_not_resume(tmp_path: Path, capsys, monkeypatch) -> None
 def test_ten_epochs_of_photos_do_not_warm_up_for_five(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "photos")
     options = [a for a in TINY if "scenes" not in a and "batch_size" not in a]
-    command = ["train", "photos", "--data.root", str(folder), "--out", str(tmp_path / "run")]
+    command = ["train", "scratch", "--data.root", str(folder), "--out", str(tmp_path / "run")]
     options += ["--train.epochs=10", "--train.batch_size=4", "--train.eval_every=10"]
     assert main([*command, *options]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -651,7 +651,7 @@ def test_a_class_that_every_image_has_is_refused(tmp_path: Path, capsys) -> None
         write_image(tmp_path / "photos" / "beach" / f"{index}.png")
     options = [a for a in TINY if "scenes" not in a]
     for more in ((), ("--loss.name=ce",)):
-        command = ["train", "photos", "--data.root", str(tmp_path / "photos"), *options, *more]
+        command = ["train", "scratch", "--data.root", str(tmp_path / "photos"), *options, *more]
         assert main([*command, "--out", str(tmp_path / "run")]) == 1
         message = capsys.readouterr().err
         assert "no training image is a known negative for: beach" in message

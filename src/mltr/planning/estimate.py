@@ -23,7 +23,8 @@ from mltr.planning.devices import (
     Device,
 )
 from mltr.planning.workload import Workload, measure_step, state_bytes
-from mltr.training.build import model_overrides
+from mltr.training.build import model_overrides, suitable_epochs
+from mltr.training.features import BATCH
 from mltr.training.optim import growing_sizes
 
 GIB = 2**30
@@ -66,43 +67,48 @@ def image_side(config: Config) -> int:
     return config.model.image_size or default_image_size(config.model.name)
 
 
-def workload_of(config: Config, classes: int, batch_size: int, checkpointing: bool) -> Workload:
+def workload_of(
+    config: Config,
+    classes: int,
+    batch_size: int,
+    *,
+    checkpointing: bool = False,
+    forward_only: bool = False,
+) -> Workload:
     """Return the workload of a step of a recipe's network; `batch_size` is that of one device."""
     side = image_side(config)
     overrides = json.dumps(model_overrides(config.model, side), sort_keys=True)
     name, precision = config.model.name, config.train.precision
-    return _workload(name, classes, overrides, batch_size, side, precision, checkpointing)
+    return _workload(
+        name, classes, overrides, batch_size, side, precision, checkpointing, forward_only
+    )
 
 
 @lru_cache(maxsize=64)
 def _workload(
     name: str, classes: int, overrides: str, batch_size: int, side: int, precision: str,
-    checkpointing: bool,
+    checkpointing: bool, forward_only: bool,
 ) -> Workload:  # fmt: skip
     def build() -> nn.Module:
         return create_model(name, classes, **json.loads(overrides))
 
-    return measure_step(build, batch_size, side, precision, checkpointing)
+    return measure_step(build, batch_size, side, precision, checkpointing, forward_only)
 
 
 def estimate(config: Config, images: Images, place: Place) -> dict[str, Any]:
     """Return a recipe's memory, speed, time and disk space by name; names contain the units."""
     train = config.train
     each = -(-train.batch_size // place.count)
-    plain = workload_of(config, images.classes, each, checkpointing=False)
-    train_rate, val_rate, limit = _speed(config, plain, place)
+    plain = workload_of(config, images.classes, each)
+    rates = train_rate, val_rate, limit = _speed(config, plain, place)
     work = plain
-    if train.grad_checkpointing:
+    if train.freeze == "backbone":
+        work = workload_of(config, images.classes, BATCH, forward_only=True)
+    elif train.grad_checkpointing:
         work = workload_of(config, images.classes, each, checkpointing=True)
-    epochs = min(train.stop_epoch or train.epochs, train.epochs)
     steps = max(images.train // train.batch_size, 1)
-    # With smaller images in early epochs, time is proportional to the number of pixels.
-    sizes = growing_sizes(train.min_size, image_side(config), train.epochs)
-    sides = [sizes[min(epoch, len(sizes) - 1)] for epoch in range(epochs)]
-    full_epochs = sum((side / image_side(config)) ** 2 for side in sides)
-    train_s = full_epochs * steps * train.batch_size / train_rate
-    scored = images.val * -(-epochs // train.eval_every) * (2 if train.ema_decay else 1)
-    hours = (train_s + (scored + images.test) / val_rate) / 3600
+    epochs, train_s, scored_s = _times(config, images, steps, rates)
+    hours = (train_s + scored_s) / 3600
     return {
         "network": {
             "name": config.model.name, "image_size": image_side(config),
@@ -110,6 +116,7 @@ def estimate(config: Config, images: Images, place: Place) -> dict[str, Any]:
             "multiply_adds": work.multiply_adds,
         },
         "images": asdict(images),
+        "freeze": train.freeze,
         "device": {"name": place.name, "count": place.count},
         "batch": {
             "all": train.batch_size, "a_device": each, "accumulation": train.accumulation,
@@ -125,6 +132,32 @@ def estimate(config: Config, images: Images, place: Place) -> dict[str, Any]:
         "device_hours": hours * place.count,
         "disk_gb": _disk(config, images, work),
     }  # fmt: skip
+
+
+def _times(
+    config: Config, images: Images, steps: int, rates: tuple[float, float, str]
+) -> tuple[int, float, float]:
+    """Return how many epochs of `steps` a run has, and the seconds of training and of scoring.
+
+    A run by time takes that time, in which so many epochs fit. Of a frozen backbone, computing the
+    features is all that counts.
+    """
+    train, (train_rate, val_rate, _) = config.train, rates
+    last = train.epochs or suitable_epochs(images.train)
+    epochs = min(train.stop_epoch or last, last)
+    if train.freeze == "backbone":
+        return epochs, train.views * images.train / val_rate, (images.val + images.test) / val_rate
+    # With smaller images in early epochs, time is proportional to the number of pixels.
+    sizes = growing_sizes(train.min_size, image_side(config), last)
+    sides = [sizes[min(epoch, len(sizes) - 1)] for epoch in range(epochs)]
+    full_epochs = sum((side / image_side(config)) ** 2 for side in sides)
+    train_s = full_epochs * steps * train.batch_size / train_rate
+    scored = images.val * -(-epochs // train.eval_every) * (2 if train.ema_decay else 1)
+    scored_s = (scored + images.test) / val_rate
+    if not train.minutes:
+        return epochs, train_s, scored_s
+    share = 60 * train.minutes / (train_s + scored_s)
+    return max(1, round(share * epochs)), share * train_s, share * scored_s
 
 
 def _memory(config: Config, work: Workload, place: Place) -> dict[str, Any]:
@@ -207,6 +240,8 @@ def advice(config: Config, images: Images, place: Place) -> list[dict[str, Any]]
 
 def _changes(config: Config, place: Place) -> Iterator[tuple[list[str], str, Config]]:
     train = config.train
+    if train.freeze == "backbone":
+        return
     if train.precision == "fp32" and place.name != "cpu":
         yield _changed(config, "half the memory of most tensors", precision="bf16")
     if not train.grad_checkpointing:

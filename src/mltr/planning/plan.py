@@ -250,6 +250,13 @@ def plan_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
 def remarks(figures: dict[str, Any]) -> list[str]:
     """Return the problems of a plan and how to fix them."""
     lines = []
+    if figures["freeze"] == "backbone":
+        lines.append(
+            "Frozen backbone: the time is that of computing the features once; the head learns on "
+            "them in seconds, and the next head needs only these."
+        )
+    elif figures["freeze"] != "none":
+        lines.append(f"train.freeze {figures['freeze']}: planned as if all of the network learned.")
     if not figures["memory_gib"]["fits"]:
         lines.append("It doesn't fit into memory. These options would fit:")
         for found in figures["advice"]:

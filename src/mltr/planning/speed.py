@@ -84,7 +84,7 @@ def _trainer(
 def _train_seconds(trainer: Trainer) -> list[float]:
     """Return the seconds of each batch of an epoch but the first, including its loading."""
     done = []
-    for _ in trainer.train_epoch(1):
+    for _ in trainer.train_epoch():
         if trainer.run.device.type == "cuda":
             torch.cuda.synchronize()
         done.append(time.perf_counter())

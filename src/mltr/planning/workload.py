@@ -74,11 +74,12 @@ def measure_step(
     side: int,
     precision: str = "fp32",
     grad_checkpointing: bool = False,
+    forward_only: bool = False,
 ) -> Workload:
     """Return the workload of a training step of the network that `build` returns.
 
-    `side` is the images' side in pixels; `precision` is fp32, bf16 or fp16. Raises `UsageError` if
-    the network doesn't accept images of this size.
+    `side` is the images' side in pixels; `precision` is fp32, bf16 or fp16; `forward_only` is for a
+    network that isn't trained. Raises `UsageError` if it doesn't accept images of this size.
     """
     half = AUTOCAST[precision]
     with torch.device("meta"):
@@ -93,13 +94,17 @@ def measure_step(
         weights = counter.live
         images = torch.empty(batch_size, 3, side, side)
         before, made = counter.live, counter.operations
-        with torch.autocast("cpu", half) if half else nullcontext():
+        with (
+            torch.set_grad_enabled(not forward_only),
+            torch.autocast("cpu", half) if half else nullcontext(),
+        ):
             try:
                 logits = model(images)
             except (RuntimeError, AssertionError, ValueError) as error:
                 raise UsageError(f"images of {side} px don't fit: {error}") from error
         kept = counter.live - before
-        logits.float().sum().backward()
+        if not forward_only:
+            logits.float().sum().backward()
     return Workload(
         parameters=sum(p.numel() for p in model.parameters()),
         weight_bytes=weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,14 @@ def settle(config: Config) -> tuple[Config, Preprocess]:
         log.info("preprocessing of the weights: %s", preprocess)
     overrides = weights.overrides | network.overrides if weights else network.overrides
     return replace(config, model=replace(network, image_size=side, overrides=overrides)), preprocess
+
+
+def suitable_epochs(images: int) -> int:
+    """Return how many epochs suit so many training images, for `train.epochs` 0.
+
+    The more images there are, the more of them are seen in all, and the less often each.
+    """
+    return min(100, max(3, round(1000 / math.sqrt(images))))
 
 
 def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:

@@ -29,6 +29,12 @@ class Progress:
     images_seen: int = 0  #: in the epoch under way
     epoch_seconds: float = 0.0  #: of training, in the epoch under way
     seconds: float = 0.0  #: of training and validation, in all
+    setup_seconds: float = 0.0  #: before that: of each process that began or resumed the run
+    validation_seconds: float = 0.0  #: of `seconds`
+    validations: int = 0
+    validated_at: float = 0.0  #: the `seconds` after the last one
+    share: float = 0.0  #: of a run by time: how much of it is done
+    gain: float = 0.0  #: of that share, by a step
     best_map: float = -1.0
     best_epoch: int = -1
     best_is_average: bool = False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from mltr.machine.memory import keep_freed_memory
 from mltr.machine.precision import autocast, choose_precision
 from mltr.machine.processes import Processes, join_processes
 from mltr.runs.folder import RunFolder
-from mltr.training.build import settle
+from mltr.training.build import settle, suitable_epochs
 from mltr.training.progress import Progress
 from mltr.training.tracking import Tracking
 
@@ -44,7 +44,7 @@ class Run:
     rows: list[dict[str, Any]]  #: the figures of each epoch that is done
     tracking: Tracking  #: where others look at these figures
     progress: Progress = field(default_factory=Progress)
-    clock: float = field(default_factory=time.perf_counter)  #: when seconds were last counted
+    clock: float = field(default_factory=lambda: perf_counter())  #: when seconds were last counted
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +55,17 @@ class Run:
         """Return a context in which the network computes in the precision of the run."""
         return autocast(self.precision, self.device)
 
+    @property
+    def seconds(self) -> float:
+        """The seconds of training and validation until now."""
+        return self.progress.seconds + perf_counter() - self.clock
+
+    def begin_seconds(self) -> None:
+        """Count those from now on as training, and those before as its preparation."""
+        now = perf_counter()
+        self.progress.setup_seconds += now - self.clock
+        self.clock = now
+
     def batch_rng(self) -> np.random.Generator:
         """Return random numbers of the batch under way alone, the same after a resume."""
         place = (self.config.train.seed, self.progress.epoch, self.progress.batch)
@@ -62,7 +73,7 @@ class Run:
 
     def count_seconds(self) -> None:
         """Add the time since the last call to that of the run, and of the epoch under way."""
-        now = time.perf_counter()
+        now = perf_counter()
         self.progress.seconds += now - self.clock
         if self.progress.batch:
             self.progress.epoch_seconds += now - self.clock
@@ -91,8 +102,10 @@ def prepare_run(
     where some process would have nothing to do.
     """
     settings = config.train
+    if not settings.epochs:
+        settings = replace(settings, epochs=suitable_epochs(len(splits.train)))
     tracking = Tracking(settings.tracker, folder)
-    config, preprocess = settle(config)
+    config, preprocess = settle(replace(config, train=settings))
     if settings.threads:
         torch.set_num_threads(settings.threads)
     set_seed(settings.seed)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mltr.data.loading import Batch
 from mltr.errors import counted
+from mltr.training.duration import Duration
 from mltr.training.guards import BLAMED, SETTLED, blame, usual_after, what_is_bad
 from mltr.training.learner import Learner
 from mltr.training.objective import Objective
@@ -51,12 +52,11 @@ class Stepper:
         learner: Learner,
         objective: Objective,
         batches: int,
+        duration: Duration,
         wishes: Callable[[], Wishes],
     ) -> None:
         self.run, self.learner, self.objective = run, learner, objective
-        self.batches, self.wishes = batches, wishes
-        settings = run.config.train
-        self.total_steps = settings.epochs * -(-batches // settings.accumulation)
+        self.batches, self.duration, self.wishes = batches, duration, wishes
         self.cells: list[float] = []  #: what each batch counts of the step under way
         self.is_spoiled = False  #: that step, which then changes nothing
 
@@ -119,7 +119,7 @@ class Stepper:
     def _update(self, losses: Tensor, indices: Tensor) -> None:
         """Make an optimiser step, unless something about it is bad."""
         learner, settings, progress = self.learner, self.run.config.train, self.run.progress
-        factor = lr_factor(progress.step / self.total_steps, settings.warmup, settings.schedule)
+        factor = lr_factor(self.duration.share, settings.warmup, settings.schedule)
         set_lr(learner.optimizer, settings.lr * factor)
         if not self.is_spoiled:
             learner.scaler.unscale_(learner.optimizer)
@@ -137,6 +137,7 @@ class Stepper:
                 learner.average.update(learner.plain, progress.step)
         learner.optimizer.zero_grad()
         progress.step += 1
+        self.duration.count_step()
         self.is_spoiled, self.cells = False, []
 
     def _leave_out(self, reason: str, losses: Tensor, indices: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 from accelerate.utils import set_seed
 
 from mltr.errors import counted
+from mltr.training.duration import Duration
 from mltr.training.freeze import set_training
 from mltr.training.guards import Signals, told_workers
 from mltr.training.learner import Learner
@@ -39,7 +39,10 @@ class Trainer:
         self.loader = objective.load_training()
         self.saver = Saver(run, self.learner)
         self.signals = Signals(alone=run.processes.count == 1)
-        self.stepper = Stepper(run, self.learner, objective, len(self.loader), self._wishes)
+        self.duration = Duration(run, len(self.loader))
+        self.stepper = Stepper(
+            run, self.learner, objective, len(self.loader), self.duration, self._wishes
+        )
         run.processes.wait()  # all have looked into the folder: now it may change
 
     def _wishes(self) -> Wishes:
@@ -54,46 +57,52 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train until the last epoch, or until patience or a signal ends it."""
-        run, settings = self.run, self.run.config.train
-        last = min(settings.stop_epoch or settings.epochs, settings.epochs)
-        self._announce(last)
+        """Train until the run's end, or until patience or a signal ends it."""
+        run = self.run
+        self._announce()
         with run.tracking.begun(asdict(run.config)) if run.processes.is_main else nullcontext():
-            self._fit(last)
+            self._fit()
 
-    def _fit(self, last: int) -> None:
+    def _fit(self) -> None:
         run, settings = self.run, self.run.config.train
-        run.clock = time.perf_counter()
-        while run.progress.epoch < last:
+        run.begin_seconds()
+        self.duration.start()
+        # An epoch under way when its run was interrupted is still to be validated.
+        while run.progress.batch or not self.duration.is_over(run.progress.epoch):
             waited = run.progress.epoch - 1 - run.progress.best_epoch
             if settings.patience and waited >= settings.patience:
                 log.info("no better validation map for %s: stopped", counted(waited, "epoch"))
                 break
-            for asked in self.train_epoch(last):
+            for asked in self.train_epoch():
                 if asked.stop:
                     self._stop(asked.stop)
                 if asked.save:
                     self.saver.save()
-            self._end_epoch(last)
+            self._end_epoch()
             signum = int(run.processes.gather([self.signals.noted]).max())
             if signum:
                 self._stop(signum)
         self.objective.draw(self.learner.plain)
 
-    def train_epoch(self, last: int) -> Iterator[Wishes]:
-        """Go through the rest of the epoch under way; after each batch, say what is asked for."""
+    def train_epoch(self) -> Iterator[Wishes]:
+        """Go through the rest of the epoch under way; after each batch, say what is asked for.
+
+        A run by time may end in its midst.
+        """
         progress = self.run.progress
         set_training(self.learner.model)
         batches = self.loader.epoch(progress.epoch, progress.batch)
         shown = self.run.processes.is_main
-        for batch in with_bar(batches, len(self.loader), progress, last, shown):
+        for batch in with_bar(batches, len(self.loader), progress, self.duration.epochs, shown):
             asked = self.stepper.take(batch)
             progress.batch += 1
             yield asked
+            if self.duration.is_over(progress.epoch):
+                return
 
-    def _end_epoch(self, last: int) -> None:
+    def _end_epoch(self) -> None:
         """Validate, keep the best weights, save, and tell."""
-        run, progress, settings = self.run, self.run.progress, self.run.config.train
+        run, progress = self.run, self.run.progress
         run.count_seconds()
         number = progress.epoch + 1
         row: dict[str, Any] = {
@@ -102,7 +111,7 @@ class Trainer:
             "lr": self.learner.optimizer.param_groups[-1]["lr"],
             "images_per_s": progress.images_seen / progress.epoch_seconds,
         }
-        if number % settings.eval_every == 0 or number == last:
+        if self.duration.is_to_validate(number):
             row |= self._validate()
         progress.epoch, progress.batch = number, 0
         progress.loss_sum, progress.images_seen, progress.epoch_seconds = 0.0, 0, 0.0
@@ -114,11 +123,15 @@ class Trainer:
                 run.folder.write_log(run.rows)
                 run.tracking.log({k: v for k, v in row.items() if k != "epoch"}, number)
         self.saver.save()
-        log.info("%s", "  ".join(training_words(row, last) + self.objective.score_words(row)))
+        log.info(
+            "%s",
+            "  ".join(training_words(row, self.duration.epochs) + self.objective.score_words(row)),
+        )
 
     def _validate(self) -> dict[str, float]:
         """Score the validation images; the better of raw and averaged weights may be the best."""
-        learner, objective = self.learner, self.objective
+        learner, objective, progress = self.learner, self.objective, self.run.progress
+        began = self.run.seconds
         candidates = learner.candidates()
         # Each process has its own running statistics; the main one's are those that are saved.
         buffers = [name for name, _ in learner.plain.named_buffers() if name in candidates[0]]
@@ -131,6 +144,9 @@ class Trainer:
                 scores.append(objective.score(learner.plain))
         sign = -1 if objective.lower_is_better else 1
         self.saver.keep_if_best([sign * score for score in scores], candidates)
+        progress.validated_at = self.run.seconds
+        progress.validation_seconds += progress.validated_at - began
+        progress.validations += 1
         return dict(zip((objective.judged_by, f"{objective.judged_by}_ema"), scores, strict=False))
 
     # -- the end -------------------------------------------------------------------------------
@@ -177,7 +193,7 @@ class Trainer:
             )
             log.info("next: %s", self.objective.next_command())
 
-    def _announce(self, last: int) -> None:
+    def _announce(self) -> None:
         run = self.run
         tell_images(run.splits)
         processes = run.processes.count
@@ -186,7 +202,7 @@ class Trainer:
             run.config.model.name,
             self.learner.parameters / 1e6,
             run.preprocess.image_size,
-            counted(last, "epoch"),
+            self.duration,
             run.device.type,
             f" x {processes}" if processes > 1 else "",
             run.folder.path,
