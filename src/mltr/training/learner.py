@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mltr.machine.sharding import load_optimizer, placed_like, shard
 from mltr.training.optim import AveragedModel, make_optimizer
 from mltr.training.run import Run
+from mltr.weights.pretrained import TIMM
 
 
 class Learner:
@@ -38,6 +39,8 @@ class Learner:
         network.to(device)
         if self.is_divided:
             shard(network, processes.count, device)
+        elif run.config.model.name.startswith(TIMM):
+            network.to(memory_format=torch.channels_last)  # for convolutions; others don't mind
         self.plain = self.model = network
         self.average = AveragedModel(network, settings.ema_decay) if settings.ema_decay else None
         self.optimizer = make_optimizer(network, settings)

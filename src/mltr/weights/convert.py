@@ -52,6 +52,7 @@ from mltr.weights.pretrained import (
 )
 
 Place = TypeVar("Place")
+BACKBONE = "backbone."  #: starts the names of a timm network under a head that isn't its own
 CLASSIFIER_STD = 0.01  #: of the weights of a new classifier on a pretrained network
 
 
@@ -137,25 +138,27 @@ def load_swin(model: nn.Module, state_dict: Tensors) -> Report:
 def load_mltr(model: nn.Module, state_dict: Tensors, source: str = "bundle") -> Report:
     """Fill a network with the weights of another one of the same names, resampled if need be.
 
-    Entries of other widths, and the head for another number of classes, stay as they are. Raises
-    `MltrError` if nothing fits.
+    Both may be a timm network, each under any head. Entries of other widths, and the head for
+    another number of classes, stay as they are. Raises `MltrError` if nothing fits.
     """
     report = Report(source)
-    state = model.state_dict()
+    theirs = {name.removeprefix(BACKBONE): name for name in state_dict}
     filled = {}
-    for name in state:
-        found = adapt(model, name, state_dict[name]) if name in state_dict else None
+    for name in model.state_dict():
+        their = theirs.get(name.removeprefix(BACKBONE), "")
+        found = adapt(model, name, state_dict[their]) if their else None
         if found is None:
             report.fresh.append(name)
             continue
         filled[name] = found
-        report.taken[name] = name
-        if found.shape != state_dict[name].shape:
+        report.taken[name] = their
+        if found.shape != state_dict[their].shape:
             report.resampled.append(name)
     if not filled:
         raise MltrError(f"{source}: none of its weights fit this network")
     model.load_state_dict(filled, strict=False)
-    report.unused = [name for name in state_dict if name not in filled]
+    _calm_classifier(getattr(model, "backbone", model), report.fresh)
+    report.unused = [name for name in state_dict if name not in report.taken.values()]
     report.parts = {"new": first_few(report.fresh)} if report.fresh else {}
     return report
 
@@ -176,16 +179,24 @@ def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
     backbone.load_state_dict(fitting, strict=False)
     report.taken = {name: name for name in fitting}
     report.fresh = [name for name in own if name not in fitting]
-    for name in report.fresh:
-        # Some of timm's start it so large that a short training never gets over it.
-        if name.rpartition(".")[0] in classifier_of(backbone) and own[name].ndim > 1:
-            nn.init.normal_(own[name], std=CLASSIFIER_STD)
+    _calm_classifier(backbone, report.fresh)
     report.unused = [name for name in tensors if name not in fitting]
     for name in reversed(report.fresh):  # so that a part is told of by its first entry
         shapes = [list(t[name].shape) for t in (tensors, own) if name in t]
         why = f": {name} is {shapes[0]} where {shapes[1]} belongs" if len(shapes) > 1 else ""
         report.parts[_part_of(name)] = f"new{why}"
     return report
+
+
+def _calm_classifier(backbone: nn.Module, fresh: list[str]) -> None:
+    """Let a new classifier of a timm network start near zero.
+
+    Some of timm's start it so large that a short training never gets over it.
+    """
+    own = backbone.state_dict()
+    for name in fresh:
+        if name.rpartition(".")[0] in classifier_of(backbone) and own[name].ndim > 1:
+            nn.init.normal_(own[name], std=CLASSIFIER_STD)
 
 
 def _require_mltr(model: nn.Module) -> MlTr:
