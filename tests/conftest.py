@@ -61,7 +61,7 @@ def shared() -> Path:
 def _small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("small")
     write_photos(root / "photos", 20)
-    recipe = ["photos", "--data.root", str(root / "photos"), *TINY_ON_PHOTOS]
+    recipe = ["scratch", "--data.root", str(root / "photos"), *TINY_ON_PHOTOS]
     assert main(["train", *recipe, "--out", str(root / "run")]) == 0
     return root
 

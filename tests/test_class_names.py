@@ -49,7 +49,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     assert detect_format(folder) == request.param
     out = tmp_path_factory.mktemp("runs") / "run"
     options = ["--data.root", str(folder), "--out", str(out), *TINY_ON_PHOTOS]
-    assert main(["train", "photos", *options]) == 0
+    assert main(["train", "scratch", *options]) == 0
     return out
 
 

@@ -170,19 +170,19 @@ def test_an_audit_without_a_run_says_how(capsys) -> None:
 def test_photos_may_be_named_after_the_recipe(small_run: Path, tmp_path: Path, capsys) -> None:
     photos = str(small_run.parent / "photos")
     out = tmp_path / "run"
-    assert main(["train", "photos", photos, *TINY_ON_PHOTOS, "--out", str(out)]) == 0
+    assert main(["train", "scratch", photos, *TINY_ON_PHOTOS, "--out", str(out)]) == 0
     assert load_recipe(out / "config.yaml").data.root == photos
-    assert main(["plan", "photos", photos, *TINY_ON_PHOTOS, "--gpus", "A100-80GB"]) == 0
-    assert main(["train", "photos", photos, "--data.root", "elsewhere"]) == 2
+    assert main(["plan", "scratch", photos, *TINY_ON_PHOTOS, "--gpus", "A100-80GB"]) == 0
+    assert main(["train", "scratch", photos, "--data.root", "elsewhere"]) == 2
     assert "both give the photos" in capsys.readouterr().err
 
 
 def test_help_lists_the_fields_with_the_values_of_the_recipe(capsys) -> None:
     with pytest.raises(SystemExit):
-        main(["train", "photos", "--help"])
+        main(["train", "scratch", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--data.root TEXT folder, file," in shown
-    assert "--train.epochs N" in shown and "(default: 80)" in shown  # of recipes/photos.yaml
+    assert "--train.epochs N" in shown and "(default: 80)" in shown  # of recipes/scratch.yaml
     assert "--augment.crop {squash,random}" in shown and "(default: random)" in shown
     assert "--data.cache {true,false}" in shown and "(default: true)" in shown
     assert "--train.lr X highest learning rate; positive (default: 0.001)" in shown
@@ -214,7 +214,7 @@ def test_photos_and_labels_beyond_ascii_in_a_locale_without_them(tmp_path: Path)
     (photos / "labels.csv").write_text(table.replace("sea", "mère"), "utf-8")
     done = run_mltr("data", str(photos), "--json", str(tmp_path / "é.json"), **ASCII)
     assert (done.returncode, done.stderr) == (
-        0, f"next: mltr train photos {shlex.quote(str(photos))}\n",
+        0, f"next: mltr train probe {shlex.quote(str(photos))}\n",
     )  # fmt: skip
     assert "mère" in done.stdout
     report = json.loads((tmp_path / "é.json").read_text("utf-8"))[str(photos)]
@@ -283,7 +283,7 @@ def test_a_full_disk_is_told_with_the_file(command: str, small_run: Path, tmp_pa
 
 
 NEXT = {
-    "data": "mltr train photos {photos}", "evaluate": "mltr diagnose {run}",
+    "data": "mltr train probe {photos}", "evaluate": "mltr diagnose {run}",
     "diagnose": "mltr audit {run}", "calibrate": "mltr report {run}",
     "explain": "mltr report {run}", "report": "mltr predict {run} PHOTOS",
     "predict": "mltr serve {run}",

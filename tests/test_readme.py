@@ -18,8 +18,8 @@ from mltr.data.get import DATA_SETS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SHORT = [
-    "--train.epochs=1", "--data.base_size=40", "--model.image_size=32", "--data.workers=0",
-    "--data.cache=false", "--train.precision=fp32",
+    "--train.epochs=1", "--model.name=timm/test_efficientnet", "--model.init=",
+    "--model.image_size=32", "--data.workers=0", "--train.precision=fp32",
 ]  # fmt: skip
 
 

@@ -49,7 +49,7 @@ COMMANDS = {
         "mltr.data.describe",
         "describe a source of labelled photos before training",
         True,
-        "mltr train photos {sources[0]}",
+        "mltr train probe {sources[0]}",
     ),
     "data get": Command("mltr.data.get", "download VOC or COCO from its official site"),
     "shard": Command("mltr.data.shard", "pack a source into a few large files", True),

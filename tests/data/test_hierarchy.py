@@ -129,7 +129,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tree.yaml").write_text("sunset: sea\nsea: water\n")
     out = folder / "run"
     options = [f"--data.hierarchy={folder / 'tree.yaml'}", *TINY_ON_PHOTOS]
-    assert main(["train", "photos", str(photos), "--out", str(out), *options]) == 0
+    assert main(["train", "scratch", str(photos), "--out", str(out), *options]) == 0
     return out
 
 

@@ -464,7 +464,7 @@ def test_a_training_reads_them_and_stops_at_too_many_lost(
     ]  # fmt: skip
     gone = "train-000002.tar"
     with serving(tmp_path / "shards", lambda name, _: "404" if name == gone else "") as server:
-        command = ["train", "photos", "--data.root", server.address, *options]
+        command = ["train", "scratch", "--data.root", server.address, *options]
         assert main([*command, "--out", str(tmp_path / "run")]) == 1
         assert "data.max_broken=0.01 allows" in (message := capsys.readouterr().err)
         assert gone in message

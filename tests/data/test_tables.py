@@ -313,7 +313,7 @@ def test_blanks_are_unknown_and_asked_about(photos: Path, capsys) -> None:
     assert report["classes_without_negatives"] == ["sea", "sky"]
     assert report["understood"]["meanings"] == {"1": "present", "empty": "unknown"}
     assert "--data.missing negative" in capsys.readouterr().out
-    assert main(["train", "photos", str(photos), "--out", str(photos.parent / "run")]) == 1
+    assert main(["train", "scratch", str(photos), "--out", str(photos.parent / "run")]) == 1
     assert "if an empty cell means no, set --data.missing negative" in capsys.readouterr().err
 
 
@@ -564,7 +564,7 @@ def test_an_epoch_of_training(name: str, photos: Path, caplog) -> None:
     (photos / "labels.csv").write_bytes(content.encode() if isinstance(content, str) else content)
     run = photos.parent / "run"
     options = [*TINY_ON_PHOTOS, *options, "--data.test_fraction=0.3", "--data.val_fraction=0.3"]
-    assert main(["train", "photos", str(photos), "--out", str(run), *options]) == 0
+    assert main(["train", "scratch", str(photos), "--out", str(run), *options]) == 0
     assert json.loads((run / "config.json").read_text())["classes"] == ["sea", "sky"]
     first, second = (
         record.getMessage() for record in caplog.records if "understood" in record.name

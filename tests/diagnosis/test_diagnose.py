@@ -141,7 +141,7 @@ def test_without_boxes_or_known_labels_it_says_so(run: Path, tmp_path: Path, cap
     options = ["--data.root", str(tmp_path / "photos"), "--data.base_size", "32", *QUICK[:6]]
     options += ["--model.image_size", "32", "--data.cache", "false", "--train.batch_size", "8"]
     folder = tmp_path / "plain"
-    assert main(["train", "photos", "--out", str(folder), *options]) == 0
+    assert main(["train", "scratch", "--out", str(folder), *options]) == 0
     capsys.readouterr()
     found = figures_of([str(folder)], tmp_path)
     assert found["small_objects"] is None
@@ -177,7 +177,7 @@ def test_a_run_on_the_audits_table_compares_with_the_first(
     assert main(["audit", str(small_run), "--apply", "3"]) == 0
     table = small_run / "audit" / "corrected.csv"
     second = tmp_path / "second"
-    assert main(["train", "photos", str(table), *TINY_ON_PHOTOS, "--out", str(second)]) == 0
+    assert main(["train", "scratch", str(table), *TINY_ON_PHOTOS, "--out", str(second)]) == 0
     capsys.readouterr()
     assert main(["diagnose", str(small_run), str(second), "--json", "-"]) == 0
     figures = json.loads(capsys.readouterr().out)

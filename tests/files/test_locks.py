@@ -23,7 +23,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from mltr.files.locks import locked_folder
-sys.argv = ["mltr", "train", "photos"]
+sys.argv = ["mltr", "train", "scratch"]
 with locked_folder(Path({!r})):
     print("held", flush=True)
     time.sleep(60)
@@ -48,7 +48,7 @@ def test_a_second_training_in_a_folder_is_told_who_writes_it(
     for options in ([], ["--auto-resume"], ["--overwrite"]):
         assert train(run, *options) == 1
         told = capsys.readouterr().err
-        assert f"{run} is being written by `mltr train photos` (process {holder.pid} on " in told
+        assert f"{run} is being written by `mltr train scratch` (process {holder.pid} on " in told
         assert told.count("\n") == 1
     assert [path.name for path in run.iterdir()] == [".lock"]
 
@@ -64,7 +64,7 @@ def test_other_commands_that_fill_a_folder_wait_for_nobody_either(
         write_image(tmp_path / "photos" / "ab"[index % 2] / f"{index}.png")
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--out", "run"]) == 1
-    assert f"run is being written by `mltr train photos` (process {holder.pid}" in (
+    assert f"run is being written by `mltr train scratch` (process {holder.pid}" in (
         capsys.readouterr().err
     )
     assert [path.name for path in Path("run").iterdir()] == [".lock"]

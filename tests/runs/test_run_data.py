@@ -21,7 +21,7 @@ OPTIONS += ["--train.epochs=2", "--train.batch_size=8", "--train.warmup=0"]
 
 
 def train(*options: str) -> int:
-    return main(["train", "photos", "--data.root=photos", "--out=run", *OPTIONS, *options])
+    return main(["train", "scratch", "--data.root=photos", "--out=run", *OPTIONS, *options])
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_what_was_learnt_must_not_change_before_resuming(
 def test_shards_know_their_labels_too(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["photos", "--out=set", "--samples=5"]
     assert main(["shard", *options]) == 0
-    start = ["train", "photos", "--data.root=set", "--out=packed", *OPTIONS, "--train.epochs=1"]
+    start = ["train", "scratch", "--data.root=set", "--out=packed", *OPTIONS, "--train.epochs=1"]
     assert main(start) == 0
     (home / "packed" / "metrics.json").unlink()
     assert main([*start, "--resume"]) == 0

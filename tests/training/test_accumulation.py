@@ -45,7 +45,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gradients(table: Path, run: Path, *options: str, processes: int = 1) -> list[torch.Tensor]:
     """Train for an epoch; return the gradient of each step."""
-    arguments = ["train", "photos", f"--data.root={table}", "--out", str(run), *OPTIONS, *options]
+    arguments = ["train", "scratch", f"--data.root={table}", "--out", str(run), *OPTIONS, *options]
     if processes == 1:
         assert main(arguments) == 0
     else:

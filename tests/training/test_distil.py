@@ -58,7 +58,7 @@ def write_teacher(
 
 def photos_student(photos: Path, out: Path, teacher: Path, *options: str) -> int:
     options = ("--augment.crop=squash", *TINY_ON_PHOTOS, *options)
-    command = ["train", "photos", str(photos), "--out", str(out), f"--train.teacher={teacher}"]
+    command = ["train", "scratch", str(photos), "--out", str(out), f"--train.teacher={teacher}"]
     return main([*command, *options])
 
 

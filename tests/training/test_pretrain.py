@@ -105,7 +105,7 @@ def test_photos_without_labels_become_a_start(photos: Path, tmp_path: Path) -> N
     run = tmp_path / "run"
     options = ["--data.format", "class_folders", "--model.init", str(out)]
     assert (
-        main(["train", "photos", "--data.root", str(photos), "--out", str(run), *QUICK, *options])
+        main(["train", "scratch", "--data.root", str(photos), "--out", str(run), *QUICK, *options])
         == 0
     )
     assert mltr.load(run).classes == ("0", "1", "2")
@@ -194,5 +194,5 @@ def test_a_bundle_without_labels_does_not_predict(
     )
     assert main(["predict", str(out), str(photos)]) == 1
     assert "has no labels yet; train from it" in capsys.readouterr().err
-    assert main(["train", "photos", "--data.root", str(photos), "--data.format", "images"]) == 2
+    assert main(["train", "scratch", "--data.root", str(photos), "--data.format", "images"]) == 2
     assert "mltr pretrain" in capsys.readouterr().err

@@ -285,10 +285,15 @@ def test_the_first_stages_stay_and_the_others_learn(
     assert len(state["shared"]["optimizer"]["state"]) == len(learning)
 
 
-def test_the_first_stage_of_mltr_stays(photos: Path, cache: Path, tmp_path: Path) -> None:
-    options = ["train", "photos", str(photos), "--model.image_size=64", "--data.workers=0",
+def test_the_first_stage_of_mltr_stays(
+    photos: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="mltr")
+    options = ["train", "scratch", str(photos), "--model.image_size=64", "--data.workers=0",
                "--data.cache=false", "--train.epochs=1", "--train.batch_size=8"]  # fmt: skip
     assert main([*options, "--train.stop_epoch=1", "--out", str(tmp_path / "first")]) == 0
+    assert "`mltr train probe PHOTOS` reaches" in caplog.text  # from scratch
+    caplog.clear()
     more = [
         f"--model.init={tmp_path / 'first'}",
         "--train.freeze=1",
@@ -296,6 +301,7 @@ def test_the_first_stage_of_mltr_stays(photos: Path, cache: Path, tmp_path: Path
         str(tmp_path / "run"),
     ]
     assert main([*options, *more]) == 0
+    assert "mltr train probe" not in caplog.text
     a, b = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "run"))
     moved = {
         name.split(".")[0] + name.split(".")[1] for name in a if not torch.equal(a[name], b[name])
@@ -307,11 +313,11 @@ def test_the_first_stage_of_mltr_stays(photos: Path, cache: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("photos", ["--train.freeze=9", "--model.name=timm/test_resnet"], "has 4 stages"),
-        ("photos", ["--train.freeze=9"], "mltr_nano has 3 stages"),
-        ("photos", ["--train.freeze=0"], "a number of stages from 1 on"),
-        ("photos", ["--train.freeze=backbones"], "train.freeze"),
-        ("photos", ["--train.views=2"], "train.views needs train.freeze backbone"),
+        ("scratch", ["--train.freeze=9", "--model.name=timm/test_resnet"], "has 4 stages"),
+        ("scratch", ["--train.freeze=9"], "mltr_nano has 3 stages"),
+        ("scratch", ["--train.freeze=0"], "a number of stages from 1 on"),
+        ("scratch", ["--train.freeze=backbones"], "train.freeze"),
+        ("scratch", ["--train.views=2"], "train.views needs train.freeze backbone"),
         ("pretrain", ["--train.freeze=1"], "all of a network is pretrained"),
         ("probe", ["--model.init=", "--model.name=timm/deit_tiny_distilled_patch16_224"],
          "choose another head"),
@@ -330,14 +336,60 @@ def test_what_cant_be_frozen_is_told(
 
 
 @pytest.fixture(scope="module")
-def run(
+def probed(
     photos: Path, cache: Path, weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
+    out = tmp_path_factory.mktemp("runs") / "probed"
     assert (
         probe(photos, out, f"--model.init={weights['test_efficientnet']}", "--train.epochs=5") == 0
     )
     return out
+
+
+@pytest.fixture(scope="module")
+def tuned(photos: Path, cache: Path, probed: Path) -> Path:
+    out = probed.parent / "tuned"
+    options = ["--model.name=timm/test_efficientnet", f"--model.init={probed}",
+               f"--model.image_size={SIDE}", f"--data.base_size={SIDE}", "--data.workers=0",
+               "--train.epochs=2", "--train.batch_size=8", "--train.precision=fp32"]  # fmt: skip
+    assert main(["train", "photos", str(photos), "--out", str(out), *options]) == 0
+    return out
+
+
+@pytest.fixture(params=["probed", "tuned"])
+def run(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def test_fine_tuning_changes_all_of_the_network(probed: Path, tuned: Path) -> None:
+    before, after = (load_file(run / "model.safetensors") for run in (probed, tuned))
+    learnt = {name for name in before if before[name].is_floating_point()}
+    assert {name for name in learnt if not torch.equal(before[name], after[name])} == learnt
+
+
+@pytest.mark.parametrize("head", ["average", "csra"])
+@pytest.mark.parametrize("before", ["average", "csra"])
+def test_a_probe_is_a_start_under_any_head(
+    photos: Path, cache: Path, weights, tmp_path: Path, before: str, head: str
+) -> None:
+    init = weights["test_efficientnet"]
+    assert probe(photos, tmp_path / "run", f"--model.init={init}", f"--model.head={before}") == 0
+    model = ModelConfig(name="timm/test_efficientnet", init=str(tmp_path / "run"), head=head)
+    found = build_model(model, 2, SIDE).state_dict()
+    found = {name.removeprefix("backbone."): tensor for name, tensor in found.items()}
+    backbone = {n: t for n, t in load_file(init).items() if not n.startswith("classifier.")}
+    assert all(torch.equal(found[name], tensor) for name, tensor in backbone.items())
+    if head == before:  # then it goes on as it was, with its head
+        trained = load_bundle(tmp_path / "run").model.state_dict().values()
+        assert all(torch.equal(a, b) for a, b in zip(found.values(), trained, strict=True))
+
+
+def test_minutes_are_a_bound_that_a_frozen_backbone_seldom_meets(
+    photos: Path, cache: Path, weights, tmp_path: Path
+) -> None:
+    options = (f"--model.init={weights['test_efficientnet']}", "--train.epochs=6")
+    assert probe(photos, tmp_path / "by_time", *options, "--train.minutes=60") == 0
+    assert figures(tmp_path / "by_time")["epochs"] == 6
 
 
 @pytest.mark.parametrize(
@@ -351,14 +403,17 @@ def run(
         ("report", [], "report.html"),
         ("export", [], "model.onnx"),
         ("plan", [], ""),
+        ("push", ["me/beach", "--dry-run=OUT"], "maps/README.md"),
     ],
 )
 def test_every_command_works_on_such_a_run(
     run: Path, photos: Path, tmp_path: Path, command: str, options: list[str], file: str
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    places = {"PHOTO": str(photos / "0.png"), "--out=OUT": f"--out={copy / 'maps'}"}
-    options = [places.get(option, option) for option in options]
+    options = [
+        option.replace("PHOTO", str(photos / "0.png")).replace("OUT", str(copy / "maps"))
+        for option in options
+    ]
     assert main([command, str(copy / "config.yaml" if command == "plan" else copy), *options]) == 0
     assert (copy / file).exists()
 

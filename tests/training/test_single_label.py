@@ -108,7 +108,7 @@ def test_a_multi_label_training_starts_from_it(run: Path, tmp_path: Path, capsys
     (tmp_path / "photos" / "labels.csv").write_text("\n".join(rows))
     out = tmp_path / "tuned"
     photos = ["--data.root", str(tmp_path / "photos"), "--data.base_size=0", "--data.cache=false"]
-    command = ["train", "photos", *photos, *TINY, "--train.epochs=1"]
+    command = ["train", "scratch", *photos, *TINY, "--train.epochs=1"]
     assert main([*command, "--model.init", str(run), "--out", str(out)]) == 0
     assert "best_val_map" in json.loads((out / "metrics.json").read_text())
     tuned = mltr.load(out)

@@ -7,7 +7,7 @@ Fields have dotted names, both in YAML and on the command line: ``data.root``, `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from mltr.errors import UsageError
@@ -143,11 +143,32 @@ class AugmentConfig:
     repeats: Count = 1  #: consecutive uses of an image, each augmented anew (1: off)
     mixup: NotNegative = 0.0  #: Beta parameter of mixup (0: off)
     cutmix: NotNegative = 0.0  #: Beta parameter of cutmix (0: off)
+    grown: Whole = 0  #: epochs in which all of that grows from mirroring alone (0: full at once)
     resize: Literal["squash", "crop"] = "squash"  #: squash to a square, or timm's centre crop
     normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"  #: auto: as the weights
 
     def __post_init__(self) -> None:
         _check_bounds("augment", self)
+
+    def at(self, epoch: int) -> AugmentConfig:
+        """Return what images go through in an epoch, from 0 on, when this has grown so far.
+
+        What a network sees for the first time need not be varied; the more often it has seen the
+        same images, the more they are.
+        """
+        if epoch >= self.grown:
+            return self
+        share = epoch / self.grown
+        return replace(
+            self,
+            min_scale=1 - share * (1 - self.min_scale),
+            jitter=share * self.jitter,
+            randaugment_magnitude=round(share * self.randaugment_magnitude),
+            cutout=share * self.cutout,
+            erasing=share * self.erasing,
+            mixup=share * self.mixup,
+            cutmix=share * self.cutmix,
+        )
 
 
 @dataclass
@@ -192,7 +213,8 @@ class LossConfig:
 class TrainConfig:
     """The training loop: duration, learning rate, seed and checkpoints."""
 
-    epochs: Count = 40  #: passes over the training images
+    epochs: Whole = 40  #: passes over the training images (0: 1000 / sqrt(images), within 3..100)
+    minutes: NotNegative = 0.0  #: time for the whole run; epochs then bound a frozen backbone only
     stop_epoch: Whole = 0  #: stop after this epoch of a schedule over `epochs` (0: don't)
     seed: int = 0  #: seed of the weights, the order of images and their augmentation
     batch_size: Count = 64  #: images per batch, over all processes
@@ -237,6 +259,9 @@ class TrainConfig:
             raise UsageError("train.sharding fsdp needs train.precision fp32 or bf16")
         if isinstance(self.freeze, int) and self.freeze < 1:
             raise UsageError("train.freeze: none, backbone, or a number of stages from 1 on")
+        for key in ("stop_epoch", "min_size"):
+            if self.minutes and getattr(self, key):
+                raise UsageError(f"train.minutes and train.{key} can't be combined: set one to 0")
         if self.freeze != "none" and self.sharding != "none":
             raise UsageError("train.freeze needs train.sharding none: little is left to shard")
         if self.freeze != "backbone" and self.views != 1:

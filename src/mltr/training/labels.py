@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from typing import Any
 
@@ -27,6 +28,16 @@ from mltr.training.run import Run
 from mltr.weights.bundle import save_bundle
 from mltr.weights.metadata import SOFTMAX
 
+log = logging.getLogger(__name__)
+
+MANY_PHOTOS = 50_000  #: for training, that a network may do without other weights to start from
+#: docs/weights.md has the commands of these figures.
+FROM_SCRATCH = (
+    "from scratch (model.init is empty): that takes hours. In minutes a small network gets to a "
+    "map of 90 on 2000 photos with 5 labels (MIML) and of 17 on COCO with 18. Where pretrained "
+    "weights can be had, `mltr train probe PHOTOS` reaches 96 and 56 in a minute or two"
+)
+
 
 class Labels(Objective):
     """Labels of images, judged by mean average precision, or by accuracy where each has one."""
@@ -48,6 +59,9 @@ class Labels(Objective):
         if self.single_label:
             run.splits.check_single_label()
         settings = run.config.model
+        is_small = run.config.data.format != "scenes" and len(train) < MANY_PHOTOS
+        if is_small and not settings.init and run.config.train.freeze == "none":
+            log.info(FROM_SCRATCH)
         network = build_model(settings, len(train.classes), run.preprocess.image_size)
         freeze(network, run.config.train.freeze, settings.name)
         return network
@@ -66,7 +80,7 @@ class Labels(Objective):
         self, images: Tensor, targets: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix, where the recipe wants it."""
-        augment = self.run.config.augment
+        augment = self.run.config.augment.at(self.run.progress.epoch)
         if not (augment.mixup or augment.cutmix):
             return images, targets
         return mix_batch(images, targets, augment.mixup, augment.cutmix, rng)

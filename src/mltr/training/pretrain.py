@@ -233,7 +233,7 @@ class HiddenPixels(Objective):
     def next_command(self) -> str:
         """Return the command that starts a training from these weights."""
         path = shlex.quote(str(self.run.folder.path))
-        return f"mltr train photos --data.root LABELLED_PHOTOS --model.init {path}"
+        return f"mltr train scratch LABELLED_PHOTOS --model.init {path}"
 
 
 def masked_error(forward: Any, images: Tensor, mask: Tensor, stride: int) -> Tensor:
