@@ -10,6 +10,7 @@ import timm
 from torch import Tensor, nn
 
 from mltr.errors import UsageError, did_you_mean
+from mltr.network.depthwise import train_depthwise_in_float32
 from mltr.network.heads import make_head
 
 
@@ -109,6 +110,7 @@ def create_timm(
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"timm/{name} can't be built with {overrides}: {error}") from error
+    train_depthwise_in_float32(model)
     if keeps_own:
         return model
     num_features: int = model.num_features  # type: ignore[assignment]
