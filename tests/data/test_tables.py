@@ -386,7 +386,7 @@ def test_what_is_ambiguous_is_refused(name: str, photos: Path, capsys) -> None:
     assert re.search(words, refusal(photos, capsys, *options))
 
 
-def test_choices_are_options(photos: Path) -> None:
+def test_choices_are_options(photos: Path, capsys) -> None:
     rows = [f"{name},al,{'+'.join(own)},{i % 2}" for i, (name, own) in enumerate(ROWS)]
     write_rows(photos, "photo,who,what,good", rows)
     choice = ["--data.label_column=what", "--data.separator=+", "--data.path_column=photo"]
@@ -399,6 +399,9 @@ def test_choices_are_options(photos: Path) -> None:
     assert counts(describe(photos, "--data.label_column=label1,label2")) == RIGHT
     (photos / "labels.csv").write_text(answers(HEADER, "1", "0"))
     assert counts(describe(photos, "--data.label_column=sea")) == {"sea": 6}
+    (photos / "labels.csv").write_text(answers(HEADER, "1", "0").replace("p0.jpg,0", "p0.jpg,2"))
+    message = refusal(photos, capsys, "--data.label_column=sea,sky")
+    assert "row 2, column 'sea': '2' is not 1, 0, -1" in message
 
 
 # -- Parquet -----------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ IS_LABELS = re.compile(
 )
 #: What is told of a photo or of a row beside its labels.
 IS_REMARK = re.compile(
-    r"|(unnamed: )?\d*|index|no\.?|nr\.?|rank|id|(image|img|photo)[ _-]?id|width|height|size|"
-    r"area|channels|depth|comments?|notes?|remarks?|description|caption|title|url|link|source|"
-    r"author|photographer|annotator|date|time|timestamp|created.*|updated.*|md5|sha\d*|hash|"
+    r"|(unnamed: )?\d*|index|fold|batch|count|no\.?|nr\.?|rank|id|(image|img|photo)[ _-]?id|width|"
+    r"height|size|area|channels|depth|comments?|notes?|remarks?|description|caption|title|url|link|"
+    r"source|author|photographer|annotator|date|time|timestamp|created.*|updated.*|md5|sha\d*|hash|"
     r"confidence|score|weight|lat|lon|latitude|longitude|x_?min|x_?max|y_?min|y_?max|bbox",
     re.IGNORECASE,
 )
@@ -62,15 +62,22 @@ def find_roles(
     rest = [column for column in rest if column is not split]
     if config.label_column:
         labels = _named(sheet, config.label_column)
-        are_answers = all(kind_of(c) in ("answers", "empty") for c in labels)
-        are_answers &= len(labels) > 1 or not IS_LABELS.fullmatch(labels[0].name)
-        form: Literal["answers", "labels"] = "answers" if are_answers else "labels"
+        form = _form_of(labels)
     else:
         labels, form = _find_labels(sheet, rest, classes or ())
     if split in labels:
         split = None
     passed_over = [column for column in rest if column not in labels]
     return Roles(photos, labels, form, split, passed_over)
+
+
+def _form_of(labels: Sequence[Column]) -> Literal["answers", "labels"]:
+    """Return what columns that the user has named hold."""
+    kinds = {kind_of(column) for column in labels}
+    if len(labels) == 1:
+        is_class = kinds == {"answers"} and not IS_LABELS.fullmatch(labels[0].name)
+        return "answers" if is_class else "labels"
+    return "answers" if "answers" in kinds and "labels" not in kinds else "labels"
 
 
 def _named(sheet: Sheet, names: str) -> list[Column]:
@@ -98,20 +105,16 @@ def _find_photos(sheet: Sheet, asked: str, is_photo: Callable[[str], bool]) -> C
     from mltr.data.images import IMAGE_SUFFIXES
 
     if asked:
-        (column,) = _named(sheet, asked)[:1]
-        return column
-    # With answers such as 1 there could be photos such as 1.jpg; with others, there are none.
+        return _named(sheet, asked)[0]
+    # Answers such as 1 could also be photos such as 1.jpg.
     candidates = [c for c in sheet.columns if kind_of(c) not in ("answers", "empty")]
-    shares = {
-        column: [
-            sum(map(holds, sample)) / len(sample)
-            for sample in [[text for text in column.texts if text][:SAMPLED]]
-            for holds in (is_photo, lambda text: text.lower().endswith(IMAGE_SUFFIXES))
-        ]
-        for column in candidates
-    }
-    there = [column for column in candidates if shares[column][0] > 0]
-    named_so = [column for column in candidates if shares[column][1] > 0.5]
+    samples = {c: [text for text in c.texts if text][:SAMPLED] for c in candidates}
+    there = [c for c in candidates if any(map(is_photo, samples[c]))]
+    named_so = [
+        c
+        for c in candidates
+        if 2 * sum(text.lower().endswith(IMAGE_SUFFIXES) for text in samples[c]) > len(samples[c])
+    ]
     for found in (
         [column for column in there if column in named_so],
         there,
@@ -180,7 +183,7 @@ def _find_labels(
     lists = [c for c in texts if IS_LABELS.fullmatch(c.name) or _holds_structures(c)]
     if answers and not lists and (len(answers) > 1 or not texts):
         _refuse_mixed(sheet, columns, kinds)
-        return answers + [c for c in columns if _is_unknown_class(c, kinds[c])], "answers"
+        return [c for c in columns if c in answers or _is_unknown_class(c, kinds[c])], "answers"
     if not answers:
         numbers = [c for c in columns if kinds[c] == "numbers" and _are_class_numbers(c)]
         found = lists or texts or numbers or [c for c in columns if kinds[c] == "labels"][:1]
