@@ -148,7 +148,7 @@ def sent_for_ever(request: BaseHTTPRequestHandler, sent: list[int]) -> None:
 
 def test_an_index_without_end_is_left_alone(tmp_path: Path) -> None:
     sent: list[int] = []
-    told = pytest.raises(MltrError, match="larger than the 67,108,864 bytes")
+    told = pytest.raises(MltrError, match="larger than the limit of 67,108,864 bytes")
     with server(lambda request: sent_for_ever(request, sent)) as address, told:
         read(address, tmp_path)
     assert sum(sent) <= INDEX_LIMIT + (16 << 20)  # what lies in the network's buffers
@@ -185,7 +185,7 @@ def test_a_store_sends_no_more_than_it_may(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/hostile/file", bytes(3 << 20))
     try:
-        with pytest.raises(MltrError, match="larger than the 1,000 bytes"):
+        with pytest.raises(MltrError, match="larger than the limit of 1,000 bytes"):
             download.download_file(["memory://hostile/file"], tmp_path / "file", limit=1000)
         assert not files(tmp_path)
     finally:
