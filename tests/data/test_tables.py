@@ -173,6 +173,14 @@ def test_one_row_a_label(photos: Path) -> None:
     assert report["understood"]["meanings"]["empty"] == "no label"
 
 
+def test_a_row_for_each_box(photos: Path) -> None:
+    rows = [f"{name},640,480,{label},0,1,20,30" for name, own in ROWS for label in own]
+    write_rows(photos, "filename,width,height,class,xmin,ymin,xmax,ymax", rows)
+    report = describe(photos)
+    assert counts(report) == RIGHT
+    assert report["understood"]["columns"] == {"filename": "photos", "class": "labels"}
+
+
 def test_row_numbers_and_paths_anywhere(photos: Path) -> None:
     rows = [f"{i},{int('sea' in own)},{int('sky' in own)},{n}" for i, (n, own) in enumerate(ROWS)]
     write_rows(photos, ",sea,sky,file_name", rows)
@@ -372,7 +380,7 @@ REFUSED = {
         "path,cat\np0.jpg,1\np0.jpg,0\n",
         "row 3: 'p0.jpg' is also in row 2, with other labels",
     ),
-    "no labels": ("path,width\np0.jpg,640\n", "column 'width': '640' is not|no column of labels"),
+    "no labels": ("path,width\np0.jpg,640\n", "none of these columns seems to hold labels: width"),
     "no such column": ("path,cat\np0.jpg,1\n", "no column 'tag'"),
     "nothing": ("", "needs a header"),
 }

@@ -28,10 +28,12 @@ IS_LABELS = re.compile(
 IS_REMARK = re.compile(
     r"|(unnamed: )?\d*|index|fold|batch|count|no\.?|nr\.?|rank|id|(image|img|photo)[ _-]?id|width|"
     r"height|size|area|channels|depth|comments?|notes?|remarks?|description|caption|title|url|link|"
-    r"source|author|photographer|annotator|date|time|timestamp|created.*|updated.*|md5|sha\d*|hash|"
+    r"source|author|photographer|annotator|date|time|date_?time|timestamp|created.*|updated.*|md5|sha\d*|hash|"
     r"confidence|score|weight|lat|lon|latitude|longitude|x_?min|x_?max|y_?min|y_?max|bbox",
     re.IGNORECASE,
 )
+#: What is told in numbers that may happen to be 1 and 0, and is never a class.
+IS_MEASURE = re.compile(r"width|height|[xy]_?(min|max|center)|bbox|index", re.IGNORECASE)
 LARGEST_COUNT = 9  #: a column of numbers none of which is 0 or 1, with a larger one, is a measure
 SAMPLED = 50  #: values of a column looked at to see whether they are photos
 
@@ -192,8 +194,8 @@ def _find_labels(
         if not found:
             _refuse_mixed(sheet, columns, kinds, all_numbers=True)
             raise UsageError(
-                f"{sheet.path}: no column of labels among {_listed(columns) or 'none'}; set "
-                "data.label_column to it"
+                f"{sheet.path}: none of these columns seems to hold labels: {_listed(columns)}; "
+                "set data.label_column to the one that does"
             )
         raise UsageError(
             f"{sheet.path}: which column holds the labels? Set data.label_column to one of "
@@ -207,8 +209,9 @@ def _find_labels(
 
 
 def _is_class(column: Column, kind: Kind) -> bool:
-    """Whether a column answers for one class; row numbers and remarks don't."""
-    return kind == "answers" and not (_is_remark(column) and _counts_rows(column))
+    """Whether a column answers for one class; row numbers and measures don't."""
+    is_number = IS_MEASURE.fullmatch(column.name) or (_is_remark(column) and _counts_rows(column))
+    return kind == "answers" and not is_number
 
 
 def _is_unknown_class(column: Column, kind: Kind) -> bool:
