@@ -451,6 +451,15 @@ def test_null_is_unknown(photos: Path) -> None:
     assert read_parquet(photos / "labels.parquet").targets[5].tolist() == [-1, -1]
 
 
+def test_columns_of_parquet_with_one_name(photos: Path, capsys) -> None:
+    paths = pa.array([path for path, _ in ROWS])
+    table = pa.Table.from_arrays(
+        [paths, pa.array([0, 1] * 6), pa.array([1, 0] * 6)], ["p", "a", "a"]
+    )
+    pq.write_table(table, photos / "labels.parquet")
+    assert "two columns in the header have the same name" in refusal(photos, capsys)
+
+
 def test_rows_hold_their_labels(photos: Path) -> None:
     """Counts could be right by chance."""
     (photos / "labels.csv").write_text(named(lambda own: "|".join(own)))

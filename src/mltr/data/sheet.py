@@ -95,12 +95,13 @@ def _read_text(path: Path) -> Sheet:
     if encoding != "utf-8":
         content = content.decode(encoding, "strict").encode("utf-8")
     content = content.removeprefix(b"\xef\xbb\xbf")
-    head = content[:SNIFFED].decode("utf-8", "ignore")
+    second_line = content.find(b"\n", content.find(b"\n") + 1) + 1  # beyond a very wide header
+    head = content[: max(SNIFFED, second_line)].decode("utf-8", "ignore")
     if told := re.match(r"sep=(.)\r?\n", head):  # by which Excel tells itself
         content, head = content[told.end() :], head[told.end() :]
     delimiter = told[1] if told else find_delimiter(head)
     try:
-        sample = _sample(head, delimiter, is_whole=len(content) <= SNIFFED)
+        sample = _sample(head, delimiter, is_whole=len(content) <= max(SNIFFED, second_line))
     except csv.Error as error:
         raise MltrError(f"{path}: not a CSV ({error})") from error
     if not sample:
@@ -266,7 +267,7 @@ def _read_parquet(path: Path, photos: Column | None) -> Sheet:
     with open_parquet(path) as file:
         names = [name for name in file.schema_arrow.names if not photos or name != photos.name]
         table = file.read(columns=names)
-    columns = [_values_of(name, table.column(name)) for name in names]
+        columns = [_values_of(name, table.column(i)) for i, name in enumerate(table.column_names)]
     known = _class_names(table.schema.metadata or {})
     columns = [_with_names(column, known.get(column.name, ())) for column in columns]
     return Sheet(path, [photos, *columns] if photos else columns, 0, ("Parquet",))
