@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -150,6 +151,21 @@ def test_a_run_learns_it_and_its_bundle_predicts_by_it(run: Path, tmp_path: Path
     assert mltr.load(run).fingerprint == before
     update_config(run, {"hierarchy": {}})
     assert mltr.load(run).fingerprint != before
+
+
+def test_predict_writes_trees_of_keywords(run: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "beach.png")
+    assert main(["predict", str(run), str(tmp_path), "--xmp", "--threshold", "0"]) == 0
+    root = ElementTree.parse(tmp_path / "beach.png.xmp").getroot()
+    found = {
+        name: {item.text for item in root.iterfind(f".//{{*}}{name}//{{*}}li")}
+        for name in ("subject", "hierarchicalSubject", "TagsList")
+    }
+    assert found == {
+        "subject": {"sea", "sunset"},
+        "hierarchicalSubject": {"water|sea", "water|sea|sunset"},
+        "TagsList": {"water/sea", "water/sea/sunset"},
+    }
 
 
 @pytest.mark.parametrize("wrong", [["sea"], {"sea": 1}, {"sea": "sunset", "sunset": "sea"}])

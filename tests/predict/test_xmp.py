@@ -196,3 +196,47 @@ def test_what_cannot_be_merged_is_left_alone(content: bytes, told: str, tmp_path
     sidecar.write_bytes(content)
     assert told in XmpSidecars().write(tmp_path / "photo.jpg", ["sea"])
     assert sidecar.read_bytes() == content
+
+
+TREE = {"dog": "pet", "pet": "animal"}
+
+
+def test_labels_in_a_hierarchy_have_their_places_in_trees_of_keywords() -> None:
+    labels = ["dog", "animal", "sea"]
+    content = set_labels(b"", labels, TREE)
+    assert listed(content) == labels
+    assert listed(content, HIERARCHICAL) == ["animal|pet|dog", "animal", "sea"]
+    assert listed(content, TAGS_LIST) == ["animal/pet/dog", "animal", "sea"]
+    root = ElementTree.fromstring(content)
+    # digiKam reads a Seq alone: exiv2 has TagsList as one.
+    assert root.find(f".//{TAGS_LIST}/{RDF}Seq") is not None
+    assert root.find(f".//{HIERARCHICAL}/{RDF}Bag") is not None
+    assert set_labels(content, labels, TREE) == content
+    less = set_labels(content, ["sea"], TREE)
+    assert listed(less) == listed(less, HIERARCHICAL) == listed(less, TAGS_LIST) == ["sea"]
+    plain = set_labels(b"", ["sea"], TREE)
+    assert listed(plain, HIERARCHICAL) == listed(plain, TAGS_LIST) == []
+
+
+def test_trees_of_others_get_the_whole_path() -> None:
+    after = set_labels(LIGHTROOM.encode(), ["sea", "dog"], TREE)
+    assert listed(after, HIERARCHICAL) == ["travel|holiday", "sea", "animal|pet|dog"]
+    assert listed(after, TAGS_LIST) == ["animal/pet/dog"]
+    after = set_labels(DIGIKAM.encode(), ["dog"], TREE)
+    assert listed(after, TAGS_LIST) == ["People/Anna", "animal/pet/dog"]
+
+
+def test_a_hierarchy_that_comes_later() -> None:
+    """A label that a person has taken out stays out."""
+    before = set_labels(b"", ["dog", "animal"])
+    edited = before.replace(b"<rdf:li>animal</rdf:li>", b"", 1)
+    after = set_labels(edited, ["dog", "animal"], TREE)
+    assert listed(after) == ["dog"]
+    assert listed(after, HIERARCHICAL) == ["animal|pet|dog"]
+
+
+def test_separators_in_names_make_no_levels() -> None:
+    content = set_labels(b"", ["dog/wolf", "on|off"], {"dog/wolf": "pets", "on|off": "state"})
+    assert listed(content) == ["dog/wolf", "on|off"]
+    assert listed(content, TAGS_LIST) == ["pets/dog\\wolf", "state/on|off"]
+    assert listed(content, HIERARCHICAL) == ["pets|dog/wolf"]

@@ -256,7 +256,7 @@ def tag(
 ) -> int:
     """Predict for all inputs with a network that is loaded, here or on a cluster; see `run`."""
     out, form = _choose_output(args)
-    kinds = _choose_sidecars(args)
+    kinds = _choose_sidecars(args, predictor.hierarchy)
     chosen = choose_classes(predictor.classes, args.only, args.exclude, predictor.categories)
     vocabulary = _vocabulary(predictor, chosen, Path(args.bundle).name)
     if args.threshold is not None:
@@ -356,14 +356,17 @@ def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
     return out, form
 
 
-def _choose_sidecars(args: argparse.Namespace) -> list[Sidecars]:
+def _choose_sidecars(
+    args: argparse.Namespace, hierarchy: Mapping[str, str] | None = None
+) -> list[Sidecars]:
     kinds: list[Sidecars] = []
     if args.sidecars:
         kinds.append(TextSidecars(args.overwrite, args.follow_links))
     if args.xmp:
         if importlib.util.find_spec("lxml") is None:
             raise UsageError("--xmp needs `pip install 'mltr[xmp]'`")
-        kinds.append(XmpSidecars(args.xmp_naming, args.overwrite, args.follow_links))
+        own = (args.xmp_naming, args.overwrite, args.follow_links, hierarchy or {})
+        kinds.append(XmpSidecars(*own))
     return kinds
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -66,6 +66,7 @@ class XmpSidecars:
     naming: str = NAMINGS[0]
     overwrite: bool = False
     follow_links: bool = False
+    hierarchy: Mapping[str, str] = field(default_factory=dict)  #: the parent of each child
 
     def path_for(self, image: Path) -> Path:
         """Return the file for an image."""
@@ -85,7 +86,7 @@ class XmpSidecars:
         path = self.path_for(image)
         before = read_target(path, MAX_BYTES, self.follow_links)
         try:
-            after = set_labels(before, labels)
+            after = set_labels(before, labels, self.hierarchy)
         except MltrError as error:
             return str(error)
         if after != before:

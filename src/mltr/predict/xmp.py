@@ -9,9 +9,10 @@ they no longer hold.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
+from mltr.data.hierarchy import path_of
 from mltr.data.keywords import (
     DC,
     DESCRIPTION,
@@ -29,21 +30,43 @@ if TYPE_CHECKING:
     from lxml.etree import _Element
 
 LABELS = f"{{{OWN}}}labels"
-#: Trees of keywords: what separates their levels, and what stands for it in a name, if anything
-#: does (digiKam keeps the a/b of other programs as a\\b). One at the top is its plain name.
-TREES = {
-    "{http://www.digikam.org/ns/1.0/}TagsList": ("/", "\\"),
-    "{http://ns.adobe.com/lightroom/1.0/}hierarchicalSubject": ("|", ""),
-    "{http://ns.microsoft.com/photo/1.0/}LastKeywordXMP": ("/", ""),
-}
+# What XML can't hold at all.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+class Tree(NamedTuple):
+    """A property with a tree of keywords; a keyword at the top is its plain name."""
+
+    tag: str
+    separator: str  #: between the levels
+    stand_in: str = ""  #: for the separator in a name, if there is any
+    prefix: str = ""  #: of the namespace, if labels that imply others need this tree
+    container: str = "Bag"
+
+    def names(self, labels: Sequence[str], hierarchy: Mapping[str, str]) -> list[str]:
+        """Return labels as they are called here, without those that would get other levels."""
+        found = []
+        for label in labels:
+            levels = [_FORBIDDEN.sub("\ufffd", name) for name in path_of(label, hierarchy)]
+            if self.stand_in:
+                levels = [name.replace(self.separator, self.stand_in) for name in levels]
+            if not any(self.separator in name for name in levels):
+                found.append(self.separator.join(levels))
+        return found
+
+
+TREES = (
+    # digiKam keeps the a/b of other programs as a\b, and reads its tags from a Seq alone.
+    Tree("{http://www.digikam.org/ns/1.0/}TagsList", "/", "\\", "digiKam", "Seq"),
+    Tree("{http://ns.adobe.com/lightroom/1.0/}hierarchicalSubject", "|", prefix="lr"),
+    Tree("{http://ns.microsoft.com/photo/1.0/}LastKeywordXMP", "/"),
+)
 EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="mltr">\n'
     f' <rdf:RDF xmlns:rdf="{RDF}">\n'
     f'  <rdf:Description rdf:about="" xmlns:dc="{DC}" xmlns:mltr="{OWN}"/>\n'
     " </rdf:RDF>\n</x:xmpmeta>\n"
 ).encode()
-# What XML can't hold at all.
-_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def has_labels(content: bytes) -> bool:
@@ -51,12 +74,16 @@ def has_labels(content: bytes) -> bool:
     return OWN.encode() in content
 
 
-def set_labels(content: bytes, labels: Sequence[str]) -> bytes:
+def set_labels(
+    content: bytes, labels: Sequence[str], hierarchy: Mapping[str, str] | None = None
+) -> bytes:
     """Return an XMP file with `labels` as keywords; everything else in it stays.
 
     `content` is the file so far, or empty. Labels of an earlier call that aren't among `labels`
     are taken out. A keyword that was there before, and a label that a person has taken out, stay
-    as they are. Raises `MltrError` if this is no XMP, or its keywords are no list.
+    as they are. `hierarchy` has the parent of each child: with it, labels get their places in trees
+    of keywords, which are added where there are none. Raises `MltrError` if this is no XMP, or its
+    keywords are no list.
     """
     from lxml import etree
 
@@ -70,14 +97,24 @@ def set_labels(content: bytes, labels: Sequence[str]) -> bytes:
     present, ours = list(texts_of(subject)), list(texts_of(own))
     added = [label for label in labels if label not in ours and label not in present]
     removed = [label for label in ours if label not in labels]
-    if own is not None and not added and not removed:
+    kept = [label for label in labels if label in added or (label in ours and label in present)]
+    hierarchy = hierarchy or {}
+    new_trees = [
+        tree
+        for tree in TREES
+        if tree.prefix and hierarchy.keys() & kept and find_list(rdf, tree.tag) is None
+    ]
+    if own is not None and not added and not removed and not new_trees:
         return content
     for name, prefix, entries in ((SUBJECT, "dc", subject), (LABELS, "mltr", own)):
         entries = _new_list(description, prefix, name) if entries is None else entries
         _update(entries, added, removed)
-    for tree, (separator, stand_in) in TREES.items():
-        if (entries := find_list(rdf, tree)) is not None:
-            _update(entries, *(_in_tree(x, separator, stand_in) for x in (added, removed)))
+    for tree in TREES:
+        if (entries := find_list(rdf, tree.tag)) is not None:
+            _update(entries, *(tree.names(some, hierarchy) for some in (added, removed)))
+    for tree in new_trees:
+        entries = _new_list(description, tree.prefix, tree.tag, tree.container)
+        _update(entries, tree.names(kept, hierarchy), [])
     if not content:
         etree.indent(root, " ")
     after: bytes = etree.tostring(root.getroottree(), encoding="UTF-8", xml_declaration=True)
@@ -95,16 +132,9 @@ def _update(entries: _Element, added: Sequence[str], removed: Sequence[str]) -> 
             etree.SubElement(entries, f"{{{RDF}}}li").text = label
 
 
-def _in_tree(labels: Sequence[str], separator: str, stand_in: str) -> list[str]:
-    """Return labels as names in a tree, without those that would become several levels."""
-    if stand_in:
-        return [label.replace(separator, stand_in) for label in labels]
-    return [label for label in labels if separator not in label]
-
-
-def _new_list(description: _Element, prefix: str, name: str) -> _Element:
+def _new_list(description: _Element, prefix: str, name: str, container: str = "Bag") -> _Element:
     from lxml import etree
 
     namespace = name[1:].partition("}")[0]
     found = etree.SubElement(description, name, nsmap={prefix: namespace})
-    return etree.SubElement(found, f"{{{RDF}}}Bag")
+    return etree.SubElement(found, f"{{{RDF}}}{container}")
