@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -149,8 +150,9 @@ def test_a_run_learns_it_and_its_bundle_predicts_by_it(run: Path, tmp_path: Path
     before = predictor.fingerprint
     (run.parent / "tree.yaml").unlink()  # the bundle has its own
     assert mltr.load(run).fingerprint == before
-    update_config(run, {"hierarchy": {}})
-    assert mltr.load(run).fingerprint != before
+    without = shutil.copytree(run, tmp_path / "without")
+    update_config(without, {"hierarchy": {}})
+    assert mltr.load(without).fingerprint != before
 
 
 def test_predict_writes_trees_of_keywords(run: Path, tmp_path: Path) -> None:
