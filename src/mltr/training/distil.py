@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError, did_you_mean
-from mltr.network.backbones import TimmBackbone, to_maps
-from mltr.network.model import MlTr
+from mltr.network.features import features_and_logits
 from mltr.training.labels import Labels
 from mltr.weights.bundle import TorchNetwork, load_bundle
 from mltr.weights.metadata import SOFTMAX
@@ -82,15 +81,6 @@ def _renormalize(old: Preprocess, new: Preprocess) -> tuple[list[float], list[fl
     channels = list(zip(old.mean, old.std, new.mean, new.std, strict=True))
     scale = [std / new_std for _, std, _, new_std in channels]
     return scale, [(mean - new_mean) / new_std for mean, _, new_mean, new_std in channels]
-
-
-def features_and_logits(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean [B, D] of the final map, and the logits [B, K], of a network of any kind."""
-    features = network.forward_features(images)
-    logits: Tensor = network.forward_head(features)
-    own = isinstance(network, MlTr | TimmBackbone)
-    maps = features if own else to_maps(network, features)
-    return maps.mean(dim=(1, 2)), logits
 
 
 class Student(nn.Module):
