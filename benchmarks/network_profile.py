@@ -38,7 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["mltr_s", REFERENCE])
     parser.add_argument(
-        "--modes", nargs="+", default=["fp32", "train"], choices=("fp32", "train", "compiled")
+        "--modes",
+        nargs="+",
+        default=["fp32", "train"],
+        choices=("fp32", "bf16", "train", "compiled"),
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--calls", type=int, default=4)

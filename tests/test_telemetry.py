@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,7 @@ LOAD = """
 import mltr, numpy as np
 mltr.load({model!r}, 'cpu')([np.zeros((9, 9, 3), np.uint8)])
 """
+IN_OPENVINO = LOAD.replace("'cpu'", "engine='openvino'")
 #: Ray looks up its cloud regardless of settings (see docs/serving.md).
 ASKED_BY_RAY = "metadata.google.internal"
 
@@ -66,14 +69,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.onnx"
 
 
-def test_onnxruntime_keeps_nothing_to_be_sent(model: Path, tmp_path: Path) -> None:
-    """By default it creates a database in the user's cache folder on import."""
-    for number, code in enumerate((LOAD.format(model=str(model)), "import mltr.export.int8")):
+def test_engines_keep_nothing_to_be_sent(model: Path, tmp_path: Path) -> None:
+    """They would make files in the user's folders as soon as they are imported."""
+    codes = [LOAD.format(model=str(model)), "import mltr.export.int8"]
+    if find_spec("openvino"):
+        codes += [IN_OPENVINO.format(model=str(model.parent))]
+    for number, code in enumerate(codes):
         home = tmp_path / f"home{number}"
         home.mkdir()
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))}
         subprocess.run([sys.executable, "-c", code], check=True, env=clean | {"HOME": str(home)})
-        assert not [path for path in home.rglob("*") if "onnxruntime" in path.name.lower()]
+        kept = [path.relative_to(home) for path in home.rglob("*")]
+        assert not [
+            path for path in kept if re.search("onnxruntime|intel|openvino", str(path), re.I)
+        ]
 
 
 @pytest.mark.slow
@@ -93,6 +102,7 @@ def test_no_name_is_looked_up(model: Path, tmp_path: Path) -> None:
     photos = str(run / "photos")
     code = [
         LOOK_UP,
+        *[IN_OPENVINO.format(model=str(run)) + wait] * (find_spec("openvino") is not None),
         LOAD.format(model=str(model)) + wait,
         command.format(["export", str(run), "--precision", "int8", "--images", photos]) + wait,
         LOAD.format(model=str(run)) + "import timm, datasets, huggingface_hub\n" + wait,

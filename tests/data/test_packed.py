@@ -28,7 +28,7 @@ def photos(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(path: str, device: str | None, batch_size: int) -> Any:
+    def load(path: str, device: str | None, batch_size: int, engine: str | None) -> Any:
         predictor = colour_predictor(Counting())
         predictor.batch_size = batch_size
         return predictor

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,7 @@ def test_a_missing_package_is_named_with_its_extra(
     capsys: Any,
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert main(["predict", str(onnx_file), str(photos / "00.png")]) == 2
+    assert main(["predict", str(onnx_file), str(photos / "00.png"), "--engine", "onnx"]) == 2
     assert f"{onnx_file} needs onnxruntime: pip install 'mltr[onnx]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", str(run), "--out", str(tmp_path / "model.onnx")]) == 2
@@ -380,6 +381,9 @@ def test_a_network_without_end_is_given_up(tmp_path: Path) -> None:
     path = save_onnx(tmp_path / "endless.onnx", endless_loop())
     with pytest.raises(MltrError, match="no result within 1 s"):
         load_onnx(path, limit_s=1)
+    if find_spec("openvino"):
+        with pytest.raises(MltrError, match="has a loop"):
+            mltr.load(path, engine="openvino")
 
 
 def test_an_onnx_file_of_nan_is_told(tmp_path: Path, capsys: Any) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
-import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.overrides import TorchFunctionMode
+from torch.export import ExportedProgram
 
 from mltr import __version__
 from mltr.data.preprocess import Pixels, Preprocess
@@ -33,6 +28,7 @@ from mltr.evaluation.open_run import open_scored
 from mltr.files.download import HUB_PREFIX, first_line
 from mltr.files.writing import to_json, write_atomically
 from mltr.metrics import evaluate
+from mltr.predict.engines import PROB_TOLERANCE
 from mltr.predict.exported import (
     CONFIG_ENTRY,
     CONFIG_KEY,
@@ -42,6 +38,7 @@ from mltr.predict.exported import (
     load_program,
     require,
 )
+from mltr.predict.graph import trace
 from mltr.predict.inputs import Inputs
 from mltr.weights.bundle import Bundle, TorchNetwork, load_bundle
 from mltr.weights.metadata import to_probs
@@ -61,94 +58,6 @@ LARGEST_ONNX = 2**31 - 1  #: maximum bytes of a protobuf message
 MOST_IMAGES = 256  #: maximum number of images for the check, and for calibration
 BATCH = 32  #: batch size of the check and its timing
 LOGIT_TOLERANCE = 1e-4  #: fp32: maximum deviation of logits, relative to the largest if above 1
-#: Other precisions: maximum and mean deviation of probabilities.
-PROB_TOLERANCE = {"fp16": (0.02, 0.002), "bf16": (0.1, 0.01), "int8": (0.5, 0.03)}
-
-
-class Deployed(nn.Module):
-    """The exported form of a network: uint8 pixels or float32 images in, float32 logits out."""
-
-    def __init__(self, bundle: Bundle, takes_pixels: bool, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(bundle.model).to(dtype)
-        self.takes_pixels = takes_pixels
-        self.dtype = dtype
-        side = bundle.preprocess.image_size
-        # For a row of interleaved RGB pixels, along which multiplication is fastest.
-        mean = torch.tensor(bundle.preprocess.mean).repeat(side)
-        std = torch.tensor(bundle.preprocess.std).repeat(side)
-        self.register_buffer("scale", 1 / (255 * std))
-        self.register_buffer("shift", -mean / std if any(bundle.preprocess.mean) else None)
-        self.scale: Tensor
-        self.shift: Tensor | None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits float32 [B, K]."""
-        if self.takes_pixels:
-            rows = images.flatten(2).float() * self.scale
-            rows = rows if self.shift is None else rows + self.shift
-            images = rows.view(images.shape).permute(0, 3, 1, 2)
-        logits: Tensor = self.model(images.to(self.dtype))
-        return logits.float()
-
-
-class PlainGraph(TorchFunctionMode):
-    """Traces a few functions in a form that onnxruntime executes fast."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the plain form of a function if there is one."""
-        return PLAIN_FORMS.get(func, func)(*args, **(kwargs or {}))
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """Compute `F.scaled_dot_product_attention` without dropout or causal mask.
-
-    The decomposition of the fused function has other strides, on which the export fails.
-    """
-    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return scores.softmax(dim=-1) @ value
-
-
-def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `F.linear` as a single matrix product that includes the bias."""
-    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
-    found = torch.addmm(bias, inputs.flatten(0, -2), weight.mT)
-    return found.view(*inputs.shape[:-1], -1)
-
-
-PLAIN_FORMS = {F.scaled_dot_product_attention: _attend, F.linear: _linear}
-
-
-def trace(bundle: Bundle, takes_pixels: bool, dtype: torch.dtype, to: str) -> ExportedProgram:
-    """Return the network as a graph for any batch size.
-
-    Raises `MltrError` if torch can't trace it.
-    """
-    side = bundle.preprocess.image_size
-    example = torch.zeros(2, 3, side, side)
-    if takes_pixels:
-        example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    module = Deployed(bundle, takes_pixels, dtype).eval()
-    failures = (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError)
-    try:
-        with PlainGraph() if to == "onnx" else nullcontext():
-            batch = Dim("batch", min=1)
-            return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-    except failures as error:
-        name = bundle.config["model"]["name"]
-        raise MltrError(f"torch can't export {name}: {first_line(error)}") from error
 
 
 def write_program(program: ExportedProgram, path: Path, config: Mapping[str, Any]) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
 
-from mltr.errors import UsageError
+from mltr.machine.choice import told_precision
 
 log = logging.getLogger(__name__)
 
-CHOICE = "MLTR_PRECISION"  #: environment variable that sets `auto` to fp32 or bf16
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,10 +33,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     other value of MLTR_PRECISION.
     """
     if wanted == "auto":
-        told = os.environ.get(CHOICE, "")
-        if told not in ("", "fp32", "bf16"):
-            raise UsageError(f"{CHOICE} is {told!r}: set it to fp32 or bf16, or unset it")
-        return told or ("bf16" if computes_in_bf16(device) else "fp32")
+        return told_precision() or ("bf16" if computes_in_bf16(device) else "fp32")
     if wanted == "bf16" and not computes_in_bf16(device):
         log.warning(
             "this %s has no bf16 instructions, so bf16 is many times slower than fp32: use "

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mltr.errors import BrokenImage, UsageError, counted, did_you_mean
 from mltr.files.locks import locked_folder, locked_output
 from mltr.files.writing import check_target, make_folder, text_writer, write_atomically
+from mltr.predict.engines import ENGINES, Choosing
 from mltr.predict.inputs import Inputs, Survey, exists
 from mltr.predict.journal import SUFFIX, Journal, Stamp
 from mltr.predict.label_studio import SETUP_SUFFIX, labelling_setup
@@ -146,10 +147,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(name, action="append", default=[], metavar="CLASS,...", help=what)
     add(
         "--engine",
-        choices=["local", "ray"],
-        default="local",
-        help="ray: run the network in several processes that may fail; on the cluster at "
-        "RAY_ADDRESS, else on this machine (default: local)",
+        choices=[*ENGINES, "ray"],
+        default="auto",
+        help="what runs the network: torch, onnx (onnxruntime, for ONNX files), openvino, or the "
+        "fastest that is installed and agrees on the first photos of a long job (auto, the "
+        "default); ray: several processes that may fail, on the cluster at RAY_ADDRESS, else on "
+        "this machine",
     )
     add(
         "--replicas",
@@ -187,7 +190,8 @@ def add_running(parser: argparse.ArgumentParser, anew: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict for all images; 1 if some can't be read, or their sidecars written, else 0."""
-    return run_by(args, load)
+    engine = None if args.engine == "ray" else args.engine
+    return run_by(args, lambda *which: load(*which, engine))
 
 
 def run_like(
@@ -226,7 +230,7 @@ def run_by(
         predictor = load_network(args.bundle, args.device, args.batch_size)
         predictor.views = parse_views(args.views)
         survey.check(0)
-        if args.engine == "local":
+        if args.engine != "ray":
             return tag(predictor, inputs, survey, args, write=write)
         from mltr.predict.on_ray import on_cluster
 
@@ -263,6 +267,8 @@ def tag(
         set_thresholds(predictor.thresholds, parse_thresholds(args.threshold), predictor.categories)
     selection = Selection(tuple(chosen), args.top, fills_top=args.threshold is None)
     tally = _Tally(keeps_out=out is not None and (out.exists() or write is not None))
+    if isinstance(predictor.network, Choosing):
+        predictor.network.images_left = lambda: survey.total and survey.total - tally.images
     with contextlib.ExitStack() as stack:
         journal = None
         if out is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from mltr.weights.metadata import CONFIG_FILE, ONNX_FILE, parse_config, read_con
 if TYPE_CHECKING:
     import onnxruntime
     import torch
+
+    from mltr.predict.predictor import Network
 
 Floats = NDArray[np.float32]
 
@@ -83,16 +86,21 @@ class ProgramNetwork:
 
     def __call__(self, images: NDArray[Any]) -> Floats:
         """Return logits float32 [B, K] of the images."""
-        import torch
-
-        with torch.inference_mode():
-            logits: Floats = self.program(torch.from_numpy(images).to(self.device)).cpu().numpy()
-        return logits
+        return run_program(self.program, images, self.device)
 
     @property
     def fingerprint(self) -> str:
         """Checksum of the file."""
         return sha256_of(self.path)
+
+
+def run_program(program: torch.nn.Module, images: NDArray[Any], device: torch.device) -> Floats:
+    """Return what a module of torch on a device returns for the images."""
+    import torch
+
+    with torch.inference_mode():
+        logits: Floats = program(torch.from_numpy(images).to(device)).cpu().numpy()
+    return logits
 
 
 def require(package: str, extra: str, why: str) -> Any:
@@ -117,10 +125,7 @@ def load_onnx(
     `MltrError` for a file that is missing, damaged or not written by `mltr export`, and for one
     that returns no logits for a black image within `limit_s`.
     """
-    config = None
-    if Path(path).is_dir():
-        config, path = _read_config_beside(Path(path)), Path(path) / ONNX_FILE
-    _check_file(path)
+    path, config = find_onnx(path)
     ort = require("onnxruntime", "onnx", str(path))
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
@@ -131,10 +136,18 @@ def load_onnx(
     except Exception as error:  # its errors have no base of their own
         raise MltrError(f"{path} can't be run by onnxruntime: {first_line(error)}") from error
     if config is None:
-        config = _read_config(session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY), path)
+        text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
+        config = read_exported_config(text, path)
     takes_pixels = config["export"]["input"] == "uint8"
     network = OnnxNetwork(session, Path(path), takes_pixels, limit_s)
+    check_black_image(network, config, path)
+    return network, config
+
+
+def check_black_image(network: Network, config: Mapping[str, Any], path: str | Path) -> None:
+    """Raise `MltrError` unless a file's network returns a number for each class of an image."""
     side = Preprocess.from_dict(config["preprocess"]).image_size
+    takes_pixels = config["export"]["input"] == "uint8"
     shape, kind = ((side, side, 3), np.uint8) if takes_pixels else ((3, side, side), np.float32)
     logits = network(np.zeros((1, *shape), kind))
     if logits.shape != (1, len(config["classes"])):
@@ -144,7 +157,6 @@ def load_onnx(
         )
     if not np.isfinite(logits).all():
         raise MltrError(f"{path} predicts NaN for a black image; export the run again")
-    return network, config
 
 
 def _choose_providers(ort: Any, device: str | None) -> list[Any]:
@@ -171,26 +183,40 @@ def load_program(path: str | Path, device: torch.device) -> tuple[ProgramNetwork
     import torch
     from torch.export.passes import move_to_device_pass
 
-    _check_file(path)
+    check_file(path)
     texts = {CONFIG_ENTRY: ""}
     try:
         with Path(path).open("rb") as file:
             program = torch.export.load(file, extra_files=texts)
     except Exception as error:  # anything, from the archive's format to the operators in it
         raise MltrError(f"{path} can't be run by torch: {first_line(error)}") from error
-    config = _read_config(texts[CONFIG_ENTRY], path)
+    config = read_exported_config(texts[CONFIG_ENTRY], path)
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
     takes_pixels = config["export"]["input"] == "uint8"
     return ProgramNetwork(program.module(), Path(path), device, takes_pixels), config
 
 
-def _check_file(path: str | Path) -> None:
+def find_onnx(path: str | Path) -> tuple[Path, dict[str, Any] | None]:
+    """Return the ONNX file that `path` is, or holds with its config beside it, and that config.
+
+    Raises `MltrError` if there is none.
+    """
+    config, file = None, Path(path)
+    if file.is_dir():
+        config, file = _read_config_beside(file), file / ONNX_FILE
+    check_file(file)
+    return file, config
+
+
+def check_file(path: str | Path) -> None:
+    """Raise `MltrError` if an exported file isn't there."""
     if not Path(path).is_file():
         raise MltrError(f"no such file: {path}; `mltr export RUN` writes such files")
 
 
-def _read_config(text: str | None, path: str | Path) -> dict[str, Any]:
+def read_exported_config(text: str | None, path: str | Path) -> dict[str, Any]:
+    """Return the checked config in the metadata of an exported file; raises `MltrError`."""
     if not text:
         raise MltrError(
             f"{path} contains no labels, so it wasn't written by `mltr export`; export the run"

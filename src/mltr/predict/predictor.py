@@ -169,11 +169,16 @@ class Predictor:
 
     @property
     def _torch_network(self) -> TorchNetwork:
-        if not hasattr(self.network, "model"):
+        if not self.has_model:
             raise UsageError(
                 "an exported network can only predict: use the run that it was exported from"
             )
-        return cast("TorchNetwork", self.network)
+        return cast("TorchNetwork", getattr(self.network, "reference", self.network))
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a PyTorch network, whatever else runs it for predictions."""
+        return hasattr(getattr(self.network, "reference", self.network), "model")
 
     def predict_batch(self, pixels: Pixels) -> list[Prediction]:
         """Return a prediction for each of the images uint8 [B, S, S, 3].
@@ -195,8 +200,9 @@ class Predictor:
 
     def logits(self, pixels: Pixels) -> Floats:
         """Return the logits of images uint8 [B, S, S, 3]: float32 [B, K]."""
-        takes_pixels = getattr(self.network, "takes_pixels", False)
-        return self.network(pixels if takes_pixels else self.preprocess.scale(pixels))
+        from mltr.predict.engines import on_pixels
+
+        return on_pixels(self.network, self.preprocess)(pixels)
 
     def to_prediction(self, probs: Floats) -> Prediction:
         """Return the prediction for probabilities [K] of one image.
@@ -272,35 +278,50 @@ def to_image(source: Any) -> Image.Image:
     )
 
 
-def load(path: str | Path, device: str | None = None, batch_size: int = 32) -> Predictor:
+def load(
+    path: str | Path, device: str | None = None, batch_size: int = 32, engine: str | None = None
+) -> Predictor:
     """Load a bundle, a training run or an exported file for prediction.
 
-    The default device is an accelerator if available. An ONNX file runs without torch. Raises
-    `MltrError` if nothing complete is at `path` or the device can't be used.
+    The default device is an accelerator if available. `engine` runs the network: torch (float32),
+    onnx, openvino, or auto, the fastest that is installed and agrees on the photos. By default
+    torch runs bundles and .pt2 files, and onnxruntime ONNX files, without torch. Raises `MltrError`
+    if nothing complete is at `path`, or the device or the engine can't be used.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} must be at least 1")
     if str(path).endswith(EXPORTED) or holds_onnx(path):
-        return _load_exported(path, device, batch_size)
+        return _load_exported(path, device, batch_size, engine)
+    from mltr.predict.engines import bundle_engine
+    from mltr.predict.openvino import check_device
     from mltr.weights.bundle import load_bundle
 
+    if engine == "openvino":
+        check_device(device)
+        device = "cpu"
     chosen = choose_device(device)
     bundle = load_bundle(path, chosen)
     if not bundle.classes:
         raise MltrError(
             f"{path} has no labels yet; train from it: mltr train RECIPE --model.init {path}"
         )
-    return as_predictor(bundle, chosen, batch_size)
+    predictor = as_predictor(bundle, chosen, batch_size)
+    return replace(predictor, network=bundle_engine(engine or "torch", predictor, bundle, chosen))
 
 
-def _load_exported(path: str | Path, device: str | None, batch_size: int) -> Predictor:
-    from mltr.predict.exported import load_onnx, load_program
+def _load_exported(
+    path: str | Path, device: str | None, batch_size: int, engine: str | None
+) -> Predictor:
+    from mltr.predict.engines import file_engine
+    from mltr.predict.exported import load_program
 
     network: Network
     if str(path).endswith(".pt2"):
+        if engine in ("onnx", "openvino"):
+            raise UsageError(f"only torch can run {path}: leave out --engine {engine}")
         network, config = load_program(path, choose_device(device))
     else:
-        network, config = load_onnx(path, device)
+        network, config = file_engine(engine or "onnx", path, device)
     return Predictor(
         network,
         tuple(config["classes"]),

@@ -240,7 +240,7 @@ class _Service:
     @property
     def _explains(self) -> bool:
         network = self._predictor.network
-        return network.explains if isinstance(network, Replicas) else hasattr(network, "model")
+        return network.explains if isinstance(network, Replicas) else self._predictor.has_model
 
     async def _with_images(
         self, request: Request, answer: Callable[[list[Upload], list[Weight]], Awaitable[Response]]

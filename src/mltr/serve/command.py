@@ -20,6 +20,7 @@ import numpy as np
 
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import to_json, write_json
+from mltr.predict.engines import ENGINES, Choosing
 from mltr.predict.views import HELP, parse_views
 from mltr.serve.settings import KEYS_VARIABLE, Settings, limits, read_keys
 
@@ -69,10 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, ... (default: an accelerator if available)")
     add(
         "--engine",
-        choices=["local", "ray"],
-        default="local",
-        help="ray: run the network in replicas, so that requests survive the death of one; on the "
-        "cluster at RAY_ADDRESS, else on this machine (default: local)",
+        choices=[*ENGINES, "ray"],
+        default="auto",
+        help="what runs the network: torch, onnx (onnxruntime, for ONNX files), openvino, or the "
+        "fastest that is installed and agrees on the first photos (auto, the default); ray: "
+        "replicas, so that requests survive the death of one, on the cluster at RAY_ADDRESS, else "
+        "on this machine",
     )
     add(
         "--replicas",
@@ -106,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
         **{limit.name: getattr(args, limit.name) for limit in limits()},
     )
     places = args.host, args.port, args.device, args.json
-    serve(args.bundle, settings, *places, replicas=replicas, views=parse_views(args.views))
+    engine = "auto" if replicas else args.engine
+    views = parse_views(args.views)
+    serve(args.bundle, settings, *places, replicas=replicas, views=views, engine=engine)
     return 0
 
 
@@ -120,6 +125,7 @@ def serve(
     quiet: bool = False,
     replicas: int = 0,
     views: tuple[str, ...] = (),
+    engine: str = "auto",
 ) -> None:
     """Load a bundle and serve it until Ctrl-C or SIGTERM; accepted requests are then finished.
 
@@ -146,7 +152,10 @@ def serve(
             threads = replicas * settings.network_threads
             settings = dataclasses.replace(settings, network_threads=threads)
         else:
-            predictor = load(bundle, device)
+            predictor = load(bundle, device, engine=engine)
+            if isinstance(predictor.network, Choosing):
+                predictor.network.images_left = lambda: math.inf
+                predictor.network.prepare()  # rather than while a request waits
             _share_cores(settings.network_threads)
         predictor.views = views
         side = predictor.preprocess.image_size

@@ -148,7 +148,7 @@ def running(
             )
         except RuntimeError as error:
             raise MltrError(f"the replicas don't start: {_reason(application)}") from error
-        explains = hasattr(predictor.network, "model")
+        explains = predictor.has_model
         fingerprint = predictor.network.fingerprint
         network = Replicas(handle, application, fingerprint, explains, settings.timeout_s)
         yield replace(predictor, network=network)

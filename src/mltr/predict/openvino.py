@@ -1,0 +1,171 @@
+"""OpenVINO on a CPU: runs ONNX files, and networks of torch, which are converted in memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltr.errors import MltrError, UsageError
+from mltr.files.writing import sha256_of
+from mltr.machine.choice import told_precision
+from mltr.predict.exported import (
+    CONFIG_KEY,
+    check_black_image,
+    find_onnx,
+    read_exported_config,
+    require,
+)
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from mltr.predict.predictor import Network
+
+Floats = NDArray[np.float32]
+
+LOOPS = {"Loop", "TensorIterator"}  #: may have no end
+
+
+@dataclass(frozen=True, eq=False)
+class OpenVinoNetwork:
+    """A compiled network for a `Predictor`; may be called from several threads at once."""
+
+    compiled: Any  #: `openvino.CompiledModel`
+    takes_pixels: bool  #: whether uint8 [B, S, S, 3] go in, which the network scales itself
+    origin: Path | Network  #: the file, or the network of torch, that this was made of
+
+    def __call__(self, images: NDArray[Any]) -> Floats:
+        """Return logits float32 [B, K] of the images; raises `MltrError` if that fails."""
+        return run(self.compiled, images)[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """The same as of what this was made of."""
+        return sha256_of(self.origin) if isinstance(self.origin, Path) else self.origin.fingerprint
+
+    @property
+    def reference(self) -> Network | None:
+        """The network of torch that this was made of, if it was."""
+        return None if isinstance(self.origin, Path) else self.origin
+
+
+def is_installed() -> bool:
+    """Return whether OpenVINO can be imported."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def load_openvino(path: str | Path, device: str | None = None) -> tuple[OpenVinoNetwork, Any]:
+    """Return the network of an ONNX file and its checked config, without torch or onnxruntime.
+
+    Raises `MltrError` for a file that is missing, damaged or not written by `mltr export`, or that
+    returns no logits for a black image.
+    """
+    path, config = find_onnx(path)
+    check_device(device)
+    with _failures(f"{path} can't be run by OpenVINO"):
+        graph = _convert("onnx", str(path))
+        if config is None:
+            text = None
+            if graph.has_rt_info(["framework", CONFIG_KEY]):
+                text = str(graph.get_rt_info(["framework", CONFIG_KEY]).value)
+            config = read_exported_config(text, path)
+        if LOOPS & {node.get_type_name() for node in graph.get_ops()}:
+            raise MltrError(f"{path} has a loop, which OpenVINO couldn't be stopped in")
+        compiled = compile_graph(graph)
+    takes_pixels = config["export"]["input"] == "uint8"
+    network = OpenVinoNetwork(compiled, takes_pixels, path)
+    check_black_image(network, config, path)
+    return network, config
+
+
+def check_device(device: str | None) -> None:
+    """Raise `UsageError` for a device that OpenVINO isn't used on here."""
+    if device not in (None, "cpu"):
+        raise UsageError(f"OpenVINO runs on the CPU, not on {device!r}: leave out --device")
+
+
+def convert(program: ExportedProgram) -> Any:
+    """Return a program of torch as OpenVINO's graph; raises `MltrError` if there is none."""
+    _import()
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    with _failures("OpenVINO can't convert the network"), _without_notes():
+        return _convert("pytorch", TorchFXPythonDecoder.from_exported_program(program))
+
+
+def _convert(framework: str, source: Any) -> Any:
+    """Return the graph in a source that only one framework writes: others would complain of it."""
+    _import()
+    from openvino.frontend import FrontEndManager
+
+    frontend = FrontEndManager().load_by_framework(framework)
+    return frontend.convert(frontend.load(source))
+
+
+@contextmanager
+def _failures(what: str) -> Iterator[None]:
+    """Turn OpenVINO's errors, which have no base of their own, into `MltrError`."""
+    try:
+        yield
+    except MltrError:
+        raise
+    except Exception as error:
+        # The lines before the last say where in OpenVINO it was.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise MltrError(f"{what}: {reason}") from error
+
+
+def compile_graph(graph: Any, precision: str | None = None) -> Any:
+    """Return a graph ready to be run on the CPU, with as many threads as torch would have.
+
+    `precision` is fp32 or bf16; by default bf16 if the CPU has instructions for it, unless
+    MLTR_PRECISION says otherwise.
+    """
+    core = _import().Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    chosen = precision or told_precision() or ("bf16" if has_bf16 else "fp32")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",  # all threads in one batch; a stream for each was slower
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[chosen],
+        "INFERENCE_NUM_THREADS": int(os.environ.get("OMP_NUM_THREADS") or 0),
+    }
+    return core.compile_model(graph, "CPU", settings)
+
+
+def run(compiled: Any, images: NDArray[Any]) -> list[Floats]:
+    """Return the outputs for the images; raises `MltrError` if that fails."""
+    with _failures("the network fails in OpenVINO"):
+        request = compiled.create_infer_request()
+        request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)
+        return [np.array(output.data, np.float32) for output in request.output_tensors]
+
+
+def _import() -> Any:
+    """Import OpenVINO, which would tell its makers so if this package of its own were there."""
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
+    return require("openvino", "openvino", "--engine openvino")
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keep back what the decoder tells of operations that this torch doesn't decompose."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "not found in decomp table" not in str(record.msg)
+
+    logging.root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logging.root.removeFilter(is_other)
