@@ -246,6 +246,11 @@ def test_what_is_not_installed_is_told(
     assert "pip install 'mltr[openvino]'" in capsys.readouterr().err
 
 
+def test_an_unknown_engine_is_told(run: Path) -> None:
+    with pytest.raises(UsageError, match="must be one of auto, torch, onnx, openvino"):
+        mltr.load(run, engine="tensorrt")
+
+
 def test_openvino_is_for_the_cpu(run: Path) -> None:
     with pytest.raises(UsageError, match="leave out --device"):
         mltr.load(run, "cuda", engine="openvino")

@@ -290,9 +290,12 @@ def load(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} must be at least 1")
+    from mltr.predict.engines import ENGINES, bundle_engine
+
+    if engine not in (None, *ENGINES):
+        raise UsageError(f"engine={engine!r} must be one of {', '.join(ENGINES)}")
     if str(path).endswith(EXPORTED) or holds_onnx(path):
         return _load_exported(path, device, batch_size, engine)
-    from mltr.predict.engines import bundle_engine
     from mltr.predict.openvino import check_device
     from mltr.weights.bundle import load_bundle
 
