@@ -191,7 +191,7 @@ def add_running(parser: argparse.ArgumentParser, anew: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict for all images; 1 if some can't be read, or their sidecars written, else 0."""
     engine = None if args.engine == "ray" else args.engine
-    return run_by(args, lambda *which: load(*which, engine))
+    return run_by(args, lambda bundle, device, size: load(bundle, device, size, engine))
 
 
 def run_like(
