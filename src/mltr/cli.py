@@ -111,7 +111,7 @@ COMMANDS = {
         True,
         "mltr report {run}",
     ),
-    "convert": Command("mltr.weights.convert", "convert weights of CAT or Swin to a bundle"),
+    "convert": Command("mltr.weights.command", "convert weights of CAT or Swin to a bundle"),
     "convert tagger": Command(
         "mltr.taggers.command",
         "convert another project's tagger (ONNX or timm) to a bundle",

@@ -19,7 +19,6 @@ from mltr import metrics
 from mltr.errors import MltrError, UsageError, counted
 from mltr.evaluation.evaluate import percent
 from mltr.evaluation.thresholds import AIMS, SCALING_CHOICES, Fitted, fit, parse_aim
-from mltr.predict.predictor import DEFAULT_THRESHOLD
 from mltr.weights.metadata import SOFTMAX, read_calibration
 
 if TYPE_CHECKING:
@@ -194,6 +193,7 @@ def store(folder: str | Path, fitted: Fitted, figures: Mapping[str, Any]) -> Non
     ``extra.calibrated`` records how they were fitted. Classes that the source doesn't have keep
     their thresholds and the plain sigmoid.
     """
+    from mltr.predict.predictor import DEFAULT_THRESHOLD
     from mltr.weights.bundle import read_config, update_config
 
     changes, config = _without_calibration(folder), read_config(folder)

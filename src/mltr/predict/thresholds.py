@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from mltr.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ALL = ""  #: stands for all classes
 
@@ -53,4 +55,5 @@ def set_thresholds(
             hint = did_you_mean(category, known)
             told = f"known: {', '.join(known)}" if known else "this network has none"
             raise UsageError(f"--threshold: no category {category!r}{hint} ({told})")
-        thresholds[np.array(categories) == category] = threshold
+        own = [place for place, kind in enumerate(categories or ()) if kind == category]
+        thresholds[own] = threshold

@@ -12,19 +12,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mltr.errors import MltrError, UsageError
-from mltr.files.download import HUB_PREFIX, fetch
-from mltr.predict.thresholds import parse_thresholds
-from mltr.taggers.labels import TAGS_FILE
-from mltr.weights.metadata import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE
+from mltr.errors import UsageError
 
 if TYPE_CHECKING:
     from mltr.taggers.convert import Tagger
 
-EXPECTED = (
-    f"a folder with {ONNX_FILE} and {TAGS_FILE}, one of timm's with {CONFIG_FILE} and "
-    f"{WEIGHTS_FILE}, or an ONNX file"
-)
 #: Options that only an ONNX file needs: a folder of timm's says all of it.
 ONNX_OPTIONS = (
     "image_size", "layout", "channels", "range", "mean", "std", "padding", "crop_pct",
@@ -91,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, check against the original, and write a bundle."""
-    from mltr.taggers.convert import convert_onnx, convert_timm
+    from mltr.predict.thresholds import parse_thresholds
+    from mltr.taggers.convert import convert_onnx, convert_timm, locate
+    from mltr.weights.metadata import ONNX_FILE, WEIGHTS_FILE
 
     out = Path(args.out)
     held = [name for name in (WEIGHTS_FILE, ONNX_FILE) if (out / name).exists()]
@@ -112,42 +106,6 @@ def run(args: argparse.Namespace) -> int:
     for line in tagger.report():
         print(line)
     return 0
-
-
-def locate(source: str) -> Path:
-    """Return the ONNX file of a tagger, or its folder if that is timm's.
-
-    Raises `MltrError` if there is none.
-    """
-    if source.startswith(HUB_PREFIX):
-        return _locate_on_hub(source)
-    path = Path(source)
-    if path.is_file():
-        if path.suffix != ".onnx":
-            raise UsageError(f"{path}: expected a folder, or a file that ends in .onnx")
-        return path
-    if not path.is_dir():
-        raise MltrError(f"no such folder: {path}; expected {EXPECTED}")
-    if (path / ONNX_FILE).is_file():
-        return path / ONNX_FILE
-    if (path / CONFIG_FILE).is_file():
-        return path
-    files = sorted(path.glob("*.onnx"))
-    if len(files) != 1:
-        found = f"several ONNX files ({files[0].name}, ...): name one" if files else "none of these"
-        raise MltrError(f"{path} has {found}; expected {EXPECTED}")
-    return files[0]
-
-
-def _locate_on_hub(source: str) -> Path:
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return fetch(source, [TAGS_FILE, ONNX_FILE]) / ONNX_FILE
-    except MltrError as error:
-        if not isinstance(error.__cause__, EntryNotFoundError):
-            raise
-    return fetch(source, [CONFIG_FILE, WEIGHTS_FILE])
 
 
 def _refuse_options(args: argparse.Namespace) -> None:

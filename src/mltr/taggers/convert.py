@@ -15,6 +15,7 @@ from PIL import ImageColor
 from mltr import __version__
 from mltr.data.preprocess import CROP_PCT, IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError, counted
+from mltr.files.download import HUB_PREFIX, fetch
 from mltr.files.writing import text_writer, to_json, write_together
 from mltr.predict.predictor import DEFAULT_THRESHOLD
 from mltr.predict.thresholds import set_thresholds
@@ -34,11 +35,51 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+EXPECTED = (
+    f"a folder with {ONNX_FILE} and {TAGS_FILE}, one of timm's with {CONFIG_FILE} and "
+    f"{WEIGHTS_FILE}, or an ONNX file"
+)
 PIXEL_MAX = 255
 #: Of the WD taggers, whose graphs say the rest.
 WD_OPTIONS = {"channels": "bgr", "padding": "white", "interpolation": "bicubic"}
 #: What their authors use in their own demonstration.
 WD_THRESHOLDS = {"general": 0.35, "character": 0.85}
+
+
+def locate(source: str) -> Path:
+    """Return the ONNX file of a tagger, or its folder if that is timm's.
+
+    Raises `MltrError` if there is none.
+    """
+    if source.startswith(HUB_PREFIX):
+        return _locate_on_hub(source)
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".onnx":
+            raise UsageError(f"{path}: expected a folder, or a file that ends in .onnx")
+        return path
+    if not path.is_dir():
+        raise MltrError(f"no such folder: {path}; expected {EXPECTED}")
+    if (path / ONNX_FILE).is_file():
+        return path / ONNX_FILE
+    if (path / CONFIG_FILE).is_file():
+        return path
+    files = sorted(path.glob("*.onnx"))
+    if len(files) != 1:
+        found = f"several ONNX files ({files[0].name}, ...): name one" if files else "none of these"
+        raise MltrError(f"{path} has {found}; expected {EXPECTED}")
+    return files[0]
+
+
+def _locate_on_hub(source: str) -> Path:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return fetch(source, [TAGS_FILE, ONNX_FILE]) / ONNX_FILE
+    except MltrError as error:
+        if not isinstance(error.__cause__, EntryNotFoundError):
+            raise
+    return fetch(source, [CONFIG_FILE, WEIGHTS_FILE])
 
 
 @dataclass

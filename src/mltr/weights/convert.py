@@ -1,4 +1,4 @@
-"""`mltr convert`: load weights of other projects, with a report of what came from where.
+"""Load weights of other projects, with a report of what came from where.
 
 Two public families fit MlTr's blocks: CAT (arXiv 2106.05786), its sibling, whose blocks are the
 same; and Swin (arXiv 2103.14030), whose blocks without their shift are pixel blocks. If the network
@@ -9,7 +9,6 @@ many of the file's blocks are selected, evenly spaced.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from typing import Any, TypeVar
 import timm
 from torch import Tensor, nn
 
-from mltr.data.preprocess import IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.files.download import reason_of
 from mltr.network.model import (
@@ -29,11 +27,10 @@ from mltr.network.model import (
     MlTr,
     PixelAttention,
     create_model,
-    default_image_size,
 )
 from mltr.network.resampling import adapt
 from mltr.network.variants import VARIANTS, get_variant
-from mltr.weights.bundle import load_bundle, refuse_overwriting, save_bundle
+from mltr.weights.bundle import load_bundle
 from mltr.weights.foreign import (
     CAT_BLOCKS,
     Layout,
@@ -395,46 +392,6 @@ def read_source(family: str, source: str) -> Tensors:
             f"the weights of {source} can't be downloaded: {reason_of(error)}"
         ) from error
     return pretrained.state_dict()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``mltr convert``."""
-    parser.add_argument("family", choices=sorted(LOADERS), help="origin of the weights")
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a .pth or .safetensors file, or timm's name for a Swin"
-    )
-    parser.add_argument(
-        "--variant",
-        metavar="NAME",
-        help="variant, see `mltr list` (default for CAT: the variant of the file)",
-    )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the bundle")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Convert, tell what came from where, and write a bundle."""
-    if args.variant is not None:
-        get_variant(args.variant)  # a misspelt name is told before anything is read
-    refuse_overwriting(args.out, args.overwrite)
-    tensors = read_source(args.family, args.source)
-    try:
-        name, overrides, model, report = convert(args.family, tensors, args.variant)
-    except MltrError as error:
-        raise type(error)(f"{args.source}: {error}") from error
-    image_size = overrides.get("image_size", default_image_size(name))
-    save_bundle(
-        args.out,
-        model=model,
-        name=name,
-        overrides=overrides,
-        classes=imagenet_classes(model.num_classes),
-        preprocess=Preprocess(image_size, *IMAGENET),
-        extra={"converted_from": f"{args.family}: {args.source}", "taken": report.taken},
-    )
-    print(report)
-    print(f"{args.out}: {name}; train from it: mltr train RECIPE --model.init {args.out}")
-    return 0
 
 
 def convert(

@@ -1,0 +1,54 @@
+"""`mltr convert`: load weights of CAT or Swin, with a report of what came from where."""
+
+from __future__ import annotations
+
+import argparse
+
+from mltr.errors import MltrError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mltr convert``."""
+    parser.add_argument("family", choices=["cat", "swin"], help="origin of the weights")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a .pth or .safetensors file, or timm's name for a Swin"
+    )
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="variant, see `mltr list` (default for CAT: the variant of the file)",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the bundle")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.epilog = "For a tagger with labels of its own, see `mltr convert tagger --help`."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, tell what came from where, and write a bundle."""
+    from mltr.data.preprocess import IMAGENET, Preprocess
+    from mltr.network.model import default_image_size
+    from mltr.network.variants import get_variant
+    from mltr.weights.bundle import refuse_overwriting, save_bundle
+    from mltr.weights.convert import convert, imagenet_classes, read_source
+
+    if args.variant is not None:
+        get_variant(args.variant)  # a misspelt name is told before anything is read
+    refuse_overwriting(args.out, args.overwrite)
+    tensors = read_source(args.family, args.source)
+    try:
+        name, overrides, model, report = convert(args.family, tensors, args.variant)
+    except MltrError as error:
+        raise type(error)(f"{args.source}: {error}") from error
+    image_size = overrides.get("image_size", default_image_size(name))
+    save_bundle(
+        args.out,
+        model=model,
+        name=name,
+        overrides=overrides,
+        classes=imagenet_classes(model.num_classes),
+        preprocess=Preprocess(image_size, *IMAGENET),
+        extra={"converted_from": f"{args.family}: {args.source}", "taken": report.taken},
+    )
+    print(report)
+    print(f"{args.out}: {name}; train from it: mltr train RECIPE --model.init {args.out}")
+    return 0
