@@ -161,16 +161,32 @@ def test_options_of_the_loop(tmp_path: Path, option: str) -> None:
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 1
 
 
-def test_no_batch_of_a_run_is_mixed_like_another(tmp_path: Path) -> None:
-    """However many batches an epoch has: a 10,008th one is not the first of the next epoch."""
+def mixing(folder: Path, *options: str) -> Labels:
     from mltr.config.recipe import find_recipe, load_recipe
     from mltr.data import open_splits
     from mltr.runs.folder import RunFolder
 
-    config = load_recipe(find_recipe("scenes_nano"), [*TINY, "--augment.mixup=1"])
-    run = prepare_run(config, open_splits(config.data), RunFolder(tmp_path))
-    objective = Labels(run)
+    config = load_recipe(find_recipe("scenes_nano"), [*TINY, "--augment.mixup=1", *options])
+    return Labels(prepare_run(config, open_splits(config.data), RunFolder(folder)))
+
+
+def test_images_are_mixed_once_they_were_seen_that_often(tmp_path: Path) -> None:
+    objective = mixing(tmp_path, "--augment.mix_from=2")
     images, targets = torch.rand(4, 3, 8, 8), torch.zeros(4, 10, dtype=torch.int8)
+    for epoch, is_mixed in enumerate([False, False, True, True]):
+        objective.run.progress.epoch = epoch
+        mixed, _ = objective.mix(images, targets, objective.run.batch_rng())
+        assert torch.equal(mixed, images) != is_mixed
+
+
+def test_no_batch_of_a_run_is_mixed_like_another(tmp_path: Path) -> None:
+    """However many batches an epoch has: a 10,008th one is not the first of the next epoch."""
+    objective = mixing(tmp_path)
+    run, images, targets = (
+        objective.run,
+        torch.rand(4, 3, 8, 8),
+        torch.zeros(4, 10, dtype=torch.int8),
+    )
     seen = set()
     for epoch in range(4):
         for batch in (0, 1, 10_007, 10_008, 20_014, 20_015, 30_021, 30_022):

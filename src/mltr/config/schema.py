@@ -7,7 +7,7 @@ Fields have dotted names, both in YAML and on the command line: ``data.root``, `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from mltr.errors import UsageError
@@ -143,32 +143,12 @@ class AugmentConfig:
     repeats: Count = 1  #: consecutive uses of an image, each augmented anew (1: off)
     mixup: NotNegative = 0.0  #: Beta parameter of mixup (0: off)
     cutmix: NotNegative = 0.0  #: Beta parameter of cutmix (0: off)
-    grown: Whole = 0  #: epochs in which all of that grows from mirroring alone (0: full at once)
+    mix_from: Whole = 0  #: epochs after which images are mixed: a short run isn't helped by that
     resize: Literal["squash", "crop"] = "squash"  #: squash to a square, or timm's centre crop
     normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"  #: auto: as the weights
 
     def __post_init__(self) -> None:
         _check_bounds("augment", self)
-
-    def at(self, epoch: int) -> AugmentConfig:
-        """Return what images go through in an epoch, from 0 on, when this has grown so far.
-
-        What a network sees for the first time need not be varied; the more often it has seen the
-        same images, the more they are.
-        """
-        if epoch >= self.grown:
-            return self
-        share = epoch / self.grown
-        return replace(
-            self,
-            min_scale=1 - share * (1 - self.min_scale),
-            jitter=share * self.jitter,
-            randaugment_magnitude=round(share * self.randaugment_magnitude),
-            cutout=share * self.cutout,
-            erasing=share * self.erasing,
-            mixup=share * self.mixup,
-            cutmix=share * self.cutmix,
-        )
 
 
 @dataclass

@@ -144,18 +144,17 @@ class ImageDataset(Dataset[Sample]):
             pixels = preprocess.read(source) if squashed is None else preprocess.resize(squashed)
             return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
         rng = np.random.default_rng((self.seed, epoch, index, copy))
-        transform = self.transform.at(epoch)
-        region, side = transform.choose_region(rng), self._side(epoch)
+        region, side = self.transform.choose_region(rng), self._side(epoch)
         base_size = preprocess.base_size
         if region == WHOLE and preprocess.crop_pct:
             whole = open_image(source)
-            return transform(whole, preprocess.view(whole.size, side), side, rng)
+            return self.transform(whole, preprocess.view(whole.size, side), side, rng)
         if not base_size:
-            return transform(*open_reduced(source, side, region), side, rng)
+            return self.transform(*open_reduced(source, side, region), side, rng)
         squashed = self.cache[index] if self.cache else None
         image = read_squashed(source, base_size) if squashed is None else squashed
         left, top, right, bottom = (share * base_size for share in region)
-        return transform(image, (left, top, right, bottom), side, rng)
+        return self.transform(image, (left, top, right, bottom), side, rng)
 
     def _side(self, epoch: int) -> int:
         if self.transform is None:

@@ -39,15 +39,6 @@ class TrainTransform:
     def __init__(self, augment: AugmentConfig, interpolation: str = "bilinear") -> None:
         self.augment = augment
         self.interpolation = interpolation
-        self._growing: dict[int, TrainTransform] = {}
-
-    def at(self, epoch: int) -> TrainTransform:
-        """Return the one of an epoch, as long as augmentation grows."""
-        if epoch >= self.augment.grown:
-            return self
-        if epoch not in self._growing:
-            self._growing[epoch] = TrainTransform(self.augment.at(epoch), self.interpolation)
-        return self._growing[epoch]
 
     def choose_region(self, rng: np.random.Generator) -> Region:
         """Return the part of an image to use, in shares of its width and height."""

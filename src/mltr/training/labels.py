@@ -80,8 +80,9 @@ class Labels(Objective):
         self, images: Tensor, targets: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix, where the recipe wants it."""
-        augment = self.run.config.augment.at(self.run.progress.epoch)
-        if not (augment.mixup or augment.cutmix):
+        augment = self.run.config.augment
+        is_early = self.run.progress.epoch < augment.mix_from
+        if is_early or not (augment.mixup or augment.cutmix):
             return images, targets
         return mix_batch(images, targets, augment.mixup, augment.cutmix, rng)
 
