@@ -485,14 +485,17 @@ def _named(split: Split, name: str) -> Split:
 def _check_parts(splits: Splits) -> None:
     """Raise `MltrError` for an image file that is in two splits."""
     seen: dict[Path, Split] = {}
-    for split in splits:
-        own = {record.image: record.name for record in split if isinstance(record.image, Path)}
-        for path in own.keys() & seen.keys():
-            raise MltrError(
-                f"{path}: this photo is listed twice, for {seen[path].name} and for {split.name}; "
-                "leave out one of them"
-            )
-        seen |= dict.fromkeys(own, split)
+    for split in (splits.test, splits.val, splits.train):  # the largest last: it isn't kept
+        for record in split:
+            if not isinstance(record.image, Path):
+                continue
+            if seen.get(record.image, split) is not split:
+                raise MltrError(
+                    f"{record.image}: this photo is listed twice, for {split.name} and for "
+                    f"{seen[record.image].name}; leave out one of them"
+                )
+            if split is not splits.train:
+                seen[record.image] = split
 
 
 def _drop_missing(splits: Splits, max_share: float) -> None:

@@ -132,12 +132,14 @@ def train_for(
 ) -> dict[str, Any]:  # fmt: skip
     """Begin or resume a run for an objective, and bring it to its end; return its figures."""
     from mltr.evaluation.open_run import as_trained
+    from mltr.training.progress import tell_images
     from mltr.training.run import prepare_run
     from mltr.training.trainer import Trainer
 
     if resume:
         splits = as_trained(folder.path, splits)
         folder.check_images(splits)
+    tell_images(splits)  # before features are computed or images shrunk, which may take long
     run = prepare_run(config, splits, folder)
     trainer = Trainer(run, objective(run))
     with trainer.guarded():

@@ -16,7 +16,7 @@ from mltr.training.freeze import set_training
 from mltr.training.guards import Signals, told_workers
 from mltr.training.learner import Learner
 from mltr.training.objective import Objective
-from mltr.training.progress import tell_images, training_words, with_bar
+from mltr.training.progress import training_words, with_bar
 from mltr.training.run import Run
 from mltr.training.saving import Saver
 from mltr.training.step import Stepper, Wishes
@@ -195,7 +195,6 @@ class Trainer:
 
     def _announce(self) -> None:
         run = self.run
-        tell_images(run.splits)
         processes = run.processes.count
         log.info(
             "%s, %.2f M parameters, %d px, %s, on %s%s; run folder: %s",
