@@ -79,6 +79,15 @@ def test_forms_json_and_plain_bodies_give_the_same(client: Any) -> None:
     assert plain.json()["results"] == [red | {"name": ""}]
 
 
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "AVIF", "HEIF"])
+def test_photos_of_phones_are_taken(client: Any, form: str) -> None:
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif")
+    headers = {"Content-Type": f"image/{form.lower()}"}
+    answer = client.post(PREDICT, content=picture("red", form=form), headers=headers)
+    assert [found["label"] for found in answer.json()["results"][0]["labels"]] == ["red"]
+
+
 def test_options_mean_what_they_do_for_predict(client: Any) -> None:
     def labels(options: str) -> list[str]:
         answer = client.post(f"{PREDICT}?{options}", files=[as_image("#ffaa00")])

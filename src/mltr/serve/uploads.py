@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 IMAGE_TYPES = (
     "image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff",
-    "application/octet-stream",
+    "image/avif", "image/heic", "image/heif", "application/octet-stream",
 )  # fmt: skip
 MAX_NAME = 255  #: maximum characters of a file name in a response
 MAX_BOUNDARY = 70  #: maximum characters of a multipart boundary (RFC 2046)

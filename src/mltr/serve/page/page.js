@@ -42,7 +42,7 @@ async function call(path, options = {}) {
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function post(path, photo) {
-  const known = /^image\/(jpeg|png|webp|gif|bmp|tiff)$/.test(photo.file.type);
+  const known = /^image\/(jpeg|png|webp|gif|bmp|tiff|avif|heic|heif)$/.test(photo.file.type);
   const type = known ? photo.file.type : "application/octet-stream";
   const signal = photo.stop.signal;
   return call(path, { method: "POST", body: photo.file, headers: { "Content-Type": type }, signal });
