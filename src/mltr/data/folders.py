@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,20 @@ from mltr.data.labelled import LabelledPhoto, to_splits
 from mltr.data.records import Record, Split
 from mltr.data.tags import split_tags
 from mltr.data.understood import Understood
-from mltr.data.walk import Siblings, find_images, is_image, list_folders, passed_over_kinds
+from mltr.data.walk import (
+    Siblings,
+    find_images,
+    is_image,
+    list_folders,
+    passed_over_kinds,
+    with_count,
+)
 from mltr.data.yolo import holds_boxes
 from mltr.errors import MltrError, UsageError
 from mltr.files.text import read_text
 from mltr.files.writing import open_regular, sha256_of
 
+BATCH = 10_000  #: files whose keys are waited for at a time
 SAMPLE = 4096  #: bytes in the middle of a file that tell most files of the same size apart
 
 
@@ -115,16 +123,21 @@ def _merge_copies(records: Sequence[Record]) -> list[Record]:
 def _same_files(paths: Sequence[Path]) -> list[list[int]]:
     """Return the places of files that are the same, byte for byte, in groups."""
     groups = [list(range(len(paths)))]
-    with ThreadPoolExecutor() as pool:
-        for key_of in (_size, _sample, _digest):
-            places = [place for group in groups for place in group]
-            number = {place: count for count, group in enumerate(groups) for place in group}
-            keys = pool.map(key_of, (paths[place] for place in places))
-            finer: dict[Hashable, list[int]] = defaultdict(list)
-            for place, key in zip(places, keys, strict=True):
-                finer[number[place], key].append(place)
-            groups = [group for group in finer.values() if len(group) > 1]
+    for key_of in (_size, _sample, _digest):
+        number = {place: count for count, group in enumerate(groups) for place in group}
+        keys = _in_threads(key_of, [paths[place] for place in number])
+        finer: dict[Hashable, list[int]] = defaultdict(list)
+        for place, key in zip(number, with_count(keys, "looking for copies"), strict=True):
+            finer[number[place], key].append(place)
+        groups = [group for group in finer.values() if len(group) > 1]
     return groups
+
+
+def _in_threads(key_of: Callable[[Path], object], paths: Sequence[Path]) -> Iterator[object]:
+    """Yield the key of each file; a network disk answers many at a time."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), BATCH):
+            yield from pool.map(key_of, paths[start : start + BATCH])
 
 
 def _told(read: Callable[[Path], object]) -> Callable[[Path], object]:
