@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 PARQUET = ".parquet"
 PATH_COLUMN = "path"
-#: First bytes of JPEG, PNG, WebP, GIF, BMP and TIFF.
-SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+#: First bytes of JPEG, PNG, WebP, GIF and TIFF; those of BMP are also those of a label, BMW.
+SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
 GROUPS_HELD = 3  #: row groups in memory at a time: rows are asked for nearly in order
 
 Column = tuple[str, ...]  #: a name, or that of a struct and of its part; empty: there is none
