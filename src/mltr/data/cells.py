@@ -77,9 +77,15 @@ SEPARATING = {
     "#": re.compile(rf"(^|\S\s*)#\s*{WORD}"),
 }
 SEPARATORS = {
-    "comma": ",", "semicolon": ";", "bar": "|", "hash": "#", "space": " ", "tab": "\t",
-    "newline": "\n", "none": "",
-}  # fmt: skip
+    "comma": ",",
+    "semicolon": ";",
+    "bar": "|",
+    "hash": "#",
+    "space": " ",
+    "tab": "\t",
+    "newline": "\n",
+    "none": "",
+}
 #: Two texts of a Python list without a comma between them, as numpy prints an array.
 RUN_TOGETHER = re.compile(r"""['"]\s+['"]""")
 
