@@ -151,11 +151,12 @@ async def open_loop(
     }
 
 
-def measure_offline(run: str, photos: list[bytes], seconds: float) -> float:
+def measure_offline(run: str, engine: str | None, photos: list[bytes], seconds: float) -> float:
     """Return the images/s of a `Predictor` in a separate process."""
     code = (
         "import sys, time, pickle, mltr; photos = pickle.load(sys.stdin.buffer);"
-        f"p = mltr.load({run!r}, device='cpu'); p(photos[:64]); done = 0; t = time.perf_counter()\n"
+        f"p = mltr.load({run!r}, 'cpu', engine={engine!r}); p(photos[:64]);"
+        "done = 0; t = time.perf_counter()\n"
         f"while (took := time.perf_counter() - t) < {seconds}: p(photos); done += len(photos)\n"
         "print(done / took)"
     )
@@ -171,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("photos", metavar="PHOTOS", help="folder of JPEGs")
+    parser.add_argument("--engine", default="torch", help="offline and served; see mltr serve")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument(
@@ -183,10 +185,11 @@ def main() -> None:
     requests = prepare(photos)
     quarter = max(5.0, args.seconds / 4)
 
-    offline = [measure_offline(args.run, photos, quarter)]
+    engine = None if args.engine == "ray" else args.engine
+    offline = [measure_offline(args.run, engine, photos, quarter)]
     command = [sys.executable, "-m", "mltr", "serve", args.run, "--port", "0", "--json", "-"]
     server = subprocess.Popen(
-        [*command, "--device", "cpu", *options],
+        [*command, "--device", "cpu", "--engine", args.engine, *options],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     text = ""
@@ -207,7 +210,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait(60)
-    offline.append(measure_offline(args.run, photos, quarter))
+    offline.append(measure_offline(args.run, engine, photos, quarter))
     content = {
         "offline_images_per_s": offline,
         "served": served,
@@ -215,6 +218,7 @@ def main() -> None:
         "p99_over_p50": served["p99_ms"] / served["p50_ms"],
         "overload": overloaded,
         "after_overload": after,
+        "engine": args.engine,
         "server_options": options,
     }
     write_json(args.out, content)
