@@ -114,6 +114,24 @@ def test_photos_have_what_their_labels_imply(tmp_path: Path) -> None:
     assert splits.hierarchy == TREE
 
 
+def test_shards_hold_implied_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, tree = write_photos(tmp_path / "photos", 16), tmp_path / "tree.yaml"
+    tree.write_text("sunset: sea\n")
+    shards = str(tmp_path / "shards")
+    assert main(["shard", str(photos), "--out", shards, "--hierarchy", str(tree)]) == 0
+    splits = open_splits(DataConfig(root=shards))
+    sea, sunset = (splits.train.classes.index(name) for name in ("sea", "sunset"))
+    whole = open_splits(DataConfig(root=str(photos)))
+    expected = {record.name: record.labels.copy() for split in whole for record in split}
+    for labels in expected.values():
+        labels[sea] = max(labels[sea], labels[sunset])
+    found = {record.name: record.labels for split in splits for record in split}
+    assert found.keys() == expected.keys()
+    assert all(found[name].tolist() == expected[name].tolist() for name in expected)
+    with pytest.raises(MltrError, match="for shards, give it to mltr shard"):
+        open_splits(DataConfig(root=shards, hierarchy=str(tree)))
+
+
 def test_a_label_brings_what_it_implies() -> None:
     probs, thresholds = np.array([0.3, 0.9, 0.1, 0.4]), np.full(4, 0.5)
     plain = Prediction(probs, CLASSES, thresholds)

@@ -97,6 +97,21 @@ def test_so_do_three_with_unequal_shares(tmp_path: Path, options: tuple[str, ...
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_student_of_two_processes_learns_the_same(
+    one: Path, tmp_path: Path, sharding: str
+) -> None:
+    teaching = (f"--train.teacher={one}", "--train.teacher_features=1")
+    options = (*teaching, "--train.epochs=4", "--data.scenes.test=10")
+    command = ["train", "scenes_nano", "--out", str(tmp_path / "one"), *STEPS, *options]
+    assert main(command) == 0
+    train(2, tmp_path / "two", *options, f"--train.sharding={sharding}")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    plain, student = (load_file(run / "model.safetensors") for run in (one, tmp_path / "two"))
+    assert student.keys() == plain.keys()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_image_counts_once_in_the_figures(one: Path, processes: int) -> None:
     """401 images over 2 and 3 processes in batches of 24: the last batch has 17."""
