@@ -51,9 +51,8 @@ class Teacher:
                 f"it doesn't know {', '.join(map(repr, lacking[:3]))}{', ...' * (len(lacking) > 3)}"
                 f"{did_you_mean(lacking[0], bundle.classes)}; use a teacher trained on these labels"
             )
-        self.network: Any = bundle.model.to(
-            memory_format=torch.channels_last
-        )  # faster convolutions
+        layout: Any = torch.channels_last  # for faster convolutions
+        self.network: Any = bundle.model.to(memory_format=layout)
         self.fingerprint = TorchNetwork(bundle.model, device).fingerprint
         self.order = [bundle.classes.index(name) for name in classes]
         self.is_single_label, self.side = is_single_label, bundle.preprocess.image_size

@@ -60,7 +60,8 @@ class Labels(Objective):
             run.splits.check_single_label()
         settings = run.config.model
         is_small = run.config.data.format != "scenes" and len(train) < MANY_PHOTOS
-        if is_small and not settings.init and run.config.train.freeze == "none":
+        helped = settings.init or run.config.train.teacher or run.config.train.freeze != "none"
+        if is_small and not helped:
             log.info(FROM_SCRATCH)
         network = build_model(settings, len(train.classes), run.preprocess.image_size)
         freeze(network, run.config.train.freeze, settings.name)

@@ -103,7 +103,7 @@ def prepare_run(
     """
     settings = config.train
     if not settings.epochs:
-        settings = replace(settings, epochs=suitable_epochs(len(splits.train)))
+        settings = replace(settings, epochs=suitable_epochs(len(splits.learnt)))
     tracking = Tracking(settings.tracker, folder)
     config, preprocess = settle(replace(config, train=settings))
     if settings.threads:
