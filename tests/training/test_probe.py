@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from making import write_photos
+from making import write_image, write_photos
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -419,14 +419,19 @@ def test_minutes_are_a_bound_that_a_frozen_backbone_seldom_meets(
         ("export", [], "model.onnx"),
         ("plan", [], ""),
         ("push", ["me/beach", "--dry-run=OUT"], "maps/README.md"),
+        ("next", ["POOL", "--out=next.csv"], "next.csv"),
     ],
 )
 def test_every_command_works_on_such_a_run(
     run: Path, photos: Path, tmp_path: Path, command: str, options: list[str], file: str
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
+    write_image(tmp_path / "pool" / "new.png", (40, 30))
     options = [
-        option.replace("PHOTO", str(photos / "0.png")).replace("OUT", str(copy / "maps"))
+        option.replace("PHOTO", str(photos / "0.png"))
+        .replace("POOL", str(tmp_path / "pool"))
+        .replace("=OUT", f"={copy / 'maps'}")
+        .replace("=next", f"={copy / 'next'}")
         for option in options
     ]
     assert main([command, str(copy / "config.yaml" if command == "plan" else copy), *options]) == 0
