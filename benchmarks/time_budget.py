@@ -1,12 +1,15 @@
-"""Test `map` by training time: mltr_nano beside networks of similar cost, each from scratch.
+"""Test `map` for the time spent: mltr_nano beside networks of like cost, each from scratch.
 
     python benchmarks/time_budget.py miml --data MIML --out runs/budget --plot budget.png
-    python benchmarks/time_budget.py scenes --models mltr_nano timm/resnet18 --minutes 2
+    python benchmarks/time_budget.py scenes --arms mltr_nano resnet18 --minutes 2
+    python benchmarks/time_budget.py coco18 --data COCO18 --weights LITE0.pth --teacher RUN
 
-All networks have the same trainer, recipe, images and seeds. First an epoch of each network is
-timed once, which needs an otherwise idle machine. A budget in minutes is then the number of epochs
-that fit, with the schedule over these and one validation at the end. The figures therefore don't
-depend on other load during training. Repeat the command to continue; finished runs are kept.
+The same engine, images and seeds for all. How long an epoch takes is timed first, once for each
+arm, and kept in seconds.json; a budget of minutes is then the number of epochs that fit, with the
+schedule laid out for them, validated once, at the end. So the figures don't depend on what else the
+machine does meanwhile, and trainings may run on a faster machine to which seconds.json is copied.
+What is finished is not repeated: give the same command again to go on. Time an epoch with nothing
+else running.
 """
 
 from __future__ import annotations
@@ -19,58 +22,102 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from timing import about, multiply_adds
+from timing import about
 
 from mltr.config.recipe import find_recipe, load_recipe
 from mltr.files.writing import write_figures
 from mltr.runs.folder import RunFolder, open_run
 from mltr.training.train import train
 
-SIDES = {"miml": 96, "scenes": 64}
-WARMUP = 0.07  #: share of the epochs for warm-up, as in the recipe for MIML
-TIMED_EPOCHS = 3  #: epochs for timing, of which the first isn't counted
+WARMUP = 0.07  #: share of the epochs, as in the recipe for MIML
+TIMED_EPOCHS = 3  #: the first of them isn't counted
+LITE0 = "timm/tf_efficientnet_lite0"
+SOURCES = ("miml", "scenes", "coco18")
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A network by name, with the overrides for small pictures."""
+class Arm:
+    """One way to train: a recipe and options, under the name that the figures bear."""
 
     name: str
-    overrides: dict[str, Any]
+    recipe: str
+    options: list[str]
 
 
-def peers(side: int) -> list[Peer]:
-    window = {96: 6, 64: 4}[side]
-    swin = {"embed_dim": 48, "num_heads": (2, 4, 8, 16), "window_size": window}
+def arms(args: argparse.Namespace) -> list[Arm]:
+    """Return the arms of a source."""
+    return coco18_arms(args) if args.source == "coco18" else small_arms(args)
+
+
+def small_arms(args: argparse.Namespace) -> list[Arm]:
+    """Return networks of like cost for small pictures, by the recipe of the source."""
+    window = {"miml": 6, "scenes": 4}[args.source]
+    swin = {"embed_dim": 48, "num_heads": [2, 4, 8, 16], "window_size": window}
+    networks: dict[str, dict[str, Any]] = {
+        "mltr_nano": {},
+        "timm/resnet18": {},
+        "timm/swin_tiny_patch4_window7_224": swin,
+        "timm/vit_tiny_patch16_224": {"patch_size": 8, "depth": 4},
+    }
+    shared = ["--data.root", args.data] if args.data else []
+    shared += ["--train.warmup", f"{WARMUP:g}"]
     return [
-        Peer("mltr_nano", {}),
-        Peer("timm/resnet18", {}),
-        Peer("timm/swin_tiny_patch4_window7_224", swin),
-        Peer("timm/vit_tiny_patch16_224", {"patch_size": 8, "depth": 4}),
+        Arm(name.removeprefix("timm/"), f"{args.source}_nano", [
+            *shared, "--model.name", name,
+            *(text for key, value in overrides.items()
+              for text in (f"--model.overrides.{key}", json.dumps(value))),
+        ])
+        for name, overrides in networks.items()
+    ]  # fmt: skip
+
+
+def coco18_arms(args: argparse.Namespace) -> list[Arm]:
+    """Return networks from scratch, and, where their files are given, what weights bring."""
+    data = ["--data.root", args.data, "--data.labels", "labels.csv"]
+    scratch = {
+        "mltr_nano": "mltr_nano",
+        "ResNet-18": "timm/resnet18",
+        "MobileNetV4-small": "timm/mobilenetv4_conv_small",
+    }
+    found = [
+        Arm(name, "scratch", [*data, "--model.name", network]) for name, network in scratch.items()
     ]
+    if args.teacher:
+        taught = [*data, "--model.name", "mltr_nano", "--train.teacher", args.teacher]
+        found.append(Arm("mltr_nano distilled", "scratch", taught))
+    if args.weights:
+        tuned = [*data, "--model.name", LITE0, "--model.init", args.weights]
+        found.append(Arm("EfficientNet-Lite0 fine-tuned", "photos", tuned))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", choices=sorted(SIDES))
-    parser.add_argument("--data", metavar="MIML", help="folder of the photos")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these networks")
+    parser.add_argument("source", choices=SOURCES)
+    parser.add_argument("--data", metavar="FOLDER", help="folder of the photos")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="some of them")
+    parser.add_argument("--weights", metavar="FILE", help="coco18: ImageNet's, of Lite0")
+    parser.add_argument("--teacher", metavar="RUN", help="coco18: a trained network to learn from")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 5, 10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, help="data.workers (default: the recipe's)")
+    parser.add_argument("--timing-only", action="store_true", help="write seconds.json, then stop")
     parser.add_argument("--out", default="runs/budget")
     parser.add_argument("--plot", metavar="FILE")
     args = parser.parse_args()
-    if args.source == "miml" and not args.data:
-        parser.error("miml needs --data")
+    if args.source != "scenes" and not args.data:
+        parser.error(f"{args.source} needs --data")
     logging.basicConfig(level=logging.WARNING)
-    chosen = [p for p in peers(SIDES[args.source]) if p.name in (args.models or [p.name])]
-    seconds = {peer.name: epoch_seconds(args, peer) for peer in chosen}
+    chosen = [arm for arm in arms(args) if arm.name in (args.arms or [arm.name])]
+    seconds = {arm.name: epoch_seconds(args, arm) for arm in chosen}
+    if args.timing_only:
+        return
     rows = [
-        measure(args, peer, seconds[peer.name], minutes, seed)
+        measure(args, arm, seconds[arm.name], minutes, seed)
         for minutes in args.minutes
         for seed in args.seeds
-        for peer in chosen
+        for arm in chosen
     ]
     for line in table(rows):
         print(line)
@@ -80,52 +127,49 @@ def main() -> None:
         draw(rows, args.source, args.plot)
 
 
-def epoch_seconds(args: argparse.Namespace, peer: Peer) -> float:
-    """Return the time of an epoch of this network; timed once."""
-    out = folder(args, peer, "timing")
-    run(args, peer, out, 100, 0, "--train.stop_epoch", str(TIMED_EPOCHS))
-    log = RunFolder(out).read_log()
-    # The run's time includes validation after the last epoch; its rate doesn't.
-    images = json.loads((out / "metrics.json").read_text())["images_in_splits"]["train"]
-    seconds = images / fmean(row["images_per_s"] for row in log[1:])
-    side = SIDES[args.source]
-    cost = multiply_adds(peer.name, side, image_size=side, **peer.overrides)
-    print(f"{peer.name}: {seconds:.2f} s an epoch, {1e3 * cost:.0f} M multiply-adds", flush=True)
-    return seconds
+def epoch_seconds(args: argparse.Namespace, arm: Arm) -> float:
+    """Return how long an epoch takes; timed once."""
+    kept = Path(args.out) / args.source / "seconds.json"
+    found: dict[str, float] = json.loads(kept.read_text()) if kept.is_file() else {}
+    if arm.name not in found:
+        out = folder(args, arm, "timing")
+        run(args, arm, out, 100, 0, "--train.stop_epoch", str(TIMED_EPOCHS))
+        log = RunFolder(out).read_log()
+        # Validation at the end of the last epoch is in the time of the run, but not in its rate.
+        images = json.loads((out / "metrics.json").read_text())["images_in_splits"]["train"]
+        found[arm.name] = images / fmean(row["images_per_s"] for row in log[1:])
+        write_figures(str(kept), found)
+    print(f"{arm.name}: {found[arm.name]:.2f} s an epoch", flush=True)
+    return found[arm.name]
 
 
 def measure(
-    args: argparse.Namespace, peer: Peer, seconds: float, minutes: float, seed: int
+    args: argparse.Namespace, arm: Arm, seconds: float, minutes: float, seed: int
 ) -> dict[str, Any]:
-    """Train with one budget; return the main test figures."""
+    """Train with one budget; return the test figures that matter."""
     epochs = max(1, int(60 * minutes / seconds))
-    out = folder(args, peer, f"{minutes:g}-{seed}")
-    run(args, peer, out, epochs, seed)
+    out = folder(args, arm, f"{minutes:g}-{seed}")
+    run(args, arm, out, epochs, seed)
     figures = json.loads((out / "metrics.json").read_text())
-    row = {"model": peer.name, "minutes": minutes, "seed": seed, "epochs": epochs}
+    row = {"model": arm.name, "minutes": minutes, "seed": seed, "epochs": epochs}
     row["map"] = 100 * figures["map"]
     print(*(f"{key}: {value}" for key, value in row.items()), sep=", ", flush=True)
     return row
 
 
-def folder(args: argparse.Namespace, peer: Peer, name: str) -> Path:
-    return Path(args.out) / args.source / peer.name.removeprefix("timm/") / name
+def folder(args: argparse.Namespace, arm: Arm, name: str) -> Path:
+    return Path(args.out) / args.source / arm.name.replace(" ", "_") / name
 
 
-def run(
-    args: argparse.Namespace, peer: Peer, out: Path, epochs: int, seed: int, *more: str
-) -> None:
-    """Train unless the run is finished."""
+def run(args: argparse.Namespace, arm: Arm, out: Path, epochs: int, seed: int, *more: str) -> None:
+    """Train unless that is done."""
     if (out / "metrics.json").is_file():
         return
-    options = ["--model.name", peer.name, "--train.seed", str(seed), "--train.epochs", str(epochs)]
-    options += ["--train.eval_every", str(epochs), "--train.warmup", f"{WARMUP:g}"]
-    options += ["--train.threads", str(args.threads), *more]
-    for key, value in peer.overrides.items():
-        options += [f"--model.overrides.{key}", json.dumps(value)]
-    if args.source == "miml":
-        options += ["--data.root", args.data]
-    config = load_recipe(find_recipe(f"{args.source}_nano"), options)
+    options = [*arm.options, "--train.seed", str(seed), "--train.epochs", str(epochs)]
+    options += ["--train.eval_every", str(epochs), "--train.threads", str(args.threads), *more]
+    if args.workers is not None:
+        options += ["--data.workers", str(args.workers)]
+    config = load_recipe(find_recipe(arm.recipe), options)
     train(config, open_run(out, config, resume=False, overwrite=True), quiet=True)
 
 
@@ -138,7 +182,7 @@ def by_budget(rows: list[dict[str, Any]]) -> dict[str, dict[float, list[float]]]
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a Markdown table with a row per network: mean and range over the seeds."""
+    """Return a Markdown table: a line a network, mean and range over the seeds."""
     budgets = sorted({row["minutes"] for row in rows})
     lines = ["| test map after | " + " | ".join(f"{b:g} min" for b in budgets) + " |"]
     lines.append("|" + " --- |" * (len(budgets) + 1))
@@ -160,7 +204,7 @@ def draw(rows: list[dict[str, Any]], source: str, path: str) -> None:
         spans = [[mean - min(found[m]) for m, mean in zip(minutes, means, strict=True)]]
         spans += [[max(found[m]) - mean for m, mean in zip(minutes, means, strict=True)]]
         axes.errorbar(minutes, means, yerr=spans, marker="o", capsize=3, label=model)
-    axes.set(xlabel="minutes of training", ylabel="test map", title=source)
+    axes.set(xlabel="minutes of training", ylabel="test map (%)", title=source)
     axes.legend()
     figure.savefig(path, dpi=150)
 

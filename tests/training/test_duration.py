@@ -138,7 +138,7 @@ def test_what_minutes_cant_be_combined_with(tmp_path: Path, capsys, option: str)
     assert "train.minutes and train." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(20, 100), (1600, 25), (14_400, 8), (10**6, 3)])
+@pytest.mark.parametrize(("images", "epochs"), [(20, 100), (1600, 15), (14_400, 5), (10**6, 3)])
 def test_epochs_that_suit_the_number_of_images(images: int, epochs: int) -> None:
     from mltr.training.build import suitable_epochs
 

@@ -193,7 +193,7 @@ class LossConfig:
 class TrainConfig:
     """The training loop: duration, learning rate, seed and checkpoints."""
 
-    epochs: Whole = 40  #: passes over the training images (0: 1000 / sqrt(images), within 3..100)
+    epochs: Whole = 40  #: passes over the training images (0: 600 / sqrt(images), within 3..100)
     minutes: NotNegative = 0.0  #: time for the whole run; epochs then bound a frozen backbone only
     stop_epoch: Whole = 0  #: stop after this epoch of a schedule over `epochs` (0: don't)
     seed: int = 0  #: seed of the weights, the order of images and their augmentation

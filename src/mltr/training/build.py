@@ -41,7 +41,7 @@ def suitable_epochs(images: int) -> int:
 
     The more images there are, the more of them are seen in all, and the less often each.
     """
-    return min(100, max(3, round(1000 / math.sqrt(images))))
+    return min(100, max(3, round(600 / math.sqrt(images))))
 
 
 def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
