@@ -24,9 +24,7 @@ from mltr.config.recipe import load_recipe
 from mltr.config.schema import ModelConfig
 from mltr.data import ImageDataset, open_splits
 from mltr.evaluation.predictions import predict_split
-from mltr.predict import openvino
 from mltr.runs.folder import RunFolder
-from mltr.training import features as features_module
 from mltr.training.build import build_model
 from mltr.training.probe import FrozenLabels
 from mltr.training.run import prepare_run
@@ -135,21 +133,9 @@ def test_the_bundle_says_of_photos_what_the_head_said_of_their_features(
     assert error < 0.2 * spread  # from photo to photo
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_features_of_each_view_are_those_of_timm(
-    photos: Path, cache: Path, weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+    photos: Path, cache: Path, weights, tmp_path: Path
 ) -> None:
-    batches: list[int] = []
-    if engine == "openvino":
-        pytest.importorskip("openvino")
-        monkeypatch.setattr(features_module, "MANY", 1)
-        original = openvino.run
-
-        def count(compiled: Any, images: Any) -> Any:
-            batches.append(len(images))
-            return original(compiled, images)
-
-        monkeypatch.setattr(openvino, "run", count)
     run = tmp_path / "run"
     assert (
         probe(photos, run, f"--model.init={weights['test_efficientnet']}", "--train.views=3") == 0
@@ -160,7 +146,6 @@ def test_features_of_each_view_are_those_of_timm(
     objective.build_network()
     loader = objective.load_training()
     features, split = objective.features["train"], training.splits.train
-    assert (len(batches) > 0) == (engine == "openvino")
     rows = np.arange(len(split))
     pixels = torch.stack([sample.image for sample in ImageDataset(split, training.preprocess)])
     mean, std = (

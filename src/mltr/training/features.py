@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from mltr.data.loading import Batch, EpochBatches, ImageDataset, fingerprint, ma
 from mltr.data.mapped import MappedRows
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
-from mltr.errors import MltrError, UsageError
+from mltr.errors import UsageError
 from mltr.files.cache import Cache
 from mltr.files.writing import write_json
 from mltr.machine.precision import autocast
@@ -37,16 +36,11 @@ from mltr.network.backbones import TimmBackbone
 from mltr.network.features import backbone_sum, compute_features, head_of
 from mltr.network.heads import AverageHead
 from mltr.network.model import MlTr
-from mltr.predict import openvino
-from mltr.predict.graph import trace_module
 
 log = logging.getLogger(__name__)
 
 FEATURES = 1  #: to be raised whenever the same weights give other features than before
 BATCH = 32  #: photos that go through the backbone at once
-MANY = 1000  #: photos from which on OpenVINO pays, which takes seconds to begin
-#: How far features may be from torch's in float32, as a share of their norm, by precision.
-AGREEMENT = {"fp32": 1e-3, "bf16": 0.05}
 PLAIN, MIRRORED = 0, 1  #: views; those that follow are crops
 VIEWS = "views"  #: a salt of random numbers
 
@@ -102,19 +96,6 @@ class FeatureHead(nn.Module):
             )
 
 
-class _Backbone(nn.Module):
-    """`compute_features` for another engine: the map, if there is one, and the vector."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return float32 [B, H, W, C] and [B, D], or the latter alone."""
-        found = compute_features(self.network, images)
-        return tuple(part.float() for part in found if part is not None)
-
-
 @dataclass(frozen=True)
 class Features:
     """The features of a split's photos, one file for each view."""
@@ -161,10 +142,8 @@ class FeatureStore:
         return Features(found, self.head.is_pooled)
 
     def _view(self, split: Split, view: int, dtype: np.dtype[Any]) -> MappedRows:
-        key = self._key() + (f" {view} {self.min_scale}" if view > MIRRORED else f" {view}")
-        if self._runs_in_openvino(split):
-            key += " openvino"
-        name = f"features-{fingerprint(split, key)}.rows"
+        crops = f" {view} {self.min_scale}" if view > MIRRORED else f" {view}"
+        name = f"features-{fingerprint(split, self._key() + crops)}.rows"
 
         def fill(rows: NDArray[Any]) -> dict[int, str]:
             words = ("", " mirrored")[view] if view <= MIRRORED else f" crop {view - MIRRORED} of"
@@ -206,44 +185,6 @@ class FeatureStore:
         with autocast(self.precision, self.device):
             return compute_features(network, images)
 
-    def _runs_in_openvino(self, split: Split) -> bool:
-        """Tell whether OpenVINO computes the features of a split: if it is there, and it pays."""
-        return (
-            self.device.type == "cpu"
-            and self.precision in AGREEMENT
-            and len(split) >= MANY
-            and openvino.is_installed()
-        )
-
-    @cached_property
-    def _compiled(self) -> Any:
-        """The backbone in OpenVINO, or None if it can't run it."""
-        side = self.preprocess.image_size
-        backbone = _Backbone(self.network.cpu()).eval()
-        try:
-            program = trace_module(backbone, torch.zeros(2, 3, side, side), self.name)
-            return openvino.compile_graph(openvino.convert(program), self.precision)
-        except MltrError as error:
-            log.warning("the features are computed by torch, because %s", error)
-            return None
-
-    def _choose(self, split: Split, images: Tensor) -> Callable[[Tensor], Any]:
-        """Return what computes the features of a split, judged by some of its images."""
-        if not self._runs_in_openvino(split) or self._compiled is None:
-            return self._run
-
-        def run(images: Tensor) -> tuple[Tensor | None, Tensor]:
-            *maps, pooled = map(torch.from_numpy, openvino.run(self._compiled, images.numpy()))
-            return maps[0] if maps else None, pooled
-
-        with torch.inference_mode():
-            exact = compute_features(self.network.eval(), images)[1]
-        deviation = float((run(images)[1] - exact).norm() / exact.norm())
-        if not deviation <= AGREEMENT[self.precision]:
-            log.warning("OpenVINO's features deviate by %.2g: torch computes them", deviation)
-            return self._run
-        return run
-
     def _fill(self, split: Split, view: int, rows: NDArray[Any]) -> dict[int, str]:
         plain = replace(AugmentConfig(), randaugment_ops=0, cutout=0.0)
         crops = replace(plain, crop="random", min_scale=self.min_scale)
@@ -252,14 +193,12 @@ class FeatureStore:
         loader = make_loader(dataset, BATCH, workers=self.workers, device=self.device)
         console = Console(stderr=True)
         errors: dict[int, str] = {}
-        run: Callable[[Tensor], Any] | None = None
         for batch in track(
             loader.epoch(view), split.name, len(loader), console=console, transient=True,
             disable=not console.is_terminal,
         ):  # fmt: skip
             images = batch.images.flip(3) if view == MIRRORED else batch.images
-            run = run or self._choose(split, images)
-            maps, pooled = run(images)
+            maps, pooled = self._run(images)
             places = batch.indices.numpy()
             if maps is not None:
                 kept = maps.to(torch.bfloat16).cpu().contiguous().view(torch.int16)
