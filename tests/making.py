@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mltr.cli import main
-from mltr.data.voc import VOC_CLASSES
+from mltr.data.readers.voc import VOC_CLASSES
 
 #: Options for training on scenes in a second or two.
 TINY = [

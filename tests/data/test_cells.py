@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mltr.data.cells import from_cells, to_cells
+from mltr.data.tables.cells import from_cells, to_cells
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mltr.cli import main
 from mltr.config.schema import DataConfig
-from mltr.data.huggingface import DatasetImage, read_dataset
+from mltr.data.readers.huggingface import DatasetImage, read_dataset
 from mltr.data.sources import open_splits
 from mltr.errors import BrokenImage, MltrError, UsageError
 

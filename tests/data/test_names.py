@@ -21,8 +21,8 @@ from making import write_image
 
 from mltr.config.schema import DataConfig
 from mltr.data import open_splits
-from mltr.data.cells import from_cells, to_cells
-from mltr.data.tags import join_tags, split_tags
+from mltr.data.tables.cells import from_cells, to_cells
+from mltr.data.tables.tags import join_tags, split_tags
 from mltr.predict.results import Row, Vocabulary, write_rows
 from mltr.predict.sidecars import TextSidecars, XmpSidecars
 from mltr.terminal import UNPRINTABLE

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mltr.config.schema import DataConfig, ScenesConfig
 from mltr.data import Splits, open_splits, read_scenes
-from mltr.data.scenes import COMPANIONS, LOOK_ALIKES, P_COMPANION
+from mltr.data.readers.scenes import COMPANIONS, LOOK_ALIKES, P_COMPANION
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import mltr
 from mltr.data import read_folder
 from mltr.data.images import open_image
-from mltr.data.keywords import read_keywords
 from mltr.data.preprocess import Preprocess
+from mltr.data.readers.keywords import read_keywords
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.network.model import create_model
 from mltr.predict import command as predict

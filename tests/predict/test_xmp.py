@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mltr.data.keywords import keywords_in_xmp
+from mltr.data.readers.keywords import keywords_in_xmp
 from mltr.errors import MltrError
 from mltr.predict.sidecars import XmpSidecars
 from mltr.predict.xmp import has_labels, set_labels

@@ -9,35 +9,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mltr.data.coco import read_coco
     from mltr.data.detect import detect_format
-    from mltr.data.folders import read_class_folders, read_folder
     from mltr.data.images import open_image
     from mltr.data.loading import ImageDataset, make_loader
-    from mltr.data.nuswide import read_nuswide
     from mltr.data.preprocess import Preprocess
+    from mltr.data.readers.coco import read_coco
+    from mltr.data.readers.folders import read_class_folders, read_folder
+    from mltr.data.readers.nuswide import read_nuswide
+    from mltr.data.readers.scenes import read_scenes
+    from mltr.data.readers.table import read_csv, read_parquet
+    from mltr.data.readers.voc import read_voc
     from mltr.data.records import Box, Record, Split, Splits
-    from mltr.data.scenes import read_scenes
     from mltr.data.sources import open_splits
     from mltr.data.stratify import stratified_split
-    from mltr.data.table import read_csv, read_parquet
-    from mltr.data.voc import read_voc
     from mltr.data.walk import find_images
 
 _HOMES = {
-    "coco": ("read_coco",),
+    "readers.coco": ("read_coco",),
     "detect": ("detect_format",),
-    "folders": ("read_class_folders", "read_folder"),
+    "readers.folders": ("read_class_folders", "read_folder"),
     "images": ("open_image",),
     "loading": ("ImageDataset", "make_loader"),
-    "nuswide": ("read_nuswide",),
+    "readers.nuswide": ("read_nuswide",),
     "preprocess": ("Preprocess",),
     "records": ("Box", "Record", "Split", "Splits"),
-    "scenes": ("read_scenes",),
+    "readers.scenes": ("read_scenes",),
     "sources": ("open_splits",),
     "stratify": ("stratified_split",),
-    "table": ("read_csv", "read_parquet"),
-    "voc": ("read_voc",),
+    "readers.table": ("read_csv", "read_parquet"),
+    "readers.voc": ("read_voc",),
     "walk": ("find_images",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

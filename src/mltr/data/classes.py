@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from mltr.data.names import normal, unify
 from mltr.data.records import Labels, Record, Splits
+from mltr.data.tables.names import normal, unify
 
 OFFICIAL_COCO = 80  #: categories of MS-COCO, all of which papers count
 
 
 def unify_classes(splits: Splits, merge_case: bool | None, where: str) -> None:
-    """Make one class of those with the same name; see `mltr.data.names.unify`.
+    """Make one class of those with the same name; see `mltr.data.tables.names.unify`.
 
     Of labels that become one, present counts before absent, and absent before unknown.
     """

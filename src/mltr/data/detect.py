@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mltr.data.coco import is_coco
-from mltr.data.huggingface import is_saved_dataset
-from mltr.data.keywords import have_keywords
-from mltr.data.label_studio import is_export
-from mltr.data.labelled import WHOLE, part_of
+from mltr.data.readers.coco import is_coco
+from mltr.data.readers.huggingface import is_saved_dataset
+from mltr.data.readers.keywords import have_keywords
+from mltr.data.readers.label_studio import is_export
+from mltr.data.readers.labelled import WHOLE, part_of
+from mltr.data.readers.voc import find_voc
+from mltr.data.readers.yolo import DESCRIPTIONS, find_label_file, holds_boxes
 from mltr.data.records import PARTS
 from mltr.data.shards import is_shards
-from mltr.data.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
-from mltr.data.voc import find_voc
+from mltr.data.tables.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.walk import Siblings, is_image, list_folders, walk_images, with_count
-from mltr.data.yolo import DESCRIPTIONS, find_label_file, holds_boxes
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import open_regular
 

@@ -15,15 +15,15 @@ from mltr.config.schema import DataConfig
 from mltr.data.images import IMAGE_SUFFIXES, open_image
 from mltr.data.records import PackedImage
 from mltr.data.shards import is_address, is_shards, read_shards
-from mltr.data.sheet import LARGEST_LABEL, open_parquet
+from mltr.data.tables.sheet import LARGEST_LABEL, open_parquet
 from mltr.errors import BrokenImage, MltrError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-    from mltr.data.sheet import Column as TableColumn
-    from mltr.data.sheet import Sheet
+    from mltr.data.tables.sheet import Column as TableColumn
+    from mltr.data.tables.sheet import Sheet
 
 PARQUET = ".parquet"
 PATH_COLUMN = "path"

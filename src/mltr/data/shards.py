@@ -28,7 +28,7 @@ from PIL import Image
 from mltr.config.schema import DataConfig
 from mltr.data.images import open_image
 from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows, sum_of_labels
-from mltr.data.sheet import open_parquet
+from mltr.data.tables.sheet import open_parquet
 from mltr.data.understood import Understood
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.cache import FAILED, Cache, cache_folder

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from mltr.config.schema import DataConfig
 from mltr.data.classes import leave_out_unannotated, unify_classes
-from mltr.data.coco import read_coco, read_coco_file
 from mltr.data.detect import (
     detect_format,
     find_coco_files,
@@ -21,24 +20,25 @@ from mltr.data.detect import (
     find_part_tables,
     find_tables,
 )
-from mltr.data.folders import read_class_folders, read_folder
 from mltr.data.hierarchy import with_hierarchy
-from mltr.data.huggingface import PREFIX, read_dataset
 from mltr.data.images import IMAGE_SUFFIXES
-from mltr.data.keywords import read_keywords
-from mltr.data.label_studio import read_label_studio
-from mltr.data.labelled import WHOLE, align_classes, part_of
-from mltr.data.names import in_order
-from mltr.data.nuswide import read_nuswide
+from mltr.data.readers.coco import read_coco, read_coco_file
+from mltr.data.readers.folders import read_class_folders, read_folder
+from mltr.data.readers.huggingface import PREFIX, read_dataset
+from mltr.data.readers.keywords import read_keywords
+from mltr.data.readers.label_studio import read_label_studio
+from mltr.data.readers.labelled import WHOLE, align_classes, part_of
+from mltr.data.readers.nuswide import read_nuswide
+from mltr.data.readers.table import read_table
+from mltr.data.readers.voc import find_voc, has_list, read_voc
+from mltr.data.readers.yolo import read_yolo
 from mltr.data.records import PARTS, Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
 from mltr.data.stratify import part_sizes, stratified_split
-from mltr.data.table import read_table
+from mltr.data.tables.names import in_order
 from mltr.data.truncated import salvage
 from mltr.data.understood import Understood
-from mltr.data.voc import find_voc, has_list, read_voc
 from mltr.data.walk import find_images, list_folders
-from mltr.data.yolo import read_yolo
 from mltr.errors import MltrError, UsageError, counted, did_you_mean
 from mltr.terminal import UNPRINTABLE, printable
 
@@ -66,7 +66,7 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
             "data.format images has no labels: use it with mltr pretrain and mltr shard only"
         )
     if form == "scenes":
-        from mltr.data.scenes import read_scenes
+        from mltr.data.readers.scenes import read_scenes
 
         return read_scenes(config.scenes)
     splits = OPENERS[form](Path(config.root), config)

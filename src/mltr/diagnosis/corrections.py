@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mltr.data.cells import to_answer, to_cells
 from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.data.records import Record, Split, Splits, indices_of
-from mltr.data.sheet import read_sheet
-from mltr.data.tags import join_tags
+from mltr.data.tables.cells import to_answer, to_cells
+from mltr.data.tables.sheet import read_sheet
+from mltr.data.tables.tags import join_tags
 from mltr.diagnosis.label_issues import Audit, Issue
 from mltr.errors import MltrError
 from mltr.files.writing import text_writer, write_atomically

@@ -209,9 +209,9 @@ def _add_answers(args: argparse.Namespace) -> int:
 def _read_answers(path: Path, folders: Sequence[str], splits: Splits) -> list[Record]:
     """Return the photos of a filled table or an export; those without any answer are left out."""
     from mltr.data.detect import detect_format
-    from mltr.data.label_studio import read_label_studio
+    from mltr.data.readers.label_studio import read_label_studio
+    from mltr.data.readers.table import read_csv
     from mltr.data.records import same_image
-    from mltr.data.table import read_csv
 
     if not path.is_file():
         raise MltrError(f"{path}: no such table or export")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.data.sheet import open_parquet
+from mltr.data.tables.sheet import open_parquet
 from mltr.errors import MltrError
 from mltr.files.writing import write_atomically
 from mltr.predict.results import ROW_GROUP, Row

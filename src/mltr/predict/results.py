@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.data.cells import to_cells
-from mltr.data.tags import join_tags
+from mltr.data.tables.cells import to_cells
+from mltr.data.tables.tags import join_tags
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import check_target, open_regular, write_atomically
 from mltr.predict.fiftyone import write_fiftyone

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mltr.data.tags import join_tags
+from mltr.data.tables.tags import join_tags
 from mltr.errors import MltrError
 from mltr.files.writing import DISK_FULL, read_target, text_writer, write_atomically
 from mltr.predict.results import Row, to_text
@@ -35,7 +35,7 @@ class Sidecars(Protocol):
 
 @dataclass(frozen=True)
 class TextSidecars:
-    """`photo.txt` with the labels, as `mltr.data.tags` reads them; one that is there stays."""
+    """`photo.txt` with the labels, as `mltr.data.tables.tags` reads them; existing files stay."""
 
     overwrite: bool = False
     follow_links: bool = False

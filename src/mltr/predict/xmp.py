@@ -1,9 +1,9 @@
 """Keywords in XMP, the metadata that photo managers read, added to existing content.
 
-Keywords stand in ``dc:subject``; see `mltr.data.keywords`. digiKam and Lightroom prefer their own
-trees of keywords where there are some, so keywords go there too if the file has such a tree. A bag
-of our own, ``mltr:labels``, says which keywords are ours: they, and no others, are taken out when
-they no longer hold.
+Keywords are in ``dc:subject``; see `mltr.data.readers.keywords`. digiKam and Lightroom prefer
+their own trees of keywords where there are some, so keywords go there too if the file has such a
+tree. A bag of our own, ``mltr:labels``, lists the keywords that we wrote: only these are removed
+when they no longer hold.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mltr.data.hierarchy import path_of
-from mltr.data.keywords import (
+from mltr.data.readers.keywords import (
     DC,
     DESCRIPTION,
     OWN,

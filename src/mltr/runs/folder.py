@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from mltr import __version__
 from mltr.config.recipe import load_recipe, to_yaml
 from mltr.config.schema import Config
-from mltr.data.huggingface import PREFIX as DATASETS_PREFIX
+from mltr.data.readers.huggingface import PREFIX as DATASETS_PREFIX
 from mltr.data.records import Split, Splits
 from mltr.data.shards import is_address
 from mltr.errors import MltrError, UsageError, counted

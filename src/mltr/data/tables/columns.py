@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mltr.config.schema import DataConfig
-from mltr.data.cells import to_answer, to_structure, to_whole
 from mltr.data.records import PARTS
-from mltr.data.sheet import Column, Sheet
+from mltr.data.tables.cells import to_answer, to_structure, to_whole
+from mltr.data.tables.sheet import Column, Sheet
 from mltr.errors import UsageError, did_you_mean
 
 IS_PATH = re.compile(

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mltr.data.labelled import LabelledPhoto, PhotoIndex, to_splits
+from mltr.data.readers.labelled import LabelledPhoto, PhotoIndex, to_splits
 from mltr.data.records import Split
-from mltr.data.sheet import read_sheet
+from mltr.data.tables.sheet import read_sheet
 from mltr.data.understood import Understood
 from mltr.errors import MltrError
 from mltr.files.text import read_text

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from mltr.config.schema import DataConfig
-from mltr.data.cells import to_answer
-from mltr.data.columns import Roles, find_roles
-from mltr.data.labels import Labelled, read_names
-from mltr.data.names import unify
 from mltr.data.packed import PackedPhotos
-from mltr.data.paths import PhotoFinder
 from mltr.data.records import PARTS, Record, Split, indices_of
-from mltr.data.sheet import PARQUET_SUFFIXES, Column, Sheet, read_sheet
+from mltr.data.tables.cells import to_answer
+from mltr.data.tables.columns import Roles, find_roles
+from mltr.data.tables.labels import Labelled, read_names
+from mltr.data.tables.names import unify
+from mltr.data.tables.paths import PhotoFinder
+from mltr.data.tables.sheet import PARQUET_SUFFIXES, Column, Sheet, read_sheet
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from mltr.data.cells import to_whole
+from mltr.data.tables.cells import to_whole
 from mltr.errors import UsageError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from mltr.data.labelled import LabelledPhoto, part_of, to_splits
+from mltr.data.readers.labelled import LabelledPhoto, part_of, to_splits
 from mltr.data.records import Split, read_class_list
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mltr.config.schema import DataConfig
-from mltr.data.cells import (
+from mltr.data.records import Labels, indices_of
+from mltr.data.tables.cells import (
     SEPARATORS,
     find_separators,
     flatten,
@@ -20,9 +21,8 @@ from mltr.data.cells import (
     to_structure,
     to_whole,
 )
-from mltr.data.names import in_order, normal, unify
-from mltr.data.records import Labels, indices_of
-from mltr.data.sheet import Column, Sheet
+from mltr.data.tables.names import in_order, normal, unify
+from mltr.data.tables.sheet import Column, Sheet
 from mltr.errors import MltrError, UsageError
 
 #: Texts by which programs say that there is no value; in small letters, it could be a label.

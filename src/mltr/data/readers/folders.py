@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mltr.data.labelled import LabelledPhoto, to_splits
+from mltr.data.readers.labelled import LabelledPhoto, to_splits
+from mltr.data.readers.yolo import holds_boxes
 from mltr.data.records import Record, Split
-from mltr.data.tags import split_tags
+from mltr.data.tables.tags import split_tags
 from mltr.data.understood import Understood
 from mltr.data.walk import (
     Siblings,
@@ -22,7 +23,6 @@ from mltr.data.walk import (
     passed_over_kinds,
     with_count,
 )
-from mltr.data.yolo import holds_boxes
 from mltr.errors import MltrError, UsageError
 from mltr.files.text import read_text
 from mltr.files.writing import open_regular, sha256_of

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.data.cells import from_cells
+from mltr.data.tables.cells import from_cells
 from mltr.errors import MltrError
 from mltr.files.text import find_encoding, read_text
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageFile, IptcImagePlugin
 
 from mltr.data.images import FORMATS, told
-from mltr.data.labelled import LabelledPhoto, to_splits
+from mltr.data.readers.labelled import LabelledPhoto, to_splits
 from mltr.data.records import PARTS, Split
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, list_folders, passed_over_kinds, with_count

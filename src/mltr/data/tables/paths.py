@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from mltr.data.images import IMAGE_SUFFIXES
-from mltr.data.sheet import Column, Sheet
+from mltr.data.tables.sheet import Column, Sheet
 from mltr.errors import MltrError, counted
 
 SAMPLED = 50  #: values of a column that are tried in each folder

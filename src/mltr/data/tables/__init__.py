@@ -1,0 +1,1 @@
+"""What tables of labels hold: files, columns, cells, and the names of classes in them."""
