@@ -96,17 +96,11 @@ def trace(bundle: Bundle, takes_pixels: bool, dtype: torch.dtype, to: str) -> Ex
     if takes_pixels:
         example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     module = Deployed(bundle, takes_pixels, dtype).eval()
-    with PlainGraph() if to == "onnx" else nullcontext():
-        return trace_module(module, example, bundle.config["model"]["name"])
-
-
-def trace_module(module: nn.Module, example: Tensor, name: str) -> ExportedProgram:
-    """Return any module as a graph for any batch size, the first of the example's dimensions.
-
-    Raises `MltrError` for one that torch can't trace; it is called `name` there.
-    """
     failures = (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError)
     try:
-        return torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        with PlainGraph() if to == "onnx" else nullcontext():
+            batch = Dim("batch", min=1)
+            return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     except failures as error:
+        name = bundle.config["model"]["name"]
         raise MltrError(f"torch can't export {name}: {first_line(error)}") from error
