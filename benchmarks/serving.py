@@ -56,7 +56,10 @@ class Connection:
 
 
 def prepare(photos: list[bytes]) -> list[bytes]:
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: "
+    head = (
+        b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        b"Content-Type: image/jpeg\r\nContent-Length: "
+    )
     return [head + b"%d\r\n\r\n" % len(photo) + photo for photo in photos]
 
 
