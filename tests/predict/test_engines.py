@@ -23,6 +23,7 @@ from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.predict import engines
 from mltr.predict.engines import Choosing
+from mltr.predict.openvino import is_installed
 from mltr.predict.predictor import Floats
 
 SIDE = 8
@@ -127,6 +128,12 @@ def test_threads_share_one_trial() -> None:
 # Real engines.
 
 
+def need_openvino() -> None:
+    """Skip without OpenVINO, which isn't imported here: it would tell its makers."""
+    if not is_installed():
+        pytest.skip("needs OpenVINO")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_bundle(tmp_path_factory.mktemp("runs") / "run")
@@ -157,7 +164,7 @@ def logits_of(path: Path, engine: str | None, count: int) -> Floats:
 def test_openvino_computes_what_torch_does(
     run: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("openvino")
+    need_openvino()
     for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.05)):
         monkeypatch.setenv("MLTR_PRECISION", precision)
         for count in (3, 1):
@@ -169,7 +176,7 @@ def test_openvino_computes_what_torch_does(
 
 
 def test_openvino_needs_neither_torch_nor_onnxruntime(onnx_file: Path, photos: Path) -> None:
-    pytest.importorskip("openvino")
+    need_openvino()
     code = (
         "import sys, mltr\n"
         f"found = mltr.load({str(onnx_file)!r}, engine='openvino')({str(photos / '0.png')!r})\n"
@@ -180,7 +187,7 @@ def test_openvino_needs_neither_torch_nor_onnxruntime(onnx_file: Path, photos: P
 
 
 def test_a_run_keeps_its_heat_maps(run: Path, onnx_file: Path) -> None:
-    pytest.importorskip("openvino")
+    need_openvino()
     assert mltr.load(run, engine="openvino").model is not None
     assert mltr.load(run, engine="auto").model is not None
     with pytest.raises(UsageError, match="an exported network can only predict"):
@@ -190,7 +197,7 @@ def test_a_run_keeps_its_heat_maps(run: Path, onnx_file: Path) -> None:
 def test_rows_are_the_same_and_done_for_every_engine(
     run: Path, photos: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    pytest.importorskip("openvino")
+    need_openvino()
     out = tmp_path / "tags.csv"
     command = ["predict", str(run), str(photos), "--out", str(out), "--engine"]
     assert main([*command, "torch"]) == 0
@@ -257,7 +264,7 @@ def test_openvino_is_for_the_cpu(run: Path) -> None:
 
 
 def test_a_file_that_openvino_cannot_read_is_told(tmp_path: Path, capfd: Any) -> None:
-    pytest.importorskip("openvino")
+    need_openvino()
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no network" * 20)
     with pytest.raises(MltrError, match=r"model\.onnx can't be run by OpenVINO: .") as caught:
