@@ -22,9 +22,9 @@ from predicting import CLASSES, MeanColour, command, names_in, rows_of
 
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
-from mltr.predict import command as predict
 from mltr.predict import journal, progress
 from mltr.predict.inputs import Inputs, Survey
+from mltr.predict.interruptions import Interruptions
 
 
 @pytest.fixture
@@ -138,21 +138,21 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_signals_are_noted_while_files_are_written_and_raised_where_images_are_awaited() -> None:
-    interruptions = predict._Interruptions()
+    interruptions = Interruptions()
     with interruptions.taken():
         signal.raise_signal(signal.SIGTERM)  # in the middle of a row
         with pytest.raises(SystemExit, match="143"), interruptions.raised():
             pytest.fail("the signal came before")
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # the second one, anywhere
-    with predict._Interruptions(writes_files=False).taken(), pytest.raises(SystemExit):
+    with Interruptions(writes_files=False).taken(), pytest.raises(SystemExit):
         signal.raise_signal(signal.SIGTERM)
 
 
 def test_what_a_background_job_ignores_stays_ignored() -> None:
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with predict._Interruptions().taken():
+        with Interruptions().taken():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -6,14 +6,11 @@ import argparse
 import contextlib
 import importlib.util
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from mltr.errors import BrokenImage, UsageError, counted, did_you_mean
@@ -21,6 +18,7 @@ from mltr.files.locks import locked_folder, locked_output
 from mltr.files.writing import check_target, make_folder, text_writer, write_atomically
 from mltr.predict.engines import ENGINES, Choosing
 from mltr.predict.inputs import Inputs, Survey, exists
+from mltr.predict.interruptions import Interruptions
 from mltr.predict.journal import SUFFIX, Journal, Stamp
 from mltr.predict.label_studio import SETUP_SUFFIX, labelling_setup
 from mltr.predict.predictor import (
@@ -273,7 +271,7 @@ def tag(
         journal = None
         if out is not None:
             journal = stack.enter_context(_open_journal(out, predictor, survey, args.overwrite))
-        interruptions = _Interruptions(writes_files=out is not None or bool(kinds))
+        interruptions = Interruptions(writes_files=out is not None or bool(kinds))
         stack.enter_context(interruptions.taken())
         source = _Source(
             predictor, selection, journal, kinds, args.workers, tally, cluster, interruptions
@@ -427,53 +425,6 @@ def _open_journal(out: Path, predictor: Predictor, survey: Survey, anew: bool) -
     return journal
 
 
-class _Interruptions:
-    """Ctrl-C and SIGTERM, which end a run only where it waits for images: files are written whole.
-
-    A second one ends it anywhere, and so does the first one if no file is written.
-    """
-
-    def __init__(self, writes_files: bool = True) -> None:
-        self._writes_files = writes_files
-        self._first: BaseException | None = None
-        self._may_raise = False
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Take the signals, if this is the main thread, which alone gets them."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-        # A job in the background ignores the Ctrl-C of the one before it.
-        taken = [n for n, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
-        for number in taken:
-            signal.signal(number, self._note)
-        try:
-            yield
-        finally:
-            for number in taken:
-                signal.signal(number, previous[number])
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        is_second = self._first is not None
-        is_ctrl_c = number == signal.SIGINT
-        self._first = KeyboardInterrupt() if is_ctrl_c else SystemExit(128 + number)
-        if is_second or self._may_raise or not self._writes_files:
-            raise self._first
-
-    @contextlib.contextmanager
-    def raised(self) -> Iterator[None]:
-        """Raise here what came, or comes."""
-        self._may_raise = True
-        try:
-            if self._first is not None:
-                raise self._first
-            yield
-        finally:
-            self._may_raise = False
-
-
 @dataclass(eq=False)
 class _Image:
     source: Path | PackedImage
@@ -492,7 +443,7 @@ class _Source:
     workers: int | None
     tally: _Tally
     cluster: Cluster | None
-    interruptions: _Interruptions
+    interruptions: Interruptions
 
     def rows(self, sources: Iterable[Path | PackedImage]) -> Generator[Row]:
         """Yield a row for each image; ends early, with what is done, when interrupted."""
