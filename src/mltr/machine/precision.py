@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from mltr.machine.choice import told_precision
 
 log = logging.getLogger(__name__)
 
+#: Kinds of device with autocast. Asked at import: older compilers can't trace the question.
+AUTOCASTS = frozenset(
+    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
+)
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,3 +61,18 @@ def computes_in_bf16(device: torch.device) -> bool:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the autocast context for `precision`: fp32 (disabled), bf16 or fp16."""
     return torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32")
+
+
+def type_under_autocast(values: Tensor) -> torch.dtype:
+    """Return the type that products with these values are computed in."""
+    kind = values.device.type
+    if kind in AUTOCASTS and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return values.dtype
+
+
+def without_autocast(kind: str) -> AbstractContextManager[None]:
+    """Return a context without autocast on a kind of device."""
+    if kind in AUTOCASTS:
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()

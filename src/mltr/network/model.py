@@ -10,7 +10,6 @@ for the details; what is ours says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, groupby
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from mltr.errors import UsageError
-from mltr.machine.precision import slow_cpu_types
+from mltr.machine.precision import slow_cpu_types, type_under_autocast, without_autocast
 from mltr.network.backbones import create_timm, timm_image_size
 from mltr.network.heads import HEADS, AverageHead, make_head
 from mltr.network.variants import VARIANTS, Attention, Variant, get_variant
@@ -37,11 +36,6 @@ LARGEST_PRODUCT = 256
 #: Numbers in the maps that a stage works on at a time. The largest activation, four times as wide,
 #: then stays in the cache of a CPU, and in memory that the process has got already.
 SLICE = 2 * 56 * 56 * 96
-
-#: Kinds of device with autocast. Asked at import: older compilers can't trace the question.
-AUTOCASTS = frozenset(
-    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
-)
 
 WIDEST_TRIPLE = 384  #: channels that head mltr works on, however many the backbone has
 
@@ -161,8 +155,8 @@ class CrossWindowAttention(nn.Module):
     def forward(self, windows: Tensor, is_pixel: Tensor | None = None) -> Tensor:
         """Map windows [B, N, P, C] to the same shape; padded pixels hold zeros."""
         B, N, P, C = windows.shape
-        windows = windows.to(_type_under_autocast(windows))
-        with _without_autocast(windows.device.type):
+        windows = windows.to(type_under_autocast(windows))
+        with without_autocast(windows.device.type):
             A, u, M, bias = (weight.to(windows.dtype) for weight in self._products())
             tokens = windows.permute(0, 3, 1, 2).reshape(B * C, N, P)
             mixed = F.linear(self._mix(tokens, A, u), M, bias)
@@ -187,21 +181,6 @@ def _may_slice(maps: Tensor) -> bool:
         return False
     is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return not is_tracing and not torch.compiler.is_compiling()
-
-
-def _type_under_autocast(values: Tensor) -> torch.dtype:
-    """Return the type that products with these values are computed in."""
-    kind = values.device.type
-    if kind in AUTOCASTS and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return values.dtype
-
-
-def _without_autocast(kind: str) -> AbstractContextManager[None]:
-    """Return a context without autocast on a kind of device."""
-    if kind in AUTOCASTS:
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
 
 
 class Mlp(nn.Module):
@@ -470,10 +449,10 @@ class MlTr(nn.Module):
         computed in float32, which is many times faster and no less exact.
         """
         weight = next(self.parameters())
-        wanted = _type_under_autocast(weight)
+        wanted = type_under_autocast(weight)
         if weight.device.type != "cpu" or wanted not in self.slow_types:
             return self.forward_head(self.forward_features(images))
-        with _without_autocast("cpu"):
+        with without_autocast("cpu"):
             logits: Tensor = functional_call(self, self._to_float(), images.float())
         return logits.to(wanted)
 
