@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.network.features import features_and_logits
+from mltr.training.bound import BoundModule
 from mltr.training.labels import Labels
 from mltr.weights.bundle import TorchNetwork, load_bundle
 from mltr.weights.metadata import SOFTMAX
@@ -82,17 +83,19 @@ def _renormalize(old: Preprocess, new: Preprocess) -> tuple[list[float], list[fl
     return scale, [(mean - new_mean) / new_std for mean, _, new_mean, new_std in channels]
 
 
-class Student(nn.Module):
+class Student(BoundModule):
     """A network, and where it is to learn a teacher's features, a layer that guesses them.
 
-    Its state tells the teacher, so that it can't go on with another.
+    It is bound to the teacher, so that it can't go on with another.
     """
+
+    whose, option = "the weights of train.teacher", "same teacher"
 
     def __init__(self, network: nn.Module, teacher: str, projection: nn.Linear | None) -> None:
         super().__init__()
         self.network: Any = network
         self.projection = projection
-        self._teacher = teacher.encode()
+        self.bound_to = teacher.encode()
 
     def forward(self, images: Tensor) -> Any:
         """Return logits [B, K]; in training the guessed features [B, D] or None beside them."""
@@ -110,18 +113,6 @@ class Student(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the network's activations in the backward pass."""
         self.network.set_grad_checkpointing(enable)
-
-    def get_extra_state(self) -> Tensor:
-        """Return what the teacher is told by."""
-        return torch.frombuffer(bytearray(self._teacher), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Raise `UsageError` unless the teacher is the one that the state was made with."""
-        if bytes(state.cpu().numpy()) != self._teacher:
-            raise UsageError(
-                "the weights of train.teacher are others than when this run began: give it the "
-                "same teacher, or start anew by --overwrite"
-            )
 
 
 class Distilled(Labels):

@@ -36,6 +36,7 @@ from mltr.network.backbones import TimmBackbone
 from mltr.network.features import backbone_sum, compute_features, head_of
 from mltr.network.heads import AverageHead
 from mltr.network.model import MlTr
+from mltr.training.bound import BoundModule
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +46,13 @@ PLAIN, MIRRORED = 0, 1  #: views; those that follow are crops
 VIEWS = "views"  #: a salt of random numbers
 
 
-class FeatureHead(nn.Module):
+class FeatureHead(BoundModule):
     """The head of a network, to learn on features in the place of images.
 
-    Its state tells the weights of the backbone, so that it can't go on with others.
+    It is bound to the weights of the backbone, so that it can't go on with others.
     """
+
+    whose, option = "the frozen backbone's weights", "same model.init"
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class FeatureHead(nn.Module):
                 "choose another head, such as --model.head csra"
             )
         self.is_pooled = not own or isinstance(self.head, AverageHead)
-        self.weights = backbone_sum(network)
+        self.bound_to = backbone_sum(network)
         self._spared: set[str] = getattr(network, "no_weight_decay", set)() if own else set()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -82,18 +85,6 @@ class FeatureHead(nn.Module):
         for part in self.head.modules():
             if hasattr(part, "grad_checkpointing"):
                 part.grad_checkpointing = enable
-
-    def get_extra_state(self) -> Tensor:
-        """Return what the backbone is told by."""
-        return torch.frombuffer(bytearray(self.weights), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Raise `UsageError` unless the backbone is the one that the state was made with."""
-        if bytes(state.cpu().numpy()) != self.weights:
-            raise UsageError(
-                "the frozen backbone's weights are others than when this run began: give it the "
-                "same model.init, or start anew by --overwrite"
-            )
 
 
 @dataclass(frozen=True)
@@ -161,7 +152,7 @@ class FeatureStore:
         return rows
 
     def _key(self) -> str:
-        weights, preprocess = self.head.weights.hex(), json.dumps(self.preprocess.to_dict())
+        weights, preprocess = self.head.bound_to.hex(), json.dumps(self.preprocess.to_dict())
         return f"{FEATURES} {timm.__version__} {self.name} {weights} {preprocess} {self.precision}"
 
     def _layout(self) -> dict[str, list[int]]:
