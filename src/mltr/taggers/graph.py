@@ -34,7 +34,6 @@ NEAREST = 1e-7  #: of a probability to 0 and 1, where it becomes a logit
 SUM_TOLERANCE = 1e-3  #: of the probabilities of a softmax, from 1
 CHECK_TOLERANCE = 2e-3  #: of a probability in half precision, made a logit and back
 LAYOUTS = ("nchw", "nhwc")
-ACTIVATIONS = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
