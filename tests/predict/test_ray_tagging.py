@@ -76,7 +76,9 @@ class Command:
 
 def plain(bundle: Path, photos: object, out: Path) -> Any:
     command = [sys.executable, "-m", "mltr", "predict", str(bundle), str(photos), "--out", str(out)]
-    subprocess.run([*command, "--device", "cpu"], check=False, stderr=subprocess.DEVNULL)
+    # The engine of the cluster's processes: a slow machine would try others, which round otherwise.
+    command += ["--device", "cpu", "--engine", "torch"]
+    subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
     return pq.read_table(out)
 
 

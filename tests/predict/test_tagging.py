@@ -348,7 +348,8 @@ def write_many(folder: Path, count: int) -> list[Path]:
 
 
 def start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mltr", "predict", *map(str, words)]
+    # One engine throughout: on a slow machine the job would be long enough to try others.
+    command = [sys.executable, "-m", "mltr", "predict", *map(str, words), "--engine", "torch"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -413,7 +414,7 @@ def test_memory_is_flat(bundle: Path, tmp_path: Path) -> None:
             "--out",
             tmp_path / f"{count}.parquet",
         )
-        command = [sys.executable, "-c", code, *map(str, words), "--sidecars"]
+        command = [sys.executable, "-c", code, *map(str, words), "--sidecars", "--engine", "torch"]
         found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks.append(int(found.stdout) / 1024)
         assert pq.read_metadata(tmp_path / f"{count}.parquet").num_rows == count
