@@ -101,7 +101,7 @@ def test_so_do_three_with_unequal_shares(tmp_path: Path, options: tuple[str, ...
 def test_a_student_of_two_processes_learns_the_same(
     one: Path, tmp_path: Path, sharding: str
 ) -> None:
-    teaching = (f"--train.teacher={one}", "--train.teacher_features=1")
+    teaching = (f"--train.teacher={one}",)
     options = (*teaching, "--train.epochs=4", "--data.scenes.test=10")
     command = ["train", "scenes_nano", "--out", str(tmp_path / "one"), *STEPS, *options]
     assert main(command) == 0

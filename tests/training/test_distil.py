@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.v2.functional as tv
 import yaml
-from making import TINY, TINY_ON_PHOTOS, train, write_image, write_photos
+from making import TINY_ON_PHOTOS, train, write_image, write_photos
+from PIL import Image
 from test_train import checkpoints, same_weights
-from torch import Tensor
 
 from mltr.cli import main
 from mltr.config.recipe import find_recipe, load_recipe
 from mltr.data.preprocess import IMAGENET, Preprocess
-from mltr.data.sources import open_splits
+from mltr.data.sources import open_splits, open_unlabelled
+from mltr.files.cache import Cache
 from mltr.network.model import create_model
 from mltr.runs.folder import RunFolder
-from mltr.training.distil import Distilled, Teacher
+from mltr.training.distil import Distilled
 from mltr.training.run import prepare_run
 from mltr.weights.bundle import load_bundle, save_bundle
+from mltr.weights.metadata import SOFTMAX
 
 SMALL: dict[str, Any] = {"image_size": 32, "depths": [0, 1], "conv_depths": [1, 0]}
-HALVED = ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))  #: another mean and standard deviation
 
 
 def write_teacher(
@@ -35,10 +35,11 @@ def write_teacher(
     classes: tuple[str, ...],
     preprocess: Preprocess | None = None,
     name: str = "mltr_nano",
+    seed: int = 5,
     **options: Any,
 ) -> Path:
     """Write a bundle that tells photos apart, as an initialisation wouldn't."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     overrides = SMALL if name == "mltr_nano" else {}
     model = create_model(name, len(classes), **overrides)
     with torch.no_grad():
@@ -62,6 +63,13 @@ def photos_student(photos: Path, out: Path, teacher: Path, *options: str) -> int
     return main([*command, *options])
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep answers in a folder of each test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mltr" / "photos"
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "teacher"
@@ -72,125 +80,131 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- what is learnt ----------------------------------------------------------------------------
 
 
+def make_objective(tmp_path: Path, recipe: str, *options: str) -> Distilled:
+    config = load_recipe(find_recipe(recipe), list(options))
+    splits = open_splits(config.data)
+    if config.data.unlabelled_root:
+        splits.unlabelled = open_unlabelled(config.data, splits)
+    objective = Distilled(prepare_run(config, splits, RunFolder(tmp_path / "run")))
+    objective.build_network()
+    return objective
+
+
 @pytest.mark.parametrize("name", ["mltr_nano", "timm/test_efficientnet"])
-def test_a_teacher_sees_the_images_as_it_was_trained(tmp_path: Path, name: str) -> None:
-    """Of another size, mean and standard deviation; and its classes are found by name."""
-    raw = torch.rand(3, 3, 32, 32)
-    wanted = Preprocess(48, *IMAGENET)
-    folder = write_teacher(tmp_path / "teacher", ("cat", "dog", "owl"), wanted, name)
-    mean, std = (torch.tensor(values)[:, None, None] for values in HALVED)
-    teacher = Teacher(
-        str(folder), ("owl", "cat"), Preprocess(32, *HALVED), False, torch.device("cpu")
-    )
-    probs, features = teacher((raw - mean) / std)
-    resized = tv.resize(raw, [48, 48], antialias=True)
-    expected = load_bundle(folder).model(tv.normalize(resized, *map(list, IMAGENET))).sigmoid()
-    torch.testing.assert_close(probs, expected[:, [2, 0]], atol=1e-4, rtol=1e-4)
-    assert expected.std(dim=0).min() > 1e-3
-    assert len(features) == 3
-    assert not probs.requires_grad
-
-
-def make_objective(tmp_path: Path, teacher: Path, *options: str) -> Distilled:
-    config = load_recipe(
-        find_recipe("scenes_nano"), [*TINY, f"--train.teacher={teacher}", *options]
-    )
-    return Distilled(prepare_run(config, open_splits(config.data), RunFolder(tmp_path / "run")))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_loss_and_gradient_are_those_of_a_loop_over_images_and_classes(
-    teacher: Path, tmp_path: Path, reduction: str
+def test_targets_are_a_mean_of_labels_and_of_what_the_teacher_says_of_whole_photos(
+    tmp_path: Path, name: str
 ) -> None:
+    """At the teacher's size and normalisation, by the names of classes, whatever the crops."""
+    photos, own = write_photos(tmp_path / "photos", 16), Preprocess(48, *IMAGENET)
+    table = photos / "labels.csv"
+    table.write_text(table.read_text().replace("2.png,0,1", "2.png,,1"))  # one isn't known
+    for index in range(4):
+        write_image(tmp_path / "more" / f"{index}.png", (40, 30), seed=100 + index)
+    teacher = write_teacher(tmp_path / "teacher", ("cat", "sunset", "sea"), own, name)
     objective = make_objective(
-        tmp_path,
-        teacher,
-        "--train.teacher_weight=0.3",
-        "--train.teacher_features=2",
-        f"--loss.reduction={reduction}",
+        tmp_path, "scratch", *TINY_ON_PHOTOS, f"--data.root={photos}", "--train.batch_size=4",
+        f"--train.teacher={teacher}", "--train.teacher_weight=0.3", "--train.seed=3",
+        f"--data.unlabelled_root={tmp_path / 'more'}",
+    )  # fmt: skip
+    model, said = load_bundle(teacher).model, []
+    for batch in objective.load_training().epoch(0):
+        for index, targets in zip(batch.indices.tolist(), batch.targets, strict=True):
+            record = objective.run.splits.learnt[index]
+            with Image.open(record.image) as image, torch.inference_mode():
+                probs = model(torch.from_numpy(own(image))[None]).sigmoid()[0, [2, 1]]
+            labels = torch.from_numpy(record.labels)
+            expected = torch.where(labels < 0, probs, 0.7 * labels + 0.3 * probs)
+            torch.testing.assert_close(targets, expected, atol=5e-4, rtol=0)
+            said.append(probs)
+    assert len(said) == 16
+    assert torch.stack(said).std(dim=0).min() > 5e-3
+
+
+def test_one_label_an_image_is_taught_by_a_softmax(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for index in range(12):
+        write_image(photos / ("cat", "dog")[index % 2] / f"{index}.png", (40, 30), seed=index)
+    teacher = write_teacher(
+        tmp_path / "teacher", ("owl", "dog", "cat"), Preprocess(48), calibration=SOFTMAX
     )
-    student = objective.build_network().train()
-    rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.random((4, 3, 32, 32), np.float32))
-    images[3] = 0  # a broken one
-    targets = torch.from_numpy(rng.integers(-1, 2, (4, 10)).astype(np.int8))
-    targets[2] = -1  # without labels
-    targets[3] = -1
-    losses, cells = objective.losses(student, images, targets, rng)
-    assert cells.tolist() == [10, 10, 10, 0]
-    assert losses[3] == 0
-
-    said, wanted = objective.teacher(images)
-    with torch.no_grad():
-        assert torch.allclose(said, load_bundle(teacher).model(images).sigmoid(), atol=1e-5)
-    logits, guessed = student(images)
-    total = torch.zeros(())
-    for image in range(3):
-        for k in range(10):
-            p, t, y = logits[image, k].sigmoid(), said[image, k], int(targets[image, k])
-            against_teacher = -t * p.log() - (1 - t) * (1 - p).log()
-            against_label = -p.log() if y == 1 else -(1 - p).log()
-            total = total + (
-                against_teacher if y < 0 else 0.7 * against_label + 0.3 * against_teacher
-            )
-        a, b = guessed[image], wanted[image]
-        cosine = (a * b).sum() / (a.norm() * b.norm())
-        total = total + 2 * (1 - cosine) * (10 if reduction == "mean" else 1)
-    assert losses.sum().item() == pytest.approx(total.item(), rel=1e-4)
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    own = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
-    naive = torch.autograd.grad(total, parameters, allow_unused=True)
-    for first, second in zip(own, naive, strict=True):
-        torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-3)
+    objective = make_objective(
+        tmp_path, "scratch", *TINY_ON_PHOTOS, f"--data.root={photos}", "--loss.name=ce",
+        f"--train.teacher={teacher}", "--train.teacher_weight=1",
+    )  # fmt: skip
+    (batch,) = objective.load_training().epoch(0)
+    assert batch.targets.sum(dim=1) == pytest.approx(1, abs=1e-3)
+    model, split = load_bundle(teacher).model, objective.run.splits.learnt
+    for index, targets in zip(batch.indices.tolist(), batch.targets, strict=True):
+        with Image.open(split[index].image) as image, torch.inference_mode():
+            logits = model(torch.from_numpy(Preprocess(48)(image))[None])[0, [2, 1]]
+        torch.testing.assert_close(targets, logits.softmax(0), atol=1e-3, rtol=0)
 
 
-def test_a_teacher_sees_what_is_mixed(teacher: Path, tmp_path: Path) -> None:
-    objective = make_objective(tmp_path, teacher, "--augment.cutmix=1", "--train.teacher_weight=1")
-    student, seen = objective.build_network().train(), []
-    objective.teacher = spy(objective.teacher, seen)  # type: ignore[assignment]
-    images = torch.rand(4, 3, 32, 32)
-
-    def forward(mixed: Tensor) -> Any:
-        seen.append(mixed)
-        return student(mixed)
-
-    objective.losses(forward, images, torch.ones(4, 10), np.random.default_rng(1))
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], images)
-
-
-def spy(teacher: Teacher, seen: list[Tensor]) -> Any:
-    def called(images: Tensor) -> tuple[Tensor, Tensor]:
-        seen.append(images)
-        return teacher(images)
-
-    return called
+def test_photos_that_cannot_be_read_are_not_learnt(tmp_path: Path) -> None:
+    """Neither what is broken now, nor what was when the teacher looked."""
+    photos = write_photos(tmp_path / "photos", 16)
+    teacher = write_teacher(tmp_path / "teacher", ("sunset", "sea"))
+    options = ("scratch", *TINY_ON_PHOTOS, f"--data.root={photos}", f"--train.teacher={teacher}",
+               "--train.batch_size=16")  # fmt: skip
+    learnt = make_objective(tmp_path, *options).run.splits.learnt
+    first, second = (Path(learnt[index].image) for index in (0, 1))
+    for path in (first, second):
+        path.write_bytes(b"no picture")
+    objective = make_objective(tmp_path, *options)
+    write_image(first, (40, 30))
+    (batch,) = objective.load_training().epoch(0)
+    places = batch.indices.argsort()
+    assert batch.broken[places].tolist() == [False, True] + [False] * (len(learnt) - 2)
+    assert (batch.targets[places][:2] == -1).all()
+    assert (batch.targets[places][2:] >= 0).all()
 
 
-def test_a_student_comes_to_say_what_its_teacher_says(teacher: Path, tmp_path: Path) -> None:
+def test_the_teacher_is_asked_once_about_the_same_photos(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By all students of whatever seed; another teacher is asked anew."""
+    caplog.set_level("INFO", "mltr")
+    photos = write_photos(tmp_path / "photos", 16)
+    teacher = write_teacher(tmp_path / "teacher", ("sunset", "sea"))
+    for seed in (0, 1):
+        assert photos_student(photos, tmp_path / str(seed), teacher, f"--train.seed={seed}") == 0
+    assert caplog.text.count("asking the teacher about 12 photos once") == 1
+    other = write_teacher(tmp_path / "other", ("sunset", "sea"), seed=6)
+    assert photos_student(photos, tmp_path / "2", other) == 0
+    assert caplog.text.count("asking the teacher about 12 photos once") == 2
+
+
+def test_a_student_comes_to_say_what_its_teacher_says(tmp_path: Path) -> None:
     """Without a label: the more so, the longer it learns."""
-    objective = make_objective(tmp_path, teacher, "--train.teacher_weight=1")
+    photos = write_photos(tmp_path / "photos", 16)
+    teacher = write_teacher(tmp_path / "teacher", ("sea", "sunset"))
+    objective = make_objective(
+        tmp_path, "scratch", *TINY_ON_PHOTOS, f"--data.root={photos}", "--augment.crop=squash",
+        f"--train.teacher={teacher}", "--train.teacher_weight=1", "--augment.flip=false",
+        "--augment.jitter=0",
+    )  # fmt: skip
     student = objective.build_network().train()
     optimizer = torch.optim.Adam(student.parameters(), 3e-3)
-    images, nothing = torch.rand(8, 3, 32, 32), torch.full((8, 10), -1)
+    (batch,) = objective.load_training().epoch(0)
     apart = []
     for _ in range(30):
-        losses, _ = objective.losses(student, images, nothing, np.random.default_rng(0))
+        losses, _ = objective.losses(student, batch.images, batch.targets, np.random.default_rng(0))
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
         with torch.no_grad():
-            apart.append((student(images)[0].sigmoid() - objective.teacher(images)[0]).abs().mean())
+            apart.append((student(batch.images).sigmoid() - batch.targets).abs().mean())
     assert apart[-1] < apart[0] / 4
 
 
 # -- whole runs --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [(), ("--train.teacher_features=1", "--augment.mixup=0.5")])
+@pytest.mark.parametrize("options", [(), ("--augment.mixup=0.5",)])
 def test_a_student_leaves_an_ordinary_bundle_and_resumes_to_the_same_bits(
-    teacher: Path, tmp_path: Path, options: tuple[str, ...]
+    teacher: Path, tmp_path: Path, cache: Path, options: tuple[str, ...]
 ) -> None:
+    """Also where the teacher has to be asked again."""
     options = (f"--train.teacher={teacher}", "--train.save_minutes=0", "--train.keep=9", *options)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(whole, *options) == 0
@@ -200,6 +214,7 @@ def test_a_student_leaves_an_ordinary_bundle_and_resumes_to_the_same_bits(
     (cut / "metrics.json").unlink()
     for path in checkpoints(cut)[2:]:
         shutil.rmtree(path)
+    Cache(cache).clear()
     assert train(cut, *options, "--resume") == 0
     assert same_weights(whole, cut)
 

@@ -116,8 +116,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _translate(content: dict[str, Any]) -> None:
-    """Convert `warmup_epochs` of earlier versions to `warmup`, a share of the run."""
+    """Convert `warmup_epochs` of earlier versions to `warmup`, a share of the run.
+
+    A weight for features of the teacher is left out.
+    """
     section = content.get("train") or {}
+    section.pop("teacher_features", None)
     epochs = section.get("epochs", TrainConfig().epochs)
     if isinstance(section.get("warmup_epochs"), int | float) and isinstance(epochs, int) and epochs:
         section["warmup"] = round(min(section.pop("warmup_epochs") / epochs, 1.0), 4)

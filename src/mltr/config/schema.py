@@ -215,11 +215,10 @@ class TrainConfig:
     #: what doesn't learn: nothing, the backbone, or the first N stages
     freeze: Literal["none", "backbone"] | int = "none"
     views: Count = 1  #: per photo, for a frozen backbone (2: also mirrored; 3 or more: crops)
-    #: run, bundle or hf-hub:OWNER/NAME whose predictions are learnt beside the labels
+    #: run, bundle or hf-hub:OWNER/NAME whose answer to each photo is learnt beside the labels
     teacher: str = ""
     #: share of the teacher in the target of a known label (unknown labels: 1)
     teacher_weight: Share = 0.5
-    teacher_features: NotNegative = 0.0  #: weight of matching the teacher's features (0: off)
     threads: Whole = 0  #: CPU threads of the main process (0: torch's default)
     compile: bool = False  #: compile the network with torch.compile
     sharding: Literal["none", "fsdp"] = "none"  #: fsdp: shard over processes

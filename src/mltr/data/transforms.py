@@ -151,7 +151,7 @@ def mix_batch(
 ) -> tuple[Tensor, Tensor]:
     """Mix each image with another of the batch: mixup (arXiv 1710.09412) or cutmix (1905.04899).
 
-    images [B, 3, S, S], targets [B, K] in {1, 0, -1}. With both parameters set, a coin decides.
+    images [B, 3, S, S], targets [B, K] in 0..1 or -1. With both parameters set, a coin decides.
     Returns mixed images and soft targets; a cell unknown in either image stays unknown (-1).
     """
     is_cutmix = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)

@@ -186,7 +186,7 @@ def _locked(path: Path, wait: bool = True) -> AbstractContextManager[None]:
 # -- the command -------------------------------------------------------------------------------
 
 KINDS = {
-    "photos": "resized photos, features of frozen backbones (data.cache_gb)",
+    "photos": "resized photos, features of frozen backbones, answers of teachers (data.cache_gb)",
     "shards": "remote shards (data.shard_cache_gb)",
 }  #: subfolders of `cache_folder`
 

@@ -24,7 +24,7 @@ from mltr.planning.devices import (
 )
 from mltr.planning.workload import Workload, measure_step, state_bytes
 from mltr.training.build import model_overrides, suitable_epochs
-from mltr.training.features import BATCH
+from mltr.training.once import BATCH
 from mltr.training.optim import growing_sizes
 
 GIB = 2**30

@@ -1,109 +1,74 @@
-"""The objective for labels and a teacher: a trained network whose predictions are learnt, too.
+"""The objective for labels and a teacher: a trained network whose answers are learnt, too.
 
-Soft targets as in arXiv 1503.02531, one for each label, with features as a hint (arXiv 1412.6550).
+Soft targets as in arXiv 1503.02531, one for each label. The teacher is asked once about each photo,
+so that its student trains as fast as without one.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mltr.data.preprocess import Preprocess
+from mltr.data.loading import Batch, ImageDataset, Loader, fingerprint
+from mltr.data.mapped import MappedRows
+from mltr.data.records import Split
 from mltr.errors import MltrError, UsageError, did_you_mean
-from mltr.network.features import features_and_logits
+from mltr.files.cache import Cache, cache_folder
 from mltr.training.bound import BoundModule
 from mltr.training.labels import Labels
-from mltr.weights.bundle import TorchNetwork, load_bundle
+from mltr.training.once import look_once
+from mltr.weights.bundle import Bundle, TorchNetwork, load_bundle
 from mltr.weights.metadata import SOFTMAX
 from mltr.weights.pretrained import blaming
 
 log = logging.getLogger(__name__)
 
+ANSWERS = 1  #: to be raised whenever the same teacher gives other answers than before
+UNREAD = -1.0  #: the answer for a photo that can't be read
 
-class Teacher:
-    """A bundle that tells what it makes of a student's images, whatever its own size of them.
 
-    `classes` are the student's: the teacher has to know them all, in any order. `preprocess` is
-    what the student's images went through. Raises `MltrError` for a teacher that doesn't suit.
+def load_teacher(source: str, classes: Sequence[str], is_single_label: bool) -> Bundle:
+    """Return the bundle `source`; raise `MltrError` unless it suits a student of `classes`.
+
+    It has to know them all, in any order, and to be trained for the same task.
     """
-
-    def __init__(
-        self,
-        source: str,
-        classes: Sequence[str],
-        preprocess: Preprocess,
-        is_single_label: bool,
-        device: torch.device,
-    ) -> None:
-        bundle = load_bundle(source, device)
-        if (bundle.calibration == SOFTMAX) != is_single_label:
-            task = "one label an image" if bundle.calibration == SOFTMAX else "several labels"
-            raise UsageError(f"it was trained for {task} (loss.name), and this network isn't")
-        lacking = [name for name in classes if name not in bundle.classes]
-        if lacking:
-            raise MltrError(
-                f"it doesn't know {', '.join(map(repr, lacking[:3]))}{', ...' * (len(lacking) > 3)}"
-                f"{did_you_mean(lacking[0], bundle.classes)}; use a teacher trained on these labels"
-            )
-        layout: Any = torch.channels_last  # for faster convolutions
-        self.network: Any = bundle.model.to(memory_format=layout)
-        self.fingerprint = TorchNetwork(bundle.model, device).fingerprint
-        self.order = [bundle.classes.index(name) for name in classes]
-        self.is_single_label, self.side = is_single_label, bundle.preprocess.image_size
-        self.interpolation = bundle.preprocess.interpolation
-        self._scale, self._shift = (
-            torch.tensor(values, device=device)[:, None, None]
-            for values in _renormalize(preprocess, bundle.preprocess)
+    bundle = load_bundle(source)
+    if (bundle.calibration == SOFTMAX) != is_single_label:
+        task = "one label an image" if bundle.calibration == SOFTMAX else "several labels"
+        raise UsageError(f"it was trained for {task} (loss.name), and this network isn't")
+    lacking = [name for name in classes if name not in bundle.classes]
+    if lacking:
+        raise MltrError(
+            f"it doesn't know {', '.join(map(repr, lacking[:3]))}{', ...' * (len(lacking) > 3)}"
+            f"{did_you_mean(lacking[0], bundle.classes)}; use a teacher trained on these labels"
         )
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities float32 [B, K] and pooled features [B, D] of images [B, 3, S, S]."""
-        images = images * self._scale + self._shift
-        if images.shape[2] != self.side:
-            images = F.interpolate(
-                images, (self.side, self.side), mode=self.interpolation, antialias=True
-            )
-        features, logits = features_and_logits(self.network, images)
-        logits = logits[:, self.order].float()
-        return logits.softmax(1) if self.is_single_label else logits.sigmoid(), features
-
-
-def _renormalize(old: Preprocess, new: Preprocess) -> tuple[list[float], list[float]]:
-    """Return by what to multiply each channel, and what to add, to normalise it in another way."""
-    channels = list(zip(old.mean, old.std, new.mean, new.std, strict=True))
-    scale = [std / new_std for _, std, _, new_std in channels]
-    return scale, [(mean - new_mean) / new_std for mean, _, new_mean, new_std in channels]
+    return bundle
 
 
 class Student(BoundModule):
-    """A network, and where it is to learn a teacher's features, a layer that guesses them.
-
-    It is bound to the teacher, so that it can't go on with another.
-    """
+    """A network, bound to its teacher, so that it can't go on with another."""
 
     whose, option = "the weights of train.teacher", "same teacher"
 
-    def __init__(self, network: nn.Module, teacher: str, projection: nn.Linear | None) -> None:
+    def __init__(self, network: nn.Module, teacher: str) -> None:
         super().__init__()
         self.network: Any = network
-        self.projection = projection
         self.bound_to = teacher.encode()
 
-    def forward(self, images: Tensor) -> Any:
-        """Return logits [B, K]; in training the guessed features [B, D] or None beside them."""
-        if not self.training or self.projection is None:
-            logits = self.network(images)
-            return (logits, None) if self.training else logits
-        features, logits = features_and_logits(self.network, images)
-        return logits, self.projection(features)
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, K]."""
+        logits: Tensor = self.network(images)
+        return logits
 
     def no_weight_decay(self) -> set[str]:
         """Names of what the network wants spared."""
@@ -115,57 +80,84 @@ class Student(BoundModule):
         self.network.set_grad_checkpointing(enable)
 
 
-class Distilled(Labels):
-    """Labels, and what a teacher says of the same images, mixed and augmented alike."""
+@dataclass(frozen=True)
+class TaughtLoader:
+    """Batches of a loader, with targets in which a teacher has a share."""
 
-    teacher: Teacher
+    loader: Loader
+    answers: MappedRows  #: float16 [N, K], for each photo of the split
+    weight: float  #: of the teacher in the target of a known label
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch, from `start_batch` on."""
+        for batch in self.loader.epoch(epoch, start_batch):
+            said = torch.from_numpy(self.answers.open()[batch.indices.numpy()]).float()
+            unread = batch.broken[:, None] | (said < 0)
+            targets = blend(batch.targets, said, self.weight).masked_fill(unread, -1.0)
+            yield replace(batch, targets=targets)
+
+
+class Distilled(Labels):
+    """Labels, and what a teacher says of each photo as a whole."""
+
+    answers: MappedRows
 
     def build_network(self) -> nn.Module:
-        """Return the recipe's network as a student of `train.teacher`."""
-        run, settings = self.run, self.run.config.train
+        """Return the recipe's network as a student of `train.teacher`, who answers now."""
+        run, source = self.run, self.run.config.train.teacher
         network = super().build_network()
-        with blaming(settings.teacher, "train.teacher"):
-            if Path(settings.teacher).resolve() == run.folder.path.resolve():
+        with blaming(source, "train.teacher"):
+            if Path(source).resolve() == run.folder.path.resolve():
                 raise UsageError("this is the run itself; choose another --out")
-            classes = run.splits.train.classes
-            self.teacher = Teacher(
-                settings.teacher, classes, run.preprocess, self.single_label, run.device
-            )
-            projection = self._make_projection(network) if settings.teacher_features else None
-        log.info("teacher: %s, %d px", settings.teacher, self.teacher.side)
-        return Student(network, self.teacher.fingerprint, projection)
+            teacher = load_teacher(source, run.splits.train.classes, self.single_label)
+        log.info("teacher: %s, %d px", source, teacher.preprocess.image_size)
+        weights = TorchNetwork(teacher.model, torch.device("cpu")).fingerprint
+        self.answers = self._ask(teacher, weights, run.splits.learnt)
+        return Student(network, weights)
 
-    @torch.no_grad()
-    def _make_projection(self, network: nn.Module) -> nn.Linear:
-        """Return a layer from the network's features to the teacher's."""
-        side, was_training = self.run.preprocess.image_size, network.training
-        image = torch.zeros(1, 3, side, side)
-        own, _ = features_and_logits(network.eval(), image)
-        network.train(was_training)
-        _, wanted = self.teacher(image.to(self.run.device))
-        return nn.Linear(own.shape[1], wanted.shape[1])
+    def load_training(self) -> TaughtLoader:
+        """Return the batches of an epoch with the teacher's share in their targets."""
+        return TaughtLoader(
+            super().load_training(), self.answers, self.run.config.train.teacher_weight
+        )
 
-    def losses(
-        self, forward: Any, images: Tensor, targets: Tensor, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return the recipe's loss against labels and teacher together, and the features'."""
-        run, settings = self.run, self.run.config.train
-        images, targets = self.mix(images.to(run.device), targets, rng)
-        with run.autocast():
-            logits, features = forward(images)
-            probs, wanted = self.teacher(images)
-        readable = images.flatten(1).any(dim=1)  # a broken image is black
-        blended = blend(targets.to(run.device), probs, settings.teacher_weight)
-        blended = blended.where(readable[:, None], -1.0)
-        losses, cells = self.loss.per_image(logits, blended, run.progress.epoch)
-        if features is not None:
-            apart = 1 - F.cosine_similarity(features.float(), wanted.float())
-            share = cells if self.is_mean else readable  # of a mean, each image counts its cells
-            losses = losses + settings.teacher_features * apart * share
-        return losses, cells
+    def _ask(self, teacher: Bundle, weights: str, split: Split) -> MappedRows:
+        """Return the teacher's answers to a split's photos, computed now unless they are there."""
+        run, data = self.run, self.run.config.data
+        preprocess, order = teacher.preprocess, [teacher.classes.index(n) for n in split.classes]
+        layout: Any = torch.channels_last  # for faster convolutions
+        network = teacher.model.to(run.device).to(memory_format=layout)
+        cache = Cache(cache_folder() / "photos", round(data.cache_gb * 1e9))
+
+        def fill(rows: NDArray[Any]) -> dict[int, str]:
+            def note(images: Tensor, places: NDArray[np.int64]) -> None:
+                with run.autocast():
+                    logits = network(images.to(memory_format=layout))[:, order].float()
+                probs = logits.softmax(1) if self.single_label else logits.sigmoid()
+                rows[places] = probs.cpu().numpy()
+
+            log.info("asking the teacher about %d photos once", len(split))
+            photos = run.cache if preprocess.base_size else None
+            dataset = ImageDataset(split, preprocess, cache=photos)
+            errors = look_once(dataset, note, data.workers, run.device)
+            rows[list(errors)] = UNREAD
+            return errors
+
+        about = (
+            ANSWERS, timm.__version__, teacher.config["model"], weights, order,
+            self.single_label, preprocess.to_dict(), run.precision,
+        )  # fmt: skip
+        return MappedRows(
+            cache, f"answers-{fingerprint(split, json.dumps(about))}.rows",
+            (len(split), len(order)), np.dtype(np.float16), fill,
+            what="a teacher's answers", instead="train without train.teacher",
+        )  # fmt: skip
 
     def write_bundle(self, whole: Any, **about: Any) -> None:
-        """Write the network without what it needs to learn from a teacher."""
+        """Write the network, which no longer needs its teacher."""
         super().write_bundle(whole.network, **about)
 
 

@@ -19,12 +19,10 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from mltr.config.schema import AugmentConfig
-from mltr.data.loading import Batch, EpochBatches, ImageDataset, fingerprint, make_loader
+from mltr.data.loading import Batch, EpochBatches, ImageDataset, fingerprint
 from mltr.data.mapped import MappedRows
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
@@ -37,11 +35,11 @@ from mltr.network.features import backbone_sum, compute_features, head_of
 from mltr.network.heads import AverageHead
 from mltr.network.model import MlTr
 from mltr.training.bound import BoundModule
+from mltr.training.once import look_once
 
 log = logging.getLogger(__name__)
 
 FEATURES = 1  #: to be raised whenever the same weights give other features than before
-BATCH = 32  #: photos that go through the backbone at once
 PLAIN, MIRRORED = 0, 1  #: views; those that follow are crops
 VIEWS = "views"  #: a salt of random numbers
 
@@ -181,23 +179,16 @@ class FeatureStore:
         crops = replace(plain, crop="random", min_scale=self.min_scale)
         augment = crops if view > MIRRORED else None
         dataset = ImageDataset(split, self.preprocess, augment, cache=self.photos)
-        loader = make_loader(dataset, BATCH, workers=self.workers, device=self.device)
-        console = Console(stderr=True)
-        errors: dict[int, str] = {}
-        for batch in track(
-            loader.epoch(view), split.name, len(loader), console=console, transient=True,
-            disable=not console.is_terminal,
-        ):  # fmt: skip
-            images = batch.images.flip(3) if view == MIRRORED else batch.images
-            maps, pooled = self._run(images)
-            places = batch.indices.numpy()
+
+        def note(images: Tensor, places: NDArray[np.int64]) -> None:
+            maps, pooled = self._run(images.flip(3) if view == MIRRORED else images)
             if maps is not None:
                 kept = maps.to(torch.bfloat16).cpu().contiguous().view(torch.int16)
                 rows["maps"][places] = kept.numpy()
             rows["pooled"][places] = pooled.float().cpu().numpy()
-            broken = places[batch.broken.numpy()]
-            rows[broken] = np.zeros((), rows.dtype)
-            errors |= dict(zip(broken.tolist(), batch.errors, strict=True))
+
+        errors = look_once(dataset, note, self.workers, self.device, epoch=view)
+        rows[list(errors)] = np.zeros((), rows.dtype)
         return errors
 
 

@@ -1,0 +1,169 @@
+"""Test `map` with few labels or all, in about the same time: labels alone, or help from elsewhere.
+
+    python benchmarks/few_labels.py --data MIML --weights LITE0.pth --seeds 0 1
+
+On MIML, with mltr_nano at 96 px. `few` uses the labels of every tenth of the training photos, `all`
+those of all; validation and test photos are the same. The arms:
+
+    supervised  the labels alone
+    pretrained  masked image modelling on all training photos first (`mltr pretrain`)
+    taught      a probe of EfficientNet-Lite0, trained on the same labels, teaches all training
+                photos (`train.teacher`); the probe itself is `teacher`
+
+What is finished is not repeated: give the same command again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mltr.config.recipe import find_recipe, load_recipe
+from mltr.config.schema import DataConfig
+from mltr.data.sources import open_splits
+from mltr.files.writing import write_figures
+from mltr.runs.folder import open_run
+from mltr.training.pretrain import pretrain
+from mltr.training.train import train
+
+#: Epochs of training, on every tenth photo ten times as short as on all. Those of masked modelling
+#: come first; one takes about as long as an epoch of training on all photos.
+EPOCHS = {
+    "all": {"supervised": 70, "pretrained": 35, "taught": 70},
+    "few": {"supervised": 350, "pretrained": 100, "taught": 35},
+}
+MASKED_EPOCHS = {"all": 35, "few": 25}
+FEW = ["--train.batch_size", "32", "--train.eval_every", "10"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, metavar="MIML", help="folder of the photos")
+    parser.add_argument("--weights", metavar="FILE", help="ImageNet's, of Lite0, for the teacher")
+    parser.add_argument("--out", default="runs/few_labels")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--labels", choices=sorted(EPOCHS), nargs="+", default=sorted(EPOCHS))
+    parser.add_argument("--arms", choices=[*EPOCHS["all"]], nargs="+", default=[*EPOCHS["all"]])
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    if "taught" in args.arms and not args.weights:
+        parser.error("taught needs --weights")
+    data, out = Path(args.data).resolve(), Path(args.out)
+    write_few(data, out / "few.csv")
+    rows = []
+    for labels in args.labels:
+        for seed in args.seeds:
+            for arm in args.arms:
+                job = Job(args, data, out, labels, seed)
+                rows.append({"labels": labels, "arm": arm, "seed": seed} | job.run(arm))
+                print(rows[-1], flush=True)
+        if "taught" in args.arms:
+            figures = json.loads((out / f"{labels}-teacher" / "metrics.json").read_text())
+            rows.append({"labels": labels, "arm": "teacher", "seed": 0, **chosen(figures)})
+    print(f"{date.today()}, {platform.machine()}, torch {torch.__version__}")
+    for row in rows:
+        print(f"{row['labels']:<5} {row['arm']:<11} seed {row['seed']}  test map "
+              f"{100 * row['map']:6.2f}  {row['seconds']:5.0f} s")  # fmt: skip
+    write_figures(str(out / "few_labels.json"), {"rows": rows})
+
+
+def chosen(figures: dict[str, Any]) -> dict[str, float]:
+    return {"map": figures["map"], "seconds": figures["train_seconds"]}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the arms of one seed have in common."""
+
+    args: argparse.Namespace
+    data: Path
+    out: Path
+    labels: str
+    seed: int
+
+    @property
+    def shared(self) -> list[str]:
+        return ["--train.threads", str(self.args.threads)]
+
+    @property
+    def labelled(self) -> list[str]:
+        if self.labels == "all":
+            root, labels = self.data, "miml_labels_1.csv"
+        else:
+            root, labels = self.out / "few.csv", ""
+        images = str(self.data / "images")
+        return ["--data.root", str(root), "--data.labels", labels, "--data.images", images]
+
+    def run(self, arm: str) -> dict[str, float]:
+        """Return test map and training seconds of an arm."""
+        options = [*self.shared, *self.labelled, "--train.seed", str(self.seed)]
+        options += ["--train.epochs", str(EPOCHS[self.labels][arm])]
+        options += FEW * (self.labels == "few")
+        seconds = 0.0
+        if arm == "pretrained":
+            start, seconds = self.pretrain()
+            options += ["--model.init", str(start)]
+        if arm == "taught":
+            options += ["--train.teacher", str(self.teach())]
+            if self.labels == "few":
+                options += ["--data.unlabelled_root", str(self.data / "images")]
+        out = self.out / f"{self.labels}-{arm}-{self.seed}"
+        found = chosen(run(train, "miml_nano", out, options))
+        return found | {"seconds": seconds + found["seconds"]}
+
+    def pretrain(self) -> tuple[Path, float]:
+        """Return a run of masked modelling on all training photos, and its seconds."""
+        start = self.out / f"{self.labels}-masked-{self.seed}"
+        figures = run(pretrain, "miml_nano", start, [
+            *self.shared, "--data.root", str(self.data), "--train.seed", str(self.seed),
+            "--train.epochs", str(MASKED_EPOCHS[self.labels]), "--train.eval_every", "5",
+            "--augment.mixup", "0", "--augment.cutmix", "0", "--augment.jitter", "0",
+        ])  # fmt: skip
+        return start, figures["train_seconds"]
+
+    def teach(self) -> Path:
+        """Return a probe that knows the same labels, one for all seeds."""
+        teacher = self.out / f"{self.labels}-teacher"
+        weights = ["--model.init", self.args.weights]
+        run(train, "probe", teacher, [*self.shared, *self.labelled, *weights])
+        return teacher
+
+
+def run(
+    job: Callable[..., dict[str, Any]], recipe: str, out: Path, options: list[str]
+) -> dict[str, Any]:
+    """Run a job unless it is done; return its figures."""
+    if (out / "metrics.json").is_file():
+        figures: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+        return figures
+    config = load_recipe(find_recipe(recipe), options)
+    return job(config, open_run(out, config, resume=False, overwrite=True), quiet=True)
+
+
+def write_few(data: Path, table: Path) -> None:
+    """Write a table of every tenth training photo and all validation and test photos."""
+    config = DataConfig(root=str(data), labels="miml_labels_1.csv", images="images")
+    splits = open_splits(config)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", *splits.train.classes, "split"])
+        for split in splits:
+            for record in list(split)[:: 10 if split.name == "train" else 1]:
+                writer.writerow([record.name, *record.labels.tolist(), split.name])
+
+
+if __name__ == "__main__":
+    main()
