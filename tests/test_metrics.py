@@ -19,8 +19,16 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
     top_k_accuracy_score,
 )
+from sklearn.metrics import precision_recall_curve as sklearn_curve
 
-from mltr.metrics import average_precision, evaluate, is_single_label, per_class, top_accuracy
+from mltr.metrics import (
+    average_precision,
+    evaluate,
+    is_single_label,
+    per_class,
+    precision_recall_curve,
+    top_accuracy,
+)
 
 NAMES = ["cp", "cr", "cf1", "cf1_mean", "op", "or", "of1"]
 
@@ -143,6 +151,9 @@ def test_equals_sklearn_and_naive_loops(seed: int, unknown: float, decimals: int
         assert classes["ap"][k] == pytest.approx(aps[-1], abs=1e-9)
         assert classes["ap"][k] == pytest.approx(naive_average_precision(scores, truth), abs=1e-9)
         assert average_precision(scores, truth) == classes["ap"][k]
+        curve = precision_recall_curve(probs[:, k], targets[:, k])
+        for own, reference in zip(curve, sklearn_curve(truth, scores)[:2], strict=True):
+            assert own == pytest.approx(reference[-2::-1])  # which ends at a recall of 0
         rows.append(
             precision_recall_fscore_support(
                 truth, scores >= np.float32(0.5), average="binary", zero_division=0

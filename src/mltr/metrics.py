@@ -101,6 +101,21 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     return _average_precision(np.sort(scores[targets >= 0]), positive)[0]
 
 
+def precision_recall_curve(scores: ArrayLike, targets: ArrayLike) -> tuple[Floats, Floats]:
+    """Return precision and recall of one class at each of its scores [N] as the threshold.
+
+    Thresholds fall, so recall rises; targets [N] hold at least one 1.
+
+    >>> precision_recall_curve([0.9, 0.8, 0.7, 0.6], [1, 0, 1, -1])
+    (array([1.        , 0.5       , 0.66666667]), array([0.5, 0.5, 1. ]))
+    """
+    scores, targets = _as_floats(np.asarray(scores)), np.asarray(targets)
+    ranked, positive = np.sort(scores[targets >= 0]), np.sort(scores[targets == 1])
+    thresholds = np.unique(ranked)[::-1]
+    hits = len(positive) - positive.searchsorted(thresholds)
+    return hits / (len(ranked) - ranked.searchsorted(thresholds)), hits / len(positive)
+
+
 def is_single_label(targets: Array) -> bool:
     """Whether each image with known labels has exactly one: targets [N, K] of 1, 0, -1.
 

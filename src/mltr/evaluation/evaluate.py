@@ -241,24 +241,18 @@ def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> 
 
 def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
     """Draw a curve for each class (grey if there are many), and one for all decisions together."""
-    from sklearn.metrics import precision_recall_curve
-
-    known = predictions.targets >= 0
+    probs, targets = predictions.probs, predictions.targets
     many = len(predictions.classes) > MANY_CLASSES
     for index, name in enumerate(predictions.classes):
-        rows = known[:, index]
-        truths = predictions.targets[rows, index]
-        if truths.sum() == 0:
+        if not (targets[:, index] == 1).any():
             continue
-        precision, recall, _ = precision_recall_curve(truths, predictions.probs[rows, index])
+        precision, recall = metrics.precision_recall_curve(probs[:, index], targets[:, index])
         if many:
             axes.plot(recall, precision, color="0.8", lw=0.8)
         else:
             axes.plot(recall, precision, lw=1.4, label=name)
-    if (predictions.targets == 1).any():
-        precision, recall, _ = precision_recall_curve(
-            predictions.targets[known], predictions.probs[known]
-        )
+    if (targets == 1).any():
+        precision, recall = metrics.precision_recall_curve(probs.ravel(), targets.ravel())
         axes.plot(recall, precision, color="black", lw=2.2, label="all decisions together")
         axes.legend(loc="lower left", fontsize="small", frameon=False)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
