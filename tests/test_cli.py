@@ -309,6 +309,15 @@ def test_a_command_ends_with_what_to_type_next(
         assert "next:" not in caplog.text
 
 
+def test_the_next_command_reads_the_source_as_this_one_did(tmp_path: Path, caplog) -> None:
+    photos = write_photos(tmp_path / "my photos", 12)
+    (photos / "labels.csv").rename(tmp_path / "labels.csv")
+    table = str(tmp_path / "labels.csv")
+    assert main(["data", table, "--images", str(photos), "--data.val_fraction", "0.2"]) == 0
+    wanted = f"--data.images {shlex.quote(str(photos))} --data.val_fraction 0.2"
+    assert caplog.messages[-1] == f"next: mltr train probe {table} {wanted}"
+
+
 def test_data_takes_the_names_of_a_recipe(tmp_path: Path, capsys) -> None:
     photos = write_photos(tmp_path / "photos", 12)
     (photos / "labels.csv").rename(photos / "other.csv")

@@ -197,16 +197,31 @@ def _dispatch(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(own):
         parser.list_fields(own)
     args = parser.parse(own)
-    return _tell_next(command, args, module.run(args, fields))
+    return _tell_next(command, args, module.run(args, fields), fields)
 
 
-def _tell_next(command: Command, args: argparse.Namespace, code: int) -> int:
-    """Log the suggested next command, unless the output is for a program or the command failed."""
+def _tell_next(
+    command: Command, args: argparse.Namespace, code: int, fields: Sequence[str] = ()
+) -> int:
+    """Log the suggested next command, unless the output is for a program or the command failed.
+
+    It gets the same fields of a recipe, if it takes any: what this one read, that one should.
+    """
     is_for_program = "-" in (getattr(args, "json", None), getattr(args, "out", None))
     if command.next and not code and not is_for_program:
         words = {name: _quoted(value) for name, value in vars(args).items()}
-        log.info("next: %s", command.next.format(**words))
+        line = command.next.format(**words)
+        if COMMANDS[line.split()[1]].takes_recipe_fields:
+            line = " ".join([line, *_as_options(args, fields)])
+        log.info("next: %s", line)
     return int(code)
+
+
+def _as_options(args: argparse.Namespace, fields: Sequence[str]) -> list[str]:
+    """Return the fields of a recipe that were given, in full: those with a short option first."""
+    short = [(key, value) for key, value in vars(args).items() if "." in key and value is not None]
+    given = [field.removeprefix("--").split("=", 1) for field in fields]
+    return [f"--{key} {shlex.quote(str(value))}" for key, value in [*short, *given]]
 
 
 def _quoted(value: Any) -> Any:

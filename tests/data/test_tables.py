@@ -196,6 +196,25 @@ def test_ids_without_suffix(photos: Path) -> None:
     assert counts(describe(photos)) == RIGHT
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ""])
+def test_names_in_other_capitals_as_windows_finds_them(suffix: str, photos: Path) -> None:
+    for name, _ in ROWS:
+        (photos / name).rename(photos / f"{name.removesuffix('.jpg').upper()}{suffix or '.JPG'}")
+    rows = [f"{n.removesuffix('.jpg')}{suffix.upper()},{' '.join(own)}" for n, own in ROWS]
+    write_rows(photos, "image_name,tags", rows)
+    assert counts(describe(photos)) == RIGHT
+
+
+def test_a_name_that_fits_two_files_but_for_capitals_is_missing(photos: Path) -> None:
+    write_image(photos / "P1.JPG")
+    write_image(photos / "P1.jpg")
+    rows = [f"{name.replace('p1.jpg', 'p1.Jpg')},{' '.join(own)}" for name, own in ROWS]
+    (photos / "p1.jpg").unlink()
+    write_rows(photos, "image_name,tags", rows)
+    report = describe(photos)
+    assert sum(split["images"] for split in report["splits"].values()) == COUNT - 1
+
+
 def test_back_slashes_and_trailing_blanks(photos: Path) -> None:
     parts = ("train", "train", "val", "test")
     rows = [f".\\{n} ,{';'.join(own)},{parts[i % 4]}" for i, (n, own) in enumerate(ROWS)]

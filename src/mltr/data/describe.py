@@ -49,8 +49,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     kinds = get_type_hints(DataConfig)
     for name in OPTIONS:
         convert = kinds[name] if kinds[name] in (int, float) else str
+        key = f"data.{name}"
         parser.add_argument(
-            f"--{name}", type=convert, help=f"short for --data.{name}: {words[f'data.{name}']}"
+            f"--{name}",
+            dest=key,
+            metavar=name.upper(),
+            type=convert,
+            help=f"short for --{key}: {words[key]}",
         )
 
 
@@ -90,7 +95,8 @@ def source_config(
 
     form, root = parse_source(source)
     chosen = {"format": form, "root": root, "max_broken": 1.0}
-    chosen |= {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    short = {name: getattr(args, f"data.{name}") for name in OPTIONS}
+    chosen |= {name: value for name, value in short.items() if value is not None}
     config = Config(data=DataConfig(**chosen))  # type: ignore[arg-type]
     return recipe.override(config, overrides).data if overrides else config.data
 

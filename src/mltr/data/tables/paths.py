@@ -16,7 +16,7 @@ DEEPEST = 12  #: folders that the paths of another machine may begin with
 
 
 class PhotoFinder:
-    """Finds the photos that a table names: with or without suffix, or with back-slashes."""
+    """Finds the photos that a table names: without suffix, with back-slashes, in other capitals."""
 
     def __init__(self, table: Path, images: Path) -> None:
         self.table = table
@@ -27,6 +27,7 @@ class PhotoFinder:
         self.folder = self.folders[0]
         self.skipped = 0  #: folders that paths begin with, and that aren't here
         self._listing = cache(_list)
+        self._folded = cache(self._fold)
 
     def choose_folder(self, sheet: Sheet) -> None:
         """Take the folder in which most of a table's texts are photos; the first if none is.
@@ -83,18 +84,35 @@ class PhotoFinder:
         plain = text.replace("\\", "/").removeprefix("./")
         if self.skipped:
             text = plain = "/".join(plain.split("/")[self.skipped :])
-        for name in dict.fromkeys((text, plain)):
-            has_suffix = name.lower().endswith(IMAGE_SUFFIXES)
-            for form in ("NFC", "NFD"):  # as file systems differ
-                written = unicodedata.normalize(form, name)
-                for suffix in ("",) if has_suffix else IMAGE_SUFFIXES:
-                    if self._is_file(written + suffix):
-                        return written + suffix
-        return None
+        names = [
+            unicodedata.normalize(form, name) + suffix
+            for name in dict.fromkeys((text, plain))
+            for form in ("NFC", "NFD")  # as file systems differ
+            for suffix in (("",) if name.lower().endswith(IMAGE_SUFFIXES) else IMAGE_SUFFIXES)
+        ]
+        exact = (name for name in names if self._is_file(name))
+        return next(exact, None) or next(filter(None, map(self._in_other_capitals, names)), None)
+
+    def _in_other_capitals(self, name: str) -> str | None:
+        """Return the only photo of a name but for capitals, as Windows and macOS find it."""
+        folder, slash, last = name.rpartition("/")
+        found = self._folded(f"{folder}{slash}").get(_key(last), [])
+        return f"{folder}{slash}{found[0]}" if len(found) == 1 else None
+
+    def _fold(self, folder: str) -> dict[str, list[str]]:
+        """Return the names in a folder by what is the same but for capitals."""
+        names: dict[str, list[str]] = {}
+        for name in self._listing(self.folder, folder):
+            names.setdefault(_key(name), []).append(name)
+        return names
 
     def _is_file(self, name: str) -> bool:
         folder, slash, last = name.rpartition("/")
         return last in self._listing(self.folder, f"{folder}{slash}")
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _list(root: Path, folder: str) -> frozenset[str]:
