@@ -283,8 +283,8 @@ def test_a_full_disk_is_told_with_the_file(command: str, small_run: Path, tmp_pa
 
 
 NEXT = {
-    "data": "mltr train probe {photos}", "evaluate": "mltr diagnose {run}",
-    "diagnose": "mltr audit {run}", "calibrate": "mltr report {run}",
+    "data": "mltr train probe {photos}", "evaluate": "mltr calibrate {run}",
+    "diagnose": "mltr audit {run}", "calibrate": "mltr predict {run} PHOTOS",
     "explain": "mltr report {run}", "report": "mltr predict {run} PHOTOS",
     "predict": "mltr serve {run}",
 }  # fmt: skip
@@ -329,6 +329,6 @@ def test_data_takes_the_names_of_a_recipe(tmp_path: Path, capsys) -> None:
     assert "did you mean '--data.labels'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["data", "--help"])
-    assert "short for --data.labels: table: the file, relative" in " ".join(
+    assert "short for --data.labels: the file of labels" in " ".join(
         capsys.readouterr().out.split()
     )

@@ -64,7 +64,7 @@ COMMANDS = {
         "mltr.evaluation.evaluate",
         "compute every metric of a run, for every class",
         True,
-        "mltr diagnose {run}",
+        "mltr calibrate {run}",
     ),
     "diagnose": Command(
         "mltr.diagnosis.diagnose",
@@ -76,7 +76,7 @@ COMMANDS = {
         "mltr.evaluation.calibrate",
         "fit thresholds and probabilities on held-out images",
         True,
-        "mltr report {run}",
+        "mltr predict {run} PHOTOS",
     ),
     "audit": Command(
         "mltr.diagnosis.audit",

@@ -645,3 +645,32 @@ def test_a_large_table_is_read_within_seconds(tmp_path: Path) -> None:
     assert (found_rows, found_classes) == (rows, classes)
     assert seconds < 10  # 3 on a core of its own
     assert gigabytes < 1
+
+
+def test_paths_on_the_command_line_are_found_from_the_current_folder(
+    photos: Path, monkeypatch
+) -> None:
+    rows = [f"{name},{'|'.join(own)}" for name, own in ROWS]
+    write_rows(photos, "path,tags", rows)
+    tables = photos.parent / "tables"
+    tables.mkdir()
+    (photos / "labels.csv").rename(tables / "mine.csv")
+    (tables / "names.txt").write_text("sky\nsea\n")
+    monkeypatch.chdir(photos.parent)
+    classes = ("--classes", "tables/names.txt")
+    for source in (
+        ("photos", "--labels", "tables/mine.csv"),
+        ("tables/mine.csv", "--images", "photos"),
+        ("tables/mine.csv", "--images", "../photos"),
+    ):
+        out = photos.parent / "report.json"
+        assert main(["data", *source, *classes, "--quick", "--json", str(out)]) == 0
+        (report,) = json.loads(out.read_text("utf-8")).values()
+        assert counts(report) == RIGHT
+        assert report["classes"] == ["sky", "sea"]
+    run = photos.parent / "run"
+    options = ["--data.images=photos", "--data.classes=tables/names.txt", *TINY_ON_PHOTOS]
+    train = ["train", "scratch", "tables/mine.csv", "--out", str(run), *options]
+    assert main(train) == 0
+    monkeypatch.chdir("/")
+    assert main(["evaluate", str(run)]) == 0

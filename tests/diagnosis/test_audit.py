@@ -352,6 +352,10 @@ def test_the_printed_command_trains(flipped: dict[str, int], tmp_path: Path, cap
     (tmp_path / "photos" / "names.txt").write_text("\n".join(CLASSES))
     config = load_recipe(tmp_path / "run" / "config.yaml")
     config.data.labels, config.data.classes = "labels.csv", "names.txt"  # as in some recipes
+    (tmp_path / "photos" / "labels.csv").write_text(
+        (tmp_path / "photos" / "labels.csv").read_text().replace("path,", "photo,", 1)
+    )
+    config.data.path_column, config.data.label_column = "photo", ",".join(CLASSES)
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     run_audit(tmp_path, "--apply", "5")
     line = next(x for x in capsys.readouterr().out.splitlines() if "mltr train" in x)

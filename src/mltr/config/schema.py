@@ -86,9 +86,11 @@ class DataConfig:
         "shards",
         "images",
     ] = "auto"
-    labels: str = ""  #: table: the file, relative to `root`; huggingface: the column of labels
-    images: str = ""  #: table: the folder, relative to `root`; huggingface: the column of images
-    classes: str = ""  #: table and sidecars: file that lists the classes, relative to `root`
+    #: the file of labels, in `root` or the current folder; huggingface: the column of labels
+    labels: str = ""
+    #: table: the folder of photos, in `root` or the current folder; huggingface: their column
+    images: str = ""
+    classes: str = ""  #: file that lists the classes, in `root` or the current folder
     label_column: str = ""  #: table: column of labels, or several separated by commas
     path_column: str = ""  #: table: column of the photos
     #: table: separator of labels in a cell: any text, or comma, semicolon, bar, hash, space,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from mltr.data.hierarchy import with_hierarchy
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.readers.coco import read_coco, read_coco_file
 from mltr.data.readers.folders import read_class_folders, read_folder
-from mltr.data.readers.huggingface import PREFIX, read_dataset
+from mltr.data.readers.huggingface import PREFIX, is_saved_dataset, read_dataset
 from mltr.data.readers.keywords import read_keywords
 from mltr.data.readers.label_studio import read_label_studio
 from mltr.data.readers.labelled import WHOLE, align_classes, part_of
@@ -60,6 +61,7 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     Records without an image file are dropped and counted in each split's notes. Raises `MltrError`
     for an unreadable source, an empty split, or more missing files than `data.max_broken` allows.
     """
+    config = located(config)
     form = _find_format(config)
     if form == "images":
         raise UsageError(
@@ -95,6 +97,31 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     if not any((record.labels == 1).any() for record in splits.train):
         raise MltrError(f"{config.root}: no training image has any label")
     return splits
+
+
+def located(config: DataConfig) -> DataConfig:
+    """Return a config whose `labels`, `images` and `classes` are found.
+
+    They are relative to the root, or else to the current folder, as a shell completes them; what is
+    there only is made absolute. Columns of a Hugging Face data set stay as they are.
+    """
+    root = Path(config.root)
+    if is_named_by_columns(config) or not config.root or is_address(config.root):
+        return config
+    folder = root.parent if root.is_file() else root
+    given = {name: getattr(config, name) for name in ("labels", "images", "classes")}
+    elsewhere = {
+        name: str(Path(path).absolute())
+        for name, path in given.items()
+        if path and not (folder / path).exists() and Path(path).exists()
+    }
+    return replace(config, **elsewhere)
+
+
+def is_named_by_columns(config: DataConfig) -> bool:
+    """Whether a source is a Hugging Face data set, whose labels and images are columns."""
+    is_named = config.root.startswith(PREFIX) or config.format == "huggingface"
+    return is_named or (config.root != "" and is_saved_dataset(Path(config.root)))
 
 
 def check_classes(config: DataConfig, train: Split) -> None:
@@ -193,7 +220,11 @@ def _find_format(config: DataConfig) -> str:
             f"data.root {root}: no such file or folder; if it has moved, give the new location "
             "with --data.root NEW"
         )
-    return detect_format(root, _globs(config.ignore)) if config.format == "auto" else config.format
+    if config.format != "auto":
+        return config.format
+    labels = root / config.labels
+    is_file = bool(config.labels) and root.is_dir() and labels.is_file()
+    return detect_format(labels if is_file else root, _globs(config.ignore))
 
 
 def parse_source(source: str) -> tuple[str, str]:

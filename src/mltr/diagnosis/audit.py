@@ -441,6 +441,6 @@ def training_command(run: str, table: Path) -> str:
     train = ["mltr", "train", f"{run}/config.yaml", "--data.root", str(table)]
     if own.format not in ("auto", "table"):
         train += ["--data.format", "table"]
-    if own.classes:
-        train.append("--data.classes=")
+    columns = ("classes", "label_column", "path_column")  # of the labels that the run had
+    train += [f"--data.{name}=" for name in columns if getattr(own, name)]
     return shlex.join(train)

@@ -17,6 +17,7 @@ from mltr.config.schema import Config
 from mltr.data.readers.huggingface import PREFIX as DATASETS_PREFIX
 from mltr.data.records import Split, Splits
 from mltr.data.shards import is_address
+from mltr.data.sources import is_named_by_columns, located
 from mltr.errors import MltrError, UsageError, counted
 from mltr.files.download import HUB_PREFIX
 from mltr.files.writing import text_writer, to_json, write_atomically, write_json
@@ -235,16 +236,16 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
 
 def with_absolute_paths(config: Config) -> Config:
     """Return a recipe with absolute paths; names and URLs are unchanged."""
-    data, model, train = replace(config.data), replace(config.model), replace(config.train)
+    data, model, train = map(replace, (located(config.data), config.model, config.train))
     is_named = data.root.startswith(DATASETS_PREFIX)
+    if data.classes and is_named_by_columns(data):  # others: relative to the root
+        data.classes = str(Path(data.classes).absolute())
     if data.root and not is_named and not is_address(data.root):
         data.root = str(Path(data.root).absolute())
     if data.hierarchy:
         data.hierarchy = str(Path(data.hierarchy).absolute())
     if data.unlabelled_root:
         data.unlabelled_root = str(Path(data.unlabelled_root).absolute())
-    if data.classes and (is_named or data.format == "huggingface"):  # others: relative to the root
-        data.classes = str(Path(data.classes).absolute())
     if data.shard_cache:
         data.shard_cache = str(Path(data.shard_cache).absolute())
     kind, colon, path = model.init.rpartition(":")

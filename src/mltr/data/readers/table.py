@@ -42,7 +42,10 @@ def read_csv(
     `options` are fields of `DataConfig`, such as ``separator="|"``. Raises `MltrError`, naming file
     and row, for what can't be read, and `UsageError`, naming the choices, for what is ambiguous.
     """
-    return read_table(Path(path), Path(images), classes, DataConfig(**options))[0]
+    path, images = Path(path), Path(images)
+    if images != Path() and not images.is_dir():
+        images = path.parent / images
+    return read_table(path, images, classes, DataConfig(**options))[0]
 
 
 def read_parquet(
@@ -95,7 +98,7 @@ def _open(
             photos = Column(name, names, np.arange(len(names), dtype=np.int32))
             return read_sheet(path, photos), packed, replace(config, path_column=name)
     sheet = read_sheet(path)
-    finder = PhotoFinder(path, images)
+    finder = PhotoFinder(path, images, Path(config.root))
     if sheet.columns:
         finder.choose_folder(sheet)
     return replace(sheet, details=(*sheet.details, *finder.details)), finder, config

@@ -18,12 +18,13 @@ DEEPEST = 12  #: folders that the paths of another machine may begin with
 class PhotoFinder:
     """Finds the photos that a table names: without suffix, with back-slashes, in other capitals."""
 
-    def __init__(self, table: Path, images: Path) -> None:
-        self.table = table
+    def __init__(self, table: Path, images: Path, root: Path) -> None:
         beside = table.parent
         self.folders = [beside, beside / "images", beside / table.stem]
+        if root != Path() and root.is_dir():  # the table may lie elsewhere
+            self.folders.append(root)
         if images != Path():
-            self.folders = [images if images.is_absolute() or images.is_dir() else beside / images]
+            self.folders = [images]
         self.folder = self.folders[0]
         self.skipped = 0  #: folders that paths begin with, and that aren't here
         self._listing = cache(_list)
