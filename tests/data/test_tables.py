@@ -215,6 +215,45 @@ def test_a_name_that_fits_two_files_but_for_capitals_is_missing(photos: Path) ->
     assert sum(split["images"] for split in report["splits"].values()) == COUNT - 1
 
 
+@pytest.mark.parametrize("mark", ["/", " + ", "&"])
+def test_labels_between_unusual_marks_are_asked_about(mark: str, photos: Path, capsys) -> None:
+    write_rows(photos, "path,tags", [f"{name},{mark.join(own)}" for name, own in ROWS])
+    said = refusal(photos, capsys)
+    assert f"'sea{mark}sky' one label, or several? Set data.separator to none or to" in said
+    assert counts(describe(photos, "--data.separator", mark.strip())) == RIGHT
+    whole = {"sea sky": f"AC{mark}DC"}
+    rows = [f"{name},{whole.get(' '.join(own)) or ''.join(own)}" for name, own in ROWS]
+    write_rows(photos, "path,tags", rows)
+    separator = ("--data.separator", "none") if " " in mark else ()  # as of any label with spaces
+    assert counts(describe(photos, *separator)) == {f"AC{mark}DC": 2, "sea": 4, "sky": 2}
+
+
+@pytest.mark.parametrize(("yes", "no"), [("+", "✗"), ("sí", "no"), ("si", "no"), ("✓", "✘")])
+def test_answers_in_other_words_and_signs(yes: str, no: str, photos: Path) -> None:
+    rows = [f"{n},{yes if 'sea' in own else no},{yes if 'sky' in own else no}" for n, own in ROWS]
+    write_rows(photos, "path,sea,sky", rows)
+    assert counts(describe(photos)) == RIGHT
+
+
+def test_a_dash_is_no_answer(photos: Path) -> None:
+    dash = "\u2013"
+    rows = [
+        f"{n},{'x' if 'sea' in own else '-'},{'x' if 'sky' in own else dash}" for n, own in ROWS
+    ]
+    write_rows(photos, "path,sea,sky", rows)
+    report = describe(photos, "--missing", "negative")
+    assert counts(report) == RIGHT
+    assert report["understood"]["meanings"] == {"x": "present", "-": "absent", dash: "absent"}
+
+
+def test_answers_that_nobody_knows_are_no_labels(photos: Path, capsys) -> None:
+    rows = [f"{n},{','.join('on' if x in own else 'off' for x in ('sea', 'sky', 'a'))}"
+            for n, own in ROWS]  # fmt: skip
+    write_rows(photos, "path,sea,sky,a", rows)
+    said = refusal(photos, capsys)
+    assert "what do 'off' and 'on' mean in the columns sea, sky, a? Write 1 where" in said
+
+
 def test_back_slashes_and_trailing_blanks(photos: Path) -> None:
     parts = ("train", "train", "val", "test")
     rows = [f".\\{n} ,{';'.join(own)},{parts[i % 4]}" for i, (n, own) in enumerate(ROWS)]

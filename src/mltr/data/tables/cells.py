@@ -16,9 +16,28 @@ NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?")
 WHOLE = re.compile(r"([+-]?[0-9]{1,18})([.,]0*)?")  #: also 1.00, and 1,00 of a German Excel
 
 #: How people and programs write the two answers, and that there is none.
-PRESENT = frozenset(["true", "t", "yes", "y", "x", "✓", "✔", "☑", "wahr", "ja", "vrai", "oui"])
-ABSENT = frozenset(["false", "f", "no", "n", "☐", "falsch", "nein", "faux", "non"])
-EMPTY = frozenset(["", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "?"])
+PRESENT = frozenset(
+    [
+        "true",
+        "t",
+        "yes",
+        "y",
+        "x",
+        "+",
+        "✓",
+        "✔",
+        "☑",
+        "wahr",
+        "ja",
+        "vrai",
+        "oui",
+        "si",
+        "sí",
+        "sì",
+    ]
+)
+ABSENT = frozenset(["false", "f", "no", "n", "✗", "✘", "☐", "falsch", "nein", "faux", "non"])
+EMPTY = frozenset(["", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "?", "-", "\u2013"])
 
 
 def to_cells(values: Iterable[object]) -> list[str]:

@@ -35,6 +35,7 @@ IS_REMARK = re.compile(
 #: What is told in numbers that may happen to be 1 and 0, and is never a class.
 IS_MEASURE = re.compile(r"width|height|[xy]_?(min|max|center)|bbox|index", re.IGNORECASE)
 LARGEST_COUNT = 9  #: a column of numbers none of which is 0 or 1, with a larger one, is a measure
+MOST_ANSWERS = 3  #: different texts of columns that answer alike
 SAMPLED = 50  #: values of a column looked at to see whether they are photos
 
 Kind = Literal["answers", "mixed", "numbers", "labels", "empty"]
@@ -197,6 +198,7 @@ def _find_labels(
                 f"{sheet.path}: none of these columns seems to hold labels: {_listed(columns)}; "
                 "set data.label_column to the one that does"
             )
+        _refuse_unknown_answers(sheet, found)
         raise UsageError(
             f"{sheet.path}: which column holds the labels? Set data.label_column to one of "
             f"{_listed(found)}, or to several with commas between"
@@ -253,6 +255,17 @@ def _refuse_mixed(
                 f"{sheet.where(row)}, column {column.name!r}: {column[row]!r} is not 1, 0, -1 or "
                 "empty; correct it, or set data.label_column to the columns of labels"
             )
+
+
+def _refuse_unknown_answers(sheet: Sheet, columns: Sequence[Column]) -> None:
+    """Raise `UsageError` for columns that all hold the same few texts: answers in other words."""
+    texts = {text for column in columns for text in column.texts if text}
+    if len(columns) > 2 and len(texts) <= MOST_ANSWERS:
+        raise UsageError(
+            f"{sheet.path}: what do {' and '.join(map(repr, sorted(texts)))} mean in the columns "
+            f"{_listed(columns)}? Write 1 where the class is present, 0 where it is absent, and "
+            "nothing where that is unknown"
+        )
 
 
 def _is_measure(column: Column) -> bool:

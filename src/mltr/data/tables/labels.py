@@ -28,6 +28,7 @@ from mltr.errors import MltrError, UsageError
 #: Texts by which programs say that there is no value; in small letters, it could be a label.
 NULLS = frozenset(["nan", "NaN", "NA", "N/A", "#N/A", "<NA>", "null", "NULL", "None"])
 LARGEST = 1 << 31  #: rows x classes of a table
+UNUSUAL = ("/", "+", "&")  #: separators, if what is between them occurs by itself
 RECURRING = 5  #: rows for each distinct cell from which the cells are taken for whole names
 PLURALS = {"comma": "commas", "hash": "hashes", "newline": "line breaks", "none": "nothing"}
 
@@ -150,6 +151,14 @@ def _choose_separator(
                 "so, or else to what separates the labels, such as space, or none"
             )
         return found[0]
+    for mark in UNUSUAL:
+        marked = [text for text in texts if mark in text.strip(mark)]
+        joined = next((text for text in marked if set(split_cell(text, mark)) <= set(texts)), "")
+        if joined:
+            raise UsageError(
+                f"{where}: is {joined[:60]!r} one label, or several? Set data.separator to none or "
+                f"to {mark}"
+            )
     parts = {part for text in texts for part in text.split()}
     spaced = next((text for text in texts if " " in text), "")
     if not spaced:
