@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scaling",
         choices=SCALING_CHOICES,
-        default="temperature",
-        help="calibration of the probabilities (default: temperature); platt also corrects the "
-        "bias of each class",
+        default="shared",
+        help="calibration of the probabilities: a factor and a shift for all classes (default: "
+        "shared), for each class (platt), or a factor alone (temperature), which corrects no bias",
     )
     parser.add_argument(
         "--min-positives",
@@ -338,7 +338,9 @@ def _gain_table(figures: dict[str, Any], title: str) -> Table:
 def _describe_scaling(figures: dict[str, Any]) -> str:
     if figures["temperature"] is not None:
         return f"temperature {figures['temperature']:.3f}"
-    return "Platt scaling" if figures["scaling"] == "platt" else "no scaling"
+    return {"shared": "a factor and a shift for all classes", "platt": "Platt scaling"}.get(
+        figures["scaling"], "no scaling"
+    )
 
 
 def _class_table(figures: dict[str, Any]) -> Table:

@@ -5,9 +5,11 @@
   has less variance. A precision or recall is reached on these images themselves.
 * A class with few positives, or no negative, gets the shared threshold, the best for the decisions
   of all classes together.
-* Temperature scaling (Guo et al. 2017, arXiv 1706.04599) divides all logits by one number. Platt
-  scaling (1999) fits a factor and a shift per class, with smoothed targets; classes with few
-  positives get the temperature. Neither changes the order of the images.
+* Platt scaling (1999) fits a factor and a shift, with smoothed targets: here to the decisions of
+  all classes together (`shared`), or to those of each class (`platt`), where classes with few
+  positives keep the shared ones. Temperature scaling (Guo et al. 2017, arXiv 1706.04599) is a
+  factor alone: it can't undo the bias of losses such as asl, whose probabilities are too high.
+  None of them changes the order of the images.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int8]
 
 AIMS = "f1, precision=P, recall=R (0 < P, R <= 1) or cost=FP:FN (of a false alarm and of a miss)"
-SCALING_CHOICES = ("temperature", "platt", "none")
+SCALING_CHOICES = ("shared", "platt", "temperature", "none")
 RESAMPLES = 50
 LOWEST = 1e-6  #: minimum of a threshold when averaging logits
 MIN_SCALE = 0.01  #: minimum factor; with a smaller one the logits carry no information
@@ -192,16 +194,16 @@ def bagged_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bo
 def fit_scaling(
     method: str, logits: Floats, targets: Labels, enough: NDArray[np.bool_]
 ) -> Calibration | None:
-    """Return the calibration of logits [N, K]; classes without `enough` [K] share the temperature.
+    """Return the calibration of logits [N, K]; by Platt, classes without `enough` [K] share one.
 
     Returns None, with a warning, if no order-preserving scaling increases the likelihood.
     """
     from mltr.weights.metadata import Calibration
 
     known = targets >= 0
-    shared, _ = _fit_sigmoid(logits[known], targets[known], shift=False)
+    shared = _fit_sigmoid(logits[known], targets[known], shift=method != "temperature")
     unchanged = (1.0, 0.0)
-    lines = [(shared, 0.0) if shared >= MIN_SCALE else unchanged] * logits.shape[1]
+    lines = [shared if shared[0] >= MIN_SCALE else unchanged] * logits.shape[1]
     if method == "platt":
         for k in np.flatnonzero(enough):
             rows = known[:, k]

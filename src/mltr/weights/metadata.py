@@ -27,7 +27,8 @@ CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 LARGEST_CONFIG = 2**27  #: bytes; a million names need less
 LARGEST_OPTION = 65536  #: of a network: a width, a side, a number of blocks
-SCALINGS = ("temperature", "platt")  #: one scale for all classes; a scale and a shift for each
+#: One scale and shift for all classes; one for each class; one scale for all classes.
+SCALINGS = ("shared", "platt", "temperature")
 MOST_CLASSES = 1_000_000
 REQUIRED_KEYS = ("format_version", "model", "classes", "preprocess", "thresholds")
 
