@@ -115,7 +115,7 @@ def located(config: DataConfig) -> DataConfig:
         for name, path in given.items()
         if path and not (folder / path).exists() and Path(path).exists()
     }
-    return replace(config, **elsewhere)
+    return replace(config, **elsewhere)  # type: ignore[arg-type]
 
 
 def is_named_by_columns(config: DataConfig) -> bool:

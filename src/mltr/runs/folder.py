@@ -236,7 +236,8 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
 
 def with_absolute_paths(config: Config) -> Config:
     """Return a recipe with absolute paths; names and URLs are unchanged."""
-    data, model, train = map(replace, (located(config.data), config.model, config.train))
+    data, model = replace(located(config.data)), replace(config.model)
+    train = replace(config.train)
     is_named = data.root.startswith(DATASETS_PREFIX)
     if data.classes and is_named_by_columns(data):  # others: relative to the root
         data.classes = str(Path(data.classes).absolute())
