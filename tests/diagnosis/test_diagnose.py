@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from making import TINY_ON_PHOTOS
 from PIL import Image
+from sklearn.metrics import average_precision_score
 
 from mltr.cli import main
 from mltr.evaluation.predictions import load_predictions, save_predictions
@@ -115,6 +116,11 @@ def test_two_runs_are_compared_in_pairs(run: Path, tmp_path: Path) -> None:
         difference = rows[name]["second"]["value"] - rows[name]["first"]["value"]
         assert rows[name]["difference"]["value"] == pytest.approx(difference)
         assert rows[name]["difference"]["high"] < 0
+    for folder, side in ((bad, "first"), (sound, "second")):
+        saved = load_predictions(folder / "predictions.npz")
+        expected = average_precision_score(saved.targets, saved.probs, average="macro")
+        assert rows["map"][side]["value"] == pytest.approx(expected)
+    assert rows["map"]["better"] == "second"
     same = figures_of([str(sound), str(sound)], tmp_path)["headlines"]
     assert {row["better"] for row in same.values()} == {"neither, within noise"}
 

@@ -168,7 +168,7 @@ def test_bf16_and_checkpointing_keep_less() -> None:
     assert twice.kept_bytes == pytest.approx(2 * plain.kept_bytes, rel=0.02)
 
 
-def test_this_machine_is_measured(capsys) -> None:
+def test_this_machine_is_measured(capsys, caplog) -> None:
     figures = plan(
         "scenes_nano", "--gpus=cpu", "--data.scenes.train=200", "--data.scenes.val=40",
         "--data.scenes.test=40", "--data.workers=0", "--train.threads=1", capsys=capsys,
@@ -177,6 +177,7 @@ def test_this_machine_is_measured(capsys) -> None:
     assert figures["speed"]["share_of_peak"] is None
     assert 0 < figures["hours"] < math.inf
     assert figures["memory_gib"]["program"] > 0.1
+    assert caplog.messages == ["measuring the speed of this machine"]  # nothing of the trials
 
 
 @pytest.mark.slow

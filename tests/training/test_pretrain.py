@@ -111,7 +111,7 @@ def test_photos_without_labels_become_a_start(photos: Path, tmp_path: Path) -> N
     assert mltr.load(run).classes == ("0", "1", "2")
 
 
-def test_training_starts_from_the_weights(photos: Path, tmp_path: Path) -> None:
+def test_training_starts_from_the_weights(photos: Path, tmp_path: Path, caplog) -> None:
     from mltr.config.schema import ModelConfig
     from mltr.training.build import build_model
 
@@ -120,6 +120,8 @@ def test_training_starts_from_the_weights(photos: Path, tmp_path: Path) -> None:
         main(["pretrain", "pretrain", "--data.root", str(photos), "--out", str(out), *QUICK]) == 0
     )
     model = build_model(ModelConfig(init=str(out)), num_classes=5, image_size=32)
+    assert "tensors taken" in caplog.text
+    assert not any("\n" in message for message in caplog.messages)  # each line is printed in one
     pretrained = load_bundle(out).model.state_dict()
     for name, tensor in model.state_dict().items():
         if not name.startswith("head."):

@@ -111,6 +111,16 @@ class Scored:
             samples = (self.weights @ hits) / (self.weights @ all_of_them)
         return Estimate(float(value), samples, int(among.sum()))
 
+    def mean_average_precision(self) -> Estimate | None:
+        """Return the mean AP of the classes with positives, as `mltr.metrics` defines it."""
+        present, absent = self.targets == 1, self.targets == 0
+        return mean_of(
+            [
+                self.average_precision(k, present[:, k], absent[:, k])
+                for k in np.flatnonzero(present.any(axis=0))
+            ]
+        )
+
     def average_precision(self, k: int, positive: Bools, negative: Bools) -> Estimate:
         """Return the AP of class k with the given positives and negatives [N], ignoring others.
 

@@ -39,6 +39,7 @@ MANY_CLASSES = 40  #: maximum number of classes with legible names along a matri
 
 #: Figures that are compared between two runs: description, and whether less is better.
 HEADLINES = {
+    "map": ("map, all objects", False),
     "ap_small": ("AP of small objects", False),
     "ap_large": ("AP of large objects", False),
     "size_gap": ("AP of large minus small objects", True),
@@ -310,7 +311,7 @@ def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0
 
 def _headlines(subject: Subject, resamples: int, seed: int) -> dict[str, Estimate | None]:
     scored = subject.scored(resamples, seed)
-    found: dict[str, Estimate | None] = {}
+    found: dict[str, Estimate | None] = {"map": scored.mean_average_precision()}
     if any(record.boxes for record in subject.split):
         areas = measures.largest_areas(subject.split.records, len(subject.predictions.classes))
         sizes = measures.measure_sizes(scored, areas, subject.edges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from mltr.training.labels import Labels
 from mltr.training.run import prepare_run
 from mltr.training.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
 PHOTO_SIZE = (500, 375)  #: width and height of a stand-in photo, the usual size in VOC
 PHOTOS = 32  #: number of distinct stand-in photos, which are repeated
 STEPS = 12  #: maximum number of steps; the first quarter is warm-up
@@ -50,18 +53,30 @@ def measure_speed(config: Config, splits: Splits | int) -> Speed:
     `splits` holds the recipe's images, or is the number of classes for stand-in photos. Loading,
     augmentation and validation run as in the recipe, with the batch size of one process.
     """
+    log.info("measuring the speed of this machine")
     config = deepcopy(config)
     config.model.init, config.train.min_size = "", 0
     wanted = config.train.batch_size
 
-    with _trainer(config, splits, TRIAL_BATCH, TRIAL_STEPS) as (trainer, _):
+    with _quiet(), _trainer(config, splits, TRIAL_BATCH, TRIAL_STEPS) as (trainer, _):
         image_s = min(_train_seconds(trainer)[1:]) / TRIAL_BATCH
     batch_size = min(wanted, max(int(STEP_S / image_s), TRIAL_BATCH))
     steps = min(max(int(MEASURED_S / (image_s * batch_size)), LEAST_STEPS), STEPS)
-    with _trainer(config, splits, batch_size, steps) as (trainer, labels):
+    with _quiet(), _trainer(config, splits, batch_size, steps) as (trainer, labels):
         step_s = median(_train_seconds(trainer)[steps // 4 :])
         _val_seconds(trainer, labels)  # warm-up
         return Speed(batch_size / step_s, 2 * batch_size / _val_seconds(trainer, labels))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what a training says of itself from a user who hasn't started one."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

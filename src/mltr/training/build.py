@@ -49,7 +49,8 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Mo
     model = create_model(config.name, num_classes, **model_overrides(config, image_size))
     if config.init:
         report = initialise(model, config.init, config.name)
-        log.info("model.init: %s", report)
+        for line in f"model.init: {report}".splitlines():
+            log.info("%s", line)
     return model
 
 
