@@ -206,11 +206,12 @@ def _tell_next(
     """Log the suggested next command, unless the output is for a program or the command failed.
 
     It gets the same fields of a recipe, if it takes any: what this one read, that one should.
+    The command may have put another one in `args.next`.
     """
     is_for_program = "-" in (getattr(args, "json", None), getattr(args, "out", None))
     if command.next and not code and not is_for_program:
         words = {name: _quoted(value) for name, value in vars(args).items()}
-        line = command.next.format(**words)
+        line = getattr(args, "next", command.next).format(**words)
         if COMMANDS[line.split()[1]].takes_recipe_fields:
             line = " ".join([line, *_as_options(args, fields)])
         log.info("next: %s", line)

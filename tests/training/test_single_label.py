@@ -65,6 +65,13 @@ def test_the_epoch_is_chosen_by_accuracy(run: Path) -> None:
     assert "top5" not in figures  # of three classes
 
 
+def test_no_command_leads_to_thresholds_that_are_refused(run: Path, caplog, capsys) -> None:
+    assert main(["evaluate", str(run)]) == 0
+    assert caplog.messages[-1] == f"next: mltr diagnose {run}"
+    assert main(["calibrate", str(run)]) == 2
+    assert "one class per image" in capsys.readouterr().err
+
+
 def test_predictions_are_shares_of_one(run: Path, imagenet: Path, tmp_path: Path, capsys) -> None:
     tagger = mltr.load(run)
     image = imagenet / "val" / "n02" / "n02_0.JPEG"

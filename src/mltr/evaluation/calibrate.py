@@ -129,12 +129,12 @@ def _without_calibration(folder: str | Path) -> dict[str, Any]:
 
     Raises `UsageError` for a run with a softmax.
     """
-    from mltr.runs.folder import RunFolder
+    from mltr.evaluation.open_run import chooses_one_class
     from mltr.weights.bundle import read_config
 
     config = read_config(folder)
     is_softmax = read_calibration(config) == SOFTMAX
-    if is_softmax and RunFolder(Path(folder)).recipe.is_file():
+    if chooses_one_class(folder):
         raise UsageError(
             f"{folder} predicts one class per image: it has no thresholds to calibrate"
         )

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Evaluate a run; overrides such as ``--data.root DIR`` select another source."""
-    from mltr.evaluation.open_run import scores_of, thresholds_of
+    from mltr.evaluation.open_run import chooses_one_class, scores_of, thresholds_of
     from mltr.files.writing import write_figures
 
     if not 0 <= args.threshold <= 1:
@@ -85,6 +85,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
             print("curves:", ", ".join(map(str, pictures)))
     if args.json:
         write_figures(args.json, figures)
+    if chooses_one_class(args.run):
+        args.next = "mltr diagnose {run}"
     return 0
 
 

@@ -17,7 +17,7 @@ from mltr.errors import MltrError
 from mltr.evaluation.open_tagger import OpenTagger, open_tagger
 from mltr.evaluation.predictions import Predictions, calibrated, load_predictions, predict_split
 from mltr.predict.predictor import as_predictor
-from mltr.runs.folder import PREDICTIONS_FILE
+from mltr.runs.folder import PREDICTIONS_FILE, RunFolder
 from mltr.weights.bundle import Bundle, load_bundle, read_config
 from mltr.weights.metadata import CONFIG_FILE, SOFTMAX, read_calibration
 
@@ -70,6 +70,12 @@ class OpenRun:
             device=device,
             calibration=SOFTMAX if self.bundle.calibration == SOFTMAX else None,
         )
+
+
+def chooses_one_class(folder: str | Path) -> bool:
+    """Whether a run was trained for one class per image; thresholds have no meaning then."""
+    is_run = RunFolder(Path(folder)).recipe.is_file()
+    return is_run and read_calibration(read_config(folder)) == SOFTMAX
 
 
 def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
