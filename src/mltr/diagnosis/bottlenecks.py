@@ -117,7 +117,8 @@ class Scored:
         return mean_of(
             [
                 self.average_precision(k, present[:, k], absent[:, k])
-                for k in np.flatnonzero(present.any(axis=0))
+                for k in range(present.shape[1])
+                if present[:, k].any()
             ]
         )
 
