@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from mltr.errors import UsageError
 
+SPLITS = ("train", "val", "test")  #: parts of a source: what trains, selects and tests a network
+
 
 class Bound(NamedTuple):
     """A condition on a number, in words and as a check that nan never passes."""

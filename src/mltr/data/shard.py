@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mltr import __version__
-from mltr.config.schema import DataConfig
+from mltr.config.schema import SPLITS, DataConfig
 from mltr.data.describe import add_source_options, source_config
 from mltr.data.images import open_image
 from mltr.data.shards import (
     FORMAT,
     INDEX_FILE,
-    SPLITS,
     VERSION,
     ShardRecords,
     ShardSplit,

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mltr.config.schema import DataConfig
+from mltr.config.schema import SPLITS, DataConfig
 from mltr.data.images import open_image
 from mltr.data.records import Box, Labels, Record, Split, Splits, sparse_rows, sum_of_labels
 from mltr.data.tables.sheet import open_parquet
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 FORMAT = "mltr-shards"
 VERSION = 1
 INDEX_FILE = "index.json"
-SPLITS = ("train", "val", "test")
 #: Shards whose samples an epoch mixes at any time: all that a cache has to hold.
 WINDOW = 8
 OPEN_FILES = 2 * WINDOW  #: that a process keeps open

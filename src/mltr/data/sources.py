@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.config.schema import DataConfig
+from mltr.config.schema import SPLITS, DataConfig
 from mltr.data.classes import leave_out_unannotated, unify_classes
 from mltr.data.detect import (
     detect_format,
@@ -320,7 +320,7 @@ def _open_table(root: Path, config: DataConfig) -> Splits:
         return _divide(split, config)
     named = {
         name: split.subset([i for i, part in enumerate(parts) if part == name], name)
-        for name in ("train", "val", "test")
+        for name in SPLITS
     }
     named["train"].notes = split.notes
     return _complete(named["train"], named["val"], named["test"], config)

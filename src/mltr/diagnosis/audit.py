@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mltr.config.schema import SPLITS
 from mltr.errors import MltrError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 SHOWN = 12  #: maximum rows of a printed list
 PLACES = (
     "a finished training run, and what to audit, as for `mltr data`: a folder or table, or "

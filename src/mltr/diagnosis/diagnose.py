@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mltr.config.schema import SPLITS
 from mltr.data.records import same_image
 from mltr.diagnosis import bottlenecks as measures
 from mltr.diagnosis.bottlenecks import BUCKETS, COCO_EDGES, Company, Estimate, Scored
 from mltr.diagnosis.problems import SHOWN, describe_problems, percent
 from mltr.errors import MltrError, UsageError, counted
-from mltr.evaluation.open_run import SPLITS, OpenRun, open_scored, scores_of
+from mltr.evaluation.open_run import OpenRun, open_scored, scores_of
 from mltr.predict.views import HELP, parse_views
 from mltr.terminal import printable
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from mltr.config.schema import SPLITS
 from mltr.data.images import Region
 from mltr.errors import MltrError, UsageError
 from mltr.network.backbones import TimmBackbone, to_maps
@@ -339,7 +340,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split",
-        choices=("test", "val", "train"),
+        choices=SPLITS,
         default="test",
         help="images of --pointing (default: test)",
     )

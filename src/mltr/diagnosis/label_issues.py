@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from mltr.config.schema import SPLITS
 from mltr.data.records import Labels, Record, Split, Splits
 from mltr.data.stratify import stratified_split
 from mltr.errors import UsageError, counted
@@ -30,7 +31,6 @@ from mltr.runs.folder import RunFolder
 
 Floats = NDArray[np.float32]
 
-SPLITS = ("train", "val", "test")
 BATCH = 64
 PROBE_FOLDS = 5
 PENALTY = 10.0  #: L2 penalty of a probe; from 1 to 100 results on MIML are the same

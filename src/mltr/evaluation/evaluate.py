@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mltr import metrics
+from mltr.config.schema import SPLITS
 from mltr.errors import UsageError, counted
 from mltr.predict.views import HELP, parse_views
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, or a bundle with --data.root")
     parser.add_argument(
         "--split",
-        choices=("test", "val", "train"),
+        choices=SPLITS,
         default="test",
         help="images to score (default: test)",
     )

@@ -24,7 +24,6 @@ from mltr.weights.metadata import CONFIG_FILE, SOFTMAX, read_calibration
 if TYPE_CHECKING:
     import torch
 
-SPLITS = ("test", "val", "train")
 DIVIDING = ("data.split_seed", "data.val_fraction", "data.test_fraction")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mltr.config.schema import ScenesConfig
+from mltr.config.schema import SPLITS, ScenesConfig
 from mltr.data.records import Box, Labels, Record, Split, Splits
 from mltr.data.understood import Understood
 
@@ -29,7 +29,6 @@ MAX_OBJECTS = 5
 SIZES = (12, 40)  #: pixels of a digit's side on a canvas of 64, spread evenly on a log scale
 CANVAS = 64
 MAX_OVERLAP = 0.1  #: share of the smaller box
-SPLIT_NAMES = ("train", "val", "test")
 SHARES = (0.6, 0.15, 0.25)  #: of the handwritten digits, for the scenes of each split
 
 Pixels = NDArray[np.uint8]
@@ -75,7 +74,7 @@ def read_scenes(config: ScenesConfig) -> Splits:
         Split(
             CLASSES,
             [_record(config, number, index) for index in range(count)],
-            SPLIT_NAMES[number],
+            SPLITS[number],
             understood=Understood("composed scenes"),
         )
         for number, count in enumerate(counts)
@@ -89,7 +88,7 @@ def _record(config: ScenesConfig, split: int, index: int) -> Record:
     labels: Labels = np.zeros(len(CLASSES), np.int8)
     labels[[placed.digit for placed in objects]] = 1
     boxes = tuple(_box(placed) for placed in objects)
-    name = f"{SPLIT_NAMES[split]}-{index:05d}"
+    name = f"{SPLITS[split]}-{index:05d}"
     scene = Scene(config.seed, split, index, config.side, objects)
     return Record(scene, name, labels, boxes)
 

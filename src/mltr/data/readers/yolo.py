@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from mltr.config.schema import SPLITS
 from mltr.data.readers.labelled import LabelledPhoto, part_of, to_splits
 from mltr.data.records import Split, read_class_list
 from mltr.data.understood import Understood
@@ -144,7 +145,7 @@ def _listed_parts(root: Path, description: dict[str, object]) -> dict[str, str]:
     """Return the split of folders and of photos in lists (.txt) that the YAML file names."""
     parts = {}
     top = root / str(description.get("path") or "")
-    for key in ("train", "val", "test"):
+    for key in SPLITS:
         for name in _texts(description.get(key)):
             # Roboflow counts from a folder that isn't there: ../train/images.
             candidates = (top / name, root / name, root / name.removeprefix("../"))
