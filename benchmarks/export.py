@@ -25,7 +25,8 @@ import torch
 from mltr.data.images import open_image
 from mltr.data.preprocess import Preprocess
 from mltr.evaluation.open_run import OpenRun, open_scored
-from mltr.export.command import as_input, export, run_network, seconds_per_image
+from mltr.export.checking import as_input, run_network, seconds_per_image
+from mltr.export.writing import export
 from mltr.files.writing import write_figures
 from mltr.metrics import evaluate
 from mltr.network.model import create_model, default_image_size

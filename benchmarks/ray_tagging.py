@@ -25,6 +25,7 @@ from timing import about, spread
 
 from mltr.files.writing import write_figures
 from mltr.predict import command as predict
+from mltr.predict import tagging
 from mltr.predict.inputs import Inputs, Survey
 from mltr.predict.on_ray import Cluster, on_cluster
 from mltr.predict.predictor import load
@@ -57,7 +58,7 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     def tag(name: str, cluster: Cluster | None) -> None:
         words = ["", str(folder / "photos"), "--out", str(folder / name), "--overwrite"]
         inputs = Inputs([str(folder / "photos")])
-        predict.tag(predictor, inputs, Survey(inputs), parser.parse_args(words), cluster)
+        tagging.tag(predictor, inputs, Survey(inputs), parser.parse_args(words), cluster)
 
     began = time.perf_counter()
     rounds = []

@@ -20,6 +20,7 @@ from datetime import date
 from statistics import median
 from typing import Any
 
+from mltr.cli import COMMANDS
 from mltr.files.writing import write_figures
 
 
@@ -34,7 +35,7 @@ def main() -> None:
         "python": ["-c", "pass"],
         "import mltr": ["-c", "import mltr"],
         "mltr --help": ["-m", "mltr", "--help"],
-        **{f"mltr {name} --help": ["-m", "mltr", name, "--help"] for name in ("predict", "train")},
+        **{f"mltr {name} --help": ["-m", "mltr", *name.split(), "--help"] for name in COMMANDS},
         "import torch": ["-c", "import torch"],
     }
     if args.run and args.photo:

@@ -38,8 +38,9 @@ from mltr.data.walk import find_images
 from mltr.files.writing import write_figures
 from mltr.network.model import create_model
 from mltr.predict import command as predict
-from mltr.predict.engines import ENGINES
+from mltr.predict import tagging
 from mltr.predict.inputs import Inputs, Survey
+from mltr.predict.options import ENGINES
 from mltr.predict.predictor import Predictor, load
 from mltr.weights.bundle import save_bundle
 
@@ -95,7 +96,7 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     def command() -> None:
         inputs = Inputs([str(folder / "photos")])
-        predict.tag(predictor, inputs, Survey(inputs), options)
+        tagging.tag(predictor, inputs, Survey(inputs), options)
 
     rounds = []
     for _ in range(args.rounds + 1):

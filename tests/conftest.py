@@ -91,8 +91,6 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The network that `predicting.command` uses."""
     from predicting import MeanColour, as_predictor
 
-    from mltr.predict import command as predict
-
     network = MeanColour()
-    monkeypatch.setattr(predict, "load", lambda *_: as_predictor(network))
+    monkeypatch.setattr("mltr.predict.predictor.load", lambda *_: as_predictor(network))
     return network

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from mltr.cli import main
 from mltr.data.preprocess import Preprocess
 from mltr.predict import command as predict
+from mltr.predict import predictor
 from mltr.predict.predictor import Floats, Predictor
 
 CLASSES = ("red", "green", "blue")
@@ -65,5 +66,5 @@ def names_in(out: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    predict.load = lambda *_: as_predictor(MeanColour())
+    predictor.load = lambda *_: as_predictor(MeanColour())
     sys.exit(main(["predict", *sys.argv[1:]]))

@@ -107,7 +107,7 @@ def test_no_name_is_looked_up(model: Path, tmp_path: Path) -> None:
         command.format(["export", str(run), "--precision", "int8", "--images", photos]) + wait,
         LOAD.format(model=str(run)) + "import timm, datasets, huggingface_hub\n" + wait,
         "from mltr.predict.cluster import connected\nwith connected(): " + wait,
-        "import mltr.serve.app, mltr.serve.command, mltr.serve.connections\n" + wait,
+        "import mltr.serve.server\n" + wait,
     ]
     clean = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     watched = subprocess.run(

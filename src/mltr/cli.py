@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """A command: a module with `add_arguments(parser)` and `run(args)`."""
+    """A command: a module with `add_arguments(parser)` and `run(args)`.
+
+    The module imports nothing heavy, so that --help and wrong usage are answered at once; `run`
+    imports what does the work.
+    """
 
     module: str
     help: str  #: one-line description
@@ -118,7 +122,7 @@ COMMANDS = {
         next="mltr predict {out} PHOTOS",
     ),
     "resize": Command("mltr.weights.resize", "adapt a bundle to another image or window size"),
-    "push": Command("mltr.export.hub", "upload a run and its model card to the Hugging Face Hub"),
+    "push": Command("mltr.export.push", "upload a run and its model card to the Hugging Face Hub"),
     "results": Command("mltr.planning.results", "list published figures beside those of our runs"),
     "cache": Command("mltr.files.cache", "list or clear the caches"),
     "list": Command("mltr.network.listing", "list the networks"),

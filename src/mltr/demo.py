@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mltr.errors import UsageError
-from mltr.files.locks import locked_folder
-from mltr.serve.command import DEFAULT_PORT, HOST, check_address, serve
+from mltr.serve.listening import DEFAULT_PORT, HOST, check_address
 from mltr.serve.settings import Settings
 
 RECIPE = "scenes_nano"
@@ -39,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Train the demo's recipe and write its page; with --serve, serve the network."""
     from mltr.config.recipe import find_recipe, load_recipe
+    from mltr.files.locks import locked_folder
     from mltr.files.writing import write_figures
     from mltr.runs.folder import open_run
     from mltr.training.train import train
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
             "  mltr data YOUR_PHOTOS                  check your own data, then train on it"
         )
     if args.serve:
+        from mltr.serve.server import serve
+
         pictures = save_scenes(folder.path)
         if args.json != "-":
             print(f"\nScenes to try on the page: {pictures}")

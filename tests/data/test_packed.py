@@ -34,7 +34,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
         return predictor
 
     Counting.seen = 0
-    monkeypatch.setattr(predict, "load", load)
+    monkeypatch.setattr("mltr.predict.predictor.load", load)
 
 
 class Counting:

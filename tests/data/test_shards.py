@@ -23,7 +23,15 @@ from PIL import Image
 
 from mltr.cli import main
 from mltr.config.schema import DataConfig, ScenesConfig
-from mltr.data import ImageDataset, Preprocess, Splits, make_loader, open_splits, read_scenes, shard
+from mltr.data import (
+    ImageDataset,
+    Preprocess,
+    Splits,
+    make_loader,
+    open_splits,
+    packing,
+    read_scenes,
+)
 from mltr.data.shards import (
     OPEN_FILES,
     WINDOW,
@@ -136,7 +144,7 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     pack(table, tmp_path / "whole")
-    out, pack_one, calls = tmp_path / "halves", shard._pack, []
+    out, pack_one, calls = tmp_path / "halves", packing._pack, []
 
     def interrupted(*arguments: object) -> None:
         calls.append(arguments)
@@ -144,7 +152,7 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         pack_one(*arguments)
 
-    monkeypatch.setattr(shard, "_pack", interrupted)
+    monkeypatch.setattr(packing, "_pack", interrupted)
     assert pack(table, out) == 130
     assert not (out / "index.json").exists()
     assert pack(table, out, "--side", "20") == 2
@@ -171,7 +179,7 @@ def test_images_are_shrunk_and_composed_ones_packed(tmp_path: Path) -> None:
     assert sizes["b/small.png"].size == (24, 20)
     assert {image.format for image in sizes.values()} == {"JPEG"}
     few = read_scenes(ScenesConfig(train=9, val=9, test=9))
-    shard.write_shards(few, tmp_path / "scenes", samples=4)
+    packing.write_shards(few, tmp_path / "scenes", samples=4)
     (first,) = (r for r in opened(tmp_path / "scenes").val if r.name == few.val[0].name)
     assert np.array_equal(np.asarray(first.image.load()), np.asarray(few.val[0].image.load()))
 
@@ -247,7 +255,7 @@ def test_mistakes_are_named(tmp_path: Path, options: list[str], words: str, caps
 def empty_split(counts: list[int]) -> ShardSplit:
     files = [StoredFile(f"{i}.tar", 1, "", count) for i, count in enumerate(counts)]
     rows = [{"name": "", "offset": 0, "size": 0, "labels": [], "unknown": []}] * sum(counts)
-    records = ShardRecords(ShardStore("/x", Path(), 0), files, shard._table(rows), 1)
+    records = ShardRecords(ShardStore("/x", Path(), 0), files, packing._table(rows), 1)
     return ShardSplit(("a",), records)
 
 
@@ -336,7 +344,7 @@ def test_every_sample_once_on_three_ranks_with_two_workers(
         splits = read_scenes(ScenesConfig(train=365, val=9, test=9))
     few = Splits(*(s.subset(range(n), s.name) for s, n in zip(splits, (365, 9, 9), strict=True)))
     out = tmp_path / "shards"
-    index = shard.write_shards(few, out, samples=7, workers=2)
+    index = packing.write_shards(few, out, samples=7, workers=2)
     sizes = [file["size"] for file in index["splits"]["train"]["shards"]]
     largest = max(f["size"] for split in index["splits"].values() for f in split["shards"])
     limit = 2 * WINDOW * largest

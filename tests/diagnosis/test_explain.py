@@ -19,7 +19,7 @@ import mltr
 from mltr.cli import main
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Box, Record
-from mltr.diagnosis.explain import (
+from mltr.diagnosis.evidence import (
     cross_weights,
     evidence_maps,
     explain,

@@ -21,6 +21,7 @@ from mltr.config.recipe import to_yaml
 from mltr.config.schema import Config, DataConfig, ScenesConfig
 from mltr.data import Preprocess, read_scenes
 from mltr.errors import MltrError, UsageError
+from mltr.evaluation.aims import Aim, parse_aim
 from mltr.evaluation.open_run import open_scored, scores_of
 from mltr.evaluation.predictions import (
     Predictions,
@@ -37,7 +38,7 @@ from mltr.evaluation.reliability import (
     save_reliability,
     summarise,
 )
-from mltr.evaluation.thresholds import Aim, choose_threshold, fit, parse_aim
+from mltr.evaluation.thresholds import choose_threshold, fit
 from mltr.weights.bundle import load_bundle, save_bundle
 
 F1 = Aim("f1")

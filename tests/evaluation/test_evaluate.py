@@ -160,7 +160,7 @@ def test_what_is_not_there_or_damaged(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize("classes", [1, 80])
 def test_curves_for_one_and_for_many_classes(tmp_path: Path, classes: int) -> None:
-    from mltr.evaluation.evaluate import save_curves
+    from mltr.evaluation.curves import save_curves
 
     generator = np.random.default_rng(1)
     targets = generator.integers(0, 2, (20, classes)).astype(np.int8)

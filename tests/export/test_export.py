@@ -24,10 +24,12 @@ import mltr
 from mltr.cli import main
 from mltr.data.preprocess import IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError
-from mltr.export import command as export_module
-from mltr.export.command import export, load_onnx
+from mltr.export import writing
+from mltr.export.command import SUFFIX
+from mltr.export.writing import export
 from mltr.network.model import create_model, default_image_size
 from mltr.network.variants import VARIANTS
+from mltr.predict.exported import load_onnx
 from mltr.weights.bundle import load_bundle, save_bundle
 from mltr.weights.metadata import SOFTMAX, Calibration
 
@@ -162,7 +164,7 @@ def test_every_kind_of_file_predicts_as_the_run(
     run: Path, onnx_file: Path, photos: Path, tmp_path: Path, to: str, precision: str,
     takes_pixels: bool, tolerance: float,
 ) -> None:  # fmt: skip
-    path = tmp_path / f"model{export_module.SUFFIX[to]}"
+    path = tmp_path / f"model{SUFFIX[to]}"
     result = export(
         str(run), path, to=to, precision=precision, takes_pixels=takes_pixels, images=str(photos)
     )
@@ -185,7 +187,7 @@ def test_a_file_that_deviates_is_not_written(
 ) -> None:
     path = tmp_path / "model.pt2"
     path.write_text("previous")
-    original = export_module.trace
+    original = writing.trace
 
     def trace_damaged(bundle: Any, *rest: Any) -> Any:
         with torch.no_grad():
@@ -195,7 +197,7 @@ def test_a_file_that_deviates_is_not_written(
             bundle.model.head.bias[1] -= 3e-3
         return program
 
-    monkeypatch.setattr(export_module, "trace", trace_damaged)
+    monkeypatch.setattr(writing, "trace", trace_damaged)
     with pytest.raises(
         MltrError, match=r"not written: on 6 images of .*, logits differ by up to 0.003"
     ):

@@ -12,14 +12,13 @@ import pytest
 from making import write_image
 from predicting import CLASSES, MeanColour, as_predictor, command
 
-from mltr.predict import command as predict
 from mltr.predict.label_studio import labelling_setup
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> MeanColour:
     network = MeanColour()
-    monkeypatch.setattr(predict, "load", lambda *_: as_predictor(network))
+    monkeypatch.setattr("mltr.predict.predictor.load", lambda *_: as_predictor(network))
     return network
 
 

@@ -232,12 +232,10 @@ def test_cells_are_no_formulas_and_read_back_as_they_were(
 ) -> None:
     from predicting import as_predictor
 
-    from mltr.predict import command as predict
-
     classes = ("=HYPERLINK(1)", "-2+3", "'@x")
     predictor = as_predictor(network)
     predictor.classes = classes
-    monkeypatch.setattr(predict, "load", lambda *_: predictor)
+    monkeypatch.setattr("mltr.predict.predictor.load", lambda *_: predictor)
     monkeypatch.chdir(photos)
     for number, name in enumerate(("=1+1.png", "+cmd.png", "-x.png", "@y.png")):
         Path(f"{number}.png").rename(name)

@@ -27,6 +27,7 @@ from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.network.model import create_model
 from mltr.predict import command as predict
 from mltr.predict.predictor import Prediction, Predictor, predict_paths
+from mltr.predict.tagging import choose_classes
 from mltr.weights.bundle import TorchNetwork, load_bundle, save_bundle, update_config
 from mltr.weights.metadata import Calibration
 
@@ -345,7 +346,7 @@ def test_thresholds_top_and_classes(
 
 def test_a_class_with_a_comma_in_its_name() -> None:
     classes = ("tench, Tinca tinca", "cock", "hen")
-    assert predict.choose_classes(classes, ["tench, Tinca tinca", "cock,hen"], ["hen"]) == [0, 1]
+    assert choose_classes(classes, ["tench, Tinca tinca", "cock,hen"], ["hen"]) == [0, 1]
 
 
 def test_paths_come_as_files_folders_patterns_and_lists(

@@ -312,7 +312,7 @@ def test_what_progress_says() -> None:
 
 
 def test_predicting_needs_no_torch() -> None:
-    code = "import sys, mltr.predict.command; sys.exit('torch' in sys.modules)"
+    code = "import sys, mltr.predict.tagging; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -13,8 +13,8 @@ from predicting import CLASSES
 import mltr
 from mltr.cli import main
 from mltr.data.preprocess import TILE, Preprocess
+from mltr.predict.options import parse_views
 from mltr.predict.predictor import Predictor
-from mltr.predict.views import parse_views
 
 
 class LeftAndRight:

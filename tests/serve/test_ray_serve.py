@@ -26,7 +26,7 @@ from PIL import Image
 from serving import COLOURS, save_tiny_bundle
 
 from mltr.cli import main
-from mltr.diagnosis.explain import explain
+from mltr.diagnosis.evidence import explain
 from mltr.predict.cluster import share
 from mltr.predict.predictor import Prediction, load
 

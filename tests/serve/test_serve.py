@@ -32,7 +32,7 @@ from serving import (
 )
 
 from mltr.cli import main
-from mltr.diagnosis.explain import explain
+from mltr.diagnosis.evidence import explain
 from mltr.errors import MltrError, UsageError
 from mltr.predict.predictor import load
 from mltr.serve.settings import Settings, read_keys
@@ -432,7 +432,7 @@ def test_it_is_ready_only_while_it_works() -> None:
 
 
 def test_serving_an_exported_network_needs_no_torch() -> None:
-    code = "import sys, mltr.serve.command, mltr.serve.app; sys.exit('torch' in sys.modules)"
+    code = "import sys, mltr.serve.server; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

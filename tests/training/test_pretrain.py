@@ -20,7 +20,7 @@ from mltr.cli import main
 from mltr.config.schema import DataConfig
 from mltr.data.sources import open_images
 from mltr.errors import MltrError
-from mltr.training.pretrain import MaskedImageModel, masked_error, random_mask
+from mltr.training.hidden_pixels import MaskedImageModel, masked_error, random_mask
 from mltr.weights.bundle import load_bundle
 
 QUICK = ["--train.epochs", "2", "--train.batch_size", "8", "--train.eval_every", "1"]
@@ -131,7 +131,7 @@ def test_training_starts_from_the_weights(photos: Path, tmp_path: Path, caplog) 
 def test_an_interrupted_pretraining_goes_on_to_the_same_weights(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mltr.training.pretrain import HiddenPixels
+    from mltr.training.hidden_pixels import HiddenPixels
 
     arguments = ["pretrain", "pretrain", "--data.root", str(photos), *QUICK, *IMAGES]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0

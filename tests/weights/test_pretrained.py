@@ -323,7 +323,7 @@ def test_training_without_variation_crops_as_evaluation_does(photos: list[Path])
 
 
 def test_evidence_lies_where_the_network_looked(tmp_path: Path) -> None:
-    from mltr.diagnosis.explain import explain
+    from mltr.diagnosis.evidence import explain
 
     torch.manual_seed(0)
     model = mltr.create_model("mltr_nano", num_classes=2, image_size=32)

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-import numpy as np
-
 from mltr.config import recipe
 from mltr.config.schema import Config, DataConfig
 from mltr.errors import counted
 from mltr.terminal import printable
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from rich.console import Console
 
@@ -155,6 +154,8 @@ def _label_table(splits: Splits) -> dict[str, dict[str, int]]:
 
 def _co_occurrence(split: Split) -> list[dict[str, Any]]:
     """Return the pairs with the highest P(b | a), with the images behind each."""
+    import numpy as np
+
     together = _pair_counts(split)
     support = together.diagonal()
     share = together / np.maximum(support[:, None], 1)
@@ -176,6 +177,8 @@ def _co_occurrence(split: Split) -> list[dict[str, Any]]:
 
 
 def _pair_counts(split: Split) -> NDArray[np.float64]:
+    import numpy as np
+
     positive = (split.targets == 1).astype(np.float32)
     counts: NDArray[np.float64] = (positive.T @ positive).astype(np.float64)
     return counts
@@ -294,6 +297,7 @@ def draw(folder: Path, splits: Splits) -> Path:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    import numpy as np
 
     from mltr.gallery import write_figure
 

@@ -13,39 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mltr import metrics
 from mltr.errors import MltrError, UsageError, counted
-from mltr.evaluation.evaluate import percent
-from mltr.evaluation.thresholds import AIMS, SCALING_CHOICES, Fitted, fit, parse_aim
-from mltr.weights.metadata import SOFTMAX, read_calibration
+from mltr.evaluation.aims import AIMS, SCALING_CHOICES, parse_aim
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mltr.evaluation.open_run import OpenRun
     from mltr.evaluation.open_tagger import OpenTagger
     from mltr.evaluation.predictions import Predictions
+    from mltr.evaluation.thresholds import Fitted
 
 log = logging.getLogger(__name__)
-
-#: Descriptions of the figures on the test images.
-METRICS = {
-    "cost_per_image": "cost of false alarms and misses",
-    "cf1": "harmonic mean of cp and cr",
-    "of1": "overall F1",
-    "cf1_mean": "mean of per-class F1",
-    "cp": "per-class precision",
-    "cr": "per-class recall",
-    "op": "overall precision",
-    "or": "overall recall",
-    "ece": "expected calibration error over all decisions",
-    "ece_mean": "the same, mean over classes",
-    "brier": "mean squared error of the probabilities",
-}
 SOURCE_FIELDS = ("format", "root", "labels", "images", "scenes")  #: fields that identify a source
-SHARED, OUT_OF_REACH = "*", "!"  #: marks beside a threshold
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Calibrate a run; overrides such as ``--data.root DIR`` set where its images are."""
+    from mltr.evaluation.gain import print_report, report
     from mltr.evaluation.open_run import OpenRun, open_judged
     from mltr.evaluation.reliability import save_reliability
+    from mltr.evaluation.thresholds import fit
     from mltr.files.writing import write_figures
     from mltr.runs.folder import RunFolder
 
@@ -131,6 +111,7 @@ def _without_calibration(folder: str | Path) -> dict[str, Any]:
     """
     from mltr.evaluation.open_run import chooses_one_class
     from mltr.weights.bundle import read_config
+    from mltr.weights.metadata import SOFTMAX, read_calibration
 
     config = read_config(folder)
     is_softmax = read_calibration(config) == SOFTMAX
@@ -193,7 +174,7 @@ def store(folder: str | Path, fitted: Fitted, figures: Mapping[str, Any]) -> Non
     ``extra.calibrated`` records how they were fitted. Classes that the source doesn't have keep
     their thresholds and the plain sigmoid.
     """
-    from mltr.predict.predictor import DEFAULT_THRESHOLD
+    from mltr.predict.options import DEFAULT_THRESHOLD
     from mltr.weights.bundle import read_config, update_config
 
     changes, config = _without_calibration(folder), read_config(folder)
@@ -218,62 +199,13 @@ def _filled(
     default: Sequence[float] | float,
 ) -> list[float]:
     """Return a value for each class of a bundle: those of `names`, and for others the default."""
+    import numpy as np
+
     filled = np.empty(len(config["classes"]))
     filled[:] = default
     places = {name: place for place, name in enumerate(config["classes"])}
     filled[[places[name] for name in names]] = values
     return [float(value) for value in filled]
-
-
-def report(
-    fitted: Fitted, val: Predictions, test: Predictions, min_positives: int
-) -> dict[str, Any]:
-    """Return all figures as plain values: the fit, and the test metrics before and after."""
-    from mltr.evaluation.predictions import calibrated
-    from mltr.evaluation.reliability import bootstrap_gains, measure
-
-    after = calibrated(test, fitted.calibration)
-    sides = {
-        "before": measure(test.probs, test.targets, 0.5, fitted.aim),
-        "after": measure(after.probs, after.targets, fitted.thresholds, fitted.aim),
-    }
-    rows = {
-        "before": metrics.per_class(test.probs, test.targets, 0.5),
-        "after": metrics.per_class(after.probs, after.targets, fitted.thresholds),
-    }
-    positives = (val.targets == 1).sum(0)
-    return {
-        "aim": str(fitted.aim),
-        "scaling": fitted.scaling,
-        "temperature": _temperature(fitted),
-        "min_positives": min_positives,
-        "shared_threshold": fitted.shared_threshold,
-        "val_images": len(val.images),
-        "test_images": len(test.images),
-        "test": sides,
-        "gain_95": bootstrap_gains(test, after, fitted.thresholds),
-        "per_class": {
-            name: {
-                "threshold": float(fitted.thresholds[k]),
-                "own_threshold": fitted.own[k],
-                "aim_reached_on_val": fitted.reached[k],
-                "val_positives": int(positives[k]),
-                "test_positives": int(rows["before"]["support"][k]),
-            }
-            | {
-                side: {key: float(row[key][k]) for key in ("precision", "recall", "f1")}
-                for side, row in rows.items()
-            }
-            for k, name in enumerate(val.classes)
-        },
-    }
-
-
-def _temperature(fitted: Fitted) -> float | None:
-    calibration = fitted.calibration
-    if calibration is None or calibration.method != "temperature":
-        return None
-    return 1 / calibration.scale[0]
 
 
 def _best_epoch(folder: Path) -> int | None:
@@ -285,111 +217,3 @@ def _best_epoch(folder: Path) -> int | None:
         return int(figures["best_epoch"]) if figures["epochs"] > 1 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-# -- on screen ---------------------------------------------------------------------------------
-
-
-def print_report(figures: dict[str, Any], folder: Path) -> None:
-    """Print the gain on the test images, then a row per class."""
-    from rich.console import Console
-
-    console = Console()
-    console.print(_gain_table(figures, folder.name))
-    console.print(_class_table(figures))
-    for line in _remarks(figures, folder):
-        console.print(line, markup=False, highlight=False)
-
-
-def _gain_table(figures: dict[str, Any], title: str) -> Table:
-    from rich.table import Table
-
-    table = Table(
-        title=f"{title}, {counted(figures['test_images'], 'test image')}; fitted on "
-        f"{counted(figures['val_images'], 'validation image')}",
-        title_justify="left",
-    )
-    table.add_column("metric")
-    for heading in ("before", "after", "gain"):
-        table.add_column(heading, justify="right")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("what it is")
-    before, after = figures["test"]["before"], figures["test"]["after"]
-    for name, words in METRICS.items():
-        if name not in before:
-            continue
-        unit = 1 if name == "cost_per_image" else 100
-        old, new = unit * before[name], unit * after[name]
-        if np.isnan(old):  # no known label
-            table.add_row(name, "-", "-", "-", "-", words)
-            continue
-        low, high = (unit * q for q in figures["gain_95"].get(name, (np.nan, np.nan)))
-        interval = "" if np.isnan(low) else f"{low:+.2f} .. {high:+.2f}"
-        table.add_row(name, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}", interval, words)
-    table.caption = (
-        "In %, except for costs. Before: no scaling, threshold 0.5 for every class. After: "
-        f"{_describe_scaling(figures)}, thresholds for {figures['aim']}. "
-        "Interval: bootstrap over images."
-    )
-    table.caption_justify = "left"
-    return table
-
-
-def _describe_scaling(figures: dict[str, Any]) -> str:
-    if figures["temperature"] is not None:
-        return f"temperature {figures['temperature']:.3f}"
-    return {"shared": "a factor and a shift for all classes", "platt": "Platt scaling"}.get(
-        figures["scaling"], "no scaling"
-    )
-
-
-def _class_table(figures: dict[str, Any]) -> Table:
-    from rich.table import Table
-
-    table = Table(caption="val, test: number of images with the class", caption_justify="left")
-    table.add_column("class")
-    for heading in ("threshold", "val", "test", "precision %", "recall %", "F1 %"):
-        table.add_column(heading, justify="right", no_wrap=heading == "F1 %")
-    for name, row in figures["per_class"].items():
-        after = row["after"]
-        table.add_row(
-            name,
-            f"{row['threshold']:.3f}{_marks(row):2}",
-            str(row["val_positives"]),
-            str(row["test_positives"]),
-            percent(after["precision"]),
-            percent(after["recall"]),
-            f"{percent(row['before']['f1'])} → {percent(after['f1'])}",
-        )
-    return table
-
-
-def _marks(row: Mapping[str, Any]) -> str:
-    shared = "" if row["own_threshold"] else SHARED
-    return shared + ("" if row["aim_reached_on_val"] else OUT_OF_REACH)
-
-
-def _remarks(figures: dict[str, Any], folder: Path) -> list[str]:
-    """Return footnotes of the table, a caveat, and where the result is stored."""
-    rows = figures["per_class"]
-    lines = []
-    if not all(row["own_threshold"] for row in rows.values()):
-        lines.append(
-            f"{SHARED} shared threshold, the best for all classes together, as the class has fewer "
-            f"than {figures['min_positives']} positive validation images or no negative one"
-        )
-    if not all(row["aim_reached_on_val"] for row in rows.values()):
-        lines.append(
-            f"{OUT_OF_REACH} no threshold reaches {figures['aim']} on the validation images; this "
-            "one comes closest"
-        )
-    if figures["best_epoch"] is not None:
-        lines.append(
-            f"The validation images also chose the epoch ({figures['best_epoch']}), so the network "
-            "may be slightly overconfident on them. The test images weren't used for any choice."
-        )
-    lines.append(
-        f"Stored in {folder / 'config.json'}; all predictions use it from now on "
-        f"(mltr calibrate {folder} --reset removes it)."
-    )
-    return lines

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mltr.config.recipe import load_recipe, to_yaml
-from mltr.evaluation.evaluate import PROTOCOLS, report
+from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import scores_of
 from mltr.files.download import HUB_PREFIX
 from mltr.runs.folder import PREDICTIONS_FILE

@@ -32,7 +32,6 @@ Run = Callable[[Pixels], Floats]  #: from pixels uint8 [B, S, S, 3] to logits [B
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "torch", "onnx", "openvino")
 #: How far probabilities may move in another precision, at most and on average.
 PROB_TOLERANCE = {"fp16": (0.02, 0.002), "bf16": (0.1, 0.01), "int8": (0.5, 0.03)}
 TRIAL_IMAGES = 64  #: photos on which engines are compared, at least

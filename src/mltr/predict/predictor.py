@@ -23,7 +23,7 @@ from mltr.data.hierarchy import ancestors
 from mltr.data.images import MAX_PIXELS
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
-from mltr.predict.views import MIRROR, TILES
+from mltr.predict.options import DEFAULT_THRESHOLD, ENGINES, MIRROR, TILES
 from mltr.weights.metadata import (
     Calibration,
     holds_onnx,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Source = TypeVar("Source")
 
-DEFAULT_THRESHOLD = 0.5
 PASSED_BATCHES = 64  #: a batch of images waits for no more than so many batches of what is known
 EXPORTED = (".onnx", ".pt2")  #: endings of the files that `mltr export` writes
 
@@ -290,7 +289,7 @@ def load(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} must be at least 1")
-    from mltr.predict.engines import ENGINES, bundle_engine
+    from mltr.predict.engines import bundle_engine
 
     if engine not in (None, *ENGINES):
         raise UsageError(f"engine={engine!r} must be one of {', '.join(ENGINES)}")

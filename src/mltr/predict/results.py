@@ -32,6 +32,7 @@ from mltr.files.writing import check_target, open_regular, write_atomically
 from mltr.predict.fiftyone import write_fiftyone
 from mltr.predict.inputs import name_of
 from mltr.predict.label_studio import write_tasks
+from mltr.predict.options import SHEET_PICTURES
 from mltr.terminal import UNPRINTABLE, printable
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ log = logging.getLogger(__name__)
 
 OWN_COLUMNS = ("path", "labels", "probs", "error")
 CATEGORIES = "categories"  #: a column of our own behind these, of a network that has some
-SHEET_PICTURES = 60  #: a contact sheet shows the first so many images
-SHEET_LABELS = 12  #: and at most so many labels of each
+SHEET_LABELS = 12  #: of each image of a contact sheet, at most
 TILE_SIDE = 480  #: pixels that are kept of an image for a sheet
 ROW_GROUP = 1024  #: rows that go to Parquet at once
 DELIMITERS = {"csv": ",", "tsv": "\t"}

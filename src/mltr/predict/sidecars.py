@@ -10,11 +10,11 @@ from typing import Protocol
 from mltr.data.tables.tags import join_tags
 from mltr.errors import MltrError
 from mltr.files.writing import DISK_FULL, read_target, text_writer, write_atomically
+from mltr.predict.options import NAMINGS
 from mltr.predict.results import Row, to_text
 
 MAX_BYTES = 16_000_000  #: of a sidecar; those of photo managers have some thousands
 TOLD_FAILURES = 20  #: sidecars that can't be written are named up to so many
-NAMINGS = ("photo.jpg.xmp", "photo.xmp")  #: digiKam, darktable and most; Lightroom and Adobe's
 
 
 class Sidecars(Protocol):

@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List the photos, best first."""
     from mltr.files.writing import write_figures
-    from mltr.predict.command import check_sheet
     from mltr.predict.feature_table import FeatureTable
     from mltr.predict.results import write_sheet
+    from mltr.predict.tagging import check_sheet
     from mltr.terminal import printable
 
     if args.count < 1:

@@ -41,7 +41,7 @@ from mltr.serve.settings import Settings, limits
 from mltr.serve.uploads import Intake, Linger, Upload
 
 if TYPE_CHECKING:
-    from mltr.diagnosis.explain import Explanation
+    from mltr.diagnosis.evidence import Explanation
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ class _Service:
         network = self._predictor.network
         if isinstance(network, Replicas):
             return network.explain(picture, labels, method, HEAT_MAP_SIDE)
-        from mltr.diagnosis.explain import explain
+        from mltr.diagnosis.evidence import explain
 
         return explain(self._predictor, picture, labels, method, HEAT_MAP_SIDE)[0]
 

@@ -29,7 +29,7 @@ from mltr.serve.settings import Settings
 if TYPE_CHECKING:
     from PIL import Image
 
-    from mltr.diagnosis.explain import Explanation
+    from mltr.diagnosis.evidence import Explanation
 
 Floats = NDArray[np.float32]
 
@@ -54,8 +54,8 @@ class Replica:
         return await asyncio.to_thread(self._predictor.logits, pixels)
 
     async def explain(self, *args: Any) -> Explanation:
-        """Return the first result of `mltr.diagnosis.explain.explain`."""
-        from mltr.diagnosis.explain import explain
+        """Return the first result of `mltr.diagnosis.evidence.explain`."""
+        from mltr.diagnosis.evidence import explain
 
         return (await asyncio.to_thread(explain, self._predictor, *args))[0]
 
@@ -79,7 +79,7 @@ class Replicas:
     def explain(
         self, picture: Image.Image, labels: Sequence[str] | None, method: str, longest: int
     ) -> Explanation:
-        """Return the result of `mltr.diagnosis.explain.explain` for the first label."""
+        """Return the result of `mltr.diagnosis.evidence.explain` for the first label."""
         found: Explanation = self._ask("explain", picture, labels, method, longest)
         return found
 

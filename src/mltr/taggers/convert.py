@@ -17,7 +17,7 @@ from mltr.data.preprocess import CROP_PCT, IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError, counted
 from mltr.files.download import HUB_PREFIX, fetch
 from mltr.files.writing import text_writer, to_json, write_together
-from mltr.predict.predictor import DEFAULT_THRESHOLD
+from mltr.predict.options import DEFAULT_THRESHOLD
 from mltr.predict.thresholds import set_thresholds
 from mltr.taggers import graph
 from mltr.taggers.labels import TAGS_FILE, Tags, find_labels, numbered, read_labels

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mltr.data.records import Split
 from mltr.data.transforms import mix_batch
-from mltr.evaluation.evaluate import print_report, report, save_curves
+from mltr.evaluation.curves import save_curves
+from mltr.evaluation.figures import print_report, report
 from mltr.evaluation.predictions import Predictions, make_tiles, predict_split, save_predictions
 from mltr.files.writing import write_json
 from mltr.gallery import contact_sheet

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from mltr.config.schema import Config
 from mltr.errors import UsageError
-from mltr.files.locks import locked_folder
 from mltr.machine.launch import launched_processes, launched_rank
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def run_recipe(
 ) -> int:
     """Do what a recipe says in the folder that the arguments name, by `train` or its like."""
     from mltr.config.recipe import find_recipe, load_recipe, with_photos
+    from mltr.files.locks import locked_folder
     from mltr.files.writing import write_figures
     from mltr.runs.folder import RunFolder, check_recipe, default_folder, open_run
 

@@ -8,13 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 from mltr.errors import UsageError
-from mltr.network.model import create_model
-from mltr.network.resampling import adapt
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from mltr.weights.bundle import Bundle
 
 RECIPE_FILE = "config.yaml"
@@ -26,6 +24,8 @@ def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = Non
     For a timm backbone only the image size changes; timm resamples a transformer's own tables.
     Raises `UsageError` for sizes that are not positive, and for windows of a timm backbone.
     """
+    from mltr.network.model import create_model
+
     if image_size < 1:
         raise UsageError(f"image size {image_size} must be positive")
     name, overrides = bundle.config["model"]["name"], dict(bundle.config["model"]["overrides"])
@@ -50,6 +50,8 @@ def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = Non
 
 
 def _adapted(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    from mltr.network.resampling import adapt
+
     adapted = adapt(model, name, tensor)
     if adapted is None:
         raise UsageError(f"{name} {list(tensor.shape)} can't be resized")

@@ -1,0 +1,280 @@
+"""The page of `mltr report`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from mltr import __version__
+from mltr.diagnosis.display import MANY_CLASSES, draw_confusions
+from mltr.diagnosis.figures import Subject, diagnose
+from mltr.diagnosis.problems import describe_problems
+from mltr.errors import BrokenImage, UsageError, counted
+from mltr.evaluation.curves import draw_average_precision, draw_precision_recall
+from mltr.evaluation.figures import PROTOCOLS, report
+from mltr.evaluation.open_run import OpenRun, open_scored, scores_of
+from mltr.evaluation.predictions import Predictions, load_predictions
+from mltr.gallery import Tile, render
+from mltr.runs.folder import PREDICTIONS_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLASS_HEADINGS = ("class", "AP, %", "precision, %", "recall, %", "F1, %", "images", "threshold")
+AUDITED = 15  #: maximum number of labels listed from the audit
+DOTS = 110  #: resolution of the figures in dots per inch
+
+
+def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] = ()) -> int:
+    """Write the report of a run's test images to `path`; return its size in bytes.
+
+    Raises `MltrError` as `open_scored` does, or if the file can't be written.
+    """
+    import matplotlib as mpl
+
+    from mltr.files.writing import text_writer, write_atomically
+
+    mpl.use("Agg")
+    opened = open_scored(run, overrides)
+    predictions = scores_of(run, "test", overrides)
+    subject = Subject.of(opened, predictions, "test")
+    page = render("report.html.j2", **_content(opened, predictions, subject, examples))
+    write_atomically(path, text_writer(page))
+    return len(page.encode())
+
+
+def _content(
+    opened: OpenRun, predictions: Predictions, subject: Subject, examples: int
+) -> dict[str, Any]:
+    """Return the variables of the template."""
+    from mltr.config.recipe import to_yaml
+
+    figures = report(predictions, thresholds=opened.bundle.thresholds)
+    problems = diagnose(subject)
+    tiles = _examples(opened, predictions, examples)
+    contents = [
+        ("figures", "All figures"),
+        ("classes", "Classes"),
+        ("curves", "Curves"),
+        ("problems", "The three problems"),
+        ("examples", "Examples"),
+        ("recipe", "How it was made"),
+    ]
+    model = opened.config.model
+    parameters = sum(p.numel() for p in opened.bundle.model.parameters()) / 1e6
+    return {
+        "title": f"{opened.path.name}: {model.name} on {_data_name(opened)}",
+        "intro": f"{counted(len(predictions.images), 'test image')}, "
+        f"{counted(len(predictions.classes), 'class', 'classes')}; "
+        f"{parameters:.2f} M parameters, {opened.bundle.preprocess.image_size} px. Written by mltr "
+        f"{__version__} on {date.today()}.",
+        "contents": [entry for entry in contents if tiles or entry[0] != "examples"],
+        "headline": _headline(figures),
+        "metrics": _metric_rows(figures),
+        "has_own": "at_own_thresholds" in figures,
+        "remarks": _remarks(figures) + _audit_remarks(opened.path / "audit" / "issues.csv"),
+        "class_headings": CLASS_HEADINGS,
+        "classes": _class_rows(figures, subject.thresholds),
+        "curves": _curves(opened, predictions, subject),
+        "problems": describe_problems(problems),
+        "maps": _maps(problems),
+        "examples": tiles,
+        "examples_intro": "The most confident mistakes come first, then a sample of the rest. The "
+        "map beside or below each shows the evidence for its first label: red for, blue against.",
+        "recipe": to_yaml(opened.config),
+    }
+
+
+def _audit_remarks(path: Path) -> list[str]:
+    """Return a summary of the run's audit, if there is one."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("likely") == "yes"]
+    worst = ", ".join(
+        f"{row['class']} of {row['image']} ({row['split']}) is given as {row['given']}"
+        for row in rows[:AUDITED]
+    )
+    found = f"The audit lists {counted(len(rows), 'label')} as likely wrong or missing ({path})."
+    return [f"{found} The worst: {worst}." if rows else found]
+
+
+def _data_name(opened: OpenRun) -> str:
+    return Path(opened.config.data.root).name or opened.config.data.format
+
+
+def _headline(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    shown = [
+        (f"{name}: {PROTOCOLS[name]}", f"{100 * figures[name]:.2f} %")
+        for name in ("map", "cf1", "of1", "top1")
+        if name in figures
+    ]
+    own = figures.get("at_own_thresholds")
+    if own:
+        shown.append(("of1 at the run's own thresholds", f"{100 * own['of1']:.2f} %"))
+    return shown
+
+
+def _metric_rows(figures: dict[str, Any]) -> list[dict[str, str]]:
+    own = figures.get("at_own_thresholds", {})
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.2f}"
+
+    return [
+        {
+            "name": name,
+            "value": percent(figures[name]),
+            "own": percent(own.get(name)),
+            "top": percent(figures.get(f"{name}_top3")),
+            "words": words,
+        }
+        for name, words in PROTOCOLS.items()
+        if name in figures
+    ]
+
+
+def _remarks(figures: dict[str, Any]) -> list[str]:
+    remarks = [f"Threshold {figures['threshold']:g}; at or above counts as predicted."]
+    if figures["classes_without_positives"]:
+        names = ", ".join(figures["classes_without_positives"])
+        remarks.append(f"Left out of every mean, as no test image has them: {names}.")
+    if figures["broken_images"]:
+        remarks.append(f"{len(figures['broken_images'])} broken images are left out.")
+    return remarks
+
+
+def _class_rows(figures: dict[str, Any], thresholds: Any) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    own = figures.get("at_own_thresholds", figures)
+    for (name, found), threshold in zip(figures["per_class"].items(), thresholds, strict=True):
+        decided = own.get("per_class", figures["per_class"])[name]
+        shares = [found["ap"], decided["precision"], decided["recall"], decided["f1"]]
+        cells = [None if np.isnan(share) else round(100 * share, 2) for share in shares]
+        rows.append([name, *cells, int(found["support"]), float(threshold)])
+    return sorted(rows, key=lambda row: -1 if row[1] is None else -row[1])
+
+
+# -- pictures ----------------------------------------------------------------------------------
+
+
+#: A PNG file's content, its caption, and whether it spans the full width.
+Picture = tuple[bytes, str, bool]
+
+
+def _drawn(figure: Figure, caption: str, wide: bool = False) -> Picture:
+    import matplotlib.pyplot as plt
+
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=DOTS, format="png")
+    plt.close(figure)
+    return stream.getvalue(), caption, wide
+
+
+def _curves(opened: OpenRun, predictions: Predictions, subject: Subject) -> list[Picture]:
+    import matplotlib.pyplot as plt
+
+    from mltr.evaluation.reliability import draw_reliability
+
+    drawn = []
+    figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
+    draw_precision_recall(axes, predictions)
+    drawn.append(_drawn(figure, "Precision and recall of each class over all thresholds."))
+    height = min(max(2.4, 0.6 + 0.26 * len(predictions.classes)), 24)
+    figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
+    draw_average_precision(axes, predictions)
+    drawn.append(_drawn(figure, "Average precision of each class, and its number of images."))
+    raw = predictions
+    if (opened.path / PREDICTIONS_FILE).is_file() and opened.bundle.calibration is not None:
+        raw = load_predictions(opened.path / PREDICTIONS_FILE)
+    words = "Observed frequency of a label against its predicted probability."
+    if opened.bundle.calibration is None:
+        words += " Not calibrated; see mltr calibrate."
+    figure = draw_reliability(raw, predictions.probs, subject.thresholds)
+    drawn.append(_drawn(figure, words, wide=True))
+    curves = opened.path / "curves.png"
+    if curves.is_file():
+        drawn.append((curves.read_bytes(), "Training and validation by epoch.", True))
+    return drawn
+
+
+def _maps(problems: dict[str, Any]) -> list[Picture]:
+    import matplotlib.pyplot as plt
+
+    confusions = draw_confusions(problems)
+    classes = problems["classes"]
+    matrix = 100 * np.array(problems["company"]["matrix"], dtype=np.float64)
+    np.fill_diagonal(matrix, np.nan)
+    side = min(10.0, 3.2 + 0.28 * len(classes))
+    figure, axes = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
+    axes.set_facecolor("0.94")
+    shown = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=100)
+    if len(classes) <= MANY_CLASSES:
+        places = np.arange(len(classes))
+        axes.set_xticks(places, classes, rotation=90)
+        axes.set_yticks(places, classes)
+    axes.set(xlabel="b", ylabel="a")
+    axes.set_title("Company: P(b|a) in training, %", loc="left")
+    figure.colorbar(shown, ax=axes, shrink=0.7)
+    return [
+        _drawn(figure, "Share of the training images with a that also have b."),
+        _drawn(
+            confusions,
+            "Excess false positives of b on images with a, for pairs that rarely occur together.",
+        ),
+    ]
+
+
+def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Tile]:
+    """Return pictures with their labels and heat maps: half mistakes, half evenly from the rest."""
+    wrong = np.abs(predictions.probs - (predictions.targets == 1)) * (predictions.targets >= 0)
+    order = np.argsort(-wrong.max(axis=1), kind="stable")
+    mistakes = order[: count // 2]
+    rest = order[count // 2 :]
+    evenly = rest[np.linspace(0, len(rest) - 1, min(count - len(mistakes), len(rest))).astype(int)]
+    tiles = []
+    split = opened.split("test")
+    for row in dict.fromkeys([*mistakes.tolist(), *evenly.tolist()]):
+        try:
+            tiles.append(_example(opened, split[row], predictions, row))
+        except BrokenImage:
+            continue
+    return tiles
+
+
+def _example(opened: OpenRun, record: Any, predictions: Predictions, row: int) -> Tile:
+    from mltr.data.images import open_image
+    from mltr.diagnosis.evidence import explain
+    from mltr.diagnosis.overlay import overlay
+    from mltr.predict.predictor import as_predictor
+
+    picture = open_image(record.image)
+    predictor = as_predictor(opened.bundle)
+    probs, classes = predictions.probs[row], predictions.classes
+    thresholds = predictor.thresholds
+    order = [int(k) for k in np.argsort(-probs)]
+    said = [(classes[k], float(probs[k])) for k in order if probs[k] >= thresholds[k]]
+    truth = [classes[k] for k in np.flatnonzero(predictions.targets[row] == 1)]
+    shown = picture
+    try:
+        (found,) = explain(predictor, picture, [said[0][0] if said else classes[order[0]]])
+        shown = _side_by_side(picture, overlay(picture, found.heat))
+    except UsageError:  # no maps for this network: show only the picture
+        pass
+    return Tile(shown, said, truth, record.name)
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    stacked = left.width >= left.height
+    size = (left.width, 2 * left.height) if stacked else (2 * left.width, left.height)
+    both = Image.new("RGB", size)
+    both.paste(left, (0, 0))
+    both.paste(right, (0, left.height) if stacked else (left.width, 0))
+    return both

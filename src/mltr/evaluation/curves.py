@@ -1,0 +1,75 @@
+"""Curves of precision and recall, and average precision by class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mltr import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from mltr.evaluation.predictions import Predictions
+
+MANY_CLASSES = 25  #: maximum number of classes with curves of their own colour and name
+
+
+def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> list[Path]:
+    """Write precision-recall curves and the average precision of each class as PNG files.
+
+    For splits other than `test`, the file names end in the name of the split.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from mltr.gallery import write_figure
+
+    suffix = "" if split == "test" else f"_{split}"
+    paths = [folder / f"{name}{suffix}.png" for name in ("precision_recall", "average_precision")]
+    figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
+    draw_precision_recall(axes, predictions)
+    write_figure(paths[0], figure)
+    height = max(2.4, 0.6 + 0.26 * len(predictions.classes))
+    figure, axes = plt.subplots(figsize=(7, min(height, 40)), layout="constrained")
+    draw_average_precision(axes, predictions)
+    write_figure(paths[1], figure)
+    return paths
+
+
+def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
+    """Draw a curve for each class (grey if there are many), and one for all decisions together."""
+    probs, targets = predictions.probs, predictions.targets
+    many = len(predictions.classes) > MANY_CLASSES
+    for index, name in enumerate(predictions.classes):
+        if not (targets[:, index] == 1).any():
+            continue
+        precision, recall = metrics.precision_recall_curve(probs[:, index], targets[:, index])
+        if many:
+            axes.plot(recall, precision, color="0.8", lw=0.8)
+        else:
+            axes.plot(recall, precision, lw=1.4, label=name)
+    if (targets == 1).any():
+        precision, recall = metrics.precision_recall_curve(probs.ravel(), targets.ravel())
+        axes.plot(recall, precision, color="black", lw=2.2, label="all decisions together")
+        axes.legend(loc="lower left", fontsize="small", frameon=False)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title("Precision and recall over all thresholds", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_average_precision(axes: Axes, predictions: Predictions) -> None:
+    """Draw the average precision of each class as a bar; classes without positives have none."""
+    classes = metrics.per_class(predictions.probs, predictions.targets)
+    order = [i for i in np.argsort(classes["ap"]) if not np.isnan(classes["ap"][i])]
+    values = 100 * classes["ap"][order]
+    names = [f"{predictions.classes[i]} ({classes['support'][i]:.0f})" for i in order]
+    bars = axes.barh(names, values, color="#3b7dd8", height=0.7)
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
+    axes.set(xlabel="average precision, % (images with the class)", xlim=(0, 108))
+    axes.set_title("Average precision by class", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
