@@ -127,7 +127,7 @@ def test_list_gives_the_parameter_counts(tmp_path: Path, capsys) -> None:
         (["--data.root", "a", "--", "--data.root"], ["--", "--data.root"], ["--data.root=a"]),
     ],
 )
-def test_fields_of_a_recipe_are_told_from_a_commands_own_arguments(
+def test_recipe_fields_are_separated_from_a_commands_own_arguments(
     arguments: list[str], own: list[str], fields: list[str]
 ) -> None:
     assert cli._divide(arguments) == (own, fields)
@@ -239,7 +239,7 @@ def test_photos_and_labels_beyond_ascii_in_a_locale_without_them(tmp_path: Path)
 
 
 @pytest.mark.parametrize("command", [["list"], ["evaluate", "--help"], ["list", "--json", "-"]])
-def test_output_that_cannot_be_written_is_told_in_a_line(command: list[str]) -> None:
+def test_output_that_cannot_be_written_is_reported_in_one_line(command: list[str]) -> None:
     done = run_mltr(*command, shell="> /dev/full")
     assert (done.returncode, done.stderr) == (
         1, "mltr: error: standard output: No space left on device; free some space or write to "
@@ -260,7 +260,7 @@ ENDINGS = {"report": "/page.html", "export": "/model.onnx"}
 
 
 @pytest.mark.parametrize("command", REFUSED)
-def test_a_folder_that_takes_no_files_is_told_in_a_line(
+def test_a_folder_that_takes_no_files_is_reported_in_one_line(
     command: str, small_run: Path, capfd
 ) -> None:
     names = {"photos": small_run.parent / "photos", "run": small_run}
@@ -280,7 +280,9 @@ def test_a_folder_that_takes_no_files_is_told_in_a_line(
 
 
 @pytest.mark.parametrize("command", ["evaluate", "explain"])
-def test_a_full_disk_is_told_with_the_file(command: str, small_run: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_file(
+    command: str, small_run: Path, tmp_path: Path
+) -> None:
     photos = [str(small_run.parent / "photos" / "0.png")] if command == "explain" else []
     asked = ["-m", "mltr", command, str(small_run), *photos, "--out", str(tmp_path / "out")]
     done = subprocess.run(

@@ -184,7 +184,7 @@ def test_an_unjudged_page_has_no_legend(tmp_path: Path) -> None:
     assert "no label" in text
 
 
-def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MltrError, match=r"can't write .*page\.html"):
         write_page(tmp_path / "file" / "page.html", "t", {}, [], [])

@@ -62,7 +62,7 @@ def test_what_is_wrong_is_found(photos: Path, tmp_path: Path, capsys) -> None:
     assert "no training image has: never" in printed
 
 
-def test_classes_without_a_single_no_are_shouted(photos: Path, tmp_path: Path, capsys) -> None:
+def test_classes_without_negatives_are_warned_about(photos: Path, tmp_path: Path, capsys) -> None:
     table = photos / "labels.csv"
     table.write_text(table.read_text().replace(",0", ","))
     report = describe(tmp_path, photos, "--quick")
@@ -109,7 +109,7 @@ def test_mistakes_are_named(arguments: list[str], words: str, capsys) -> None:
     assert words in capsys.readouterr().err
 
 
-def test_what_was_understood_is_told(photos: Path, tmp_path: Path, capsys, caplog) -> None:
+def test_what_was_understood_is_reported(photos: Path, tmp_path: Path, capsys, caplog) -> None:
     report = describe(tmp_path, photos, "--quick")
     understood = report["understood"]
     assert understood["files"] == ["labels.csv"]

@@ -142,7 +142,7 @@ def test_columns_are_asked_for(tmp_path: Path, options: dict[str, str], words: s
         read_dataset(tmp_path / "saved", **options)
 
 
-def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MltrError, match="can't be loaded"):
         read_dataset(tmp_path)
     make(2, [[0], [1]], LISTS).save_to_disk(tmp_path / "saved")

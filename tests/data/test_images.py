@@ -505,7 +505,7 @@ def test_caches_are_passed_over_and_unread_kinds_counted(
     assert "2 .jxl passed over (convert them to JPEG)" in caplog.text
 
 
-def test_heic_without_its_package_is_passed_over_and_told_of(tmp_path: Path) -> None:
+def test_heic_without_its_package_is_skipped_and_reported(tmp_path: Path) -> None:
     for name in ("a.heic", "b.HEIC", "c.jpg"):
         (tmp_path / name).touch()
     code = (

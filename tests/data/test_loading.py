@@ -246,9 +246,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(
     assert not list((tmp_path / "c").iterdir())
 
 
-def test_a_file_that_made_room_for_another_is_missed_by_nobody(
-    split: Split, tmp_path: Path
-) -> None:
+def test_a_dataset_survives_the_eviction_of_its_file(split: Split, tmp_path: Path) -> None:
     preprocess, size = Preprocess(16, base_size=24), len(split) * 24 * 24 * 3
     cache = Cache(tmp_path / "c", 3 * size // 2)
     first = ImageDataset(split, preprocess, cache=cache)

@@ -125,7 +125,7 @@ def test_packed_images_are_known_again(photos: list[Path], tmp_path: Path) -> No
     assert Counting.seen == 8
 
 
-def test_rows_without_an_image_are_told(photos: list[Path], tmp_path: Path) -> None:
+def test_rows_without_an_image_are_reported(photos: list[Path], tmp_path: Path) -> None:
     table = write_table(
         tmp_path / "photos.parquet", {"path": ["a", "b", "c"], "image": [b"", b"no image", None]}
     )

@@ -77,7 +77,7 @@ def test_the_file_beside_a_photo_counts_before_what_is_in_it(tmp_path: Path) -> 
         open_splits(DataConfig(root=str(tmp_path)))
 
 
-def test_keywords_that_a_network_has_added_are_told_of(
+def test_keywords_added_by_a_network_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("lxml")

@@ -150,7 +150,7 @@ def test_coco_files_are_matched_by_name(tmp_path: Path) -> None:
     assert [box.class_index for box in splits.test[1].boxes] == [1]
 
 
-def test_categories_of_coco_without_annotations_are_told(tmp_path: Path) -> None:
+def test_categories_of_coco_without_annotations_are_reported(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for path in (tmp_path / "annotations").glob("*.json"):
         content = json.loads(path.read_text())
@@ -442,7 +442,7 @@ def test_held_out_parts_have_the_size_asked_for(
     assert [len(split) for split in splits] == sizes
 
 
-def test_too_few_photos_are_told_how_many_it_takes(tmp_path: Path) -> None:
+def test_too_few_photos_are_refused_with_the_number_needed(tmp_path: Path) -> None:
     write_table(tmp_path, "path,cat\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(5)), images=5)
     with pytest.raises(MltrError, match="5 images can't be split with .* at least 6 images"):
         open_splits(DataConfig(root=str(tmp_path)))

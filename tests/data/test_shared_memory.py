@@ -48,15 +48,15 @@ def load(photos: Path, limit: str, *prefix: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize(("limit", "is_told"), [(10_000_000, False), (20_000, True)])
+@pytest.mark.parametrize(("limit", "warns"), [(10_000_000, False), (20_000, True)])
 def test_images_that_find_no_shared_memory_come_through_pipes(
-    photos: Path, limit: int, is_told: bool
+    photos: Path, limit: int, warns: bool
 ) -> None:
     """No file may be larger than the limit, also none in shared memory; a batch has 49 kB."""
     done = load(photos, str(limit))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "workers 2\n"
-    assert done.stderr.count("/dev/shm is full: images come through pipes") == is_told
+    assert done.stderr.count("/dev/shm is full: images come through pipes") == warns
 
 
 @pytest.mark.parametrize(

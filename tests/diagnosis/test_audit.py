@@ -211,7 +211,7 @@ def test_networks_trained_on_the_other_folds(flipped: dict[str, int], tmp_path: 
         assert set(own["test"]) == set(other["train"])
 
 
-def test_repeated_pictures_are_told(flipped: dict[str, int], tmp_path: Path, capsys) -> None:
+def test_repeated_pictures_are_reported(flipped: dict[str, int], tmp_path: Path, capsys) -> None:
     photos = tmp_path / "photos"
     shutil.copy(photos / "0.png", photos / "4.png")  # train and test
     shutil.copy(photos / "5.png", photos / "6.png")
@@ -235,7 +235,7 @@ def test_repeated_pictures_are_told(flipped: dict[str, int], tmp_path: Path, cap
     assert not (audit / "duplicates.png").exists()
 
 
-def test_broken_images_are_told_and_no_issues(flipped: dict[str, int], tmp_path: Path) -> None:
+def test_broken_images_are_reported_and_no_issues(flipped: dict[str, int], tmp_path: Path) -> None:
     for name in ("0.png", "4.png"):
         (tmp_path / "photos" / name).write_bytes(b"broken")
     figures = run_audit(tmp_path, "--top", "500")
@@ -368,7 +368,7 @@ def test_the_printed_command_trains(flipped: dict[str, int], tmp_path: Path, cap
 # -- what may be odd ---------------------------------------------------------------------------
 
 
-def test_odd_classes_are_left_out_and_told(tmp_path: Path, capsys) -> None:
+def test_odd_classes_are_left_out_and_reported(tmp_path: Path, capsys) -> None:
     labels = write_photos(tmp_path / "photos", 60)
     classes = (*CLASSES, "never", "unknown", "once")
     rows = {

@@ -103,7 +103,7 @@ def planted(count: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, n
     return probs, targets, areas
 
 
-def test_without_faults_nothing_is_told() -> None:
+def test_without_faults_nothing_is_reported() -> None:
     probs, targets, areas = planted()
     data, company = scored(probs, targets, resamples=300), measure_company(targets)
     sizes = measure_sizes(data, areas, (1024, 9216))
@@ -129,7 +129,7 @@ def test_small_objects_are_found_to_be_the_problem() -> None:
     assert sizes.recall[4]["small"].value < 0.2
 
 
-def test_look_alikes_lead_the_list_and_are_the_only_ones_told() -> None:
+def test_look_alikes_lead_the_list_and_are_the_only_significant_ones() -> None:
     probs, targets, _ = planted()
     generator = np.random.default_rng(5)
     mistaken = (targets[:, 0] == 1) & (targets[:, 1] == 0) & (generator.random(len(probs)) < 0.15)

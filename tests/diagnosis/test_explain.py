@@ -87,7 +87,7 @@ def test_timm_networks_are_explained_where_it_is_exact(name: str, options: dict[
     torch.testing.assert_close(maps.sum(dim=(2, 3)), logits, atol=2e-3, rtol=1e-3)
 
 
-def test_a_class_token_is_refused_with_a_way_out() -> None:
+def test_a_class_token_is_refused_with_a_hint() -> None:
     model = mltr.create_model("timm/vit_tiny_patch16_224", 4, image_size=64, depth=1).eval()
     with pytest.raises(UsageError, match="not a sum over positions.*--model.head csra"):
         evidence_maps(model, torch.randn(1, 3, 64, 64))
@@ -257,7 +257,7 @@ def test_pointing_counts_maxima_in_boxes(bundle: Path) -> None:
     assert found["classes"]["blue"]["random"] == pytest.approx((0.09 + 0.25) / 2, abs=0.01)
 
 
-def test_wrong_wishes_are_told(
+def test_wrong_options_are_reported(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = str(write_image(tmp_path / "a.png"))

@@ -186,7 +186,7 @@ def test_an_interrupted_choice_continues(
     assert len(read(out)) == 12
 
 
-def test_what_cant_be_is_told_in_a_line(
+def test_impossible_requests_are_reported_in_one_line(
     small_run: Path, pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = str(small_run), str(tmp_path / "next.csv")

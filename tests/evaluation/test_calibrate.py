@@ -141,7 +141,7 @@ def test_a_precision_or_recall_holds_on_the_images_it_was_fitted_to(text: str) -
     assert all(fitted.reached)
 
 
-def test_an_aim_out_of_reach_is_told_and_the_nearest_taken() -> None:
+def test_an_aim_out_of_reach_is_reported_and_the_nearest_taken() -> None:
     val = predictions([[0.9], [0.8], [0.7], [0.6]], [[0], [1], [1], [0]])
     fitted = fit(val, parse_aim("precision=0.9"), "none", 1)
     assert fitted.reached == (False,)
@@ -274,7 +274,7 @@ def test_temperature_is_the_likeliest() -> None:
 
 
 @pytest.mark.parametrize("scaling", ["shared", "temperature", "platt"])
-def test_what_is_told_apart_wholly_stays_finite(scaling: str) -> None:
+def test_perfectly_separated_classes_stay_finite(scaling: str) -> None:
     targets = np.arange(60).reshape(30, 2) % 3 == 0
     fitted = fit(predictions(targets, targets), F1, scaling, 5)
     assert fitted.calibration is not None
@@ -559,7 +559,7 @@ def test_too_few_labels_leave_the_run_as_it_was(run: Path, capsys) -> None:
         (["--scaling", "isotonic"], 2, "temperature"),
     ],
 )
-def test_wrong_words_are_told(
+def test_wrong_arguments_are_reported(
     run: Path, arguments: list[str], code: int, told: str, capsys
 ) -> None:
     assert main("calibrate", run, *arguments) == code
@@ -567,7 +567,7 @@ def test_wrong_words_are_told(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--reset"]])
-def test_no_run_is_told(tmp_path: Path, arguments: list[str], capsys) -> None:
+def test_a_missing_run_is_reported(tmp_path: Path, arguments: list[str], capsys) -> None:
     assert main("calibrate", tmp_path / "none", *arguments) == 1
     assert "no such" in capsys.readouterr().err
 

@@ -388,7 +388,7 @@ def test_a_network_without_end_is_given_up(tmp_path: Path) -> None:
             mltr.load(path, engine="openvino")
 
 
-def test_an_onnx_file_of_nan_is_told(tmp_path: Path, capsys: Any) -> None:
+def test_an_onnx_file_of_nan_is_reported(tmp_path: Path, capsys: Any) -> None:
     node = onnx.helper.make_node
     whole = save_onnx(tmp_path / "whole.onnx", [node("Identity", ["mean"], ["logits"])])
     black, white = (np.full((8, 8, 3), value, np.uint8) for value in (0, 255))
@@ -406,13 +406,13 @@ def test_an_onnx_file_of_nan_is_told(tmp_path: Path, capsys: Any) -> None:
         predictor(white)
 
 
-def test_logits_of_other_classes_are_told(tmp_path: Path) -> None:
+def test_logits_of_other_classes_are_reported(tmp_path: Path) -> None:
     double = [onnx.helper.make_node("Concat", ["mean", "mean"], ["logits"], axis=1)]
     with pytest.raises(MltrError, match="6.* values for an image"):
         mltr.load(save_onnx(tmp_path / "double.onnx", double))
 
 
-def test_a_run_of_nan_is_told(tmp_path: Path) -> None:
+def test_a_run_of_nan_is_reported(tmp_path: Path) -> None:
     folder = save_random(tmp_path / "run", "mltr_nano", 32, SMALL)
     bundle = load_bundle(folder, torch.device("cpu"))
     with torch.no_grad():
@@ -484,7 +484,7 @@ def test_the_check_compares_probabilities_as_the_run_gives_them(
     assert result.prob_deviation > 0
 
 
-def test_a_network_that_gives_nan_is_told(tmp_path: Path, photos: Path, capsys: Any) -> None:
+def test_a_network_that_gives_nan_is_reported(tmp_path: Path, photos: Path, capsys: Any) -> None:
     run = save_random(tmp_path / "run", "mltr_nano", 32, SMALL)
     bundle = load_bundle(run)
     for weight in bundle.model.parameters():

@@ -119,7 +119,9 @@ def test_timm_loads_it_from_the_hub_too(hub: FakeHub, tmp_path: Path, name: str)
     assert (tuple(size), mean) == ((3, 96, 96), [0, 0, 0])
 
 
-def test_what_is_not_there_is_told_in_one_line(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported_in_one_line(
+    hub: FakeHub, bundle: Path, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     for arguments, words in (
         (["predict", "hf-hub:me/none", str(bundle)], "hf-hub:me/none can't be fetched"),

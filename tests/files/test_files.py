@@ -32,7 +32,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def test_links_are_refused_or_followed_as_told(tmp_path: Path) -> None:
+def test_links_are_refused_or_followed_as_requested(tmp_path: Path) -> None:
     victim, link, dangling = tmp_path / "victim", tmp_path / "a.txt", tmp_path / "b.txt"
     victim.write_text("precious")
     link.symlink_to(victim)

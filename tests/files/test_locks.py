@@ -41,7 +41,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         other.kill()
 
 
-def test_a_second_training_in_a_folder_is_told_who_writes_it(
+def test_a_second_training_in_a_folder_names_the_first(
     holder: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

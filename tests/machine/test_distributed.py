@@ -87,7 +87,9 @@ def test_two_processes_take_the_steps_of_one(one: Path, two: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [("--loss.reduction=sum",), ("--train.batch_size=7",)])
-def test_so_do_three_with_unequal_shares(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_three_processes_with_unequal_shares_take_the_steps_of_one(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
     """24 or 7 images per batch over 3 processes; summed or mean loss; two batches per step."""
     options = (*options, "--train.accumulation=2", "--train.epochs=4", "--data.scenes.test=10")
     command = ["train", "scenes_nano", "--out", str(tmp_path / "one"), *STEPS, *options]

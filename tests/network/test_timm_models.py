@@ -428,7 +428,7 @@ def test_training_as_timm_does_it(tmp_path: Path) -> None:
     assert torch.equal(restored(inputs), model.eval()(inputs))
 
 
-def test_backbone_below_somebody_elses_head() -> None:
+def test_backbone_under_a_foreign_head() -> None:
     """A 1x1 convolution on two stages, as in a pyramid; everything below it learns."""
     options = {"feature_cls": "getter", "out_indices": (1, 3), "drop_path_rate": 0.0}
     backbone = small("mltr_s", features_only=True, **options).train()

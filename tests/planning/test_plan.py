@@ -110,14 +110,14 @@ def test_advice_fits_when_it_is_followed(capsys) -> None:
         (["coco", "--gpus=H200", "--train.epoch=3"], "did you mean '--train.epochs'?"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments: list[str], message: str, capsys) -> None:
+def test_mistakes_are_reported_in_one_line(arguments: list[str], message: str, capsys) -> None:
     assert main(["plan", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_own_photos_are_counted_or_told(tmp_path: Path, capsys) -> None:
+def test_own_photos_are_counted_or_reported(tmp_path: Path, capsys) -> None:
     figures = plan("scratch", "--gpus=L4", "--images=1000", "--classes=7", capsys=capsys)
     assert figures["images"] == {
         "train": 900, "val": 100, "test": 200, "classes": 7, "disk_gb": 0.0

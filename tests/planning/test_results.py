@@ -109,7 +109,7 @@ def test_voc_from_coco_is_another_row(tmp_path: Path, capsys) -> None:
     assert cells(page, "PASCAL VOC 2007, from COCO |")[3] == "96.0 (one seed)"
 
 
-def test_imagenet_is_told_by_its_images_and_judged_by_top1(tmp_path: Path, capsys) -> None:
+def test_imagenet_is_recognised_by_its_images_and_judged_by_top1(tmp_path: Path, capsys) -> None:
     options = ["--model.name=cat_t", "--train.batch_size=256", "--train.accumulation=2"]
     full, few = (1_268_355, 12_812, 50_000), (900, 100, 200)
     run = make_run(tmp_path / "cat", "imagenet1k", *options, counts=full)

@@ -130,7 +130,7 @@ def test_a_photo_that_the_table_has_not_is_embedded(
     assert capsys.readouterr().out.strip() == f"1.000  {photos / '7.png'}"
 
 
-def test_what_cant_be_is_told_in_a_line(
+def test_impossible_requests_are_reported_in_one_line(
     table: Path, small_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pq.write_table(pa.table({"path": ["a"], "features": [[1.0]]}), tmp_path / "other.parquet")

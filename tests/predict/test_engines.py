@@ -237,7 +237,7 @@ def test_the_command_changes_its_engine(
         ("onnx", "torch", "use the run, or --engine onnx"),
     ],
 )
-def test_an_engine_that_cannot_run_it_is_told(
+def test_an_engine_that_cannot_run_it_is_reported(
     run: Path, onnx_file: Path, photos: Path, capsys: Any, name: str, engine: str, told: str
 ) -> None:
     path = {"run": run, "onnx": onnx_file}[name]
@@ -245,7 +245,7 @@ def test_an_engine_that_cannot_run_it_is_told(
     assert told in capsys.readouterr().err
 
 
-def test_what_is_not_installed_is_told(
+def test_what_is_not_installed_is_reported(
     run: Path, photos: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -253,7 +253,7 @@ def test_what_is_not_installed_is_told(
     assert "pip install 'mltr[openvino]'" in capsys.readouterr().err
 
 
-def test_an_unknown_engine_is_told(run: Path) -> None:
+def test_an_unknown_engine_is_reported(run: Path) -> None:
     with pytest.raises(UsageError, match="must be one of auto, torch, onnx, openvino"):
         mltr.load(run, engine="tensorrt")
 
@@ -263,7 +263,7 @@ def test_openvino_is_for_the_cpu(run: Path) -> None:
         mltr.load(run, "cuda", engine="openvino")
 
 
-def test_a_file_that_openvino_cannot_read_is_told(tmp_path: Path, capfd: Any) -> None:
+def test_a_file_that_openvino_cannot_read_is_reported(tmp_path: Path, capfd: Any) -> None:
     need_openvino()
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no network" * 20)

@@ -314,7 +314,7 @@ def test_the_table(bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str
     assert "no label" in capsys.readouterr().out
 
 
-def test_broken_images_are_told_and_the_others_written(
+def test_broken_images_are_reported_and_the_others_written(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "zero.jpg").touch()
@@ -447,7 +447,7 @@ def test_a_contact_sheet(bundle: Path, photos: Path, tmp_path: Path) -> None:
         (["{photos}/empty"], "no images in .*empty"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_is_done(
+def test_wrong_usage_is_reported_before_anything_is_done(
     bundle: Path, photos: Path, words: list[str], told: str
 ) -> None:
     (photos / "empty").mkdir()

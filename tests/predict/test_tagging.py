@@ -274,7 +274,7 @@ def test_images_named_twice_come_once(photos: Path, monkeypatch: pytest.MonkeyPa
     assert survey.total == 7
 
 
-def test_a_folder_that_cannot_be_read_is_told(
+def test_a_folder_that_cannot_be_read_is_reported(
     photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scandir = os.scandir

@@ -59,7 +59,7 @@ def test_a_run_is_used_from_any_folder(
     assert main(["train", recipe, "--out", str(home / "run"), "--resume"]) == 0
 
 
-def test_data_that_moved_is_told_with_the_option_that_mends_it(
+def test_moved_data_is_reported_with_the_option_that_fixes_it(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home / "photos").rename(home / "moved")

@@ -134,7 +134,7 @@ def test_the_longest_idle_connection_makes_room(port: int) -> None:
             connection.close()
 
 
-def test_connections_with_requests_are_kept_and_further_ones_told() -> None:
+def test_busy_connections_are_kept_and_further_ones_refused() -> None:
     import threading
 
     is_open = threading.Event()
@@ -172,7 +172,7 @@ def test_a_connection_serves_one_request_after_another(port: int) -> None:
         assert read_all(connection).count(b"HTTP/1.1 200") < 100
 
 
-def test_wishes_for_another_protocol_are_ignored(port: int, caplog: Any) -> None:
+def test_upgrade_requests_are_ignored(port: int, caplog: Any) -> None:
     more = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
     requests = {GET[:-2] + more.encode() + b"\r\n": 200, post(picture(), more=more): 400}
     for request, status in requests.items():
@@ -374,7 +374,7 @@ def test_the_description_tells_the_servers_own_address(client: Any, port: int) -
     assert "http://testserver/v1/predict" in client.get("/openapi.json").text
 
 
-def test_a_network_of_nan_is_told_and_no_nan_is_sent() -> None:
+def test_a_network_of_nan_is_reported_and_no_nan_is_sent() -> None:
     def network(images: np.ndarray) -> np.ndarray:
         logits = colour_network(images)
         logits[images.max(axis=(1, 2, 3)) == 1] = np.nan
@@ -399,7 +399,7 @@ def test_paths_do_nothing_at_a_terminal(client: Any, caplog: Any) -> None:
 # -- the command ---------------------------------------------------------------------------------
 
 
-def test_the_command_lives_among_hostile_clients_and_ends_in_silence(tmp_path: Path) -> None:
+def test_the_server_survives_hostile_clients_and_stops_silently(tmp_path: Path) -> None:
     """With few open files allowed; then Ctrl-C. The benchmark does the same for longer."""
     bundle = save_tiny_bundle(tmp_path / "tiny")
     benchmark = Path(__file__).parents[2] / "benchmarks" / "hostile.py"

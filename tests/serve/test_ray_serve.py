@@ -182,7 +182,7 @@ def test_replicas_need_ray_and_are_some(bundle: Path, capsys: Any) -> None:
     assert "--replicas 0" in capsys.readouterr().err
 
 
-def test_without_ray_it_is_told_how_to_get_it(
+def test_without_ray_the_error_says_how_to_install_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -190,7 +190,7 @@ def test_without_ray_it_is_told_how_to_get_it(
     assert "pip install 'mltr[ray]'" in capsys.readouterr().err
 
 
-def test_an_absent_cluster_is_told(
+def test_an_absent_cluster_is_reported(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     with socket.socket() as nobody:

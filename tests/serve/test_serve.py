@@ -173,7 +173,7 @@ def test_an_overlay_has_the_proportions_of_the_picture(explaining: Any) -> None:
         assert Image.open(io.BytesIO(answer.content)).size == expected
 
 
-def test_wrong_wishes_for_heat_maps_are_told(client: Any, explaining: Any) -> None:
+def test_wrong_options_for_heat_maps_are_reported(client: Any, explaining: Any) -> None:
     one = [as_image("red")]
     unknown = explaining.post(f"{EXPLAIN}?label=gren", files=one)
     assert (unknown.status_code, "did you mean 'green'" in unknown.text) == (422, True)
@@ -531,7 +531,7 @@ def test_the_command_tells_its_address_and_stops_well(bundle: Path, number: int)
     assert json.loads(errors.splitlines()[-1])["status"] == 200
 
 
-def test_a_taken_port_and_a_wrong_one_are_told(bundle: Path, capsys: Any) -> None:
+def test_a_taken_port_and_a_wrong_one_are_reported(bundle: Path, capsys: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

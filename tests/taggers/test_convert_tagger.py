@@ -267,7 +267,7 @@ def drop(name: str) -> Callable[[Path], None]:
         ({}, lambda f: (f / "selected_tags.csv").write_bytes(b"\xff"), "", "can't be read"),
     ],
 )
-def test_what_is_wrong_with_a_source_is_told_in_a_line(
+def test_what_is_wrong_with_a_source_is_reported_in_one_line(
     network: dict[str, Any], spoil: Callable[[Path], object] | None, options: str, words: str,
     tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -294,7 +294,7 @@ def test_what_is_wrong_with_a_source_is_told_in_a_line(
         (list(NAMES), {"interpolation": "magic"}, None, "--activation sigmoid", "interpolation"),
     ],
 )
-def test_what_is_wrong_with_a_folder_of_timms_is_told_in_a_line(
+def test_what_is_wrong_with_a_folder_of_timms_is_reported_in_one_line(
     names: Any, config: dict[str, Any], spoil: Any, options: str, words: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

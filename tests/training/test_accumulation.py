@@ -94,7 +94,9 @@ def test_parts_equal_the_whole(table: Path, tmp_path: Path, expected, reduction:
         torch.testing.assert_close(bound[step], clipped(whole), rtol=0, atol=1e-6 * CLIP)
 
 
-def test_so_they_do_in_two_processes(table: Path, tmp_path: Path, expected) -> None:
+def test_two_processes_clip_the_gradients_of_the_whole_batch(
+    table: Path, tmp_path: Path, expected
+) -> None:
     bound = gradients(
         table, tmp_path / "run", "--train.batch_size=4", "--train.accumulation=4",
         "--loss.reduction=mean", f"--train.clip_grad={CLIP}", processes=2,

@@ -174,7 +174,7 @@ def test_the_teacher_is_asked_once_about_the_same_photos(
     assert caplog.text.count("asking the teacher about 12 photos once") == 2
 
 
-def test_a_student_comes_to_say_what_its_teacher_says(tmp_path: Path) -> None:
+def test_a_student_learns_to_predict_as_its_teacher(tmp_path: Path) -> None:
     """Without a label: the more so, the longer it learns."""
     photos = write_photos(tmp_path / "photos", 16)
     teacher = write_teacher(tmp_path / "teacher", ("sea", "sunset"))

@@ -170,7 +170,7 @@ def test_test_images_of_a_labelled_source_are_never_seen(photos: Path) -> None:
     assert 0 < len(splits.train) + len(splits.val) < 24
 
 
-def test_what_cannot_be_pretrained_is_told(
+def test_what_cannot_be_pretrained_is_reported(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["pretrain", "pretrain", "--data.root", str(photos), "--out", str(tmp_path / "o")]

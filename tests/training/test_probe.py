@@ -323,7 +323,7 @@ def test_the_first_stage_of_mltr_stays(
          "choose another head"),
     ],
 )  # fmt: skip
-def test_what_cant_be_frozen_is_told(
+def test_what_cant_be_frozen_is_reported(
     photos: Path, cache: Path, tmp_path: Path, capsys, recipe: str, options: list[str], message: str
 ) -> None:
     assert main(["train" if recipe != "pretrain" else recipe, recipe, str(photos),

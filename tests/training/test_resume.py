@@ -62,7 +62,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
 @pytest.mark.parametrize("what", ["part-0.pt", "sums.json", "best"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     whole: Path, unfinished: Path, caplog: pytest.LogCaptureFixture, harm, what: str
 ) -> None:
     latest = checkpoints(unfinished)[-1]
@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     assert same_weights(whole, unfinished)
 
 
-def test_without_a_sound_checkpoint_there_is_no_way_on(unfinished: Path, capsys) -> None:
+def test_without_an_intact_checkpoint_resuming_fails(unfinished: Path, capsys) -> None:
     for path in checkpoints(unfinished):
         flip(path / "part-0.pt")
     assert resume(unfinished) == 1
@@ -89,7 +89,7 @@ def test_the_last_few_checkpoints_and_the_best_weights_are_kept(tmp_path: Path) 
     assert (tmp_path / "run" / "checkpoint" / f"best-{best + 1:04d}").is_dir()
 
 
-def test_auto_resume_starts_goes_on_and_is_content(
+def test_auto_resume_starts_resumes_and_accepts_a_finished_run(
     whole: Path, unfinished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = (EVERY_STEP, "--train.keep=100", "--auto-resume")

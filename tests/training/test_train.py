@@ -332,7 +332,7 @@ def test_ctrl_c_during_the_last_validation_stops_too(
     assert same_weights(run, finished)
 
 
-def test_ctrl_c_reaches_the_workers_too_and_is_told_once(tmp_path: Path) -> None:
+def test_ctrl_c_reaches_the_workers_too_and_is_reported_once(tmp_path: Path) -> None:
     """A terminal sends it to the whole process group."""
     command = [sys.executable, "-m", "mltr", "train", "scenes_nano", "--out", "run", *TINY,
                "--train.epochs=500", "--data.workers=1"]  # fmt: skip
@@ -518,7 +518,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     assert caplog.text.count("this step is left out") == 2
 
 
-def test_a_worker_that_dies_is_told_in_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_worker_that_dies_is_reported_in_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
     from mltr.data.loading import ImageDataset
 
     monkeypatch.setattr(ImageDataset, "__getitem__", lambda *_: os.kill(os.getpid(), 9))
@@ -646,7 +646,7 @@ def write_only_ones(folder: Path) -> Path:
     return folder
 
 
-def test_a_table_without_a_single_no_is_refused_with_the_way_out(tmp_path: Path, capsys) -> None:
+def test_a_table_without_negatives_is_refused_with_a_hint(tmp_path: Path, capsys) -> None:
     folder, run = write_only_ones(tmp_path / "photos"), tmp_path / "run"
     assert train_photos(folder, run) == 1
     message = capsys.readouterr().err

@@ -370,7 +370,7 @@ def test_a_bundle_is_not_overwritten_unasked(
         (["cat", "x.pth", "--variant", "cat_z"], "did you mean 'cat_"),
     ],
 )
-def test_wrong_names_are_told(
+def test_wrong_names_are_reported(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", *arguments, "--out", str(tmp_path / "out")]) == 2

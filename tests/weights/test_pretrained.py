@@ -177,7 +177,7 @@ def lite_file() -> Path:
 
 
 @pytest.mark.parametrize("onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_real_weights_with_other_names_are_told_by_their_order(
+def test_real_weights_with_other_names_are_matched_by_order(
     onnx: bool, lite_file: Path, sixteen: list[Path], tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -376,7 +376,7 @@ def test_files_that_are_no_weights_of_the_network(tmp_path: Path) -> None:
     assert "missing: conv1" in refused(name="timm/test_resnet", init=str(tmp_path / "renamed.pth"))
 
 
-def test_what_a_folder_is_of_is_told(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_with_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     write_folder(folder, "test_vit")
     told = refused(name="timm/test_resnet", init=str(folder))
@@ -410,7 +410,7 @@ def test_what_a_folder_is_of_is_told(tmp_path: Path) -> None:
         ({"name": "timm/resnet18", "init": "nowhere"}, "model.init nowhere: no such folder"),
     ],
 )
-def test_wrong_starts_are_told_in_one_line(model: dict[str, Any], words: str) -> None:
+def test_wrong_starts_are_reported_in_one_line(model: dict[str, Any], words: str) -> None:
     assert words in refused(**model)
 
 
@@ -508,9 +508,7 @@ def test_timm_networks_come_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # the Hub's client tries again for 23 seconds
-def test_a_hub_that_cannot_be_reached_is_told_and_asked_but_once(
-    hub: FakeHub, tmp_path: Path
-) -> None:
+def test_an_unreachable_hub_is_reported_and_asked_only_once(hub: FakeHub, tmp_path: Path) -> None:
     write_folder(tmp_path / "up", "test_vit")
     files = {path.name: path.read_bytes() for path in (tmp_path / "up").iterdir()}
     hub.repositories["me/vit"] = files
@@ -536,7 +534,7 @@ def test_timms_own_weights(hub: FakeHub, tmp_path: Path) -> None:
     assert float(found) == pytest.approx(body, abs=2)  # and a small classifier of five
 
 
-def test_a_full_cache_is_told(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_full_cache_is_reported(hub: FakeHub, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     from mltr.files.download import reason_of

@@ -135,7 +135,7 @@ def _describe_sizes(subject: Subject, scored: Scored) -> dict[str, Any] | None:
         "ap": {bucket: _plain(sizes.mean_ap.get(bucket)) for bucket in BUCKETS},
         "recall": {bucket: _plain(sizes.mean_recall.get(bucket)) for bucket in BUCKETS},
         "gap": _plain(sizes.gap),
-        "is_told": _significant(sizes.gap),
+        "is_significant": _significant(sizes.gap),
         "classes": {
             name: {
                 bucket: {"ap": _plain(found), "recall": _plain(sizes.recall[k][bucket])}
@@ -152,7 +152,7 @@ def _describe_confusions(
     found = measures.measure_confusions(scored, company)
     return {
         "mean_excess": _plain(found.mean_excess),
-        "is_told": _significant(found.mean_excess),
+        "is_significant": _significant(found.mean_excess),
         "pairs": [
             {
                 "a": classes[pair.a],
@@ -160,7 +160,7 @@ def _describe_confusions(
                 "where_a": _plain(pair.where_a),
                 "elsewhere": _plain(pair.elsewhere),
                 "excess": _plain(pair.excess),
-                "is_told": pair.is_significant,
+                "is_significant": pair.is_significant,
             }
             for pair in found.pairs
         ],
@@ -182,7 +182,7 @@ def _describe_dependences(
     return {
         "mean_recall_gap": _plain(found.mean_gap),
         "mean_excess": _plain(found.mean_excess),
-        "is_told": _significant(found.mean_gap) or _significant(found.mean_excess),
+        "is_significant": _significant(found.mean_gap) or _significant(found.mean_excess),
         "pairs": [
             {
                 "a": classes[pair.a],
@@ -191,11 +191,11 @@ def _describe_dependences(
                 "recall_with": _plain(pair.recall_with),
                 "recall_without": _plain(pair.recall_without),
                 "recall_gap": _plain(pair.gap),
-                "recall_is_told": _significant(pair.gap),
+                "recall_is_significant": _significant(pair.gap),
                 "company_seen": _plain(pair.company_seen),
                 "company_elsewhere": _plain(pair.company_elsewhere),
                 "excess": _plain(pair.excess),
-                "excess_is_told": _significant(pair.excess),
+                "excess_is_significant": _significant(pair.excess),
             }
             for pair in found.pairs
         ],

@@ -59,7 +59,7 @@ def _describe_sizes(sizes: dict[str, Any] | None) -> Problem:
     remarks = []
     if gap is None:
         verdict = f"Too few to compare: no class has {MIN_IMAGES} images of each size."
-    elif not sizes["is_told"]:
+    elif not sizes["is_significant"]:
         verdict = f"No significant difference: AP {percent(gap, True)} from small to large."
     else:
         how = "worse" if gap["value"] > 0 else "better"
@@ -96,7 +96,7 @@ def _describe_confusions(found: dict[str, Any]) -> Problem:
             measure,
             f"No pair of classes rarely occurs together and has {MIN_IMAGES} images.",
         )
-    significant = [f"{pair['a']} → {pair['b']}" for pair in pairs if pair["is_told"]]
+    significant = [f"{pair['a']} → {pair['b']}" for pair in pairs if pair["is_significant"]]
     verdict = "None is significant, corrected for the number of pairs."
     if significant:
         named = ", ".join(significant[:NAMED]) + (", ..." if len(significant) > NAMED else "")
@@ -108,7 +108,7 @@ def _describe_confusions(found: dict[str, Any]) -> Problem:
             _share(pair["elsewhere"]),
             percent(pair["excess"], True),
             str(pair["where_a"]["images"]),
-            "yes" if pair["is_told"] else "no",
+            "yes" if pair["is_significant"] else "no",
         )
         for pair in pairs[:SHOWN]
     ]

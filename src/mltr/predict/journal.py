@@ -246,5 +246,5 @@ def _create(path: Path) -> None:
 
 def _is_damage(error: BaseException | None) -> bool:
     words = ("malformed", "not a database", "unsupported file format")
-    is_told = isinstance(error, sqlite3.Error) and any(word in str(error) for word in words)
-    return is_told or isinstance(error, UnicodeDecodeError)  # of a damaged name, in a message
+    is_known = isinstance(error, sqlite3.Error) and any(word in str(error) for word in words)
+    return is_known or isinstance(error, UnicodeDecodeError)  # of a damaged name, in a message
