@@ -50,10 +50,15 @@ class TimmBackbone(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, if timm and the head support it."""
         self.backbone.set_grad_checkpointing(enable)
-        part: Any
-        for part in self.head.modules():
-            if hasattr(part, "grad_checkpointing"):
-                part.grad_checkpointing = enable
+        checkpoint_parts(self.head, enable)
+
+
+def checkpoint_parts(module: nn.Module, enable: bool) -> None:
+    """Let the parts of a module that can recompute their activations do so, or no longer."""
+    part: Any
+    for part in module.modules():
+        if hasattr(part, "grad_checkpointing"):
+            part.grad_checkpointing = enable
 
 
 def to_maps(backbone: nn.Module, features: Tensor) -> Tensor:

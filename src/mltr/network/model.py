@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mltr.errors import UsageError
 from mltr.machine.precision import slow_cpu_types, type_under_autocast, without_autocast
-from mltr.network.backbones import create_timm, timm_image_size
+from mltr.network.backbones import checkpoint_parts, create_timm, timm_image_size
 from mltr.network.heads import HEADS, AverageHead, make_head
 from mltr.network.variants import VARIANTS, Attention, Variant, get_variant
 
@@ -489,9 +489,7 @@ class MlTr(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass: less memory for more time."""
-        for part in self.modules():
-            if isinstance(part, Stage):
-                part.grad_checkpointing = enable
+        checkpoint_parts(self, enable)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -30,7 +30,7 @@ from mltr.errors import UsageError
 from mltr.files.cache import Cache
 from mltr.files.writing import write_json
 from mltr.machine.precision import autocast
-from mltr.network.backbones import TimmBackbone
+from mltr.network.backbones import TimmBackbone, checkpoint_parts
 from mltr.network.features import backbone_sum, compute_features, head_of
 from mltr.network.heads import AverageHead
 from mltr.network.model import MlTr
@@ -79,10 +79,7 @@ class FeatureHead(BoundModule):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, where the head can do so."""
-        part: Any
-        for part in self.head.modules():
-            if hasattr(part, "grad_checkpointing"):
-                part.grad_checkpointing = enable
+        checkpoint_parts(self.head, enable)
 
 
 @dataclass(frozen=True)
