@@ -15,6 +15,7 @@ from mltr.errors import counted
 from mltr.terminal import printable
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from rich.console import Console
 
 
@@ -90,22 +91,42 @@ def save_pictures(folder: Path, subject: Subject, figures: dict[str, Any]) -> li
 
 def draw_confusions(figures: dict[str, Any]) -> Any:
     """Return a matplotlib figure: excess false positives of b with a, for all measured pairs."""
+    matrix = 100 * np.array(figures["similar_objects"]["matrix"], dtype=np.float64)
+    limit = max(1.0, float(np.nanmax(np.abs(matrix), initial=0.0, where=np.isfinite(matrix))))
+    return draw_matrix(
+        matrix,
+        figures["classes"],
+        (-limit, limit),
+        "RdBu_r",
+        ("b, absent but predicted", "a, present"),
+        "Similar objects: excess false positives",
+        "percentage points (grey: not measured)",
+    )
+
+
+def draw_matrix(
+    matrix: NDArray[np.float64],
+    classes: Sequence[str],
+    limits: tuple[float, float],
+    colours: str,
+    axis_names: tuple[str, str],
+    title: str,
+    unit: str = "",
+) -> Any:
+    """Return a matplotlib figure of a matrix [K, K]; nan is grey, and `limits` are in its unit."""
     import matplotlib.pyplot as plt
 
-    matrix = 100 * np.array(figures["similar_objects"]["matrix"], dtype=np.float64)
-    classes = figures["classes"]
     side = min(10.0, 3.2 + 0.28 * len(classes))
     figure, axes = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
-    limit = max(1.0, float(np.nanmax(np.abs(matrix), initial=0.0, where=np.isfinite(matrix))))
     axes.set_facecolor("0.94")
-    shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    shown = axes.imshow(matrix, cmap=colours, vmin=limits[0], vmax=limits[1])
     if len(classes) <= MANY_CLASSES:
         places = np.arange(len(classes))
         axes.set_xticks(places, classes, rotation=90)
         axes.set_yticks(places, classes)
-    axes.set(xlabel="b, absent but predicted", ylabel="a, present")
-    axes.set_title("Similar objects: excess false positives", loc="left")
-    figure.colorbar(shown, ax=axes, shrink=0.7, label="percentage points (grey: not measured)")
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
+    axes.set_title(title, loc="left")
+    figure.colorbar(shown, ax=axes, shrink=0.7, label=unit)
     return figure
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mltr import __version__
-from mltr.diagnosis.display import MANY_CLASSES, draw_confusions
+from mltr.diagnosis.display import draw_confusions, draw_matrix
 from mltr.diagnosis.figures import Subject, diagnose
 from mltr.diagnosis.problems import describe_problems
 from mltr.errors import BrokenImage, UsageError, counted
@@ -206,27 +206,14 @@ def _curves(opened: OpenRun, predictions: Predictions, subject: Subject) -> list
 
 
 def _maps(problems: dict[str, Any]) -> list[Picture]:
-    import matplotlib.pyplot as plt
-
-    confusions = draw_confusions(problems)
-    classes = problems["classes"]
     matrix = 100 * np.array(problems["company"]["matrix"], dtype=np.float64)
     np.fill_diagonal(matrix, np.nan)
-    side = min(10.0, 3.2 + 0.28 * len(classes))
-    figure, axes = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
-    axes.set_facecolor("0.94")
-    shown = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=100)
-    if len(classes) <= MANY_CLASSES:
-        places = np.arange(len(classes))
-        axes.set_xticks(places, classes, rotation=90)
-        axes.set_yticks(places, classes)
-    axes.set(xlabel="b", ylabel="a")
-    axes.set_title("Company: P(b|a) in training, %", loc="left")
-    figure.colorbar(shown, ax=axes, shrink=0.7)
+    title = "Company: P(b|a) in training, %"
+    company = draw_matrix(matrix, problems["classes"], (0, 100), "viridis", ("b", "a"), title)
     return [
-        _drawn(figure, "Share of the training images with a that also have b."),
+        _drawn(company, "Share of the training images with a that also have b."),
         _drawn(
-            confusions,
+            draw_confusions(problems),
             "Excess false positives of b on images with a, for pairs that rarely occur together.",
         ),
     ]

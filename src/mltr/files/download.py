@@ -166,15 +166,10 @@ def _receive(address: str, part: Path, on_bytes: Callable[[int], object], limit:
         missing = response.length
         if have + (missing or 0) > limit:
             raise _TooLarge
-        while block := response.read(BLOCK):
-            have += len(block)
-            if have > limit:
-                raise _TooLarge
-            file.write(block)
-            on_bytes(len(block))
-            missing = missing and missing - len(block)
-    if missing:
-        raise ConnectionError(f"the connection broke {missing:,} bytes before the end")
+        received = _copy(response, file, on_bytes, limit - have)
+    if missing and received < missing:
+        left = missing - received
+        raise ConnectionError(f"the connection broke {left:,} bytes before the end")
 
 
 def _receive_by_fsspec(
@@ -187,19 +182,25 @@ def _receive_by_fsspec(
     except (ImportError, ValueError) as error:  # unknown protocol, or its package is missing
         raise MltrError(f"{address}: {first_line(error)}") from error
     on_bytes(-_size(part))
-    have = 0
     try:
         with system.open(path, "rb") as source, part.open("wb") as file:
-            while block := source.read(BLOCK):
-                have += len(block)
-                if have > limit:
-                    raise _TooLarge
-                file.write(block)
-                on_bytes(len(block))
+            _copy(source, file, on_bytes, limit)
     except (OSError, _TooLarge):
         raise
     except Exception as error:  # each file system raises its own errors
         raise ConnectionError(first_line(error)) from error
+
+
+def _copy(source: Any, file: Any, on_bytes: Callable[[int], object], limit: int) -> int:
+    """Copy what `source` has left, at most `limit` bytes; return how many there were."""
+    copied = 0
+    while block := source.read(BLOCK):
+        copied += len(block)
+        if copied > limit:
+            raise _TooLarge
+        file.write(block)
+        on_bytes(len(block))
+    return copied
 
 
 def _check(part: Path, digest: str, on_bytes: Callable[[int], object]) -> None:
