@@ -7,12 +7,15 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mltr.cli import main
+from mltr.data.preprocess import Preprocess
 from mltr.data.readers.voc import VOC_CLASSES
 
 #: Options for training on scenes in a second or two.
@@ -62,6 +65,35 @@ def write_photos(folder: Path, count: int) -> Path:
         write_image(folder / f"{index}.png", (40, 30), seed=index)
         rows.append(f"{index}.png,{index % 2},{index // 2 % 2}")
     (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+#: A network with one triple of blocks, for images of 32 pixels.
+ONE_TRIPLE = {"depths": (0, 0, 1, 0), "image_size": 32}
+
+
+def save_untrained(
+    folder: Path,
+    classes: Sequence[str],
+    overrides: dict[str, Any] = ONE_TRIPLE,
+    sharpness: float = 1,
+    **about: Any,
+) -> Path:
+    """Save a bundle that nobody trained; `sharpness` scales the weights of its classifier."""
+    import torch
+
+    from mltr.network.model import create_model
+    from mltr.weights.bundle import save_bundle
+
+    torch.manual_seed(0)
+    model = create_model("mltr_nano", len(classes), **overrides).eval()
+    if sharpness != 1:
+        with torch.no_grad():
+            model.get_parameter("head.weight").mul_(sharpness)
+    about = {"preprocess": Preprocess(32), **about}
+    save_bundle(
+        folder, model=model, name="mltr_nano", overrides=overrides, classes=classes, **about
+    )
     return folder
 
 

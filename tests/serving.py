@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from making import save_untrained
 from PIL import Image
 
 from mltr.data.preprocess import Preprocess
@@ -34,22 +35,7 @@ def colour_predictor(network: Any = colour_network) -> Predictor:
 
 def save_tiny_bundle(folder: Path) -> Path:
     """Save an untrained network for the three colours; it has heat maps."""
-    import torch
-
-    from mltr.network.model import create_model
-    from mltr.weights.bundle import save_bundle
-
-    torch.manual_seed(0)
-    save_bundle(
-        folder,
-        model=create_model("mltr_nano", num_classes=3, **TINY).eval(),
-        name="mltr_nano",
-        overrides=TINY,
-        classes=COLOURS,
-        preprocess=Preprocess(32),
-        thresholds=[0.4, 0.45, 0.9],
-    )
-    return folder
+    return save_untrained(folder, COLOURS, TINY, thresholds=[0.4, 0.45, 0.9])
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (30, 20), form: str = "PNG") -> bytes:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from making import write_image
+from making import save_untrained, write_image
 from PIL import Image
 
 import mltr
@@ -25,10 +24,9 @@ from mltr.config.schema import (
     ScenesConfig,
     TrainConfig,
 )
-from mltr.data import Preprocess, open_splits, read_csv
+from mltr.data import open_splits, read_csv
 from mltr.data.records import Splits
 from mltr.diagnosis.label_issues import OWN, PROBES
-from mltr.weights.bundle import save_bundle
 
 CLASSES = ("red", "green", "blue")
 PARTS = ("train", "train", "train", "val", "test")
@@ -63,11 +61,7 @@ def write_table(path: Path, labels: dict[str, list[object]], classes=CLASSES) ->
 
 def write_run(folder: Path, root: Path, classes=CLASSES, **data: object) -> None:
     """Write an untrained run, whose random features already separate the colours."""
-    torch.manual_seed(0)
-    save_bundle(
-        folder, model=mltr.create_model("mltr_nano", len(classes), **NETWORK), name="mltr_nano",
-        overrides=NETWORK, classes=classes, preprocess=Preprocess(32),
-    )  # fmt: skip
+    save_untrained(folder, classes, NETWORK)
     config = Config(
         data=DataConfig(root=str(root), workers=0, **data),
         augment=AugmentConfig(randaugment_ops=0, cutout=0),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making import save_untrained
 from sklearn.metrics import average_precision_score, f1_score, precision_score
 
 import mltr
@@ -20,7 +21,6 @@ from mltr.evaluation.predictions import (
     predict_split,
     save_predictions,
 )
-from mltr.weights.bundle import save_bundle
 
 CLASSES = ("cat", "dog", "a very long name of a class", "rare")
 
@@ -92,10 +92,7 @@ def test_a_threshold_of_choice(saved: Predictions, tmp_path: Path) -> None:
 def write_scenes_run(folder: Path, seed: int = 0) -> None:
     overrides = {"image_size": 32, "depths": [1], "conv_depths": [0]}
     scenes = ScenesConfig(train=8, val=4, test=6, side=32, seed=seed)
-    save_bundle(
-        folder, model=mltr.create_model("mltr_nano", 10, **overrides), name="mltr_nano",
-        overrides=overrides, classes=read_scenes(scenes).test.classes, preprocess=Preprocess(32),
-    )  # fmt: skip
+    save_untrained(folder, read_scenes(scenes).test.classes, overrides)
     config = Config(data=DataConfig(format="scenes", scenes=scenes, workers=0))
     (folder / "config.yaml").write_text(to_yaml(config))
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 from fake_hub import FakeHub, running_hub
 from huggingface_hub import ModelCard
+from making import save_untrained
 
 import mltr
 from mltr.cli import main
@@ -33,13 +34,8 @@ def hub() -> Iterator[FakeHub]:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    model = mltr.create_model("mltr_nano", num_classes=3, depths=(0, 0, 1))
-    save_bundle(
-        tmp_path / "mine", model=model, name="mltr_nano", overrides={"depths": [0, 0, 1]},
-        classes=CLASSES, preprocess=Preprocess(96), thresholds=(0.3, 0.5, 0.75),
-    )  # fmt: skip
-    return tmp_path / "mine"
+    about = {"preprocess": Preprocess(96), "thresholds": (0.3, 0.5, 0.75)}
+    return save_untrained(tmp_path / "mine", CLASSES, {"depths": [0, 0, 1]}, **about)
 
 
 def command(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -177,16 +173,8 @@ def test_the_card_of_a_bare_bundle(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_of_weights_without_labels_says_where_they_come_from(tmp_path: Path) -> None:
-    model = mltr.create_model("mltr_nano", num_classes=0, depths=(0, 0, 1))
-    save_bundle(
-        tmp_path / "bare",
-        model=model,
-        name="mltr_nano",
-        overrides={"depths": [0, 0, 1]},
-        classes=(),
-        preprocess=Preprocess(96),
-        extra={"converted_from": "a|b_c.pth"},
-    )
+    about = {"preprocess": Preprocess(96), "extra": {"converted_from": "a|b_c.pth"}}
+    save_untrained(tmp_path / "bare", (), {"depths": [0, 0, 1]}, **about)
     assert main(["push", str(tmp_path / "bare"), "me/x", "--dry-run", str(tmp_path / "card")]) == 0
     card = ModelCard.load(tmp_path / "card" / "README.md")
     assert card.data.tags == ["multi-label", "mltr", "mltr_nano"]

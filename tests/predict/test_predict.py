@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from making import save_untrained
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,11 +25,10 @@ from mltr.data.images import open_image
 from mltr.data.preprocess import Preprocess
 from mltr.data.readers.keywords import read_keywords
 from mltr.errors import BrokenImage, MltrError, UsageError
-from mltr.network.model import create_model
 from mltr.predict import command as predict
 from mltr.predict.predictor import Prediction, Predictor, predict_paths
 from mltr.predict.tagging import choose_classes
-from mltr.weights.bundle import TorchNetwork, load_bundle, save_bundle, update_config
+from mltr.weights.bundle import TorchNetwork, load_bundle, update_config
 from mltr.weights.metadata import Calibration
 
 CLASSES = ("sea", "sunset", "tree", "path")
@@ -54,22 +54,13 @@ def predictor() -> Predictor:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that nobody trained, but with decided opinions."""
-    torch.manual_seed(0)
-    overrides: dict[str, Any] = {"depths": (0, 0, 1, 0), "image_size": 32}
-    model = create_model("mltr_nano", num_classes=4, **overrides)
-    with torch.no_grad():
-        model.get_parameter("head.weight").mul_(20)
-    folder = tmp_path_factory.mktemp("run")
-    save_bundle(
-        folder,
-        model=model,
-        name="mltr_nano",
-        overrides=overrides,
-        classes=CLASSES,
+    return save_untrained(
+        tmp_path_factory.mktemp("run"),
+        CLASSES,
+        sharpness=20,
         preprocess=Preprocess(image_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)),
         thresholds=[0.3, 0.4, 0.5, 0.6],
     )
-    return folder
 
 
 @pytest.fixture

@@ -17,10 +17,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from making import count_done, write_image
+from making import count_done, save_untrained, write_image
 from predicting import CLASSES, MeanColour, command, names_in, rows_of
 
-from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.predict import journal, progress
 from mltr.predict.inputs import Inputs, Survey
@@ -322,25 +321,7 @@ def test_predicting_needs_no_torch() -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network that nobody trained."""
-    import torch
-
-    from mltr.network.model import create_model
-    from mltr.weights.bundle import save_bundle
-
-    torch.manual_seed(0)
-    overrides: dict[str, Any] = {"depths": (0, 0, 1, 0), "image_size": 32}
-    model = create_model("mltr_nano", num_classes=3, **overrides)
-    folder = tmp_path_factory.mktemp("run")
-    save_bundle(
-        folder,
-        model=model,
-        name="mltr_nano",
-        overrides=overrides,
-        classes=CLASSES,
-        preprocess=Preprocess(image_size=32),
-        thresholds=[0.0, 0.4, 0.5],
-    )
-    return folder
+    return save_untrained(tmp_path_factory.mktemp("run"), CLASSES, thresholds=[0.0, 0.4, 0.5])
 
 
 def write_many(folder: Path, count: int) -> list[Path]:
