@@ -84,18 +84,18 @@ def identical_groups(seen: Sequence[Seen]) -> list[list[Seen]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def similar_groups(seen: Sequence[Seen], least: float = SAME_PICTURE) -> list[list[Seen]]:
+def similar_groups(seen: Sequence[Seen]) -> list[list[Seen]]:
     """Return the groups of two and more images that show the same picture.
 
-    Two images do if their thumbnails correlate by at least `least`. Re-saving, scaling and changes
-    of brightness, contrast or colour don't matter; cropping and mirroring do. A group is held
-    together by such pairs. Every pair is compared, which takes less time than opening the images
-    did up to some 300 000 of them.
+    Two images do if their thumbnails correlate by at least `SAME_PICTURE`. Re-saving, scaling and
+    changes of brightness, contrast or colour don't matter; cropping and mirroring do. A group is
+    held together by such pairs. Every pair is compared, which takes less time than opening the
+    images did up to some 300 000 of them.
     """
     sound = [image for image in seen if not image.error]
     if len(sound) < 2:
         return []
-    group_of = _link(np.stack([image.thumbnail for image in sound]), least)
+    group_of = _link(np.stack([image.thumbnail for image in sound]))
     groups: dict[int, list[Seen]] = defaultdict(list)
     for image, number in zip(sound, group_of, strict=True):
         groups[int(number)].append(image)
@@ -110,7 +110,7 @@ def similarity(a: Seen, b: Seen) -> float:
     return float(first @ second)
 
 
-def _link(thumbnails: NDArray[np.uint8], least: float) -> NDArray[np.int32]:
+def _link(thumbnails: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Return for each thumbnail [N, P] the number of its group."""
     distinct, group_of = np.unique(thumbnails, axis=0, return_inverse=True)
     count = len(distinct)
@@ -119,7 +119,7 @@ def _link(thumbnails: NDArray[np.uint8], least: float) -> NDArray[np.int32]:
     for start in range(0, count, BLOCK):
         block = directions[start : start + BLOCK]
         near = [
-            np.nonzero(block @ directions[k : k + BLOCK].T >= least)
+            np.nonzero(block @ directions[k : k + BLOCK].T >= SAME_PICTURE)
             for k in range(start, count, BLOCK)
         ]
         rows = np.concatenate([pair[0] + start for pair in near])

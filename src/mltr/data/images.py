@@ -123,9 +123,9 @@ def _open(
         return image, place or (0, 0, *image.size)
 
 
-def check_image(path: Path, max_pixels: int = MAX_PIXELS) -> None:
+def check_image(path: Path) -> None:
     """Raise `BrokenImage` for what isn't an image by its first bytes; nothing is decoded."""
-    with told(str(path), max_pixels), _identified(path, str(path), max_pixels):
+    with told(str(path), MAX_PIXELS), _identified(path, str(path), MAX_PIXELS):
         pass
 
 

@@ -28,6 +28,7 @@ ISSUE_COLUMNS = (
 PICTURES = 40  #: maximum pictures on a contact sheet
 COLUMNS = 8  #: columns of a contact sheet
 TILE = 180  #: side of a tile in pixels
+NAME_LENGTH = 36  #: maximum characters of a name in a caption or table
 
 Corrections = dict[tuple[str, str], dict[int, int]]  #: labels by (split, image) and class index
 Groups = Sequence[Sequence[Seen]]  #: groups of duplicate images
@@ -148,9 +149,9 @@ def _given(record: Record, classes: Sequence[str]) -> list[str]:
     return [name for name, label in zip(classes, record.labels, strict=True) if label == 1]
 
 
-def short_name(name: str, length: int = 36) -> str:
-    """Return the end of a name, its most distinctive part, in at most `length` characters."""
-    return name if len(name) <= length else f"…{name[1 - length :]}"
+def short_name(name: str) -> str:
+    """Return the end of a name, its most distinctive part."""
+    return name if len(name) <= NAME_LENGTH else f"…{name[1 - NAME_LENGTH :]}"
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> Path:

@@ -195,9 +195,7 @@ def _probe_probs(run: OpenRun, part: Split) -> Predictions:
     return Predictions(probs, targets, names, part.classes, tuple(errors))
 
 
-def cross_validated(
-    features: Floats, targets: Labels, folds: int = PROBE_FOLDS, seed: int = 0
-) -> Floats:
+def cross_validated(features: Floats, targets: Labels) -> Floats:
     """Return cross-validated probabilities [N, K] of logistic regressions on features [N, C].
 
     They are NaN where a label of `targets` [N, K] is unknown, and in classes with fewer than two
@@ -212,13 +210,13 @@ def cross_validated(
     for k in range(targets.shape[1]):
         rows = np.flatnonzero(targets[:, k] >= 0)
         positives = int((targets[rows, k] == 1).sum())
-        count = min(folds, positives, len(rows) - positives)
+        count = min(PROBE_FOLDS, positives, len(rows) - positives)
         if count < 2:
             continue
         probe = make_pipeline(
             StandardScaler(), LogisticRegression(C=1 / PENALTY, max_iter=MAX_STEPS)
         )
-        divided = StratifiedKFold(count, shuffle=True, random_state=seed)
+        divided = StratifiedKFold(count, shuffle=True, random_state=0)
         probs[rows, k] = cross_val_predict(
             probe, features[rows], targets[rows, k], cv=divided, method="predict_proba"
         )[:, 1]

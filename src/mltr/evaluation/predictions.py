@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,13 @@ def predict_split(
     autocast: torch.dtype | None = None,
     cache: Cache | None = None,
     calibration: Calibration | None = None,
-    on_batch: Callable[[], object] = lambda: None,
     processes: Processes | None = None,
 ) -> Predictions:
     """Score every image of a split once, in order; the model is left in eval mode.
 
     `autocast` is the dtype of autocast, or None; `cache` is as for `ImageDataset`; `calibration`
-    turns logits into probabilities; `on_batch` is called after each batch. With several
-    `processes`, each scores its share in batches of `batch_size`, and all get all scores. Raises
-    `MltrError` if the network outputs NaN.
+    turns logits into probabilities. With several `processes`, each scores its share in batches of
+    `batch_size`, and all get all scores. Raises `MltrError` if the network outputs NaN.
     """
     processes = processes or Processes()
     loader = make_loader(
@@ -69,7 +67,7 @@ def predict_split(
     )  # fmt: skip
     return score_batches(
         model, split, loader, device=torch.device(device), autocast=autocast,
-        calibration=calibration, on_batch=on_batch, processes=processes,
+        calibration=calibration, processes=processes,
     )  # fmt: skip
 
 
@@ -83,7 +81,6 @@ def score_batches(
     autocast: torch.dtype | None,
     calibration: Calibration | None,
     processes: Processes,
-    on_batch: Callable[[], object] = lambda: None,
 ) -> Predictions:
     """Score the batches of a loader over a split, as `predict_split` does."""
     model.eval()
@@ -99,7 +96,6 @@ def score_batches(
         targets[rows] = batch.targets.numpy()
         seen[rows] = 1
         errors += batch.errors
-        on_batch()
     names = tuple(record.name for record in split)
     own = Predictions(probs, targets, names, split.classes, tuple(errors))
     return own if processes.count == 1 else _gathered(own, seen, processes)

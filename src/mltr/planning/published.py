@@ -91,11 +91,6 @@ class Row:
         """The command to run; words in capitals stand for the user's folders."""
         return " ".join(("mltr train", self.recipe, *self.options))
 
-    @property
-    def pretrains(self) -> bool:
-        """Whether the row is a pretraining on ImageNet, with one label per image."""
-        return self.recipe in PRETRAINING
-
 
 LARGE_BATCH = ("--train.batch_size", "56")  #: batch size from 384 pixels on (ASL)
 UNNAMED = "variant not stated; L is our choice"

@@ -389,7 +389,6 @@ def predict_paths(
     predictor: Predictor,
     paths: Iterable[Source],
     workers: int | None = None,
-    batch_size: int | None = None,
     read: Callable[[Source], Opened] | None = None,
 ) -> Iterator[tuple[Source, Found]]:
     """Yield each image with its prediction, or with the reason it can't be read, in order.
@@ -399,7 +398,7 @@ def predict_paths(
     `predictor.look` and runs in threads; if it returns an existing result or None instead of
     pixels, that is passed through.
     """
-    size = batch_size or predictor.batch_size
+    size = predictor.batch_size
     readers = ThreadPoolExecutor(workers or min(8, _usable_cores()))
     runner = ThreadPoolExecutor(1)
     opened = _read_ahead(readers, read or predictor.look, iter(paths), size)
