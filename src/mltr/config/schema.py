@@ -141,15 +141,16 @@ class AugmentConfig:
     flip: bool = True  #: horizontal flip with probability 0.5
     jitter: ShareBelow1 = 0.0  #: maximum relative change of brightness, contrast and saturation
     randaugment_ops: Whole = 2  #: RandAugment operations per image (0: off)
-    randaugment_magnitude: Magnitude = 9  #: RandAugment magnitude, 0..30
+    randaugment_magnitude: Magnitude = 9  #: RandAugment magnitude
     cutout: ShareBelow1 = 0.5  #: side of the erased square as a share of the image's side (0: off)
     erasing: Share = 0.0  #: probability that noise replaces a rectangle (random erasing)
     repeats: Count = 1  #: consecutive uses of an image, each augmented anew (1: off)
     mixup: NotNegative = 0.0  #: Beta parameter of mixup (0: off)
     cutmix: NotNegative = 0.0  #: Beta parameter of cutmix (0: off)
-    mix_from: Whole = 0  #: epochs after which images are mixed: a short run isn't helped by that
+    mix_from: Whole = 0  #: epochs before images are mixed, which doesn't help a short run
     resize: Literal["squash", "crop"] = "squash"  #: squash to a square, or timm's centre crop
-    normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"  #: auto: as the weights
+    #: auto: as for the weights
+    normalize: Literal["auto", "none", "imagenet", "inception"] = "auto"
 
     def __post_init__(self) -> None:
         _check_bounds("augment", self)
@@ -198,7 +199,8 @@ class TrainConfig:
     """The training loop: duration, learning rate, seed and checkpoints."""
 
     epochs: Whole = 40  #: passes over the training images (0: 600 / sqrt(images), within 3..100)
-    minutes: NotNegative = 0.0  #: time for the whole run; epochs then bound a frozen backbone only
+    #: duration of the whole run; `epochs` then limits only a frozen backbone
+    minutes: NotNegative = 0.0
     stop_epoch: Whole = 0  #: stop after this epoch of a schedule over `epochs` (0: don't)
     seed: int = 0  #: seed of the weights, the order of images and their augmentation
     batch_size: Count = 64  #: images per batch, over all processes
@@ -208,7 +210,7 @@ class TrainConfig:
     weight_decay: float = 0.05  #: not applied to biases, 1-D weights and position tables
     layer_decay: ShareAbove0 = 1.0  #: learning-rate factor for each stage further from the head
     schedule: Literal["onecycle", "cosine"] = "cosine"  #: learning-rate schedule
-    warmup: ShareOfRun = 0.05  #: share of the run in which the learning rate rises
+    warmup: ShareOfRun = 0.05  #: linear increase of the learning rate
     clip_grad: NotNegative = 5.0  #: maximum norm of the gradient (0: off)
     ema_decay: ShareBelow1 = 0.0  #: decay of the exponential moving average of the weights (0: off)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: bf16 if fast
@@ -218,8 +220,8 @@ class TrainConfig:
     min_size: Whole = 0  #: image side in the first epoch, which grows to full size (0: constant)
     #: what doesn't learn: nothing, the backbone, or the first N stages
     freeze: Literal["none", "backbone"] | int = "none"
-    views: Count = 1  #: per photo, for a frozen backbone (2: also mirrored; 3 or more: crops)
-    #: run, bundle or hf-hub:OWNER/NAME whose answer to each photo is learnt beside the labels
+    views: Count = 1  #: of each photo, for a frozen backbone (2: also mirrored; 3 or more: crops)
+    #: run, bundle or hf-hub:OWNER/NAME whose predictions are learnt along with the labels
     teacher: str = ""
     #: share of the teacher in the target of a known label (unknown labels: 1)
     teacher_weight: Share = 0.5

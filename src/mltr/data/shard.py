@@ -1,4 +1,4 @@
-"""`mltr shard`: any source as a few large tar files, for disks and networks that dislike many."""
+"""`mltr shard`: pack a source into a few large tar files, faster to read than many small ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "source",
         metavar="SOURCE",
-        help="as `mltr data` takes it; images:FOLDER for images without labels; or, with --verify "
-        "alone, shards",
+        help="a source, as for `mltr data`; images:FOLDER for images without labels; with --verify "
+        "alone, the shards",
     )
-    add("--out", metavar="DIR", help="the folder of the shards")
-    add("--samples", type=int, default=SAMPLES, metavar="N", help=f"in a shard (default {SAMPLES})")
+    add("--out", metavar="DIR", help="folder for the shards")
+    add(
+        "--samples",
+        type=int,
+        default=SAMPLES,
+        metavar="N",
+        help=f"images per shard (default: {SAMPLES})",
+    )
     add(
         "--side",
         type=int,
@@ -32,19 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="shrink images to this shorter side, as JPEG (default: keep the original files)",
     )
-    add("--quality", type=int, default=90, help="of the JPEG with --side (default 90)")
+    add("--quality", type=int, default=90, help="JPEG quality with --side (default: 90)")
     add(
         "--max-broken",
         type=float,
         default=0.01,
         metavar="SHARE",
-        help="share of missing or unreadable images at which it stops (default 0.01)",
+        help="share of missing or unreadable images above which it stops (default: 0.01)",
     )
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="threads that read images")
     add("--verify", action="store_true", help="check every byte and label of the shards")
     add("--overwrite", action="store_true", help="replace shards, finished or not, in that folder")
     add_source_options(parser)
-    parser.epilog = "Interrupted? Give the same command again: it goes on after the last shard."
+    parser.epilog = (
+        "After an interruption, repeat the command: it resumes after the last finished shard."
+    )
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--answers",
         metavar="FILE",
-        help="instead, write all labels to --out: the run's own, and those of this table or export "
-        "of Label Studio",
+        help="instead of choosing, write all labels to --out: the run's own, and those in this "
+        "table or Label Studio export",
     )
     add_running(parser, "predict every image again, and replace the table")
 

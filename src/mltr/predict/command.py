@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"expect (the default), or {NAMINGS[1]} as Lightroom does",
     )
     add_running(parser, "predict every image again, and let --sidecars replace files")
-    add("--sheet", metavar="FILE", help=f"draw the first {SHEET_PICTURES} images with their labels")
+    add("--sheet", metavar="FILE", help=f"contact sheet of the first {SHEET_PICTURES} images")
     add(
         "--threshold",
         metavar="T",
@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs the network: torch, onnx (onnxruntime, for ONNX files), openvino, or the "
         "fastest that is installed and agrees on the first photos of a long job (auto, the "
-        "default); ray: several processes that may fail, on the cluster at RAY_ADDRESS, else on "
-        "this machine",
+        "default); ray: several processes, any of which may fail, on the cluster at RAY_ADDRESS, "
+        "else on this machine",
     )
     add(
         "--replicas",
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_places(parser: argparse.ArgumentParser, network: str, nargs: str = "+") -> None:
-    """Declare the network and the images, for every command that goes through many of these."""
+    """Declare the network and the images, for every command that processes many of them."""
     parser.add_argument("bundle", metavar="RUN", help=network)
     parser.add_argument(
         "paths",
@@ -101,7 +101,7 @@ def add_places(parser: argparse.ArgumentParser, network: str, nargs: str = "+") 
 
 
 def add_running(parser: argparse.ArgumentParser, anew: str) -> None:
-    """Declare how the images are gone through; `anew` says what --overwrite does."""
+    """Declare how the images are processed; `anew` says what --overwrite does."""
     add = parser.add_argument
     add("--overwrite", action="store_true", help=f"start from the beginning: {anew}")
     add(

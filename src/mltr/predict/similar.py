@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("features", metavar="FEATURES", help="a table written by `mltr embed`")
     add("photo", metavar="PHOTO", help="a photo of the table, or any other")
     add("--count", type=int, default=12, metavar="N", help="photos to list (default: 12)")
-    add("--sheet", metavar="FILE", help="draw the photos: .png, .jpg or .webp")
+    add("--sheet", metavar="FILE", help="contact sheet of the photos: .png, .jpg or .webp")
     add("--json", metavar="FILE", help="write the list as JSON (- for stdout)")
-    add("--run", metavar="RUN", help="the network of the table, if it has moved")
+    add("--run", metavar="RUN", help="the run that made the table, if it has moved")
     add("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator if available)")
 
 

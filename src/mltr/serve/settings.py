@@ -37,7 +37,7 @@ class Settings:
     max_wait_ms: float = _limit(5, "milliseconds that an image waits for others of its batch")
     network_threads: int = _limit(1, "batches in the network at a time")
     max_connections: int = _limit(
-        1000, "open connections; beyond it the one idle longest is closed"
+        1000, "open connections; beyond it the longest idle one is closed"
     )
     head_timeout_s: float = _limit(10, "seconds to receive the head of a request; beyond it 408")
     body_timeout_s: float = _limit(30, "seconds to receive one request; beyond it 408")

@@ -1,9 +1,9 @@
 """`mltr convert tagger`: make a bundle of another project's tagger or image classifier.
 
-SOURCE is one of three. A folder with model.onnx and selected_tags.csv, as of the WD taggers, needs
-no options. A folder of timm's, with config.json and model.safetensors, needs --activation, unless
-it knows the classes of ImageNet. For any other ONNX classifier, --labels and the options below say
-what its graph doesn't.
+There are three kinds of SOURCE. A folder with model.onnx and selected_tags.csv, like those of the
+WD taggers, needs no options. A folder in timm's format, with config.json and model.safetensors,
+needs --activation unless its classes are ImageNet's. Any other ONNX classifier needs --labels, and
+the options below for what its graph doesn't say.
 """
 
 from __future__ import annotations
@@ -40,33 +40,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         metavar="T",
         help="minimum probability of a label, or one for each category: 0.35,character=0.85 "
-        "(default: 0.5; of WD taggers as in this example)",
+        "(default: 0.5; for WD taggers as in this example)",
     )
     add(
         "--activation",
         choices=["sigmoid", "softmax"],
-        help="what makes probabilities of the logits: sigmoid if an image can have several labels, "
-        "softmax if it has one (default: by the graph; softmax for the classes of ImageNet)",
+        help="turns logits into probabilities: sigmoid if an image can have several labels, "
+        "softmax if it has one (default: from the graph; softmax for ImageNet's classes)",
     )
-    group = parser.add_argument_group("what the images of an ONNX file went through")
+    group = parser.add_argument_group("preprocessing of an ONNX file")
     add = group.add_argument
-    add("--image-size", type=int, metavar="N", help="side in pixels (default: by the graph)")
-    add("--layout", choices=["nchw", "nhwc"], help="default: by the graph")
+    add("--image-size", type=int, metavar="N", help="side in pixels (default: from the graph)")
+    add("--layout", choices=["nchw", "nhwc"], help="default: from the graph")
     add("--channels", choices=["rgb", "bgr"], help="order of the colours (default: rgb)")
     add(
         "--range",
         type=int,
         choices=[1, 255],
-        help="largest value of a pixel, before --mean and --std (default: 1; 255 for nhwc and "
-        "uint8)",
+        help="largest pixel value, before --mean and --std (default: 1; 255 for nhwc and uint8)",
     )
     add(
         "--mean",
         metavar="R,G,B",
-        help="what is subtracted, in the order of --channels (default: ImageNet's for a range of "
+        help="subtracted, in the order of --channels (default: ImageNet's for a range of "
         "1, else 0)",
     )
-    add("--std", metavar="R,G,B", help="what it is then divided by (default: as for --mean)")
+    add("--std", metavar="R,G,B", help="divisor after that (default: as for --mean)")
     add("--interpolation", choices=["bilinear", "bicubic"], help="default: bilinear")
     add(
         "--padding",
@@ -77,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crop-pct",
         type=float,
         metavar="SHARE",
-        help="cut the middle out, this share of the shorter side, such as 0.875",
+        help="centre crop: its share of the shorter side, such as 0.875",
     )
 
 

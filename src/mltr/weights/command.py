@@ -1,4 +1,4 @@
-"""`mltr convert`: load weights of CAT or Swin, with a report of what came from where."""
+"""`mltr convert`: convert weights of CAT or Swin to a bundle, and report where each came from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, tell what came from where, and write a bundle."""
+    """Convert, write a bundle, and report where each weight came from."""
     from mltr.data.preprocess import IMAGENET, Preprocess
     from mltr.network.model import default_image_size
     from mltr.network.variants import get_variant
