@@ -502,7 +502,7 @@ def test_caches_are_passed_over_and_unread_kinds_counted(
     }
     assert find_images(tmp_path / ".ipynb_checkpoints")  # asked for by name
     list(Inputs([str(tmp_path)]))
-    assert "2 .jxl passed over (convert them to JPEG)" in caplog.text
+    assert "2 .jxl skipped (convert them to JPEG)" in caplog.text
 
 
 def test_heic_without_its_package_is_skipped_and_reported(tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_heic_without_its_package_is_skipped_and_reported(tmp_path: Path) -> Non
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(tmp_path / "c.jpg")
-    assert "2 .heic passed over (pip install 'mltr[heic]')" in found.stderr
+    assert "2 .heic skipped (pip install 'mltr[heic]')" in found.stderr
 
 
 def test_a_line_counts_many_photos_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

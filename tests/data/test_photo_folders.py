@@ -119,7 +119,7 @@ def test_a_photo_in_several_class_folders_is_one_with_their_labels(
     assert sum(split["images"] for split in report["splits"].values()) == len(LABELS) + 1
     counts = report["understood"]["counts"]
     assert counts["copies of a photo in several class folders, merged"] == both
-    assert counts["@eaDir/ passed over"] == 1
+    assert counts["@eaDir/ skipped"] == 1
     assert counts["photos outside of the class folders, left out"] == 1
     records = [record for split in open_splits(DataConfig(root=str(tmp_path))) for record in split]
     assert (

@@ -124,7 +124,7 @@ def test_an_interruption_spares_the_output_of_an_earlier_run(
     with pytest.raises(raised):
         command(photos, "--out", out)
     assert out.read_bytes() == content
-    assert "tags.csv is as it was" in capsys.readouterr().err
+    assert "tags.csv is unchanged" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_images_with_sidecars_are_not_opened_again(
     out, err = capsys.readouterr()
     assert network.seen == 10
     assert len(out.splitlines()) == 3
-    assert "passed over, with their sidecars there already: 4 images;" in err
+    assert "skipped, as they have sidecars already: 4 images;" in err
     assert "kept" not in err
     assert len(list(photos.glob("*/*.txt"))) == len(list(photos.glob("*/*.png.xmp"))) == 7
     assert (photos / "0/1.txt").stat().st_size

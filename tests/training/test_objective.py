@@ -112,6 +112,6 @@ def test_the_loop_learns_judges_resumes_and_ends_as_the_objective_says(
 
     with pytest.raises(KeyboardInterrupt):
         learn(Interrupted, "cut")
-    assert "go on by: mltr line" in caplog.text
+    assert "resume with: mltr line" in caplog.text
     assert learn(Slope, "cut", resume=True) == figures
     assert float((tmp_path / "cut" / "line.txt").read_text()) == last

@@ -269,7 +269,7 @@ def test_ctrl_c_before_the_first_validation_says_that_there_is_nothing_yet(
 ) -> None:
     interrupt_at(monkeypatch, 2)
     assert train(tmp_path / "run") == 130
-    assert "no epoch is validated yet" in caplog.text
+    assert "no epoch has been validated yet" in caplog.text
     assert main(["evaluate", str(tmp_path / "run")]) == 1
     assert "stopped by Ctrl-C after a validation" in capsys.readouterr().err
 
@@ -289,7 +289,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on by: mltr train run/config.yaml --out run --resume" in messages
+    assert "resume with: mltr train run/config.yaml --out run --resume" in messages
     assert "Traceback" not in messages
 
 

@@ -188,7 +188,7 @@ def test_real_weights_with_other_names_are_matched_by_order(
     bundle = bundle_of(
         tmp_path / "own", 1000, name="timm/tf_efficientnet_lite0", init=str(lite_file)
     )
-    assert "entries told by their order" in caplog.text
+    assert "entries matched by their order" in caplog.text
     assert "224 px, centre crop of 0.875, bicubic, mean 0.5 0.5 0.5" in caplog.text
     assert_same_logits(bundle, network, sixteen, onnx)
 

@@ -80,7 +80,7 @@ class Understood:
             else f"{use} from {len(names):,} columns ({_shorten(names)})"
             for use, names in by_use.items()
         ]
-        passed_over = f"passed over: {_shorten(map(repr, self.passed_over))}"
+        passed_over = f"skipped: {_shorten(map(repr, self.passed_over))}"
         return [
             ", ".join((files, *self.details)),
             ", ".join(used),

@@ -100,10 +100,10 @@ def passed_over_kinds(counts: Counter[str]) -> dict[str, int]:
     """Return what a walk left out in words, with what to do about it, to its number.
 
     >>> passed_over_kinds(Counter({".jxl": 2, "@eaDir/": 1}))
-    {'.jxl passed over (convert them to JPEG)': 2, '@eaDir/ passed over': 1}
+    {'.jxl skipped (convert them to JPEG)': 2, '@eaDir/ skipped': 1}
     """
     hints = {kind: f" ({UNREAD_SUFFIXES[kind]})" for kind in counts if kind in UNREAD_SUFFIXES}
-    return {f"{kind} passed over{hints.get(kind, '')}": counts[kind] for kind in sorted(counts)}
+    return {f"{kind} skipped{hints.get(kind, '')}": counts[kind] for kind in sorted(counts)}
 
 
 def is_image(path: Path) -> bool:

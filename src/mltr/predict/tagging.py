@@ -172,8 +172,8 @@ def tag(
             tally.interruption = error
     if journal is not None and journal.damaged:
         tell(
-            f"{journal.path} is damaged; what it said of {journal.damaged:,} images was not "
-            "believed, and they were predicted anew"
+            f"{journal.path} is damaged: its records of {journal.damaged:,} images were discarded, "
+            "and these images predicted again"
         )
     if form == "label-studio" and out is not None and tally.is_written:
         setup = labelling_setup(vocabulary.classes)
@@ -407,14 +407,14 @@ def _tell_summary(tally: _Tally, out: Path | None) -> None:
     if tally.interruption is not None:
         kept = "the results so far are written"
         if out is not None and not tally.is_written:
-            kept = f"{out} is as it was" if out.exists() else f"{out} is not written"
+            kept = f"{out} is unchanged" if out.exists() else f"{out} is not written"
         again = "; repeat the command to continue" if out else ""
         lines.append(f"interrupted after {images}; {kept}{again}")
     elif out is not None:
         lines.append(f"{images} -> {out}")
     if tally.tagged:
         lines.append(
-            f"passed over, with their sidecars there already: {counted(tally.tagged, 'image')}; "
+            f"skipped, as they have sidecars already: {counted(tally.tagged, 'image')}; "
             "--overwrite writes them again"
         )
     sidecars = tally.sidecars

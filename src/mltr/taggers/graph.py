@@ -73,7 +73,7 @@ def load(path: Path) -> onnx.ModelProto:
     outside = [name for name in _external_files(model) if not _lies_in(path.parent, name)]
     if outside:
         raise MltrError(
-            f"{path} wants weights from {outside[0]}, which isn't a file in its own folder: it was "
+            f"{path} needs weights from {outside[0]}, which isn't a file in its own folder: it was "
             "not opened; put all files of the tagger into one folder"
         )
     try:
@@ -87,7 +87,7 @@ def load(path: Path) -> onnx.ModelProto:
 
 
 def _external_files(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the files that a graph wants weights from."""
+    """Return the names of the files that a graph needs weights from."""
     entries = (
         entry
         for tensor in _tensors(model)

@@ -28,5 +28,5 @@ class BoundModule(nn.Module):
         if bytes(state.cpu().numpy()) != self.bound_to:
             raise UsageError(
                 f"{self.whose} are others than when this run began: give it the "
-                f"{self.option}, or start anew by --overwrite"
+                f"{self.option}, or start over with --overwrite"
             )

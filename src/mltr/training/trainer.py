@@ -168,7 +168,7 @@ class Trainer:
         run = self.run
         if self.saver.save():
             log.warning(
-                "saved at epoch %d; go on by: mltr %s %s --out %s --resume",
+                "saved at epoch %d; resume with: mltr %s %s --out %s --resume",
                 run.progress.epoch + 1,
                 self.objective.command,
                 run.folder.recipe,
@@ -182,7 +182,7 @@ class Trainer:
     def _leave_usable(self) -> None:
         """Write the bundle of the best weights so far, for a run that stops before its end."""
         if not self.run.progress.best_name:
-            log.warning("no epoch is validated yet, so this run can't be used before it goes on")
+            log.warning("no epoch has been validated yet: resume this run before using it")
             return
         self.saver.load_best()
         if self.run.processes.is_main:

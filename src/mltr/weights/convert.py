@@ -170,7 +170,7 @@ def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
     tensors, by_order = read_fitting(backbone, weights)
     report = Report(f"{weights.source}, {weights.architecture}")
     if by_order:
-        report.source += ", entries told by their order and shapes, as no name is timm's"
+        report.source += ", entries matched by their order and shapes, as no name is timm's"
     own = backbone.state_dict()
     fitting = {n: t for n, t in tensors.items() if n in own and t.shape == own[n].shape}
     backbone.load_state_dict(fitting, strict=False)

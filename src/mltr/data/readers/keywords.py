@@ -45,7 +45,7 @@ def read_keywords(
 
     Folders named train, val and test are splits. A photo without a keyword is left out and
     counted: nobody has said what it shows. Without `classes`, every keyword is a class; with them,
-    other keywords are passed over. Raises `MltrError` for XMP that can't be read.
+    other keywords are skipped. Raises `MltrError` for XMP that can't be read.
     """
     root = Path(root)
     passed_over: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Which column of a table holds the photos, which the labels, and which is passed over."""
+"""Which column of a table holds the photos, which the labels, and which is skipped."""
 
 from __future__ import annotations
 
