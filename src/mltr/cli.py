@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 class Command:
     """A command: a module with `add_arguments(parser)` and `run(args)`.
 
-    The module imports nothing heavy, so that --help and wrong usage are answered at once; `run`
-    imports what does the work.
+    The module imports nothing heavy, so that --help and misspelt options are answered at once;
+    `run` imports what does the work.
     """
 
     module: str

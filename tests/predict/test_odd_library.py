@@ -340,7 +340,7 @@ def test_a_blob_of_another_length_is_predicted_anew(
     assert command(photos, "--out", out) == 0
     assert network.seen == 2
     assert out.read_bytes() == expected
-    assert "tags.csv.journal is damaged; what it said" in capsys.readouterr().err
+    assert "tags.csv.journal is damaged: its records" in capsys.readouterr().err
     command(photos, "--out", out)
     assert network.seen == 2
     assert "damaged" not in capsys.readouterr().err

@@ -24,37 +24,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``mltr predict``."""
     add_places(parser, "a run, a folder with weights, or a file written by `mltr export`")
-    add = parser.add_argument
-    add("--out", metavar="FILE", help="write the results to this file, replacing it (- for stdout)")
-    add(
-        "--format",
-        choices=["table", *dict.fromkeys(FORMATS.values()), *TOOLS],
-        help=f"format of the results; default: by the extension of --out ({', '.join(FORMATS)}), "
-        "else a table on a terminal and JSON lines in a pipe; fiftyone and label-studio are JSON "
-        "for these programs",
-    )
-    add("--json", metavar="FILE", help="short for --format jsonl --out FILE")
-    add(
-        "--sidecars",
-        action="store_true",
-        help="write the labels of photo.jpg to photo.txt beside it, separated by commas; existing "
-        "files are kept",
-    )
-    add(
-        "--xmp",
-        action="store_true",
-        help="add the labels to the keywords in photo.jpg.xmp beside photo.jpg; its other content "
-        "is kept",
-    )
-    add(
-        "--xmp-naming",
-        choices=NAMINGS,
-        default=NAMINGS[0],
-        help=f"file name for --xmp: {NAMINGS[0]} as digiKam, darktable and most others "
-        f"expect (the default), or {NAMINGS[1]} as Lightroom does",
-    )
+    _add_outputs(parser)
     add_running(parser, "predict every image again, and let --sidecars replace files")
-    add("--sheet", metavar="FILE", help=f"contact sheet of the first {SHEET_PICTURES} images")
+    add = parser.add_argument
     add(
         "--threshold",
         metavar="T",
@@ -86,6 +58,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes with --engine ray (default: one per GPU, or one per two cores)",
     )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Declare where the labels go."""
+    add = parser.add_argument
+    add("--out", metavar="FILE", help="write the results to this file, replacing it (- for stdout)")
+    add(
+        "--format",
+        choices=["table", *dict.fromkeys(FORMATS.values()), *TOOLS],
+        help=f"format of the results; default: by the extension of --out ({', '.join(FORMATS)}), "
+        "else a table on a terminal and JSON lines in a pipe; fiftyone and label-studio are JSON "
+        "for these programs",
+    )
+    add("--json", metavar="FILE", help="short for --format jsonl --out FILE")
+    add(
+        "--sidecars",
+        action="store_true",
+        help="write the labels of photo.jpg to photo.txt beside it, separated by commas; existing "
+        "files are kept",
+    )
+    add(
+        "--xmp",
+        action="store_true",
+        help="add the labels to the keywords in photo.jpg.xmp beside photo.jpg; its other content "
+        "is kept",
+    )
+    add(
+        "--xmp-naming",
+        choices=NAMINGS,
+        default=NAMINGS[0],
+        help=f"file name for --xmp: {NAMINGS[0]} as digiKam, darktable and most others "
+        f"expect (the default), or {NAMINGS[1]} as Lightroom does",
+    )
+    add("--sheet", metavar="FILE", help=f"contact sheet of the first {SHEET_PICTURES} images")
 
 
 def add_places(parser: argparse.ArgumentParser, network: str, nargs: str = "+") -> None:
