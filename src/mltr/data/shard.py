@@ -57,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Write shards, or check some, or both; 1 if the check finds anything."""
+    from mltr.data.packing import verify
+
     _check_numbers(args)
     if args.out:
         index = _write(args, overrides)
@@ -70,8 +72,6 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         print(f"train from them: mltr train RECIPE --data.root {args.out}")
     if not args.verify:
         return 0
-    from mltr.data.packing import verify
-
     place = args.out or args.source
     problems = 0
     for problem in verify(place):

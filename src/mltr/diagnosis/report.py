@@ -31,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Write the report."""
+    from mltr.diagnosis.page import write_report
+
     if args.examples < 0:
         raise UsageError(f"--examples {args.examples} must not be negative")
     path = Path(args.out or Path(args.run) / REPORT_FILE)
-    from mltr.diagnosis.page import write_report
-
     size = write_report(Path(args.run), path, args.examples, overrides)
     print(f"{path}: {size / 1e6:.1f} MB; open it in a browser")
     return 0

@@ -28,16 +28,14 @@ if TYPE_CHECKING:
     from mltr.evaluation.predictions import Predictions
     from mltr.weights.metadata import Calibration
 
-Floats = NDArray[np.floating[Any]]
-
 log = logging.getLogger(__name__)
+
+Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int8]
+
 RESAMPLES = 50
 LOWEST = 1e-6  #: minimum of a threshold when averaging logits
 MIN_SCALE = 0.01  #: minimum factor; with a smaller one the logits carry no information
-
-
-# -- fitting -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

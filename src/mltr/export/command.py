@@ -49,14 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Export a run to a checked file and describe it."""
+    from mltr.export.checking import tell
+    from mltr.export.writing import export
+
     if args.precision not in PRECISIONS[args.to]:
         raise UsageError(
             f"--to {args.to} supports {', '.join(PRECISIONS[args.to])}, not {args.precision}"
         )
     out = _choose_out(args)
-    from mltr.export.checking import tell
-    from mltr.export.writing import export
-
     result = export(
         args.bundle,
         out,

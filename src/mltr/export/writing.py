@@ -93,9 +93,6 @@ def write_onnx(model: onnx.ModelProto, path: Path, config: Mapping[str, Any]) ->
     path.write_bytes(model.SerializeToString())
 
 
-# -- the command -------------------------------------------------------------------------------
-
-
 def export(
     run: str,
     out: str | Path,
