@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from mltr.evaluation.aims import Aim
     from mltr.evaluation.predictions import Predictions
-    from mltr.evaluation.thresholds import Aim, Fitted
+    from mltr.evaluation.thresholds import Fitted
 
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int8]

@@ -126,7 +126,7 @@ class _Server(uvicorn.Server):
             self._announce()
 
 
-def _announce(told: dict[str, str | int], json_file: str | None, stdout: TextIO) -> None:
+def _announce(told: dict[str, object], json_file: str | None, stdout: TextIO) -> None:
     if json_file == "-":
         print(to_json(told), end="", file=stdout, flush=True)
         return
