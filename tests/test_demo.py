@@ -96,7 +96,7 @@ def test_a_taken_port_stops_the_demo_before_its_training(tmp_path: Path, capsys)
 def test_it_serves_what_it_learnt(demo: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     served = {}
     monkeypatch.setattr(
-        "mltr.demo.serve", lambda run, settings, **options: served.update(options, run=run)
+        "mltr.serve.server.serve", lambda run, settings, **options: served.update(options, run=run)
     )
     out = tmp_path / "demo"
     port = ["--port", "0"]
