@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -171,7 +172,10 @@ def _comments(section: type) -> dict[str, str]:
     """Return each field's `#:` comment, from its own line or those above it."""
     found: dict[str, str] = {}
     above: list[str] = []
-    for line in inspect.getsource(section).splitlines():
+    module = inspect.getsource(sys.modules[section.__module__])  # of a class it takes far longer
+    body = re.search(rf"^class {section.__name__}\b.*?(?=^\S|\Z)", module, re.M | re.S)
+    assert body is not None
+    for line in body[0].splitlines():
         code, _, words = line.partition("#:")
         if field := re.match(r"    (\w+):", code):
             found[field[1]] = words.strip() or " ".join(above)
