@@ -205,6 +205,15 @@ def test_names_in_other_capitals_as_windows_finds_them(suffix: str, photos: Path
     assert counts(describe(photos)) == RIGHT
 
 
+def test_an_object_a_line(photos: Path) -> None:
+    path = photos / "labels.jsonl"
+    lines = [json.dumps({"image": name, "labels": own}) for name, own in ROWS]
+    path.write_text("\n".join(lines))
+    assert main(["data", str(path), "--quick", "--json", str(photos.parent / "r.json")]) == 0
+    (report,) = json.loads((photos.parent / "r.json").read_text()).values()
+    assert counts(report) == RIGHT
+
+
 def test_a_name_that_fits_two_files_but_for_capitals_is_missing(photos: Path) -> None:
     write_image(photos / "P1.JPG")
     write_image(photos / "P1.jpg")

@@ -15,7 +15,7 @@ from mltr.data.readers.voc import find_voc
 from mltr.data.readers.yolo import DESCRIPTIONS, find_label_file, holds_boxes
 from mltr.data.records import PARTS
 from mltr.data.shards import is_shards
-from mltr.data.tables.sheet import PARQUET_SUFFIXES, TEXT_SUFFIXES
+from mltr.data.tables.sheet import LINES_SUFFIX, PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.walk import Siblings, is_image, list_folders, walk_images, with_count
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import open_regular
@@ -76,11 +76,14 @@ def _detect_file(path: Path) -> str:
         return "label_studio"
     if path.suffix.lower() == ".json" and is_coco(_head(path)):
         return "coco"
-    if path.suffix.lower() in TABLE_SUFFIXES:
+    known = (*TABLE_SUFFIXES, LINES_SUFFIX)
+    if path.suffix.lower() in known:
         return "table"
     if path.suffix.lower() in SPREADSHEETS:
         raise UsageError(f"{path}: save it as CSV, which any spreadsheet program can")
-    raise UsageError(f"{path}: not a table ({', '.join(TABLE_SUFFIXES)})")
+    raise UsageError(
+        f"{path}: not called a table ({', '.join(known)}); rename it, or save it as CSV"
+    )
 
 
 def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
