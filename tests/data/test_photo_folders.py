@@ -136,6 +136,16 @@ def test_tags_stay_whole(tmp_path: Path) -> None:
     assert classes == tuple(sorted([";)", ":|", "|_|", "AC, DC", "sea", "sun"]))
 
 
+def test_the_suffix_of_a_sidecar_may_be_in_capitals(tmp_path: Path) -> None:
+    for number, name in enumerate(LABELS):
+        write_image(tmp_path / name)
+        suffix = (".txt", ".TXT")[number % 2]
+        (tmp_path / name).with_suffix(suffix).write_text("sea")
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert sum(map(len, splits)) == len(LABELS)
+    assert "left_out" not in str(splits.train.notes)
+
+
 def test_tags_and_names_in_other_encodings(tmp_path: Path) -> None:
     write_all(tmp_path)
     for number, name in enumerate(LABELS):

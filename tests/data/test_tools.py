@@ -111,6 +111,16 @@ def test_photos_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> Non
     assert {"two/0.jpg", "one/1.jpg"} < names
 
 
+def test_photos_in_other_capitals_are_found(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps(tasks_of_label_studio()))
+    plain = labels_in(DataConfig(root=str(tmp_path)))
+    for path in tmp_path.glob("*.jpg"):
+        path.rename(path.with_suffix(".JPG"))
+    found = labels_in(DataConfig(root=str(tmp_path)))
+    assert {name.lower(): own for name, own in found.items()} == plain
+
+
 @pytest.mark.parametrize(
     ("write", "sizes"),
     [(write_cvat, [9, 1, 2]), (write_one_file, [9, 1, 2]), (write_roboflow_coco, [6, 3, 3])],

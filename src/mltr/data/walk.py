@@ -128,9 +128,11 @@ class Siblings:
     def find(self, image: Path, *paths: Path) -> Path | None:
         """Return the first of some paths at which there is a regular file, or None.
 
+        A suffix may be in capitals, as Windows programs write it.
         Raises `UsageError` if it was found for another image, as `a.txt` of a.jpg and of a.png is.
         """
-        path = next((path for path in paths if path.name in self._list(path.parent)), None)
+        either = (p for path in paths for p in (path, path.with_suffix(path.suffix.upper())))
+        path = next((path for path in either if path.name in self._list(path.parent)), None)
         if path is not None and (owner := self._owners.setdefault(path, image)) != image:
             raise UsageError(
                 f"{path}: it may be of {owner.name} or of {image.name}: name it "

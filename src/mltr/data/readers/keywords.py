@@ -108,8 +108,7 @@ def _keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
 
 
 def _sidecar(image: Path, siblings: Siblings) -> Path | None:
-    names = (f"{image.name}.xmp", f"{image.name}.XMP", f"{image.stem}.xmp", f"{image.stem}.XMP")
-    return siblings.find(image, *map(image.with_name, names))
+    return siblings.find(image, image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp"))
 
 
 def _embedded(image: Path) -> tuple[bytes, list[str]]:

@@ -102,11 +102,14 @@ class PhotoIndex:
         self._ignore = ignore
 
     @cached_property
-    def _by_name(self) -> dict[str, list[Path]]:
-        found = defaultdict(list)
+    def _by_name(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+        """Photos by their names, and by these in small letters."""
+        exact, folded = defaultdict(list), defaultdict(list)
         for path in find_images(self.folder, self._ignore):
-            found[_plain(path.name)].append(path)
-        return found
+            name = _plain(path.name)
+            exact[name].append(path)
+            folded[name.casefold()].append(path)
+        return exact, folded
 
     def find(self, reference: str) -> Path:
         """Return the photo that a path or URL names, such as ``/data/upload/1/0a1b2c3d-sea.jpg``.
@@ -117,7 +120,9 @@ class PhotoIndex:
         """
         path = _path_in(reference)
         for name in dict.fromkeys((path.name, _UPLOAD.sub("", path.name))):
-            found = self._by_name.get(_plain(name), [])
+            exact, folded = self._by_name
+            plain = _plain(name)
+            found = exact.get(plain) or folded.get(plain.casefold(), [])
             if len(found) > 1:
                 longest = max(_common_tail(own, path) for own in found)
                 found = [own for own in found if _common_tail(own, path) == longest]
