@@ -182,6 +182,23 @@ def test_every_kind_of_file_predicts_as_the_run(
         assert path.stat().st_size < 0.6 * onnx_file.stat().st_size
 
 
+def test_int8_spends_no_bits_on_what_relu6_cuts_off() -> None:
+    pytest.importorskip("onnxscript")
+    from mltr.export.int8 import quantize
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU6()).eval()
+    with torch.no_grad():
+        network[0].weight[0] *= 1000  # one channel goes far beyond 6
+    images = torch.randn(8, 3, 4, 4)
+    model = quantize(export_module.to_onnx(torch.export.export(network, (images,))), images.numpy())
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (found,) = session.run(None, {"images": images.numpy()})
+    expected = network(images).detach().numpy()
+    assert expected[:, 1:].max() > 1
+    np.testing.assert_allclose(found[:, 1:], expected[:, 1:], atol=0.1)
+
+
 def test_a_file_that_deviates_is_not_written(
     run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,8 @@ def choose_nodes(graph: onnx.GraphProto) -> list[str]:
             return bool(min(weights.get(node.input[1], (0,))) >= NARROWEST)
         if node.op_type == "Add":  # residual of a convolution
             return any(map(is_conv, node.input))
+        if node.op_type == "Clip":  # ReLU6: 8 bits for what it cuts off would be lost
+            return is_conv(node.input[0])
         return node.op_type in ("Conv", "Relu")
 
     return [node.name for node in graph.node if is_chosen(node)]
