@@ -71,7 +71,7 @@ def compare(path: str, args: argparse.Namespace, overrides: list[str]) -> list[d
     engines: dict[str, Run] = {}
     begun: dict[str, float] = {}
     batch = pixels[np.arange(args.batch_size) % len(pixels)]
-    for engine, make in makers(scored, args.compiled):
+    for engine, make in makers(scored, args.batch_size, args.compiled):
         start = time.perf_counter()
         engines[engine] = make()
         engines[engine](batch)
@@ -99,7 +99,9 @@ def compare(path: str, args: argparse.Namespace, overrides: list[str]) -> list[d
     return rows
 
 
-def makers(scored: OpenRun, compiled: bool) -> Iterator[tuple[str, Callable[[], Run]]]:
+def makers(
+    scored: OpenRun, batch_size: int, compiled: bool
+) -> Iterator[tuple[str, Callable[[], Run]]]:
     """Yield the name of each engine, and what makes it."""
     bundle = scored.bundle
     files = {"fp32": scored.path / "model.onnx", "int8": scored.path / "model.int8.onnx"}
@@ -112,9 +114,12 @@ def makers(scored: OpenRun, compiled: bool) -> Iterator[tuple[str, Callable[[], 
             yield f"onnxruntime {precision}", lambda file=file: load_onnx(file, "cpu")[0]
     graph = convert(trace(bundle, True, torch.float32, "openvino"))
     for precision in ("fp32", "bf16"):
-        yield f"openvino {precision}", lambda precision=precision: in_openvino(graph, precision)
+        yield (
+            f"openvino {precision}",
+            lambda precision=precision: in_openvino(graph, precision, batch_size),
+        )
     if files["int8"].is_file():
-        yield "openvino int8", lambda: load_openvino(files["int8"])[0]
+        yield "openvino int8", lambda: load_openvino(files["int8"], None, batch_size)[0]
 
 
 def in_torch(scored: OpenRun, compiled: bool = False) -> Run:
@@ -126,9 +131,9 @@ def in_torch(scored: OpenRun, compiled: bool = False) -> Run:
     return lambda pixels: run_program(module, pixels, CPU)
 
 
-def in_openvino(graph: Any, precision: str) -> Run:
-    compiled = compile_graph(graph, precision)
-    return lambda pixels: run(compiled, pixels)[0]
+def in_openvino(graph: Any, precision: str, batch_size: int) -> Run:
+    any_size, full = (compile_graph(graph, precision, size) for size in (None, batch_size))
+    return lambda pixels: run(full if len(pixels) == batch_size else any_size, pixels)[0]
 
 
 def score(network: Run, pixels: Pixels, targets: Any, scored: OpenRun, size: int) -> float:

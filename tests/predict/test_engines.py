@@ -155,7 +155,7 @@ def onnx_file(run: Path, photos: Path) -> Path:
 
 
 def logits_of(path: Path, engine: str | None, count: int) -> Floats:
-    predictor = mltr.load(path, "cpu", engine=engine)
+    predictor = mltr.load(path, "cpu", 3, engine=engine)
     side = predictor.preprocess.image_size
     pixels = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
     return predictor.logits(pixels)

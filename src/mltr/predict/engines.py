@@ -32,8 +32,9 @@ Run = Callable[[Pixels], Floats]  #: from pixels uint8 [B, S, S, 3] to logits [B
 
 log = logging.getLogger(__name__)
 
-#: How far probabilities may move in another precision, at most and on average.
-PROB_TOLERANCE = {"fp16": (0.02, 0.002), "bf16": (0.1, 0.01), "int8": (0.5, 0.03)}
+#: How far probabilities may move in another precision, at most and on average. In int8, Lite0 keeps
+#: its map at 0.036 on average, and loses 1.3 at 0.077.
+PROB_TOLERANCE = {"fp16": (0.02, 0.002), "bf16": (0.1, 0.01), "int8": (0.5, 0.05)}
 TRIAL_IMAGES = 64  #: photos on which engines are compared, at least
 LONG_S = 30.0  #: seconds of work that are worth a trial, which takes up to ten
 FAILURES = (MltrError, RuntimeError)  #: of an engine that can't run a network
@@ -190,7 +191,7 @@ def bundle_engine(
 
 
 def file_engine(
-    engine: str, path: str | Path, device: str | None
+    engine: str, path: str | Path, device: str | None, batch_size: int
 ) -> tuple[Network, dict[str, Any]]:
     """Return the network of an ONNX file as one of `ENGINES` runs it, and its checked config.
 
@@ -203,7 +204,7 @@ def file_engine(
         raise UsageError(f"torch can't run {path}: use the run, or --engine onnx")
     may_choose = engine == "auto" and is_installed() and device in (None, "cpu")
     if engine == "openvino" or (may_choose and find_spec("onnxruntime") is None):
-        return load_openvino(path, device)
+        return load_openvino(path, device, batch_size)
     network, config = load_onnx(path, device)
     if not may_choose:
         return network, config
@@ -213,7 +214,7 @@ def file_engine(
         network,
         preprocess,
         read_calibration(config),
-        {"openvino": lambda: on_pixels(load_openvino(path)[0], preprocess)},
+        {"openvino": lambda: on_pixels(load_openvino(path, None, batch_size)[0], preprocess)},
         PROB_TOLERANCE[precision],
     )
     return choosing, config
@@ -235,7 +236,7 @@ def _in_openvino(predictor: Predictor, bundle: Bundle) -> OpenVinoNetwork:
     import torch
 
     from mltr.predict.graph import trace
-    from mltr.predict.openvino import compile_graph, convert
+    from mltr.predict.openvino import convert, make_network
 
     graph = convert(trace(bundle, True, torch.float32, "openvino"))
-    return OpenVinoNetwork(compile_graph(graph), True, predictor.network)
+    return make_network(graph, predictor.batch_size, True, predictor.network)

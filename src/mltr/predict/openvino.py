@@ -40,13 +40,16 @@ LOOPS = {"Loop", "TensorIterator"}  #: may have no end
 class OpenVinoNetwork:
     """A compiled network for a `Predictor`; may be called from several threads at once."""
 
-    compiled: Any  #: `openvino.CompiledModel`
+    any_size: Any  #: `openvino.CompiledModel` for any number of images
+    full: Any  #: the same for `batch_size` images, which is 10 to 25 % faster
+    batch_size: int
     takes_pixels: bool  #: whether uint8 [B, S, S, 3] go in, which the network scales itself
     origin: Path | Network  #: the file, or the network of torch, that this was made of
 
     def __call__(self, images: NDArray[Any]) -> Floats:
         """Return logits float32 [B, K] of the images; raises `MltrError` if that fails."""
-        return run(self.compiled, images)[0]
+        compiled = self.full if len(images) == self.batch_size else self.any_size
+        return run(compiled, images)[0]
 
     @property
     def fingerprint(self) -> str:
@@ -64,11 +67,13 @@ def is_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
-def load_openvino(path: str | Path, device: str | None = None) -> tuple[OpenVinoNetwork, Any]:
+def load_openvino(
+    path: str | Path, device: str | None = None, batch_size: int = 32
+) -> tuple[OpenVinoNetwork, Any]:
     """Return the network of an ONNX file and its checked config, without torch or onnxruntime.
 
-    Raises `MltrError` for a file that is missing, damaged or not written by `mltr export`, or that
-    returns no logits for a black image.
+    It is fastest in batches of `batch_size`. Raises `MltrError` for a file that is missing, damaged
+    or not written by `mltr export`, or that returns no logits for a black image.
     """
     path, config = find_onnx(path)
     check_device(device)
@@ -81,11 +86,18 @@ def load_openvino(path: str | Path, device: str | None = None) -> tuple[OpenVino
             config = read_exported_config(text, path)
         if LOOPS & {node.get_type_name() for node in graph.get_ops()}:
             raise MltrError(f"{path} has a loop, which OpenVINO couldn't be stopped in")
-        compiled = compile_graph(graph)
-    takes_pixels = config["export"]["input"] == "uint8"
-    network = OpenVinoNetwork(compiled, takes_pixels, path)
+        takes_pixels = config["export"]["input"] == "uint8"
+        network = make_network(graph, batch_size, takes_pixels, path)
     check_black_image(network, config, path)
     return network, config
+
+
+def make_network(
+    graph: Any, batch_size: int, takes_pixels: bool, origin: Path | Network
+) -> OpenVinoNetwork:
+    """Return a graph's network, which is fastest in batches of `batch_size`."""
+    any_size, full = (compile_graph(graph, batch_size=size) for size in (None, batch_size))
+    return OpenVinoNetwork(any_size, full, batch_size, takes_pixels, origin)
 
 
 def check_device(device: str | None) -> None:
@@ -125,9 +137,10 @@ def _failures(what: str) -> Iterator[None]:
         raise MltrError(f"{what}: {reason}") from error
 
 
-def compile_graph(graph: Any, precision: str | None = None) -> Any:
+def compile_graph(graph: Any, precision: str | None = None, batch_size: int | None = None) -> Any:
     """Return a graph ready to be run on the CPU, with as many threads as torch would have.
 
+    With a `batch_size` it takes no other, and more operations are computed together.
     `precision` is fp32 or bf16; by default bf16 if the CPU has instructions for it, unless
     MLTR_PRECISION says otherwise.
     """
@@ -139,6 +152,11 @@ def compile_graph(graph: Any, precision: str | None = None) -> Any:
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[chosen],
         "INFERENCE_NUM_THREADS": int(os.environ.get("OMP_NUM_THREADS") or 0),
     }
+    if batch_size is not None:
+        graph = graph.clone()
+        shape = graph.input(0).get_partial_shape()
+        shape[0] = batch_size
+        graph.reshape(shape)
     return core.compile_model(graph, "CPU", settings)
 
 

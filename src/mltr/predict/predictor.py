@@ -323,7 +323,7 @@ def _load_exported(
             raise UsageError(f"only torch can run {path}: leave out --engine {engine}")
         network, config = load_program(path, choose_device(device))
     else:
-        network, config = file_engine(engine or "onnx", path, device)
+        network, config = file_engine(engine or "onnx", path, device, batch_size)
     return Predictor(
         network,
         tuple(config["classes"]),
