@@ -191,7 +191,7 @@ def test_int8_spends_no_bits_on_what_relu6_cuts_off() -> None:
     with torch.no_grad():
         network[0].weight[0] *= 1000  # one channel goes far beyond 6
     images = torch.randn(8, 3, 4, 4)
-    model = quantize(export_module.to_onnx(torch.export.export(network, (images,))), images.numpy())
+    model = quantize(writing.to_onnx(torch.export.export(network, (images,))), images.numpy())
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (found,) = session.run(None, {"images": images.numpy()})
     expected = network(images).detach().numpy()
