@@ -342,6 +342,7 @@ def draw_curves(folder: RunFolder) -> bytes:
     right.set_title(words, loc="left")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # there is no epoch 1.5
     path = folder.path / "curves.png"
     write_figure(path, figure)
     return path.read_bytes()
