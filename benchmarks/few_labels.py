@@ -6,7 +6,6 @@ On MIML, with mltr_nano at 96 px. `few` uses the labels of every tenth of the tr
 those of all; validation and test photos are the same. The arms:
 
     supervised  the labels alone
-    pretrained  masked image modelling on all training photos first (`mltr pretrain`)
     taught      a probe of EfficientNet-Lite0, trained on the same labels, teaches all training
                 photos (`train.teacher`); the probe itself is `teacher`
 
@@ -20,7 +19,6 @@ import csv
 import json
 import logging
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -33,16 +31,10 @@ from mltr.config.schema import DataConfig
 from mltr.data.sources import open_splits
 from mltr.files.writing import write_figures
 from mltr.runs.folder import open_run
-from mltr.training.pretrain import pretrain
 from mltr.training.train import train
 
-#: Epochs of training, on every tenth photo ten times as short as on all. Those of masked modelling
-#: come first; one takes about as long as an epoch of training on all photos.
-EPOCHS = {
-    "all": {"supervised": 70, "pretrained": 35, "taught": 70},
-    "few": {"supervised": 350, "pretrained": 100, "taught": 35},
-}
-MASKED_EPOCHS = {"all": 35, "few": 25}
+#: Epochs of training, on every tenth photo ten times as short as on all.
+EPOCHS = {"all": {"supervised": 70, "taught": 70}, "few": {"supervised": 350, "taught": 35}}
 FEW = ["--train.batch_size", "32", "--train.eval_every", "10"]
 
 
@@ -111,45 +103,28 @@ class Job:
         options = [*self.shared, *self.labelled, "--train.seed", str(self.seed)]
         options += ["--train.epochs", str(EPOCHS[self.labels][arm])]
         options += FEW * (self.labels == "few")
-        seconds = 0.0
-        if arm == "pretrained":
-            start, seconds = self.pretrain()
-            options += ["--model.init", str(start)]
         if arm == "taught":
             options += ["--train.teacher", str(self.teach())]
             if self.labels == "few":
                 options += ["--data.unlabelled_root", str(self.data / "images")]
         out = self.out / f"{self.labels}-{arm}-{self.seed}"
-        found = chosen(run(train, "miml_nano", out, options))
-        return found | {"seconds": seconds + found["seconds"]}
-
-    def pretrain(self) -> tuple[Path, float]:
-        """Return a run of masked modelling on all training photos, and its seconds."""
-        start = self.out / f"{self.labels}-masked-{self.seed}"
-        figures = run(pretrain, "miml_nano", start, [
-            *self.shared, "--data.root", str(self.data), "--train.seed", str(self.seed),
-            "--train.epochs", str(MASKED_EPOCHS[self.labels]), "--train.eval_every", "5",
-            "--augment.mixup", "0", "--augment.cutmix", "0", "--augment.jitter", "0",
-        ])  # fmt: skip
-        return start, figures["train_seconds"]
+        return chosen(run("miml_nano", out, options))
 
     def teach(self) -> Path:
         """Return a probe that knows the same labels, one for all seeds."""
         teacher = self.out / f"{self.labels}-teacher"
         weights = ["--model.init", self.args.weights]
-        run(train, "probe", teacher, [*self.shared, *self.labelled, *weights])
+        run("probe", teacher, [*self.shared, *self.labelled, *weights])
         return teacher
 
 
-def run(
-    job: Callable[..., dict[str, Any]], recipe: str, out: Path, options: list[str]
-) -> dict[str, Any]:
-    """Run a job unless it is done; return its figures."""
+def run(recipe: str, out: Path, options: list[str]) -> dict[str, Any]:
+    """Train unless that is done; return the figures."""
     if (out / "metrics.json").is_file():
         figures: dict[str, Any] = json.loads((out / "metrics.json").read_text())
         return figures
     config = load_recipe(find_recipe(recipe), options)
-    return job(config, open_run(out, config, resume=False, overwrite=True), quiet=True)
+    return train(config, open_run(out, config, resume=False, overwrite=True), quiet=True)
 
 
 def write_few(data: Path, table: Path) -> None:

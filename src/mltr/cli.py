@@ -60,7 +60,6 @@ COMMANDS = {
     "train": Command(
         "mltr.training.train", "train a network from a recipe", takes_recipe_fields=True
     ),
-    "pretrain": Command("mltr.training.pretrain", "pretrain on photos without labels", True),
     "plan": Command(
         "mltr.planning.plan", "estimate memory, hours and disk space of a recipe", True
     ),

@@ -184,7 +184,7 @@ def test_images_are_shrunk_and_composed_ones_packed(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(first.image.load()), np.asarray(few.val[0].image.load()))
 
 
-def test_photos_without_labels_are_packed_for_pretraining(tmp_path: Path) -> None:
+def test_photos_without_labels_are_packed_too(tmp_path: Path) -> None:
     for index in range(12):
         write_image(tmp_path / "photos" / f"{index}.png")
     assert pack(f"images:{tmp_path / 'photos'}", tmp_path / "shards", "--verify") == 0

@@ -308,24 +308,3 @@ def test_options_that_do_not_go_together(
     beside = f"--data.unlabelled_root={photos}"
     assert photos_student(photos, tmp_path / "run", teacher, beside, *options) in (1, 2)
     assert message in capsys.readouterr().err
-
-
-def test_pretraining_has_no_use_for_a_teacher(
-    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photos = write_photos(tmp_path / "photos", 8)
-    assert (
-        main(
-            [
-                "pretrain",
-                "pretrain",
-                str(photos),
-                "--out",
-                str(tmp_path / "run"),
-                f"--train.teacher={teacher}",
-                *TINY_ON_PHOTOS,
-            ]
-        )
-        == 2
-    )
-    assert "train.teacher: mltr pretrain has no use for one" in capsys.readouterr().err

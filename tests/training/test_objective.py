@@ -38,7 +38,7 @@ class Points:
 
 
 class Slope(Objective):
-    command, judged_by, lower_is_better, is_mean = "line", "val_error", True, True
+    judged_by, is_mean = "val_score", True
 
     def build_network(self) -> nn.Module:
         network = nn.Linear(1, 1, bias=False)
@@ -55,10 +55,10 @@ class Slope(Objective):
         return errors, torch.ones_like(errors)
 
     def score(self, model: Any) -> float:
-        return abs(float(model.weight.detach()) - SLOPE)
+        return -abs(float(model.weight.detach()) - SLOPE)
 
     def score_words(self, row: dict[str, Any]) -> list[str]:
-        return [f"off by {row['val_error']:.3f}"]
+        return [f"off by {-row['val_score']:.3f}"]
 
     def draw(self, model: Any) -> None:
         (self.run.folder.path / "line.txt").write_text(str(model.weight.item()))
@@ -98,7 +98,7 @@ def test_the_loop_learns_judges_resumes_and_ends_as_the_objective_says(
 
     figures = learn(Slope, "whole")
     log = (tmp_path / "whole" / "log.jsonl").read_text()
-    errors = [json.loads(line)["val_error"] for line in log.splitlines()]
+    errors = [-json.loads(line)["val_score"] for line in log.splitlines()]
     assert len(errors) == 10
     best = int(np.argmin(errors))
     assert best < 9
@@ -112,6 +112,6 @@ def test_the_loop_learns_judges_resumes_and_ends_as_the_objective_says(
 
     with pytest.raises(KeyboardInterrupt):
         learn(Interrupted, "cut")
-    assert "resume with: mltr line" in caplog.text
+    assert "resume with: mltr train" in caplog.text
     assert learn(Slope, "cut", resume=True) == figures
     assert float((tmp_path / "cut" / "line.txt").read_text()) == last

@@ -271,7 +271,4 @@ class Config:
                 "augment.resize crop needs whole images: set data.base_size 0 and data.cache false"
             )
         if self.data.unlabelled_root and not self.train.teacher:
-            raise UsageError(
-                "data.unlabelled_root needs train.teacher, which labels its photos; to learn from "
-                "photos alone, use mltr pretrain"
-            )
+            raise UsageError("data.unlabelled_root needs train.teacher, which labels its photos")

@@ -34,7 +34,7 @@ from mltr.data.readers.table import read_table
 from mltr.data.readers.voc import find_voc, has_list, read_voc
 from mltr.data.readers.yolo import read_yolo
 from mltr.data.records import PARTS, Record, Split, Splits, read_class_list, same_image
-from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
+from mltr.data.shards import ShardSplit, is_address, read_shards
 from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.tables.names import in_order
 from mltr.data.truncated import salvage
@@ -64,9 +64,7 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     config = located(config)
     form = _find_format(config)
     if form == "images":
-        raise UsageError(
-            "data.format images has no labels: use it with mltr pretrain and mltr shard only"
-        )
+        raise UsageError("data.format images has no labels: use it with mltr shard only")
     if form == "scenes":
         from mltr.data.readers.scenes import read_scenes
 
@@ -154,23 +152,11 @@ def check_classes(config: DataConfig, train: Split) -> None:
 
 
 def open_images(config: DataConfig) -> Splits:
-    """Return images for training without labels: training and validation splits, and no test.
+    """Return all images of a folder, without labels, some of them held out; no test split.
 
-    For a labelled source these are its own training and validation splits, never its test images;
-    for any other folder all images in it, some of which are held out. Raises `MltrError` if there
-    are none.
+    Raises `MltrError` if there are none.
     """
     root = Path(config.root)
-    if is_address(config.root) or is_shards(root):  # which may be of images without labels
-        splits = read_shards(config)
-        return Splits(splits.train, splits.val, Split(splits.train.classes, [], "test"))
-    if config.format != "images":
-        try:
-            splits = open_splits(config)
-            return Splits(splits.train, splits.val, Split(splits.train.classes, [], "test"))
-        except UsageError:
-            if config.format != "auto" or not root.is_dir():
-                raise
     nothing = np.zeros(0, np.int8)
     records = [
         Record(path, str(path.relative_to(root)), nothing)

@@ -387,15 +387,7 @@ class PatchEmbedding(nn.Module):
         H, W = images.shape[2:]
         if H % 4 or W % 4:
             images = F.pad(images, (0, -W % 4, 0, -H % 4))
-        return self.add_position(self.embed_patches(images))
-
-    def embed_patches(self, images: Tensor) -> Tensor:
-        """Return what the patches hold, without where they are: [B, H/4, W/4, C]."""
         maps: Tensor = self.norm(self.proj(images).permute(0, 2, 3, 1))
-        return maps
-
-    def add_position(self, maps: Tensor) -> Tensor:
-        """Add where each patch is, for maps of any size."""
         if self.position is not None:
             maps = maps + resize_position(self.position, (maps.shape[1], maps.shape[2]))
         return maps
@@ -471,12 +463,8 @@ class MlTr(nn.Module):
 
     def forward_maps(self, images: Tensor) -> dict[str, Tensor]:
         """Return the named maps [B, H, W, C]: `embed`, `stage1`, ..., and `final`, normalised."""
-        return self.run_stages(self.embed(images))
-
-    def run_stages(self, embedded: Tensor) -> dict[str, Tensor]:
-        """Return the named maps that the stages make of embedded patches [B, H/4, W/4, C]."""
-        maps = {"embed": embedded}
-        latest = embedded
+        latest = self.embed(images)
+        maps = {"embed": latest}
         for number, stage in enumerate(self.stages, start=1):
             latest = maps[f"stage{number}"] = stage(latest)
         maps["final"] = self.norm(latest)

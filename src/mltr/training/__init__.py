@@ -1,4 +1,4 @@
 """From a recipe to trained weights: `train` is the command, `trainer` the loop.
 
-The loop takes the steps of `step` with an objective, `labels` or `hidden_pixels`.
+The loop takes the steps of `step` with an objective, `labels` or a kind of it.
 """

@@ -43,8 +43,6 @@ FROM_SCRATCH = (
 class Labels(Objective):
     """Labels of images, judged by mean average precision, or by accuracy where each has one."""
 
-    command = "train"
-
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         loss = run.config.loss

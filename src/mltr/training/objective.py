@@ -1,4 +1,4 @@
-"""What a training is for: the part of it that differs between labels and hidden pixels."""
+"""What a training is for: the part of it that differs from one goal to another."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ class Objective(ABC):
     All processes call each method together, except for `write_bundle`, which is the main one's.
     """
 
-    command: str  #: by which a run is resumed
-    judged_by: str  #: the name of the figure that chooses the epoch
-    lower_is_better = False  #: that figure
+    judged_by: str  #: the name of the figure, the higher the better, that chooses the epoch
     is_mean: bool  #: whether the loss is a mean over the cells that `losses` counts, not a sum
 
     def __init__(self, run: Run) -> None:

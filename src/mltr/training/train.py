@@ -49,14 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
-    """Train by a recipe."""
-    return run_recipe(args, overrides, train)
-
-
-def run_recipe(
-    args: argparse.Namespace, overrides: Sequence[str], job: Callable[..., dict[str, Any]]
-) -> int:
-    """Do what a recipe says in the folder that the arguments name, by `train` or its like."""
+    """Train by a recipe, in the folder that the arguments name."""
     from mltr.config.recipe import find_recipe, load_recipe, with_photos
     from mltr.files.locks import locked_folder
     from mltr.files.writing import write_figures
@@ -82,7 +75,7 @@ def run_recipe(
             if args.auto_resume:
                 resume, overwrite = folder.holds_a_state(), folder.has_only_begun()
             folder = open_run(out, config, resume=resume, overwrite=overwrite)
-            figures = job(config, folder, resume=resume, quiet=args.json == "-")
+            figures = train(config, folder, resume=resume, quiet=args.json == "-")
     if args.json and launched_rank() == 0:
         write_figures(args.json, figures)
     return 0

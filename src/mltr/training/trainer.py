@@ -142,8 +142,7 @@ class Trainer:
         if learner.average is not None:
             with learner.averaged():
                 scores.append(objective.score(learner.plain))
-        sign = -1 if objective.lower_is_better else 1
-        self.saver.keep_if_best([sign * score for score in scores], candidates)
+        self.saver.keep_if_best(scores, candidates)
         progress.validated_at = self.run.seconds
         progress.validation_seconds += progress.validated_at - began
         progress.validations += 1
@@ -168,9 +167,8 @@ class Trainer:
         run = self.run
         if self.saver.save():
             log.warning(
-                "saved at epoch %d; resume with: mltr %s %s --out %s --resume",
+                "saved at epoch %d; resume with: mltr train %s --out %s --resume",
                 run.progress.epoch + 1,
-                self.objective.command,
                 run.folder.recipe,
                 run.folder.path,
             )
