@@ -35,8 +35,8 @@ MANY_PHOTOS = 50_000  #: for training, that a network may do without other weigh
 #: docs/weights.md has the commands of these figures.
 FROM_SCRATCH = (
     "from scratch (model.init is empty): that takes hours. In minutes a small network gets to a "
-    "map of 90 on 2000 photos with 5 labels (MIML) and of 17 on COCO with 18. Where pretrained "
-    "weights can be had, `mltr train probe PHOTOS` reaches 96 and 56 in a minute or two"
+    "map of 90 on 2000 photos with 5 labels (MIML) and of 32 on COCO with 18. Where pretrained "
+    "weights can be had, `mltr train probe PHOTOS` reaches 96 and 57 in a minute or two"
 )
 
 
