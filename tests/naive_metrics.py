@@ -14,13 +14,15 @@ def naive_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean(precisions))
 
 
-def naive_top3(probs: np.ndarray, targets: np.ndarray, threshold: float) -> dict[str, float]:
+def naive_top3(
+    probs: np.ndarray, targets: np.ndarray, threshold: float | np.ndarray
+) -> dict[str, float]:
     """Precision, recall and F1, by class and overall, of the three best labels of each image."""
-    decided = np.zeros(probs.shape, bool)
+    decided, limits = np.zeros(probs.shape, bool), np.broadcast_to(threshold, probs.shape)
     for row in range(len(probs)):
         best = sorted(range(probs.shape[1]), key=lambda k: (-probs[row, k], k))[:3]
         for k in best:
-            decided[row, k] = probs[row, k] >= threshold and targets[row, k] >= 0
+            decided[row, k] = probs[row, k] >= limits[row, k] and targets[row, k] >= 0
     cp, cr, f1, totals = [], [], [], np.zeros(3)
     for k in range(probs.shape[1]):
         hits = int((decided[:, k] & (targets[:, k] == 1)).sum())

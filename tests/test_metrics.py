@@ -228,11 +228,22 @@ def test_a_threshold_for_each_class() -> None:
             assert classes[name][k] == pytest.approx(alone[name][0], nan_ok=True), name
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_threshold_for_each_cell() -> None:
+    probs, targets = random_case(8, unknown=0.1)
+    limits = np.random.default_rng(8).random(probs.shape).astype(probs.dtype)
+    decided = (probs >= limits).astype(probs.dtype)
+    found, alone = evaluate(probs, targets, limits), evaluate(decided, targets)
+    for name in ("cp", "cr", "cf1", "cf1_mean", "op", "or", "of1"):
+        assert found[name] == alone[name]
+        assert found[f"{name}_top3"] == pytest.approx(naive_top3(probs, targets, limits)[name])
+
+
+@pytest.mark.parametrize("threshold", [0.5, np.linspace(0, 1, 420).reshape(60, 7)])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, threshold: object) -> None:
     probs, targets = random_case(7, unknown=0.1)
-    whole = evaluate(probs, targets)
+    whole = evaluate(probs, targets, threshold)
     monkeypatch.setattr("mltr.metrics._BLOCK_CELLS", 128)
-    assert evaluate(probs, targets) == whole
+    assert evaluate(probs, targets, threshold) == whole
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ def evaluate(probs: Array, targets: Array, threshold: float | ArrayLike = 0.5) -
     """Return all metrics by name, as fractions.
 
     The names are `map`, `map_voc2010`, and `cp, cr, cf1, cf1_mean, op, or, of1`; the latter also
-    exist with `_top3`. `threshold` is one number or one for each class [K]. Raises `ValueError` for
-    arrays that don't fit, scores outside 0..1 or nan, and targets other than 1, 0, -1.
+    exist with `_top3`. `threshold` is one number, one for each class [K], or one for each cell
+    [N, K]. Raises `ValueError` for arrays that don't fit, scores outside 0..1 or nan, and targets
+    other than 1, 0, -1.
 
     >>> found = evaluate([[0.9, 0.2], [0.6, 0.7], [0.1, 0.4]], [[1, 0], [0, 1], [1, -1]])
     >>> found["cp"], found["cr"], found["of1"]
@@ -204,14 +205,13 @@ def _go_through(probs: NDArray[Any], targets: NDArray[Any], thresholds: NDArray[
         truths = np.ascontiguousarray(targets[:, block]).T.copy()
         unknown = truths < 0
         scores[unknown] = -np.inf  # below every threshold, and below every positive
+        decided = scores >= thresholds[:, block].T
+        predicted, hits = decided.sum(1), (decided & (truths == 1)).sum(1)
         chosen = [np.sort(row[truth == 1]) for row, truth in zip(scores, truths, strict=True)]
         scores.sort(axis=1)
         rows = []
-        for ranked, positive, threshold in zip(scores, chosen, thresholds[block], strict=True):
-            hits = len(positive) - positive.searchsorted(threshold)
-            predicted = N - ranked.searchsorted(threshold)
-            counts = hits, predicted, len(positive)
-            rows.append((*_average_precision(ranked, positive), *counts))
+        for ranked, positive, *counts in zip(scores, chosen, hits, predicted, strict=True):
+            rows.append((*_average_precision(ranked, positive), *counts, len(positive)))
         known = N - unknown.sum(1)
         return [(*row, count) for row, count in zip(rows, known.tolist(), strict=True)]
 
@@ -257,13 +257,13 @@ def _count_top(
     K = probs.shape[1]
 
     def count(block: slice) -> Counts:
-        scores, truths = probs[block].copy(), targets[block]
+        scores, truths, limits = probs[block].copy(), targets[block], thresholds[block]
         rows = np.arange(len(scores))
         counts = np.zeros((2, K), np.int64)
         for _ in range(min(TOP, K)):
             best = scores.argmax(1)
             truth = truths[rows, best]
-            decided = (scores[rows, best] >= thresholds[best]) & (truth >= 0)
+            decided = (scores[rows, best] >= limits[rows, best]) & (truth >= 0)
             counts[0] += np.bincount(best[decided & (truth == 1)], minlength=K)
             counts[1] += np.bincount(best[decided], minlength=K)
             scores[rows, best] = -1  # below every threshold, and never the best again
@@ -368,7 +368,9 @@ def _checked(
     if not all(fits):
         raise ValueError(f"targets of {_first(blocks, fits)} must be 1, 0 or -1 (unknown)")
     thresholds = np.asarray(threshold, dtype=np.float64)
-    if thresholds.shape not in ((), (probs.shape[1],)):
-        raise ValueError(f"threshold {thresholds.shape} must be one number or one per class")
+    if thresholds.shape not in ((), (probs.shape[1],), probs.shape):
+        raise ValueError(
+            f"threshold {thresholds.shape} must be one number, or one per class or cell"
+        )
     # Compare in the scores' own precision: float32 0.8 is at the threshold 0.8.
-    return probs, targets, np.broadcast_to(thresholds.astype(probs.dtype), probs.shape[1])
+    return probs, targets, np.broadcast_to(thresholds.astype(probs.dtype), probs.shape)

@@ -25,7 +25,7 @@ from mltr.evaluation.aims import Aim, parse_aim
 from mltr.evaluation.open_run import open_scored, scores_of
 from mltr.evaluation.predictions import (
     Predictions,
-    calibrated,
+    as_predicted,
     load_predictions,
     predict_split,
     save_predictions,
@@ -135,7 +135,7 @@ def test_a_precision_or_recall_holds_on_the_images_it_was_fitted_to(text: str) -
     val = true_to_its_word(300, classes=5)
     aim = parse_aim(text)
     fitted = fit(val, aim, "temperature", 10)
-    after = calibrated(val, fitted.calibration)
+    after = as_predicted(val, fitted.calibration)
     values = metrics.per_class(after.probs, val.targets, fitted.thresholds)[aim.kind]
     assert (values >= aim.level).all()
     assert all(fitted.reached)
@@ -253,7 +253,7 @@ def test_a_bias_of_all_classes_is_undone_where_each_has_few_positives(scaling: s
     val, test = (true_to_its_word(n, 4, shift=3, seed=n) for n in (40, 4000))
     fitted = fit(val, F1, scaling, 25)
     assert fitted.own == (False,) * 4
-    after = calibrated(test, fitted.calibration)
+    after = as_predicted(test, fitted.calibration)
     errors = [measure(p.probs, p.targets, 0.5, F1)["ece"] for p in (test, after)]
     assert errors[0] > 0.3
     assert errors[1] < 0.06
@@ -598,7 +598,7 @@ def test_distorted_probabilities_get_better_on_images_never_seen() -> None:
     for sharpness, shift in itertools.product((0.5, 3), (-1.5, 1.5)):
         val, test = (true_to_its_word(2000, 3, sharpness, shift, seed) for seed in (0, 1))
         fitted = fit(val, F1, "platt", 10)
-        after = calibrated(test, fitted.calibration)
+        after = as_predicted(test, fitted.calibration)
         old, new = (measure(p.probs, p.targets, 0.5, F1) for p in (test, after))
         for name in ("ece", "ece_mean", "brier"):
             assert new[name] < old[name]

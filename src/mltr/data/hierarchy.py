@@ -9,14 +9,17 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from mltr.data.records import Split, Splits
 from mltr.data.shards import ShardSplit
 from mltr.errors import MltrError, UsageError, did_you_mean
 
+Values = NDArray[Any]
 Hierarchy = Mapping[str, str]  #: the parent of each child, by name
 HEADER = ["child", "parent"]  #: of a hierarchy in CSV
 LARGEST = 2**24  #: bytes of a file
@@ -107,13 +110,27 @@ def path_of(label: str, parents: Hierarchy) -> list[str]:
     return names[::-1]
 
 
-def ancestors(classes: Sequence[str], parents: Hierarchy) -> tuple[tuple[int, ...], ...]:
-    """Return for each class the indices of all that it implies."""
+def ancestors(classes: Sequence[str], parents: Hierarchy) -> dict[int, list[int]]:
+    """Return the indices of what a class implies, by its own, for each that implies any."""
+    if not parents:
+        return {}
     places = {name: index for index, name in enumerate(classes)}
-    return tuple(
-        tuple(places[name] for name in path_of(label, parents)[:-1] if name in places)
-        for label in classes
-    )
+    above = {
+        index: [places[name] for name in path_of(label, parents)[:-1] if name in places]
+        for index, label in enumerate(classes)
+    }
+    return {index: own for index, own in above.items() if own}
+
+
+def implied(values: Values, above: Mapping[int, list[int]]) -> Values:
+    """Return values [..., K] of which none is less than that of a class that implies its own.
+
+    Values are probabilities, or decisions, and `above` is that of `ancestors`.
+    """
+    found = values.copy() if above else values
+    for index, own in above.items():
+        found[..., own] = np.maximum(found[..., own], values[..., [index]])
+    return found
 
 
 def with_hierarchy(splits: Splits, path: Path) -> Splits:
@@ -129,13 +146,11 @@ def with_hierarchy(splits: Splits, path: Path) -> Splits:
 
 
 def _imply(split: Split, parents: Hierarchy) -> Split:
-    above = [
-        (index, list(own)) for index, own in enumerate(ancestors(split.classes, parents)) if own
-    ]
+    above = ancestors(split.classes, parents)
     records = []
     for record in split:
         labels = np.array(record.labels)
-        for index, own in above:
+        for index, own in above.items():
             if labels[index] == 1:
                 labels[own] = 1
         records.append(replace(record, labels=labels))

@@ -92,16 +92,15 @@ class Scored:
         cls,
         probs: NDArray[np.float32],
         targets: NDArray[np.int8],
-        thresholds: Floats,
+        limits: NDArray[np.float32],
         resamples: int,
         seed: int,
     ) -> Scored:
-        """Decide at the thresholds [K] and draw resamples, which depend only on N and the seed."""
+        """Decide at the limits [K] or [N, K] and draw resamples; N and the seed determine those."""
         count = len(probs)
         generator = np.random.default_rng(seed)
         drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
-        predicted = probs >= np.asarray(thresholds, np.float32)
-        return cls(probs.astype(np.float64), targets, predicted, drawn.astype(np.float64))
+        return cls(probs.astype(np.float64), targets, probs >= limits, drawn.astype(np.float64))
 
     def rate(self, of: Bools, among: Bools) -> Estimate:
         """Return the share of the images `among` [N] that are also `of` [N]."""

@@ -133,7 +133,7 @@ def draw_matrix(
 def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, list[int]]:
     """Return the rows of the images behind each problem, most confident mistakes first."""
     probs, targets = subject.predictions.probs, subject.predictions.targets
-    predicted = probs >= subject.thresholds
+    predicted = probs >= subject.limits
     index = {name: k for k, name in enumerate(subject.predictions.classes)}
     found: dict[str, list[tuple[float, int]]] = {"small": [], "similar": [], "company": []}
     sizes = figures["small_objects"]

@@ -29,7 +29,7 @@ from mltr.network.model import (
 )
 
 if TYPE_CHECKING:
-    from mltr.predict.predictor import Predictor
+    from mltr.predict.predictor import Prediction, Predictor
 
 EXACT = 1e-3  #: tolerance of the sum of a timm network's terms, relative to the largest logit
 GRID = 64  #: side of the grid for maxima and boxes of --pointing, in cells
@@ -181,13 +181,13 @@ def explain(
     batch = _to_batch(predictor, image)
     logits, maps, is_exact = evidence_maps(predictor.model, batch)
     probs = to_probs(logits.float().cpu().numpy(), predictor.calibration)[0]
-    chosen = _choose(predictor, probs, labels)
+    prediction = predictor.to_prediction(probs)
     shrunk = min(1.0, longest / max(picture.size)) if longest else 1.0
     W, H = (max(1, round(side * shrunk)) for side in picture.size)
     left, top, right, bottom = (round(edge) for edge in predictor.preprocess.view((W, H)))
     size = (max(1, bottom - top), max(1, right - left))
     found = []
-    for index in chosen:
+    for index in _choose(prediction, labels):
         cells = maps[0, index].float()
         if method == "rollout":
             cells = _rolled_out(predictor.model, batch[0], cells)
@@ -197,7 +197,7 @@ def explain(
         found.append(
             Explanation(
                 predictor.classes[index],
-                float(probs[index]),
+                float(prediction.probs[index]),
                 float(logits[0, index]),
                 heat.cpu().numpy(),
                 cells.cpu().numpy(),
@@ -213,15 +213,11 @@ def _to_batch(predictor: Predictor, image: Any) -> Tensor:
     return torch.from_numpy(pixels)[None].to(predictor.device)
 
 
-def _choose(
-    predictor: Predictor, probs: NDArray[np.float32], labels: Sequence[str] | None
-) -> list[int]:
+def _choose(prediction: Prediction, labels: Sequence[str] | None) -> list[int]:
     from mltr.data.records import indices_of
 
-    if labels:
-        return indices_of(labels, predictor.classes, "--label")
-    order = [int(index) for index in np.argsort(-probs)]
-    return [k for k in order if probs[k] >= predictor.thresholds[k]] or order[:1]
+    names = labels or [name for name, _ in prediction.labels or prediction.top(1)]
+    return indices_of(names, prediction.classes, "--label")
 
 
 def _rolled_out(model: nn.Module, image: Tensor, cells: Tensor) -> Tensor:

@@ -78,10 +78,15 @@ class Subject:
 
     def scored(self, resamples: int, seed: int) -> Scored:
         """Return decisions and resamples; raises `MltrError` if no label is known."""
-        targets = self.predictions.targets
+        probs, targets = self.predictions.probs, self.predictions.targets
         if not (targets >= 0).any():
             raise MltrError("every label of these images is unknown: nothing can be measured")
-        return Scored.of(self.predictions.probs, targets, self.thresholds, resamples, seed)
+        return Scored.of(probs, targets, self.limits, resamples, seed)
+
+    @property
+    def limits(self) -> NDArray[np.float32]:
+        """What each probability must reach: [K], or [N, K] by a hierarchy."""
+        return self.predictions.limits(self.thresholds)
 
 
 def _thresholds(opened: OpenRun) -> NDArray[np.float64]:
@@ -226,7 +231,9 @@ def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0
     if corrected:
         log.info("%d labels differ: those of the second run are used for both", corrected)
     first.predictions = replace(a, targets=targets)
-    second.predictions = replace(a, targets=targets, probs=b.probs[rows_of_b])
+    second.predictions = replace(
+        a, targets=targets, probs=b.probs[rows_of_b], hierarchy=b.hierarchy
+    )
     second.split = first.split
     found = [_headlines(subject, resamples, seed) for subject in (first, second)]
     rows = {}

@@ -81,6 +81,7 @@ class _Choice:
         """Choose among the photos without labels, and write the table, sheet and tasks."""
         import numpy as np
 
+        from mltr.data.hierarchy import ancestors, implied
         from mltr.diagnosis.choose import choose
         from mltr.predict.predictor import fill_thresholds
 
@@ -96,6 +97,8 @@ class _Choice:
             raise UsageError("none of these photos can be read and has no labels yet: give others")
         vectors = np.stack(found)
         features, probs = vectors[:, : self.scorer.width], vectors[:, self.scorer.width :]
+        hierarchy = self.bundle.config.get("hierarchy", {})
+        probs = implied(probs, ancestors(self.bundle.classes, hierarchy))
         thresholds = fill_thresholds(self.bundle.thresholds, len(self.bundle.classes))
         count = self.args.count
         spare = count // 4 + 10  # in the place of pictures that are there twice

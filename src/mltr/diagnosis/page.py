@@ -19,8 +19,8 @@ from mltr.diagnosis.problems import describe_problems
 from mltr.errors import BrokenImage, UsageError, counted
 from mltr.evaluation.curves import draw_average_precision, draw_precision_recall
 from mltr.evaluation.figures import PROTOCOLS, report
-from mltr.evaluation.open_run import OpenRun, open_scored, scores_of
-from mltr.evaluation.predictions import Predictions, load_predictions
+from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
+from mltr.evaluation.predictions import Predictions, as_predicted
 from mltr.gallery import Tile, render
 from mltr.runs.folder import PREDICTIONS_FILE
 
@@ -193,7 +193,7 @@ def _curves(opened: OpenRun, predictions: Predictions, subject: Subject) -> list
     drawn.append(_drawn(figure, "Average precision of each class, and its number of images."))
     raw = predictions
     if (opened.path / PREDICTIONS_FILE).is_file() and opened.bundle.calibration is not None:
-        raw = load_predictions(opened.path / PREDICTIONS_FILE)
+        raw = as_predicted(saved_scores(opened.path))
     words = "Observed frequency of a label against its predicted probability."
     if opened.bundle.calibration is None:
         words += " Not calibrated; see mltr calibrate."
@@ -245,14 +245,13 @@ def _example(opened: OpenRun, record: Any, predictions: Predictions, row: int) -
     picture = open_image(record.image)
     predictor = as_predictor(opened.bundle)
     probs, classes = predictions.probs[row], predictions.classes
-    thresholds = predictor.thresholds
-    order = [int(k) for k in np.argsort(-probs)]
-    said = [(classes[k], float(probs[k])) for k in order if probs[k] >= thresholds[k]]
+    found = predictor.to_prediction(probs)
+    said = found.labels
     truth = [classes[k] for k in np.flatnonzero(predictions.targets[row] == 1)]
     shown = picture
     try:
-        (found,) = explain(predictor, picture, [said[0][0] if said else classes[order[0]]])
-        shown = _side_by_side(picture, overlay(picture, found.heat))
+        (map_of_first,) = explain(predictor, picture, [(said or found.top(1))[0][0]])
+        shown = _side_by_side(picture, overlay(picture, map_of_first.heat))
     except UsageError:  # no maps for this network: show only the picture
         pass
     return Tile(shown, said, truth, record.name)

@@ -158,12 +158,11 @@ def _check_held_out(opened: OpenRun) -> None:
 
 def _test_predictions(opened: OpenRun | OpenTagger, overrides: Sequence[str]) -> Predictions:
     """Return uncalibrated test scores: the saved ones, unless overrides change the images."""
-    from mltr.evaluation.predictions import load_predictions
+    from mltr.evaluation.open_run import saved_scores
     from mltr.runs.folder import PREDICTIONS_FILE
 
-    saved = opened.path / PREDICTIONS_FILE
-    if saved.is_file() and not overrides:
-        return load_predictions(saved)
+    if (opened.path / PREDICTIONS_FILE).is_file() and not overrides:
+        return saved_scores(opened.path)
     log.info("scoring %s", counted(len(opened.splits.test), "test image"))
     return opened.score_uncalibrated("test")
 

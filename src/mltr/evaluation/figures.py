@@ -68,7 +68,7 @@ def report(
 def _report_at(predictions: Predictions, thresholds: Sequence[float]) -> dict[str, Any]:
     """Return the figures that depend on thresholds, at one threshold per class [K]."""
     probs, targets = predictions.probs, predictions.targets
-    found, classes = metrics.measure(probs, targets, thresholds)
+    found, classes = metrics.measure(probs, targets, predictions.limits(thresholds))
     figures: dict[str, Any] = dict(found)
     figures["per_class"] = {
         name: {"threshold": float(thresholds[index])}

@@ -39,17 +39,18 @@ def report(
     fitted: Fitted, val: Predictions, test: Predictions, min_positives: int
 ) -> dict[str, Any]:
     """Return all figures as plain values: the fit, and the test metrics before and after."""
-    from mltr.evaluation.predictions import calibrated
+    from mltr.evaluation.predictions import as_predicted
     from mltr.evaluation.reliability import bootstrap_gains, measure
 
-    after = calibrated(test, fitted.calibration)
+    before, after = as_predicted(test), as_predicted(test, fitted.calibration)
+    limits = after.limits(fitted.thresholds)
     sides = {
-        "before": measure(test.probs, test.targets, 0.5, fitted.aim),
-        "after": measure(after.probs, after.targets, fitted.thresholds, fitted.aim),
+        "before": measure(before.probs, before.targets, 0.5, fitted.aim),
+        "after": measure(after.probs, after.targets, limits, fitted.aim),
     }
     rows = {
-        "before": metrics.per_class(test.probs, test.targets, 0.5),
-        "after": metrics.per_class(after.probs, after.targets, fitted.thresholds),
+        "before": metrics.per_class(before.probs, before.targets, 0.5),
+        "after": metrics.per_class(after.probs, after.targets, limits),
     }
     positives = (val.targets == 1).sum(0)
     return {
@@ -61,7 +62,7 @@ def report(
         "val_images": len(val.images),
         "test_images": len(test.images),
         "test": sides,
-        "gain_95": bootstrap_gains(test, after, fitted.thresholds),
+        "gain_95": bootstrap_gains(before, after, limits),
         "per_class": {
             name: {
                 "threshold": float(fitted.thresholds[k]),

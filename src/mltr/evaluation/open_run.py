@@ -15,7 +15,7 @@ from mltr.data.records import Split, Splits
 from mltr.data.sources import open_splits
 from mltr.errors import MltrError
 from mltr.evaluation.open_tagger import OpenTagger, open_tagger
-from mltr.evaluation.predictions import Predictions, calibrated, load_predictions, predict_split
+from mltr.evaluation.predictions import Predictions, as_predicted, load_predictions, predict_split
 from mltr.predict.predictor import as_predictor
 from mltr.runs.folder import PREDICTIONS_FILE, RunFolder
 from mltr.weights.bundle import Bundle, load_bundle, read_config
@@ -42,10 +42,7 @@ class OpenRun:
         return chosen
 
     def score(self, name: str, views: tuple[str, ...] = ()) -> Predictions:
-        """Score a split with the network; calibrated if the bundle is.
-
-        With `views`, these are the probabilities of `mltr predict --views`.
-        """
+        """Score a split with the probabilities of `mltr predict`, or of its `--views`."""
         if not views:
             return self.predict(self.split(name))
         columns = tuple(range(len(self.bundle.classes)))
@@ -57,11 +54,11 @@ class OpenRun:
         return self._predict(self.split(name))
 
     def predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
-        """Score any images with the network; calibrated if the bundle is."""
-        return calibrated(self._predict(split, device), self.bundle.calibration)
+        """Score any images with the probabilities of `mltr predict`."""
+        return as_predicted(self._predict(split, device), self.bundle.calibration)
 
     def _predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
-        return predict_split(
+        found = predict_split(
             self.bundle.model,
             split,
             self.bundle.preprocess,
@@ -69,6 +66,7 @@ class OpenRun:
             device=device,
             calibration=SOFTMAX if self.bundle.calibration == SOFTMAX else None,
         )
+        return replace(found, hierarchy=self.bundle.config.get("hierarchy", {}))
 
 
 def chooses_one_class(folder: str | Path) -> bool:
@@ -165,11 +163,10 @@ def scores_of(
     rerun: bool = False,
     views: tuple[str, ...] = (),
 ) -> Predictions:
-    """Return a run's scores of a split, calibrated if its bundle is.
+    """Return a run's scores of a split: the probabilities of `mltr predict`.
 
     For the test images these are the saved ones, unless `overrides`, `rerun` or `views` are set.
-    The file holds uncalibrated scores. Raises `MltrError` as `open_judged` and `load_predictions`
-    do.
+    Raises `MltrError` as `open_judged` and `load_predictions` do.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -177,7 +174,15 @@ def scores_of(
     saved = path / PREDICTIONS_FILE
     if overrides or rerun or views or split != "test" or not saved.is_file():
         return open_judged(path, overrides).score(split, views)
-    predictions = load_predictions(saved)
     if not (path / CONFIG_FILE).is_file():  # predictions without a network
-        return predictions
-    return calibrated(predictions, read_calibration(read_config(path)))
+        return load_predictions(saved)
+    return as_predicted(saved_scores(path), read_calibration(read_config(path)))
+
+
+def saved_scores(folder: Path) -> Predictions:
+    """Return a finished run's saved scores of the test images, by the network alone.
+
+    Raises `MltrError` as `load_predictions` does.
+    """
+    found = load_predictions(folder / PREDICTIONS_FILE)
+    return replace(found, hierarchy=read_config(folder).get("hierarchy", {}))

@@ -50,7 +50,7 @@ class OpenTagger:
     def score_uncalibrated(self, name: str) -> Predictions:
         """Score a split with the plain sigmoid or softmax of the logits."""
         is_softmax = self.predictor.calibration == SOFTMAX
-        plain = replace(self.predictor, calibration=SOFTMAX if is_softmax else None)
+        plain = replace(self.predictor, calibration=SOFTMAX if is_softmax else None, hierarchy={})
         return self._score(self.split(name), plain)
 
     def _score(self, split: Split, predictor: Predictor) -> Predictions:
@@ -70,7 +70,8 @@ class OpenTagger:
                 probs[number] = found.probs[list(self.columns)]
                 targets[number] = records[number].labels
         names = tuple(record.name for record in records)
-        return Predictions(probs, targets, names, split.classes, tuple(errors))
+        own = self.predictor.hierarchy
+        return Predictions(probs, targets, names, split.classes, tuple(errors), own)
 
 
 def open_tagger(folder: str | Path, overrides: Sequence[str]) -> OpenTagger:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from mltr.data.hierarchy import ancestors, implied
 from mltr.data.images import open_image
 from mltr.data.loading import ImageDataset, Loader, make_loader
 from mltr.data.preprocess import Preprocess
@@ -28,17 +29,29 @@ from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
 class Predictions:
     """The probabilities of a network for N images, and their true labels."""
 
-    probs: NDArray[np.float32]  #: [N, K], uncalibrated unless they come from `calibrated`
+    probs: NDArray[np.float32]  #: [N, K], those of the network alone unless from `as_predicted`
     targets: NDArray[np.int8]  #: [N, K]: 1, 0, or -1 for unknown and for broken images
     images: tuple[str, ...]  #: N names
     classes: tuple[str, ...]  #: K names
     errors: tuple[str, ...] = ()  #: one message per broken image
+    hierarchy: Mapping[str, str] = field(default_factory=dict)  #: the parent of each child, by name
+
+    def limits(self, thresholds: ArrayLike) -> NDArray[np.float32]:
+        """Return what each probability must reach to be predicted, as `mltr predict` does.
+
+        That is the threshold [K] of its class; with a hierarchy, [N, K], 0 where another label that
+        reaches its own implies this one.
+        """
+        own = np.asarray(thresholds, np.float32)
+        above = ancestors(self.classes, self.hierarchy)
+        return np.where(implied(self.probs >= own, above), np.float32(0), own) if above else own
 
     def subset(self, rows: Sequence[int]) -> Predictions:
         """Return the predictions of some images, in the order of `rows`, without errors."""
         rows = list(rows)
         images = tuple(self.images[row] for row in rows)
-        return Predictions(self.probs[rows], self.targets[rows], images, self.classes)
+        probs, targets = self.probs[rows], self.targets[rows]
+        return Predictions(probs, targets, images, self.classes, hierarchy=self.hierarchy)
 
 
 def predict_split(
@@ -131,8 +144,10 @@ def load_predictions(path: Path) -> Predictions:
         raise MltrError(f"{path}: no saved predictions; only a finished run has them")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            names = [tuple(map(str, arrays[key])) for key in ("images", "classes", "errors")]
-            found = Predictions(arrays["probs"], arrays["targets"], *names)
+            images, classes, errors = (
+                tuple(map(str, arrays[key])) for key in ("images", "classes", "errors")
+            )
+            found = Predictions(arrays["probs"], arrays["targets"], images, classes, errors)
             shape = len(found.images), len(found.classes)
             if not found.probs.shape == found.targets.shape == shape:
                 raise ValueError(f"arrays of {found.probs.shape} and {found.targets.shape}")
@@ -151,11 +166,16 @@ def logits_of(probs: NDArray[np.float32]) -> NDArray[np.float32]:
     return torch.from_numpy(clipped).logit().numpy()
 
 
-def calibrated(predictions: Predictions, calibration: Calibration | None) -> Predictions:
-    """Apply a bundle's calibration to uncalibrated predictions."""
-    if calibration in (None, SOFTMAX):  # saved predictions already are softmax probabilities
-        return predictions
-    return replace(predictions, probs=to_probs(logits_of(predictions.probs), calibration))
+def as_predicted(predictions: Predictions, calibration: Calibration | None = None) -> Predictions:
+    """Return the probabilities of `mltr predict`, from those of the network alone.
+
+    They are calibrated, and none is less than that of a label that implies its own.
+    """
+    probs = predictions.probs
+    if calibration not in (None, SOFTMAX):  # saved predictions already are softmax probabilities
+        probs = to_probs(logits_of(probs), calibration)
+    above = ancestors(predictions.classes, predictions.hierarchy)
+    return replace(predictions, probs=implied(probs, above))
 
 
 def make_tiles(split: Split, predictions: Predictions, threshold: float = 0.5) -> list[Tile]:

@@ -135,11 +135,11 @@ def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
 
     mpl.use("Agg")
 
-    from mltr.evaluation.predictions import calibrated
+    from mltr.evaluation.predictions import as_predicted
     from mltr.gallery import write_figure
 
-    after = calibrated(test, fitted.calibration).probs
-    figure = draw_reliability(test, after, fitted.thresholds)
+    after = as_predicted(test, fitted.calibration).probs
+    figure = draw_reliability(as_predicted(test), after, fitted.thresholds)
     path = folder / "reliability.png"
     write_figure(path, figure)
     return path

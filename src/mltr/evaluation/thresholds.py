@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mltr.data.hierarchy import ancestors
 from mltr.errors import MltrError
 from mltr.evaluation.aims import Aim
 
@@ -57,7 +58,7 @@ def fit(val: Predictions, aim: Aim, scaling: str, min_positives: int) -> Fitted:
     Raises `MltrError` if there are fewer than `min_positives` positive labels in total, or no
     negative one.
     """
-    from mltr.evaluation.predictions import calibrated, logits_of
+    from mltr.evaluation.predictions import as_predicted, logits_of
 
     positives, negatives = (val.targets == 1).sum(0), (val.targets == 0).sum(0)
     if positives.sum() < min_positives or negatives.sum() == 0:
@@ -71,20 +72,23 @@ def fit(val: Predictions, aim: Aim, scaling: str, min_positives: int) -> Fitted:
     calibration = None
     if scaling != "none":
         calibration = fit_scaling(scaling, logits_of(val.probs), val.targets, enough)
-    probs = calibrated(val, calibration).probs
+    probs = as_predicted(val, calibration).probs
     known = val.targets >= 0
     shared, shared_reached = choose_threshold(aim, probs[known], val.targets[known])
-    chosen = [
-        bagged_threshold(aim, probs[known[:, k], k], val.targets[known[:, k], k])
-        if enough[k]
-        else (shared, shared_reached)
-        for k in range(len(val.classes))
-    ]
-    thresholds = np.array([threshold for threshold, _ in chosen], np.float32)
-    reached = tuple(reached for _, reached in chosen)
+    thresholds = np.full(len(val.classes), shared, np.float32)
+    reached = [shared_reached] * len(val.classes)
+    above = ancestors(val.classes, val.hierarchy)
+    decided = np.zeros(probs.shape, np.bool_)
+    # Children first: what they imply is predicted whatever its threshold.
+    for k in sorted(range(len(val.classes)), key=lambda k: -len(above.get(k, ()))):
+        rows = known[:, k]
+        if enough[k]:
+            scores = np.where(decided[rows, k], np.float32(1), probs[rows, k])
+            thresholds[k], reached[k] = bagged_threshold(aim, scores, val.targets[rows, k])
+        decided[:, [k, *above.get(k, ())]] |= probs[:, [k]] >= thresholds[k]
     own = tuple(map(bool, enough))
     scaling = "none" if calibration is None else calibration.method
-    return Fitted(aim, scaling, calibration, thresholds, shared, own, reached)
+    return Fitted(aim, scaling, calibration, thresholds, shared, own, tuple(reached))
 
 
 def choose_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bool]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, overl
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.data.hierarchy import ancestors
+from mltr.data.hierarchy import ancestors, implied
 from mltr.data.images import MAX_PIXELS
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
@@ -80,9 +80,7 @@ class Prediction:
         A label comes with all that it implies.
         """
         chosen = self.probs >= self.thresholds
-        for index, above in enumerate(ancestors(self.classes, self.hierarchy)):
-            if chosen[index]:
-                chosen[list(above)] = True
+        chosen = implied(chosen, ancestors(self.classes, self.hierarchy))
         return [(self.classes[k], float(self.probs[k])) for k in self._order if chosen[k]]
 
     def top(self, k: int) -> list[tuple[str, float]]:
@@ -208,14 +206,11 @@ class Predictor:
 
         That of a label is at least that of each label that implies it.
         """
-        if self.hierarchy:
-            probs = probs.copy()
-            for index, above in enumerate(self._ancestors):
-                probs[list(above)] = np.maximum(probs[list(above)], probs[index])
+        probs = implied(probs, self._ancestors)
         return Prediction(probs, self.classes, self.thresholds.copy(), self.hierarchy)
 
     @cached_property
-    def _ancestors(self) -> tuple[tuple[int, ...], ...]:
+    def _ancestors(self) -> dict[int, list[int]]:
         return ancestors(self.classes, self.hierarchy)
 
     def look(self, source: Any) -> Pixels:

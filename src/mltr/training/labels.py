@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,13 @@ from mltr.data.records import Split
 from mltr.data.transforms import mix_batch
 from mltr.evaluation.curves import save_curves
 from mltr.evaluation.figures import print_report, report
-from mltr.evaluation.predictions import Predictions, make_tiles, predict_split, save_predictions
+from mltr.evaluation.predictions import (
+    Predictions,
+    as_predicted,
+    make_tiles,
+    predict_split,
+    save_predictions,
+)
 from mltr.files.writing import write_json
 from mltr.gallery import contact_sheet
 from mltr.losses import build_loss
@@ -88,7 +95,7 @@ class Labels(Objective):
 
     def score(self, model: Any) -> float:
         """Return mean average precision, or accuracy; a network that says nan ends the run."""
-        predictions = self.predict(model, self.run.splits.val)
+        predictions = self._judged(self.predict(model, self.run.splits.val))
         if not np.isfinite(predictions.probs).all():
             self.run.processes.fail(
                 "the network says nan of validation images after epoch "
@@ -114,6 +121,10 @@ class Labels(Objective):
             calibration=self.calibration,
         )
 
+    def _judged(self, predictions: Predictions) -> Predictions:
+        """Return what `mltr predict` makes of the network's probabilities."""
+        return as_predicted(replace(predictions, hierarchy=self.run.splits.hierarchy))
+
     def score_words(self, row: dict[str, Any]) -> list[str]:
         """Return the scores and the best one so far, in percent."""
         return score_words(row, self.judged_by, self.run.progress)
@@ -122,7 +133,7 @@ class Labels(Objective):
         """Show the images with their labels and what is said of them, in the tracker."""
         run = self.run
         split = run.splits.val.subset(range(min(PICTURES, len(run.splits.val))), "val")
-        predictions = self.predict(model, split, cached=False)  # too few to keep
+        predictions = self._judged(self.predict(model, split, cached=False))  # too few to keep
         if not run.processes.is_main:
             return
         with run.spared():
@@ -133,7 +144,8 @@ class Labels(Objective):
         """Score the test images, once; their figures are what is returned."""
         run = self.run
         predictions = self.predict(learner.plain, run.splits.test)
-        full_report = report(predictions)
+        judged = self._judged(predictions)
+        full_report = report(judged)
         figures = self._figures(full_report, learner.parameters)
         if not run.processes.is_main:
             return figures
@@ -141,7 +153,7 @@ class Labels(Objective):
         save_predictions(run.folder.predictions, predictions)
         write_json(run.folder.metrics, figures)
         draw_curves(run.folder)
-        save_curves(run.folder.path, predictions)
+        save_curves(run.folder.path, judged)
         if not quiet:
             print_report(full_report, f"{run.folder.path}, test")
         return figures
