@@ -155,8 +155,8 @@ def test_classes_with_few_positives_share_a_threshold() -> None:
     val.targets[:, 2] = -1  # all unknown
     val.targets[:, 3] = 1  # all positive
     fitted = fit(val, F1, "platt", 10)
-    assert fitted.own == (True, False, False, False)
-    assert set(map(float, fitted.thresholds[1:])) == {fitted.shared_threshold}
+    assert fitted.origins == ("own", "shared", "shared", "shared")
+    assert set(map(float, fitted.thresholds[1:])) == {np.float32(fitted.shared[""])}
     assert fitted.calibration is not None
     assert len(set(fitted.calibration.scale[1:])) == len(set(fitted.calibration.shift[1:])) == 1
     # The shared threshold is the best for all known decisions together.
@@ -164,7 +164,7 @@ def test_classes_with_few_positives_share_a_threshold() -> None:
     fitted = fit(val, F1, "none", 10)
     probs, truths = val.probs[known], val.targets[known]
     best = max(naive_value(F1, probs >= t, truths) for t in np.unique(probs))
-    assert naive_value(F1, probs >= np.float32(fitted.shared_threshold), truths) == best
+    assert naive_value(F1, probs >= np.float32(fitted.shared[""]), truths) == best
 
 
 def test_unknown_labels_change_nothing() -> None:
@@ -252,7 +252,7 @@ def test_a_bias_of_all_classes_is_undone_where_each_has_few_positives(scaling: s
     """As with the loss asl, whose probabilities are all too high."""
     val, test = (true_to_its_word(n, 4, shift=3, seed=n) for n in (40, 4000))
     fitted = fit(val, F1, scaling, 25)
-    assert fitted.own == (False,) * 4
+    assert set(fitted.origins) == {"shared"}
     after = as_predicted(test, fitted.calibration)
     errors = [measure(p.probs, p.targets, 0.5, F1)["ece"] for p in (test, after)]
     assert errors[0] > 0.3
@@ -489,7 +489,8 @@ def test_figures_as_json_and_where_pictures_go(run: Path, tmp_path: Path, capsys
     assert figures["aim"] == "cost=1:3"
     assert [row["threshold"] for row in figures["per_class"].values()] == list(thresholds)
     assert all(
-        row["own_threshold"] == (row["val_positives"] >= 8) for row in figures["per_class"].values()
+        (row["threshold_is"] == "own") == (row["val_positives"] >= 8)
+        for row in figures["per_class"].values()
     )
 
 

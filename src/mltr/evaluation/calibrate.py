@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=10,
         metavar="N",
-        help="classes with fewer positive validation images use the shared threshold (default: 10)",
+        help="classes with fewer positive validation images share a threshold, those of a category "
+        "if there are any (default: 10)",
     )
     parser.add_argument(
         "--reset", action="store_true", help="remove stored thresholds and calibration"
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     from mltr.evaluation.thresholds import fit
     from mltr.files.writing import write_figures
     from mltr.runs.folder import RunFolder
+    from mltr.weights.bundle import read_config
+    from mltr.weights.metadata import read_categories
 
     aim = parse_aim(args.aim)
     if args.min_positives < 1:
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.reset:
         return reset(args.run)
     opened = open_judged(args.run, overrides)
-    calibration = _without_calibration(opened.path)["calibration"]
+    plain = _without_calibration(opened.path)
     if isinstance(opened, OpenRun):
         _check_held_out(opened)
         if not RunFolder(opened.path).metrics.is_file():
@@ -76,7 +79,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     log.info("scoring %s", counted(len(opened.splits.val), "validation image"))
     val = opened.score_uncalibrated("val")
     # A softmax isn't scaled; only its thresholds are fitted.
-    fitted = fit(val, aim, "none" if calibration else args.scaling, args.min_positives)
+    scaling = "none" if plain["calibration"] else args.scaling
+    config = read_config(opened.path)
+    categories, before = (
+        None if values is None else _of(config, val.classes, values)
+        for values in (read_categories(config), plain["thresholds"])
+    )
+    fitted = fit(val, aim, scaling, args.min_positives, categories, before)
     test = _test_predictions(opened, overrides)
     figures = report(fitted, val, test, args.min_positives)
     figures["best_epoch"] = _best_epoch(opened.path)
@@ -91,23 +100,24 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 
 
 def reset(folder: str | Path) -> int:
-    """Remove thresholds and calibration from a bundle."""
+    """Give a bundle the probabilities and thresholds back that it had before."""
     from mltr.weights.bundle import read_config, update_config
 
     removed = _without_calibration(folder)
     before = read_config(folder)
     if all(before.get(key) == removed[key] for key in ("thresholds", "calibration")):
-        print(f"{folder} has no thresholds and no calibration: nothing to remove")
+        print(f"{folder} isn't calibrated: nothing to remove")
         return 0
     update_config(folder, removed)
-    print(f"{folder}: reset to uncalibrated probabilities and a threshold of 0.5 for every class")
+    thresholds = "its earlier thresholds" if removed["thresholds"] else "a threshold of 0.5"
+    print(f"{folder}: reset to uncalibrated probabilities and {thresholds} for every class")
     return 0
 
 
 def _without_calibration(folder: str | Path) -> dict[str, Any]:
-    """Return the entries of config.json without calibration; a tagger keeps its softmax.
+    """Return the entries of config.json as they were before calibration.
 
-    Raises `UsageError` for a run with a softmax.
+    A tagger keeps its softmax; raises `UsageError` for a run with one.
     """
     from mltr.evaluation.open_run import chooses_one_class
     from mltr.weights.bundle import read_config
@@ -120,9 +130,10 @@ def _without_calibration(folder: str | Path) -> dict[str, Any]:
             f"{folder} predicts one class per image: it has no thresholds to calibrate"
         )
     extra = dict(config.get("extra") or {})
-    extra.pop("calibrated", None)
+    told = extra.pop("calibrated", None)
+    before = told.get("thresholds_before") if isinstance(told, dict) else config["thresholds"]
     return {
-        "thresholds": None,
+        "thresholds": before,
         "calibration": SOFTMAX.to_dict() if is_softmax else None,
         "extra": extra,
     }
@@ -170,25 +181,31 @@ def _test_predictions(opened: OpenRun | OpenTagger, overrides: Sequence[str]) ->
 def store(folder: str | Path, fitted: Fitted, figures: Mapping[str, Any]) -> None:
     """Atomically replace thresholds and calibration in the bundle.
 
-    ``extra.calibrated`` records how they were fitted. Classes that the source doesn't have keep
-    their thresholds and the plain sigmoid.
+    ``extra.calibrated`` records how they were fitted, and the thresholds before. Classes that the
+    source doesn't have keep those, and the plain sigmoid.
     """
     from mltr.predict.options import DEFAULT_THRESHOLD
     from mltr.weights.bundle import read_config, update_config
 
     changes, config = _without_calibration(folder), read_config(folder)
     names = list(figures["per_class"])
-    changes["thresholds"] = _filled(
-        config, names, fitted.thresholds, config["thresholds"] or DEFAULT_THRESHOLD
-    )
+    before = changes["thresholds"]
+    changes["thresholds"] = _filled(config, names, fitted.thresholds, before or DEFAULT_THRESHOLD)
     if fitted.calibration is not None:
         changes["calibration"] = {
             "method": fitted.calibration.method,
             "scale": _filled(config, names, fitted.calibration.scale, 1.0),
             "shift": _filled(config, names, fitted.calibration.shift, 0.0),
         }
-    changes["extra"]["calibrated"] = {k: v for k, v in figures.items() if k != "per_class"}
+    told = {key: value for key, value in figures.items() if key != "per_class"}
+    changes["extra"]["calibrated"] = told | {"thresholds_before": before}
     update_config(folder, changes)
+
+
+def _of(config: Mapping[str, Any], names: Sequence[str], values: Sequence[Any]) -> list[Any]:
+    """Return those of a bundle's `values`, one for each of its classes, that belong to `names`."""
+    own = dict(zip(config["classes"], values, strict=True))
+    return [own[name] for name in names]
 
 
 def _filled(

@@ -11,7 +11,9 @@ import numpy as np
 from mltr import metrics
 from mltr.errors import counted
 from mltr.evaluation.figures import percent
-from mltr.evaluation.thresholds import Fitted
+from mltr.evaluation.thresholds import KEPT, OWN, SHARED, Fitted
+from mltr.predict.options import DEFAULT_THRESHOLD
+from mltr.predict.thresholds import ALL
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +34,8 @@ METRICS = {
     "ece_mean": "the same, mean over classes",
     "brier": "mean squared error of the probabilities",
 }
-SHARED, OUT_OF_REACH = "*", "!"  #: marks beside a threshold
+MARKS = {OWN: "", SHARED: "*", KEPT: "="}  #: beside a threshold
+OUT_OF_REACH = "!"  #: likewise
 
 
 def report(
@@ -43,13 +46,13 @@ def report(
     from mltr.evaluation.reliability import bootstrap_gains, measure
 
     before, after = as_predicted(test), as_predicted(test, fitted.calibration)
-    limits = after.limits(fitted.thresholds)
+    old_limits, limits = before.limits(fitted.before), after.limits(fitted.thresholds)
     sides = {
-        "before": measure(before.probs, before.targets, 0.5, fitted.aim),
+        "before": measure(before.probs, before.targets, old_limits, fitted.aim),
         "after": measure(after.probs, after.targets, limits, fitted.aim),
     }
     rows = {
-        "before": metrics.per_class(before.probs, before.targets, 0.5),
+        "before": metrics.per_class(before.probs, before.targets, old_limits),
         "after": metrics.per_class(after.probs, after.targets, limits),
     }
     positives = (val.targets == 1).sum(0)
@@ -58,15 +61,17 @@ def report(
         "scaling": fitted.scaling,
         "temperature": _temperature(fitted),
         "min_positives": min_positives,
-        "shared_threshold": fitted.shared_threshold,
+        "shared_threshold": fitted.shared.get(ALL),
+        "category_thresholds": {kind: t for kind, t in fitted.shared.items() if kind != ALL},
         "val_images": len(val.images),
         "test_images": len(test.images),
         "test": sides,
-        "gain_95": bootstrap_gains(before, after, limits),
+        "gain_95": bootstrap_gains(before, after, limits, old_limits),
         "per_class": {
             name: {
                 "threshold": float(fitted.thresholds[k]),
-                "own_threshold": fitted.own[k],
+                "threshold_before": float(fitted.before[k]),
+                "threshold_is": fitted.origins[k],
                 "aim_reached_on_val": fitted.reached[k],
                 "val_positives": int(positives[k]),
                 "test_positives": int(rows["before"]["support"][k]),
@@ -127,12 +132,18 @@ def _gain_table(figures: dict[str, Any], title: str) -> Table:
         interval = "" if np.isnan(low) else f"{low:+.2f} .. {high:+.2f}"
         table.add_row(name, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}", interval, words)
     table.caption = (
-        "In %, except for costs. Before: no scaling, threshold 0.5 for every class. After: "
-        f"{_describe_scaling(figures)}, thresholds for {figures['aim']}. "
+        f"In %, except for costs. Before: no scaling, {_describe_before(figures)}. "
+        f"After: {_describe_scaling(figures)}, thresholds for {figures['aim']}. "
         "Interval: bootstrap over images."
     )
     table.caption_justify = "left"
     return table
+
+
+def _describe_before(figures: dict[str, Any]) -> str:
+    found = {row["threshold_before"] for row in figures["per_class"].values()}
+    is_default = found == {DEFAULT_THRESHOLD}
+    return "threshold 0.5 for every class" if is_default else "the thresholds that it had"
 
 
 def _describe_scaling(figures: dict[str, Any]) -> str:
@@ -165,19 +176,21 @@ def _class_table(figures: dict[str, Any]) -> Table:
 
 
 def _marks(row: Mapping[str, Any]) -> str:
-    shared = "" if row["own_threshold"] else SHARED
-    return shared + ("" if row["aim_reached_on_val"] else OUT_OF_REACH)
+    return MARKS[row["threshold_is"]] + ("" if row["aim_reached_on_val"] else OUT_OF_REACH)
 
 
 def _remarks(figures: dict[str, Any], folder: Path) -> list[str]:
     """Return footnotes of the table, a caveat, and where the result is stored."""
     rows = figures["per_class"]
     lines = []
-    if not all(row["own_threshold"] for row in rows.values()):
-        lines.append(
-            f"{SHARED} shared threshold, the best for all classes together, as the class has fewer "
-            f"than {figures['min_positives']} positive validation images or no negative one"
-        )
+    few = f"fewer than {figures['min_positives']} positive validation images or no negative one"
+    together = "those of its category" if figures["category_thresholds"] else "all classes"
+    words = {
+        SHARED: f"shared threshold, the best for {together} together, as the class has {few}",
+        KEPT: f"decides as before, as the classes of its category together have {few}",
+    }
+    origins = {row["threshold_is"] for row in rows.values()}
+    lines += [f"{MARKS[origin]} {text}" for origin, text in words.items() if origin in origins]
     if not all(row["aim_reached_on_val"] for row in rows.values()):
         lines.append(
             f"{OUT_OF_REACH} no threshold reaches {figures['aim']} on the validation images; this "

@@ -83,12 +83,16 @@ def _brier(probs: Floats, truths: Labels) -> float:
 
 
 def bootstrap_gains(
-    before: Predictions, after: Predictions, thresholds: Floats, seed: int = 0
+    before: Predictions,
+    after: Predictions,
+    thresholds: Floats,
+    old_thresholds: float | Floats = 0.5,
+    seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Return a 95 % bootstrap interval of each gain over threshold 0.5, by metric."""
+    """Return a 95 % bootstrap interval of the gain in each metric, by name."""
     generator = np.random.default_rng(seed)
     N = len(before.targets)
-    old = _image_counts(before.probs >= np.float32(0.5), before.targets)
+    old = _image_counts(before.probs >= np.asarray(old_thresholds, np.float32), before.targets)
     new = _image_counts(after.probs >= thresholds.astype(np.float32), after.targets)
     blocks = []
     for _ in range(BOOTSTRAP_BLOCKS):

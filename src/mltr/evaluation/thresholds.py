@@ -3,8 +3,9 @@
 * A class's threshold is the best for the aim on these images, halfway between two scores. For F1
   and costs it is the mean of the best thresholds of 50 resamples (bagging, Breiman 1996), which
   has less variance. A precision or recall is reached on these images themselves.
-* A class with few positives, or no negative, gets the shared threshold, the best for the decisions
-  of all classes together.
+* A class with few positives, or no negative, gets a shared threshold, the best for the decisions of
+  all classes together; with categories, of those of its own. If they have few positives as well, it
+  decides as before.
 * Platt scaling (1999) fits a factor and a shift, with smoothed targets: here to the decisions of
   all classes together (`shared`), or to those of each class (`platt`), where classes with few
   positives keep the shared ones. Temperature scaling (Guo et al. 2017, arXiv 1706.04599) is a
@@ -15,6 +16,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from mltr.data.hierarchy import ancestors
 from mltr.errors import MltrError
 from mltr.evaluation.aims import Aim
+from mltr.predict.thresholds import ALL
 
 if TYPE_CHECKING:
     from mltr.evaluation.predictions import Predictions
@@ -35,6 +38,7 @@ Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int8]
 
 RESAMPLES = 50
+OWN, SHARED, KEPT = "own", "shared", "kept"  #: origins of a threshold
 LOWEST = 1e-6  #: minimum of a threshold when averaging logits
 MIN_SCALE = 0.01  #: minimum factor; with a smaller one the logits carry no information
 
@@ -47,19 +51,31 @@ class Fitted:
     scaling: str  #: one of `SCALING_CHOICES`; none if none could be fitted
     calibration: Calibration | None
     thresholds: Floats  #: float32 [K]
-    shared_threshold: float
-    own: tuple[bool, ...]  #: [K]: whether the class has its own threshold
+    before: Floats  #: float32 [K]: thresholds on uncalibrated probabilities, in use before
+    shared: dict[str, float]  #: shared thresholds, by category; `ALL` if there are none
+    origins: tuple[str, ...]  #: [K]: `OWN`, `SHARED` or `KEPT`
     reached: tuple[bool, ...]  #: [K]: whether the threshold reaches the aim on these images
 
 
-def fit(val: Predictions, aim: Aim, scaling: str, min_positives: int) -> Fitted:
+def fit(
+    val: Predictions,
+    aim: Aim,
+    scaling: str,
+    min_positives: int,
+    categories: Sequence[str] | None = None,
+    before: Sequence[float] | None = None,
+) -> Fitted:
     """Fit a calibration and then thresholds to uncalibrated predictions of held-out images.
 
-    Raises `MltrError` if there are fewer than `min_positives` positive labels in total, or no
-    negative one.
+    `categories` [K] are kinds of classes; `before` [K] are the thresholds to keep, on uncalibrated
+    probabilities, where a category has too few positives (default: 0.5). Raises `MltrError` if
+    there are fewer than `min_positives` positive labels in total, or no negative one.
     """
     from mltr.evaluation.predictions import as_predicted, logits_of
+    from mltr.predict.predictor import fill_thresholds
+    from mltr.weights.metadata import to_probs
 
+    K = len(val.classes)
     positives, negatives = (val.targets == 1).sum(0), (val.targets == 0).sum(0)
     if positives.sum() < min_positives or negatives.sum() == 0:
         raise MltrError(
@@ -74,21 +90,48 @@ def fit(val: Predictions, aim: Aim, scaling: str, min_positives: int) -> Fitted:
         calibration = fit_scaling(scaling, logits_of(val.probs), val.targets, enough)
     probs = as_predicted(val, calibration).probs
     known = val.targets >= 0
-    shared, shared_reached = choose_threshold(aim, probs[known], val.targets[known])
-    thresholds = np.full(len(val.classes), shared, np.float32)
-    reached = [shared_reached] * len(val.classes)
+    kept = fill_thresholds(before, K)
+    thresholds = kept.copy() if calibration is None else to_probs(logits_of(kept), calibration)
+    reached, origins = [True] * K, [KEPT] * K
+    kinds = categories or [ALL] * K
+    shared = _share(aim, probs, val.targets, kinds, min_positives)
     above = ancestors(val.classes, val.hierarchy)
     decided = np.zeros(probs.shape, np.bool_)
     # Children first: what they imply is predicted whatever its threshold.
-    for k in sorted(range(len(val.classes)), key=lambda k: -len(above.get(k, ()))):
+    for k in sorted(range(K), key=lambda k: -len(above.get(k, ()))):
         rows = known[:, k]
         if enough[k]:
             scores = np.where(decided[rows, k], np.float32(1), probs[rows, k])
             thresholds[k], reached[k] = bagged_threshold(aim, scores, val.targets[rows, k])
+            origins[k] = OWN
+        elif kinds[k] in shared:
+            thresholds[k], reached[k] = shared[kinds[k]]
+            origins[k] = SHARED
         decided[:, [k, *above.get(k, ())]] |= probs[:, [k]] >= thresholds[k]
-    own = tuple(map(bool, enough))
     scaling = "none" if calibration is None else calibration.method
-    return Fitted(aim, scaling, calibration, thresholds, shared, own, tuple(reached))
+    return Fitted(
+        aim,
+        scaling,
+        calibration,
+        thresholds,
+        kept,
+        {kind: threshold for kind, (threshold, _) in shared.items()},
+        tuple(origins),
+        tuple(reached),
+    )
+
+
+def _share(
+    aim: Aim, probs: Floats, targets: Labels, kinds: Sequence[str], min_positives: int
+) -> dict[str, tuple[float, bool]]:
+    """Return the best threshold of each kind of class with enough labels, as `choose_threshold`."""
+    found = {}
+    for kind in dict.fromkeys(kinds):
+        cells = (targets >= 0) & (np.array(kinds) == kind)
+        truths = targets[cells]
+        if truths.sum() >= min_positives and not truths.all():
+            found[kind] = choose_threshold(aim, probs[cells], truths)
+    return found
 
 
 def choose_threshold(aim: Aim, probs: Floats, truths: Labels) -> tuple[float, bool]:
