@@ -16,8 +16,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from making import count_done, write_image
-from serving import save_tiny_bundle
+from serving import COLOURS, save_tiny_bundle
 
+from mltr.cli import main
 from mltr.predict import on_ray
 
 pytest.importorskip("ray")
@@ -74,19 +75,20 @@ class Command:
         return self.process.returncode, told
 
 
-def plain(bundle: Path, photos: object, out: Path) -> Any:
+def plain(bundle: Path, photos: object, out: Path, *options: str) -> Any:
+    """Return what the command writes without Ray."""
     command = [sys.executable, "-m", "mltr", "predict", str(bundle), str(photos), "--out", str(out)]
     # The engine of the cluster's processes: a slow machine would try others, which round otherwise.
-    command += ["--device", "cpu", "--engine", "torch"]
+    command += ["--device", "cpu", "--engine", "torch", *options]
     subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
     return pq.read_table(out)
 
 
-def assert_same(table: Any, expected: Any) -> None:
+def assert_same(table: Any, expected: Any, classes: tuple[str, ...] = COLOURS) -> None:
     """Compare rows and order; probabilities may differ in what batches of other sizes do."""
     for name in ("path", "labels", "error"):
         assert table[name].to_pylist() == expected[name].to_pylist()
-    for name in ("red", "green", "blue"):
+    for name in classes:
         pairs = zip(table[name].to_pylist(), expected[name].to_pylist(), strict=True)
         assert all(a == b or a == pytest.approx(b, abs=1e-5) for a, b in pairs)
 
@@ -135,6 +137,27 @@ def test_processes_that_are_killed_cost_nothing(bundle: Path, tmp_path: Path) ->
     code, told = command.end()
     assert (code, "1 of 5,000 images can't be read" in told) == (1, True), told
     assert_same(pq.read_table(out), plain(bundle, photos, tmp_path / "expected.parquet"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("views", ["", "mirror,tiles"])
+def test_a_trained_run_predicts_the_same_with_and_without(
+    small_run: Path, views: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = small_run.parent / "photos", small_run.parent / "tags.parquet"
+    options = ["--views", views, "--batch-size", "3"]
+    code, told = Command(small_run, photos, "--out", out, *options).end()
+    assert code == 0, told
+    found = pq.read_table(out)
+    expected = plain(small_run, photos, out.with_name("expected.parquet"), *options)
+    assert expected.num_rows == 20
+    assert_same(found, expected, ("sea", "sunset"))
+    # The engine that is chosen by default goes on where Ray has stopped.
+    words = ["predict", str(small_run), str(photos), "--out", str(out), "--device", "cpu"]
+    assert main([*words, *options]) == 0
+    assert "continuing: 20 of 20 images are done" in capsys.readouterr().err
+    assert pq.read_table(out) == found
 
 
 class Begun:
