@@ -64,6 +64,16 @@ def test_what_is_no_hierarchy(tmp_path: Path, name: str, text: str, message: str
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_tree_as_a_spreadsheet_saves_it(tmp_path: Path, separator: str, encoding: str) -> None:
+    rows = [("child", "parent"), ("dog", "animal"), ("animal", "vivant ou animé")]
+    text = "\r\n".join(separator.join(row) for row in rows)
+    (tmp_path / "h.csv").write_bytes(text.encode(encoding))
+    found = read_hierarchy(tmp_path / "h.csv", CLASSES)
+    assert found == {"dog": "animal", "animal": "vivant ou animé"}
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "gone.yaml", tmp_path):
         with pytest.raises(MltrError, match="data.hierarchy .*: can't be read"):

@@ -287,6 +287,8 @@ def test_damage_is_named(bundle: Path, damage: Callable[[Path], None], told: lis
 def test_the_folder_itself_is_checked(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(MltrError, match=r"no such folder: .*nowhere; expected a folder with"):
         load_bundle(tmp_path / "nowhere")
+    with pytest.raises(MltrError, match=r"no such file: .*gone\.pth; expected a folder with"):
+        load_bundle(tmp_path / "gone.pth")
     with pytest.raises(MltrError, match=r"is a file.*give the folder .*bundle"):
         load_bundle(bundle / "model.safetensors")
     (tmp_path / "run").mkdir()

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from mltr.data.records import Split, Splits
 from mltr.data.shards import ShardSplit
+from mltr.data.tables.sheet import find_delimiter
 from mltr.errors import MltrError, UsageError, did_you_mean
+from mltr.files.text import read_text
 
 Values = NDArray[Any]
 Hierarchy = Mapping[str, str]  #: the parent of each child, by name
@@ -31,13 +33,12 @@ def read_hierarchy(path: Path, classes: Sequence[str]) -> dict[str, str]:
     Raises `MltrError` for a file that holds anything else, a child with two parents or that is its
     own ancestor, and names that have nothing to do with the classes.
     """
+    if path.is_file() and path.stat().st_size > LARGEST:
+        raise MltrError(f"{path} is larger than any hierarchy: {path.stat().st_size:,} bytes")
     try:
-        if path.stat().st_size > LARGEST:
-            raise MltrError(f"{path} is larger than any hierarchy: {path.stat().st_size:,} bytes")
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MltrError(f"data.hierarchy {path}: can't be read: {reason}") from error
+        text = read_text(path)
+    except MltrError as error:
+        raise MltrError(f"data.hierarchy {error}") from error
     pairs = _read_csv(text, path) if path.suffix == ".csv" else _read_yaml(text, path)
     parents: dict[str, str] = {}
     for child, parent in pairs:
@@ -56,7 +57,8 @@ def read_hierarchy(path: Path, classes: Sequence[str]) -> dict[str, str]:
 
 
 def _read_csv(text: str, path: Path) -> list[tuple[str, str]]:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(row)]
+    lines = csv.reader(text.splitlines(), delimiter=find_delimiter(text))
+    rows = [[cell.strip() for cell in row] for row in lines if any(row)]
     if not rows or [cell.lower() for cell in rows[0]] != HEADER:
         raise MltrError(f"{path}: its first line must be child,parent")
     for row in rows:

@@ -273,7 +273,8 @@ def update_config(folder: str | Path, changes: Mapping[str, Any]) -> None:
 def _check_folder(folder: Path) -> None:
     expected = f"a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, such as `mltr train` writes"
     if not folder.exists():
-        raise MltrError(f"no such folder: {folder}; expected {expected}")
+        kind = "file" if folder.suffix in (".pth", ".pt", ".safetensors") else "folder"
+        raise MltrError(f"no such {kind}: {folder}; expected {expected}")
     if not folder.is_dir():
         hint = f"; give the folder {folder.parent}" if folder.name == WEIGHTS_FILE else ""
         raise MltrError(f"{folder} is a file; expected {expected}{hint}")
