@@ -175,6 +175,22 @@ def test_openvino_computes_what_torch_does(
                 )
 
 
+def test_signals_are_survived_once_networks_are_gone(run: Path) -> None:
+    """In a process of its own, which OpenVINO with a core for each network would end."""
+    need_openvino()
+    code = (
+        "import gc, os, signal, mltr\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('received'))\n"
+        "for _ in range(2):\n"
+        f"    tagger = mltr.load({str(run)!r}, engine='openvino')\n"
+        "del tagger\n"
+        "gc.collect()\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    assert found.stdout == b"received\n"
+
+
 def test_openvino_needs_neither_torch_nor_onnxruntime(onnx_file: Path, photos: Path) -> None:
     need_openvino()
     code = (

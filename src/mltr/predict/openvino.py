@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def compile_graph(graph: Any, precision: str | None = None, batch_size: int | No
     `precision` is fp32 or bf16; by default bf16 if the CPU has instructions for it, unless
     MLTR_PRECISION says otherwise.
     """
-    core = _import().Core()
+    core = _core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     chosen = precision or told_precision() or ("bf16" if has_bf16 else "fp32")
     settings = {
@@ -166,6 +167,17 @@ def run(compiled: Any, images: NDArray[Any]) -> list[Floats]:
         request = compiled.create_infer_request()
         request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)
         return [np.array(output.data, np.float32) for output in request.output_tensors]
+
+
+@cache
+def _core() -> Any:
+    """Return the one core of this process, which lasts as long as it does.
+
+    A core has signals handled on a stack of its own, and puts back the stack of the one before it
+    when it goes. Where that one went first, its stack is no longer there: the next signal, such as
+    Ctrl-C or the end of a child, would end the process.
+    """
+    return _import().Core()
 
 
 def _import() -> Any:
