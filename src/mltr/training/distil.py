@@ -23,10 +23,10 @@ from mltr.data.loading import Batch, ImageDataset, Loader, fingerprint
 from mltr.data.mapped import MappedRows
 from mltr.data.records import Split
 from mltr.errors import MltrError, UsageError, did_you_mean
-from mltr.files.cache import Cache, cache_folder
 from mltr.training.bound import BoundModule
 from mltr.training.labels import Labels
 from mltr.training.once import look_once
+from mltr.training.run import photo_cache
 from mltr.weights.bundle import Bundle, TorchNetwork, load_bundle
 from mltr.weights.metadata import SOFTMAX
 from mltr.weights.pretrained import blaming
@@ -130,7 +130,6 @@ class Distilled(Labels):
         preprocess, order = teacher.preprocess, [teacher.classes.index(n) for n in split.classes]
         layout: Any = torch.channels_last  # for faster convolutions
         network = teacher.model.to(run.device).to(memory_format=layout)
-        cache = Cache(cache_folder() / "photos", round(data.cache_gb * 1e9))
 
         def fill(rows: NDArray[Any]) -> dict[int, str]:
             def note(images: Tensor, places: NDArray[np.int64]) -> None:
@@ -151,7 +150,7 @@ class Distilled(Labels):
             self.single_label, preprocess.to_dict(), run.precision,
         )  # fmt: skip
         return MappedRows(
-            cache, f"answers-{fingerprint(split, json.dumps(about))}.rows",
+            photo_cache(data), f"answers-{fingerprint(split, json.dumps(about))}.rows",
             (len(split), len(order)), np.dtype(np.float16), fill,
             what="a teacher's answers", instead="train without train.teacher",
         )  # fmt: skip

@@ -14,11 +14,11 @@ from mltr.data.loading import EpochBatches
 from mltr.data.records import Split
 from mltr.errors import counted
 from mltr.evaluation.predictions import Predictions, score_batches
-from mltr.files.cache import Cache, cache_folder
 from mltr.machine.precision import AUTOCAST
 from mltr.training.build import model_overrides
 from mltr.training.features import FeatureHead, FeatureLoader, FeatureStore
 from mltr.training.labels import Labels
+from mltr.training.run import photo_cache
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class FrozenLabels(Labels):
             run.config.augment.min_scale,
             run.precision,
             run.device,
-            Cache(cache_folder() / "photos", round(run.config.data.cache_gb * 1e9)),
+            photo_cache(run.config.data),
             run.cache,
             run.config.data.workers,
         )

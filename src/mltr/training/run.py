@@ -119,11 +119,12 @@ def prepare_run(
             f"{counted(smallest, 'image')} a batch can't be shared by {processes.count} "
             "processes: raise train.batch_size, which counts them all"
         )
-    cache = _cache(config.data, squashed or cache_folder() / "photos")
+    cache = photo_cache(config.data, squashed) if config.data.cache else None
     return Run(
         config, splits, folder, preprocess, processes, precision, cache, folder.read_log(), tracking
     )
 
 
-def _cache(data: DataConfig, folder: Path) -> Cache | None:
-    return Cache(folder, round(data.cache_gb * 1e9)) if data.cache else None
+def photo_cache(data: DataConfig, folder: Path | None = None) -> Cache:
+    """Return the cache of what is kept of photos, by default in the user's own folder."""
+    return Cache(folder or cache_folder() / "photos", round(data.cache_gb * 1e9))
