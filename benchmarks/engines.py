@@ -30,7 +30,7 @@ from mltr.metrics import evaluate
 from mltr.predict.engines import Floats, Run, on_pixels
 from mltr.predict.exported import load_onnx, run_program
 from mltr.predict.graph import Deployed, trace
-from mltr.predict.openvino import compile_graph, convert, load_openvino, run
+from mltr.predict.openvino import convert, load_openvino, make_network
 from mltr.weights.bundle import TorchNetwork
 from mltr.weights.metadata import to_probs
 
@@ -116,7 +116,9 @@ def makers(
     for precision in ("fp32", "bf16"):
         yield (
             f"openvino {precision}",
-            lambda precision=precision: in_openvino(graph, precision, batch_size),
+            lambda precision=precision: make_network(
+                graph, batch_size, True, scored.path, precision
+            ),
         )
     if files["int8"].is_file():
         yield "openvino int8", lambda: load_openvino(files["int8"], None, batch_size)[0]
@@ -129,11 +131,6 @@ def in_torch(scored: OpenRun, compiled: bool = False) -> Run:
         torch._inductor.config.freezing = True
         module = torch.compile(module)
     return lambda pixels: run_program(module, pixels, CPU)
-
-
-def in_openvino(graph: Any, precision: str, batch_size: int) -> Run:
-    any_size, full = (compile_graph(graph, precision, size) for size in (None, batch_size))
-    return lambda pixels: run(full if len(pixels) == batch_size else any_size, pixels)[0]
 
 
 def score(network: Run, pixels: Pixels, targets: Any, scored: OpenRun, size: int) -> float:

@@ -94,10 +94,17 @@ def load_openvino(
 
 
 def make_network(
-    graph: Any, batch_size: int, takes_pixels: bool, origin: Path | Network
+    graph: Any,
+    batch_size: int,
+    takes_pixels: bool,
+    origin: Path | Network,
+    precision: str | None = None,
 ) -> OpenVinoNetwork:
-    """Return a graph's network, which is fastest in batches of `batch_size`."""
-    any_size, full = (compile_graph(graph, batch_size=size) for size in (None, batch_size))
+    """Return a graph's network, which is fastest in batches of `batch_size`.
+
+    `precision` is that of `compile_graph`.
+    """
+    any_size, full = (compile_graph(graph, precision, size) for size in (None, batch_size))
     return OpenVinoNetwork(any_size, full, batch_size, takes_pixels, origin)
 
 
