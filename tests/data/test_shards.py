@@ -184,13 +184,18 @@ def test_images_are_shrunk_and_composed_ones_packed(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(first.image.load()), np.asarray(few.val[0].image.load()))
 
 
-def test_photos_without_labels_are_packed_too(tmp_path: Path) -> None:
+def test_photos_without_labels_are_packed_too(tmp_path: Path, capsys) -> None:
     for index in range(12):
         write_image(tmp_path / "photos" / f"{index}.png")
     assert pack(f"images:{tmp_path / 'photos'}", tmp_path / "shards", "--verify") == 0
     splits = read_shards(DataConfig(root=str(tmp_path / "shards")))
     assert [len(split) for split in splits] == [11, 1, 0]
     assert splits.train[0].labels.shape == (0,)
+    assert main(["train", "scratch", str(tmp_path / "photos"), "--data.format=images"]) == 2
+    assert "data.format images has no labels" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert pack(f"images:{tmp_path / 'empty'}", tmp_path / "none") == 1
+    assert "no images" in capsys.readouterr().err
 
 
 def test_broken_images_are_left_out_and_limited(table: Path, tmp_path: Path, capsys) -> None:

@@ -13,12 +13,14 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from making import ONE_TRIPLE, save_untrained, write_image
 from reference_cat import cat_checkpoint, small_cat
 from torch import Tensor, nn
 
 import mltr
 from mltr.cli import main
 from mltr.errors import MltrError, UsageError
+from mltr.weights.bundle import load_bundle
 from mltr.weights.convert import _spread, imagenet_classes, load_cat, load_swin
 from mltr.weights.foreign import read_checkpoint
 
@@ -260,6 +262,27 @@ def test_a_recipe_names_what_to_start_from(tmp_path: Path) -> None:
     assert torch.equal(model.embed.proj.weight, swin.patch_embed.proj.weight)
     with pytest.raises(MltrError, match="model.init cat:none.pth: none.pth: no such file"):
         build_model(ModelConfig(init="cat:none.pth"), 4, image_size=96)
+
+
+def test_a_bundle_without_labels_is_a_start_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as earlier versions pretrained on photos alone."""
+    from mltr.config.schema import ModelConfig
+    from mltr.training.build import build_model
+
+    folder, photo = save_untrained(tmp_path / "start", ()), write_image(tmp_path / "a.png")
+    start = load_bundle(folder)
+    assert start.classes == ()
+    config = ModelConfig("mltr_nano", init=str(folder), overrides=ONE_TRIPLE)
+    model = build_model(config, num_classes=5, image_size=32)
+    own = start.model.state_dict()
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("head."):
+            assert torch.equal(tensor, own[name]), name
+    for command in (["predict", str(folder), str(photo)], ["export", str(folder)]):
+        assert main(command) == 1
+        assert "has no labels yet" in capsys.readouterr().err
 
 
 # -- what is refused ---------------------------------------------------------------------------
