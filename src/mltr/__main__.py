@@ -1,7 +1,5 @@
 """``python -m mltr`` is ``mltr``."""
 
-import sys
+from mltr.cli import console
 
-from mltr.cli import main
-
-sys.exit(main())
+console()

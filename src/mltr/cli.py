@@ -19,11 +19,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mltr import __version__
 from mltr.errors import MltrError, UsageError, did_you_mean
-from mltr.machine.launch import launched_rank
+from mltr.machine.launch import launched_processes, launched_rank
 from mltr.terminal import PrintableFormatter, printable
 
 log = logging.getLogger(__name__)
@@ -175,6 +175,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def console() -> NoReturn:
+    """Run the command that this process was started with; end with its exit code.
+
+    One of several processes ends without taking the interpreter down: a thread of gloo's may still
+    hold a tensor of the last collective, and aborts the process if it finds no interpreter to free
+    it in.
+    """
+    code = main()
+    if launched_processes() > 1:
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _dispatch(arguments: list[str]) -> int:
