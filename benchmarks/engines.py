@@ -3,10 +3,10 @@
     mltr export RUN && mltr export RUN --precision int8
     python benchmarks/engines.py RUN [RUN ...] --data.root PHOTOS --out runs/engines.json
 
-The files are left out where they are not there. All engines take turns on the same test photos,
-with the same number of threads; images/s are of the median round, and so is the ratio to torch in
-float32 of the same round. `--compiled` adds torch.compile with frozen weights in bf16, which may
-take minutes to begin.
+Files that are not there are left out, and engines that can't run a network. All engines take turns
+on the same test photos, with the same number of threads; images/s are of the median round, and so
+is the ratio to torch in float32 of the same round. bf16 takes part where the processor has it.
+There, `--compiled` adds torch.compile with frozen weights in bf16, which may take minutes to begin.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import torch
 from timing import about, alternate, spread
 
 from mltr.data.preprocess import Pixels
+from mltr.errors import MltrError
 from mltr.evaluation.open_run import OpenRun, open_scored
 from mltr.files.writing import write_figures
+from mltr.machine.precision import computes_in_bf16
 from mltr.metrics import evaluate
 from mltr.predict.engines import Floats, Run, on_pixels
 from mltr.predict.exported import load_onnx, run_program
@@ -73,7 +75,11 @@ def compare(path: str, args: argparse.Namespace, overrides: list[str]) -> list[d
     batch = pixels[np.arange(args.batch_size) % len(pixels)]
     for engine, make in makers(scored, args.batch_size, args.compiled):
         start = time.perf_counter()
-        engines[engine] = make()
+        try:
+            engines[engine] = make()
+        except MltrError as error:
+            print(f"{engine:<20} {error}")
+            continue
         engines[engine](batch)
         begun[engine] = time.perf_counter() - start
     jobs: list[Callable[[], Floats]] = [lambda each=each: each(batch) for each in engines.values()]
@@ -106,14 +112,16 @@ def makers(
     bundle = scored.bundle
     files = {"fp32": scored.path / "model.onnx", "int8": scored.path / "model.int8.onnx"}
     yield "torch fp32", lambda: on_pixels(TorchNetwork(bundle.model, CPU), bundle.preprocess)
-    yield "torch bf16", lambda: in_torch(scored)
-    if compiled:
+    has_bf16 = computes_in_bf16(CPU)
+    if has_bf16:
+        yield "torch bf16", lambda: in_torch(scored)
+    if has_bf16 and compiled:
         yield "torch bf16 compiled", lambda: in_torch(scored, compiled=True)
     for precision, file in files.items():
         if file.is_file():
             yield f"onnxruntime {precision}", lambda file=file: load_onnx(file, "cpu")[0]
     graph = convert(trace(bundle, True, torch.float32, "openvino"))
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16") if has_bf16 else ("fp32",):
         yield (
             f"openvino {precision}",
             lambda precision=precision: make_network(

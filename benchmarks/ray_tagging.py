@@ -1,6 +1,6 @@
 """`mltr predict` on this machine with and without `--engine ray`, with the same number of cores.
 
-    python benchmarks/ray_tagging.py runs/mine ../shared/data/miml/images --images 5000
+    python benchmarks/ray_tagging.py runs/mine PHOTOS --images 5000
 
 Alternately predicts from files to a finished Parquet file with its journal: in this process with
 `--threads`, and in as many processes of Ray with one thread each. The start of Ray, including

@@ -1,6 +1,6 @@
 """Speed of `mltr predict` on photo files as a share of its network's speed alone.
 
-    python benchmarks/tagging.py ../shared/data/coco_mini --out runs/tagging.json
+    python benchmarks/tagging.py PHOTOS --out runs/tagging.json
     python benchmarks/tagging.py --names 1000000   # time to the first row in a large folder
 
 Each round handles the same number of images in one process: the network alone on prepared pixels,
