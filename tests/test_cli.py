@@ -218,6 +218,16 @@ def run_mltr(*arguments: str, shell: str = "", **environment: str) -> subprocess
     )  # fmt: skip
 
 
+def test_one_of_several_processes_ends_with_its_own_exit_code() -> None:
+    """It leaves the interpreter as it is, with all output written."""
+    listed = run_mltr("list", shell="| cat", WORLD_SIZE="2")
+    assert listed.returncode == 0
+    assert listed.stdout == run_mltr("list").stdout
+    done = run_mltr("predict", "nowhere", "photo.png", WORLD_SIZE="2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "mltr: error: no such file or folder: photo.png\n"
+
+
 def test_photos_and_labels_beyond_ascii_in_a_locale_without_them(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "ü", 12)
     (photos / "0.png").rename(photos / "é☃.png")
