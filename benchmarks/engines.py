@@ -27,6 +27,7 @@ from mltr.data.preprocess import Pixels
 from mltr.errors import MltrError
 from mltr.evaluation.open_run import OpenRun, open_scored
 from mltr.files.writing import write_figures
+from mltr.machine.memory import keep_freed_memory
 from mltr.machine.precision import computes_in_bf16
 from mltr.metrics import evaluate
 from mltr.predict.engines import Floats, Run, on_pixels
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--out", metavar="FILE", help="write the figures there as JSON")
     args, overrides = parser.parse_known_args()
+    keep_freed_memory(of_all_threads=True)  # as `mltr predict` does
     # Read by torch when it was imported, by the others when they load a network.
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     versions = {name: version(name) for name in ("onnxruntime", "openvino")}

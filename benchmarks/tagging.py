@@ -36,6 +36,7 @@ from timing import spread
 from mltr.data.preprocess import Preprocess
 from mltr.data.walk import find_images
 from mltr.files.writing import write_figures
+from mltr.machine.memory import keep_freed_memory
 from mltr.network.model import create_model
 from mltr.predict import command as predict
 from mltr.predict import tagging
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--names", type=int, help="time the start with this many names instead")
     parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
+    keep_freed_memory(of_all_threads=True)  # as the command does
     torch.set_num_threads(args.threads)
     about = {
         "date": str(date.today()), "machine": platform.machine(), "cores": os.cpu_count(),

@@ -29,6 +29,7 @@ from mltr.data import Preprocess
 from mltr.errors import MltrError
 from mltr.training.build import build_model, model_overrides, settle
 from mltr.weights.bundle import load_bundle, save_bundle
+from mltr.weights.pretrained import START_FOLDER
 
 PHOTOS = 16
 CLASSES = 5
@@ -343,6 +344,19 @@ def test_bundles_of_before_squash_bilinearly() -> None:
     assert Preprocess.from_dict(old) == Preprocess(32)
 
 
+def test_the_weights_that_come_with_the_package(labelled: Path, tmp_path: Path, caplog) -> None:
+    assert sum(path.stat().st_size for path in START_FOLDER.iterdir()) < 3_000_000
+    config, preprocess = settle(Config(model=ModelConfig("mltr_nano", init="start")))
+    network = build_model(config.model, 3, preprocess.image_size)
+    own = load_bundle(START_FOLDER).model.state_dict()
+    for name, tensor in network.state_dict().items():
+        assert name.startswith("head.") or torch.equal(tensor, own[name]), name
+    run = tmp_path / "run"
+    options = ["--model.init=start", "--model.image_size=64", "--train.epochs=1"]
+    assert main(["train", "scratch", str(labelled), "--out", str(run), *options]) == 0
+    assert "from scratch" not in caplog.text
+
+
 # -- what is refused ---------------------------------------------------------------------------
 
 
@@ -402,6 +416,10 @@ def test_weights_of_another_network_are_refused_with_its_name(tmp_path: Path) ->
         (
             {"name": "mltr_nano", "init": "pretrained"},
             "no pretrained weights are available for mltr_nano",
+        ),
+        (
+            {"name": "mltr_s", "init": "start"},
+            "model.init start: these weights are of mltr_nano, not of mltr_s",
         ),
         ({"name": "mltr_nano", "init": __file__}, "the origin of the weights is unknown: use cat:"),
         ({"name": "timm/resnet18.tv_in2k", "init": "pretrained"}, "known: resnet18.a1_in1k"),

@@ -43,7 +43,8 @@ MANY_PHOTOS = 50_000  #: for training, that a network may do without other weigh
 FROM_SCRATCH = (
     "from scratch (model.init is empty): that takes hours. In minutes a small network gets to a "
     "map of 90 on 2000 photos with 5 labels (MIML) and of 32 on COCO with 18. Where pretrained "
-    "weights can be had, `mltr train probe PHOTOS` reaches 96 and 57 in a minute or two"
+    "weights can be had, `mltr train probe PHOTOS` reaches 96 and 57 in a minute or two; else, "
+    "--model.init start begins with the weights that come with mltr_nano"
 )
 
 

@@ -29,6 +29,9 @@ from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
 
 TIMM = "timm/"  #: of the name of a network
 PRETRAINED = "pretrained"  #: as `model.init`: timm's own weights
+START = "start"  #: as `model.init`: the weights that come with this package
+START_NETWORK = "mltr_nano"
+START_FOLDER = Path(__file__).parent / "start"  #: a bundle without labels
 #: What a folder's weights may be called, in the order in which they are looked for.
 WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 #: What a network's arguments may not say: the data decide on some, `model.init` on the others.
@@ -232,12 +235,22 @@ def blaming(source: str, option: str = "model.init") -> Iterator[None]:
 
 
 def resolve_name(model: ModelConfig) -> ModelConfig:
-    """Return the same with the network's own name where it was named by its place on the Hub."""
+    """Return the same with the network's own name where it was named by its place on the Hub.
+
+    And with the place of the package's own weights where these are to start from.
+    """
     for key in sorted(WEIGHT_SOURCES & model.overrides.keys()):
         raise UsageError(
             f"model.overrides.{key}: give the weights with --model.init pretrained, --model.init "
             "FILE or --model.init FOLDER"
         )
+    if model.init == START:
+        if model.name != START_NETWORK:
+            raise UsageError(
+                f"model.init {START}: these weights are of {START_NETWORK}, not of {model.name}; "
+                "docs/weights.md lists others"
+            )
+        return replace(model, init=str(START_FOLDER))
     if not model.name.startswith(HUB_PREFIX):
         return model
     config = _read_folder_config(model.name)
