@@ -35,6 +35,7 @@ from mltr.training.train import train
 
 #: Epochs of training, on every tenth photo ten times as short as on all.
 EPOCHS = {"all": {"supervised": 70, "taught": 70}, "few": {"supervised": 350, "taught": 35}}
+TENTH = 144  #: of 1440 training photos
 FEW = ["--train.batch_size", "32", "--train.eval_every", "10"]
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     if "taught" in args.arms and not args.weights:
         parser.error("taught needs --weights")
     data, out = Path(args.data).resolve(), Path(args.out)
-    write_few(data, out / "few.csv")
+    write_few(data, out / "few.csv", TENTH)
     rows = []
     for labels in args.labels:
         for seed in args.seeds:
@@ -127,8 +128,8 @@ def run(recipe: str, out: Path, options: list[str]) -> dict[str, Any]:
     return train(config, open_run(out, config, resume=False, overwrite=True), quiet=True)
 
 
-def write_few(data: Path, table: Path) -> None:
-    """Write a table of every tenth training photo and all validation and test photos."""
+def write_few(data: Path, table: Path, labels: int) -> None:
+    """Write a table of so many training photos, evenly spaced, and of all others."""
     config = DataConfig(root=str(data), labels="miml_labels_1.csv", images="images")
     splits = open_splits(config)
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,9 @@ def write_few(data: Path, table: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["path", *splits.train.classes, "split"])
         for split in splits:
-            for record in list(split)[:: 10 if split.name == "train" else 1]:
+            wanted = labels if split.name == "train" else len(split)
+            for place in range(wanted):
+                record = split.records[place * len(split) // wanted]
                 writer.writerow([record.name, *record.labels.tolist(), split.name])
 
 

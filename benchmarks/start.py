@@ -12,23 +12,15 @@ to go on.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
+from few_labels import run, write_few
 from timing import about
 
-from mltr.config.recipe import find_recipe, load_recipe
-from mltr.config.schema import DataConfig
-from mltr.data.sources import open_splits
 from mltr.files.writing import write_figures
-from mltr.runs.folder import open_run
-from mltr.training.train import train
 
 EPOCHS = {100: 60, 300: 30}  #: by the number of labelled photos
 OPTIONS = [
@@ -53,7 +45,7 @@ def main() -> None:
     rows = []
     for labels in args.labels:
         table = Path(args.out) / f"{labels}.csv"
-        write_table(Path(args.data).resolve(), table, labels)
+        write_few(Path(args.data).resolve(), table, labels)
         for arm in args.arms or ("scratch", "start"):
             found = [measure(args, table, labels, arm, seed) for seed in args.seeds]
             rows.append({"labels": labels, "arm": arm, "map": found, "epochs": EPOCHS[labels]})
@@ -66,33 +58,14 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, table: Path, labels: int, arm: str, seed: int) -> float:
     """Return test `map` of an arm, trained unless that is done."""
-    out = Path(args.out) / f"{labels}-{arm}-{seed}"
-    if not (out / "metrics.json").is_file():
-        own = ["--model.init", args.start, "--train.lr", args.lr] if arm == "start" else []
-        images = str(Path(args.data).resolve() / "images")
-        options: Sequence[str] = [
-            *OPTIONS, *own, "--data.root", str(table), "--data.images", images,
-            "--train.epochs", str(EPOCHS[labels]), "--train.seed", str(seed),
-            "--train.threads", str(args.threads),
-        ]  # fmt: skip
-        config = load_recipe(find_recipe("scratch"), options)
-        train(config, open_run(out, config, resume=False, overwrite=True), quiet=True)
-    figures: dict[str, Any] = json.loads((out / "metrics.json").read_text())
-    return float(figures["map"])
-
-
-def write_table(data: Path, table: Path, labels: int) -> None:
-    """Write a table of training photos, evenly spaced, and of all for validation and test."""
-    splits = open_splits(DataConfig(root=str(data), labels="miml_labels_1.csv", images="images"))
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", *splits.train.classes, "split"])
-        for split in splits:
-            wanted = labels if split.name == "train" else len(split)
-            for place in range(wanted):
-                record = split.records[place * len(split) // wanted]
-                writer.writerow([record.name, *record.labels.tolist(), split.name])
+    own = ["--model.init", args.start, "--train.lr", args.lr] if arm == "start" else []
+    images = str(Path(args.data).resolve() / "images")
+    options = [
+        *OPTIONS, *own, "--data.root", str(table), "--data.images", images,
+        "--train.epochs", str(EPOCHS[labels]), "--train.seed", str(seed),
+        "--train.threads", str(args.threads),
+    ]  # fmt: skip
+    return float(run("scratch", Path(args.out) / f"{labels}-{arm}-{seed}", options)["map"])
 
 
 if __name__ == "__main__":
