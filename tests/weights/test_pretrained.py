@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import mltr
 from mltr.cli import main
+from mltr.config.recipe import load_recipe
 from mltr.config.schema import AugmentConfig, Config, ModelConfig
 from mltr.data import Preprocess
 from mltr.errors import MltrError
@@ -344,17 +345,22 @@ def test_bundles_of_before_squash_bilinearly() -> None:
     assert Preprocess.from_dict(old) == Preprocess(32)
 
 
-def test_the_weights_that_come_with_the_package(labelled: Path, tmp_path: Path, caplog) -> None:
+def test_the_weights_that_come_with_the_package(
+    labelled: Path, tmp_path: Path, caplog, monkeypatch
+) -> None:
     assert sum(path.stat().st_size for path in START_FOLDER.iterdir()) < 3_000_000
     config, preprocess = settle(Config(model=ModelConfig("mltr_nano", init="start")))
     network = build_model(config.model, 3, preprocess.image_size)
     own = load_bundle(START_FOLDER).model.state_dict()
     for name, tensor in network.state_dict().items():
         assert name.startswith("head.") or torch.equal(tensor, own[name]), name
+    (tmp_path / "start").mkdir()  # a folder of that name changes nothing
+    monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     options = ["--model.init=start", "--model.image_size=64", "--train.epochs=1"]
     assert main(["train", "scratch", str(labelled), "--out", str(run), *options]) == 0
     assert "from scratch" not in caplog.text
+    assert load_recipe(run / "config.yaml").model.init == "start"
 
 
 # -- what is refused ---------------------------------------------------------------------------

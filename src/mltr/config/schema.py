@@ -156,6 +156,10 @@ class AugmentConfig:
         _check_bounds("augment", self)
 
 
+PRETRAINED = "pretrained"  #: as `model.init`: timm's own weights
+START = "start"  #: as `model.init`: the weights that come with this package
+
+
 @dataclass
 class ModelConfig:
     """The network and the weights that it starts from."""
@@ -167,8 +171,8 @@ class ModelConfig:
     head: Literal["average", "csra", "query2label", "ml_decoder", "mltr"] = "average"
     head_options: dict[str, Any] = field(default_factory=dict)  #: e.g. num_heads, lam, groups
     overrides: dict[str, Any] = field(default_factory=dict)  #: other arguments of the network
-    #: weights to start from: `pretrained` (timm's own), FILE or FOLDER of a timm network, a bundle,
-    #: hf-hub:OWNER/NAME of either, cat:FILE or swin:NAME
+    #: weights to start from: `pretrained` (timm's own), `start` (mltr_nano, in the package), FILE
+    #: or FOLDER of a timm network, a bundle, hf-hub:OWNER/NAME of either, cat:FILE or swin:NAME
     init: str = ""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from mltr import __version__
 from mltr.config.recipe import load_recipe, to_yaml
-from mltr.config.schema import Config
+from mltr.config.schema import PRETRAINED, START, Config
 from mltr.data.readers.huggingface import PREFIX as DATASETS_PREFIX
 from mltr.data.records import Split, Splits
 from mltr.data.shards import is_address
@@ -250,7 +250,8 @@ def with_absolute_paths(config: Config) -> Config:
     if data.shard_cache:
         data.shard_cache = str(Path(data.shard_cache).absolute())
     kind, colon, path = model.init.rpartition(":")
-    if model.init and Path(model.init).exists():
+    # Words are words, even where a folder is called so.
+    if model.init not in ("", PRETRAINED, START) and Path(model.init).exists():
         model.init = str(Path(model.init).absolute())
     elif colon and f"{kind}{colon}" != HUB_PREFIX and Path(path).exists():
         model.init = f"{kind}:{Path(path).absolute()}"

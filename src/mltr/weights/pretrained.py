@@ -19,7 +19,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from mltr.config.schema import ModelConfig
+from mltr.config.schema import PRETRAINED, START, ModelConfig
 from mltr.data.preprocess import IMAGENET
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.files.download import HUB_PREFIX, fetch, reason_of
@@ -28,8 +28,6 @@ from mltr.weights.foreign import IGNORED, Tensors, first_few, read_checkpoint
 from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
 
 TIMM = "timm/"  #: of the name of a network
-PRETRAINED = "pretrained"  #: as `model.init`: timm's own weights
-START = "start"  #: as `model.init`: the weights that come with this package
 START_NETWORK = "mltr_nano"
 START_FOLDER = Path(__file__).parent / "start"  #: a bundle without labels
 #: What a folder's weights may be called, in the order in which they are looked for.
