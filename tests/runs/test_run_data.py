@@ -158,11 +158,15 @@ def test_paths_become_absolute_and_addresses_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "start").mkdir()
+    for folder in ("cats", "start", "pretrained"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "cat.pth").touch()
     for init, absolute in (
         ("", ""),
-        ("start", f"{tmp_path}/start"),
+        ("cats", f"{tmp_path}/cats"),
+        ("start", "start"),
+        ("pretrained", "pretrained"),
+        ("./start", f"{tmp_path}/start"),
         ("cat:cat.pth", f"cat:{tmp_path}/cat.pth"),
         ("swin:swin_tiny", "swin:swin_tiny"),
         ("hf-hub:owner/start", "hf-hub:owner/start"),
