@@ -57,7 +57,9 @@ def live_server(app: Any, settings: Any = None) -> Iterator[Any]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(
-            uvicorn.Config(app, http=http, ws="none", log_config=None, lifespan="on")
+            uvicorn.Config(
+                app, http=http, ws="none", log_config=None, lifespan="on", loop="asyncio"
+            )
         )
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

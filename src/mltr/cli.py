@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from mltr import __version__
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.machine.launch import launched_processes, launched_rank
+from mltr.machine.memory import keep_freed_memory
 from mltr.terminal import PrintableFormatter, printable
 
 log = logging.getLogger(__name__)
@@ -180,10 +181,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def console() -> NoReturn:
     """Run the command that this process was started with; end with its exit code.
 
+    The process keeps the memory that it frees, since its network needs the same blocks again at
+    once.
+
     One of several processes ends without taking the interpreter down: a thread of gloo's may still
     hold a tensor of the last collective, and aborts the process if it finds no interpreter to free
     it in.
     """
+    keep_freed_memory(of_all_threads=True)
     code = main()
     if launched_processes() > 1:
         logging.shutdown()

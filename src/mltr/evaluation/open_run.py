@@ -16,7 +16,6 @@ from mltr.data.sources import open_splits
 from mltr.errors import MltrError
 from mltr.evaluation.open_tagger import OpenTagger, open_tagger
 from mltr.evaluation.predictions import Predictions, as_predicted, load_predictions, predict_split
-from mltr.machine.memory import keep_freed_memory
 from mltr.predict.predictor import as_predictor
 from mltr.runs.folder import PREDICTIONS_FILE, RunFolder
 from mltr.weights.bundle import Bundle, load_bundle, read_config
@@ -59,8 +58,6 @@ class OpenRun:
         return as_predicted(self._predict(split, device), self.bundle.calibration)
 
     def _predict(self, split: Split, device: str | torch.device = "cpu") -> Predictions:
-        if str(device) == "cpu":
-            keep_freed_memory()
         found = predict_split(
             self.bundle.model,
             split,

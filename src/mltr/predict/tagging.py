@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from mltr.errors import BrokenImage, UsageError, counted, did_you_mean
 from mltr.files.locks import locked_folder, locked_output
 from mltr.files.writing import check_target, make_folder, text_writer, write_atomically
-from mltr.machine.memory import keep_freed_memory
 from mltr.predict.engines import Choosing
 from mltr.predict.inputs import Inputs, Survey, exists
 from mltr.predict.interruptions import Interruptions
@@ -91,7 +90,6 @@ def run_by(
     place of `mltr predict`'s own output.
     """
     _check_arguments(args)
-    keep_freed_memory(of_all_threads=True)
     out, _ = _choose_output(args)
     kinds = _choose_sidecars(args)
     targets = [target for target in (out, args.sheet) if target]

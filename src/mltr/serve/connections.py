@@ -164,10 +164,12 @@ class Connection(HttpToolsProtocol):
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        self.transport.write(head.encode() + body)
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
         self._allow(LINGER_S)
+        self.transport.write(head.encode() + body)
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has just left, which the loop hasn't heard yet
+            self.transport.abort()
 
 
 _TOO_LARGE = (431, f"the head of the request is larger than {MAX_HEAD:,} bytes")
