@@ -228,6 +228,20 @@ def test_one_of_several_processes_ends_with_its_own_exit_code() -> None:
     assert done.stderr == "mltr: error: no such file or folder: photo.png\n"
 
 
+@pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if c.sections == cli.DATA])
+def test_fields_without_an_effect_are_refused(name: str, capsys) -> None:
+    assert main([*name.split(), "run", "--model.image_size", "256"]) == 2
+    assert capsys.readouterr().err == (
+        f"mltr: error: mltr {name} has no use for --model.image_size: of a recipe's fields, it "
+        f"takes those of data (see `mltr {name} --help`)\n"
+    )
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert "--data.root" in shown
+    assert "--model." not in shown
+
+
 def test_commands_keep_the_memory_that_they_free() -> None:
     faults = run_python("""
 import resource

@@ -40,52 +40,51 @@ class Command:
 
     module: str
     help: str  #: one-line description
-    takes_recipe_fields: bool = (
-        False  #: whether `run` gets options such as --data.root as overrides
-    )
+    sections: tuple[str, ...] = ()  #: of a recipe whose fields `run` gets, such as --data.root
     next: str = ""  #: suggested next command, a format string with the names of the arguments
 
 
+DATA = ("data",)  #: where the photos are
+RECIPE = (*DATA, "augment", "model", "loss", "train")  #: all sections of a recipe
+
 COMMANDS = {
     "demo": Command(
-        "mltr.demo", "train on composed scenes and show the result; needs no data", True
+        "mltr.demo", "train on composed scenes and show the result; needs no data", RECIPE
     ),
     "data": Command(
         "mltr.data.describe",
         "describe a source of labelled photos before training",
-        True,
+        DATA,
         "mltr train probe {sources[0]}",
     ),
     "data get": Command("mltr.data.get", "download VOC or COCO from its official site"),
-    "shard": Command("mltr.data.shard", "pack a source into a few large files", True),
-    "train": Command(
-        "mltr.training.train", "train a network from a recipe", takes_recipe_fields=True
-    ),
+    "shard": Command("mltr.data.shard", "pack a source into a few large files", DATA),
+    "train": Command("mltr.training.train", "train a network from a recipe", RECIPE),
     "plan": Command(
-        "mltr.planning.plan", "estimate memory, hours and disk space of a recipe", True
+        "mltr.planning.plan", "estimate memory, hours and disk space of a recipe", RECIPE
     ),
     "evaluate": Command(
         "mltr.evaluation.evaluate",
         "compute every metric of a run, for every class",
-        True,
+        DATA,
         "mltr calibrate {run}",
     ),
     "diagnose": Command(
         "mltr.diagnosis.diagnose",
         "measure small objects, similar objects and usual company",
-        True,
+        DATA,
         "mltr audit {runs[0]}",
     ),
     "calibrate": Command(
         "mltr.evaluation.calibrate",
         "fit thresholds and probabilities on held-out images",
-        True,
+        DATA,
         "mltr predict {run} PHOTOS",
     ),
     "audit": Command(
         "mltr.diagnosis.audit",
         "find labels that are likely missing or wrong, and duplicate pictures",
-        True,
+        DATA,
     ),
     "next": Command("mltr.diagnosis.next_labels", "choose the photos to label next"),
     "predict": Command(
@@ -101,18 +100,18 @@ COMMANDS = {
     "export": Command(
         "mltr.export.command",
         "write one file that runs elsewhere: ONNX or a torch program",
-        True,
+        DATA,
     ),
     "report": Command(
         "mltr.diagnosis.report",
         "write one HTML file on how good a run is and where it fails",
-        True,
+        DATA,
         "mltr predict {run} PHOTOS",
     ),
     "explain": Command(
         "mltr.diagnosis.explain",
         "show where in a picture the evidence for a label lies",
-        True,
+        DATA,
         "mltr report {run}",
     ),
     "convert": Command("mltr.weights.command", "convert weights of CAT or Swin to a bundle"),
@@ -213,10 +212,16 @@ def _dispatch(arguments: list[str]) -> int:
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
     parser = make_parser(name)
-    if not command.takes_recipe_fields:
+    if not command.sections:
         args = parser.parse(arguments)
         return _tell_next(command, args, module.run(args))
     own, fields = _divide(arguments)
+    for field in fields:
+        if field.removeprefix("--").partition(".")[0] in {*RECIPE} - {*command.sections}:
+            raise UsageError(
+                f"mltr {name} has no use for {field.partition('=')[0]}: of a recipe's fields, it "
+                f"takes those of {' and '.join(command.sections)} (see `mltr {name} --help`)"
+            )
     if {"-h", "--help"} & set(own):
         parser.list_fields(own)
     args = parser.parse(own)
@@ -235,7 +240,7 @@ def _tell_next(
     if command.next and not code and not is_for_program:
         words = {name: _quoted(value) for name, value in vars(args).items()}
         line = getattr(args, "next", command.next).format(**words)
-        if COMMANDS[line.split()[1]].takes_recipe_fields:
+        if COMMANDS[line.split()[1]].sections:
             line = " ".join([line, *_as_options(args, fields)])
         log.info("next: %s", line)
     return int(code)
@@ -325,6 +330,8 @@ class _Parser(argparse.ArgumentParser):
         self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()} [--FIELD VALUE ...]"
         group: argparse._ActionsContainer = self
         for field in fields():
+            if field.key.partition(".")[0] not in self._sections():
+                continue
             if isinstance(field.kind, type) and dataclasses.is_dataclass(field.kind):
                 title = (field.kind.__doc__ or "").rstrip(".")
                 group = self.add_argument_group(field.key, title)
@@ -366,13 +373,17 @@ class _Parser(argparse.ArgumentParser):
             hint = did_you_mean(message.split()[2], self._options())
         raise UsageError(f"{message}{hint} (see `{self.prog} --help`)")
 
+    def _sections(self) -> tuple[str, ...]:
+        return COMMANDS[self.prog.removeprefix("mltr ")].sections
+
     def _options(self) -> list[str]:
         """Return the command's options, including recipe fields if it takes them."""
         options = [text for action in self._actions for text in action.option_strings]
-        if COMMANDS[self.prog.removeprefix("mltr ")].takes_recipe_fields:
+        sections = self._sections()
+        if sections:
             from mltr.config.recipe import known_keys  # imports YAML, needed only for errors
 
-            options += [f"--{key}" for key in known_keys()]
+            options += [f"--{key}" for key in known_keys() if key.partition(".")[0] in sections]
         return options
 
 

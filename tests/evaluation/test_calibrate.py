@@ -50,7 +50,7 @@ def main(*words: object) -> int:
 
 @pytest.fixture(autouse=True)
 def command(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = cli.Command("mltr.evaluation.calibrate", "thresholds", takes_recipe_fields=True)
+    entry = cli.Command("mltr.evaluation.calibrate", "thresholds", cli.DATA)
     monkeypatch.setitem(cli.COMMANDS, "calibrate", entry)
 
 
