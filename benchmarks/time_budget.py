@@ -82,6 +82,7 @@ def coco18_arms(args: argparse.Namespace) -> list[Arm]:
     found = [
         Arm(name, "scratch", [*data, "--model.name", network]) for name, network in scratch.items()
     ]
+    found.append(Arm("mltr_nano from the start", "scratch", [*data, "--model.init", "start"]))
     if args.teacher:
         taught = [*data, "--model.name", "mltr_nano", "--train.teacher", args.teacher]
         found.append(Arm("mltr_nano distilled", "scratch", taught))

@@ -22,14 +22,12 @@ from mltr.errors import MltrError
 from mltr.files.writing import sha256_of, write_atomically, write_json
 from mltr.machine.processes import Processes
 from mltr.machine.sharding import put_together, to_pieces
+from mltr.runs.folder import BEST, STATES, UNFINISHED
 from mltr.weights.bundle import checkpoint_writer
 
 log = logging.getLogger(__name__)
 
 SUMS = "sums.json"
-STATES = "epoch-*"  #: glob of the states a run can resume from
-BEST = "best-*"  #: glob of the best weights
-UNFINISHED = ".tmp-"  #: prefix of a state that is being written
 
 
 @dataclass(frozen=True)
@@ -129,18 +127,6 @@ class States:
             for path in self.folder.glob(pattern):
                 if path not in kept and path not in needed:
                     shutil.rmtree(path, ignore_errors=True)
-
-
-def has_state(folder: Path) -> bool:
-    """Return whether there is a state to resume from, valid or not."""
-    return any(folder.glob(STATES))
-
-
-def delete_states(folder: Path) -> None:
-    """Delete all states and no other files."""
-    for pattern in (STATES, BEST, f"{UNFINISHED}*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)
 
 
 def _part(rank: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -21,7 +22,6 @@ from mltr.data.sources import is_named_by_columns, located
 from mltr.errors import MltrError, UsageError, counted
 from mltr.files.download import HUB_PREFIX
 from mltr.files.writing import text_writer, to_json, write_atomically, write_json
-from mltr.runs.checkpoints import delete_states, has_state
 from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
 
 #: Recipe fields that may change on resuming: where images are and how fast they load.
@@ -39,6 +39,9 @@ FREE_FIELDS = frozenset(
     }
 )
 PREDICTIONS_FILE = "predictions.npz"
+STATES = "epoch-*"  #: glob of the states that a run can resume from
+BEST = "best-*"  #: glob of the best weights
+UNFINISHED = ".tmp-"  #: prefix of a state that is being written
 FREE_KEYS = ("overrides", "head_options")  #: recipe fields that are dictionaries with any keys
 TOLD = 3  #: maximum number of image names in a message
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
@@ -96,8 +99,8 @@ class RunFolder:
         return any(path.exists() for path in own) or self.holds_a_state()
 
     def holds_a_state(self) -> bool:
-        """Return whether there is a checkpoint to resume from."""
-        return has_state(self.checkpoints)
+        """Return whether there is a checkpoint to resume from, valid or not."""
+        return any(self.checkpoints.glob(STATES))
 
     def has_only_begun(self) -> bool:
         """Return whether a run was started here and ended before its first checkpoint."""
@@ -121,7 +124,9 @@ class RunFolder:
         ]
         for name in names:
             name.unlink(missing_ok=True)
-        delete_states(self.checkpoints)
+        for pattern in (STATES, BEST, f"{UNFINISHED}*"):
+            for state in self.checkpoints.glob(pattern):
+                shutil.rmtree(state)
 
     def begin(self, config: Config, splits: Splits) -> None:
         """Delete a previous run and write this one's recipe, package versions and splits."""
