@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -143,13 +144,35 @@ def test_shards_hold_implied_labels(tmp_path: Path, capsys: pytest.CaptureFixtur
         open_splits(DataConfig(root=shards, hierarchy=str(tree)))
 
 
+def test_a_category_may_have_images_by_what_implies_it_alone(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(12)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(("animal", "dog", "ufo"))],
+        "annotations": [{"image_id": n, "category_id": 1} for n in range(0, 12, 2)],
+    }
+    for n in range(12):
+        write_image(tmp_path / f"{n}.png", seed=n)
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    (tmp_path / "tree.yaml").write_text("dog: animal\n")
+    config = DataConfig(root=str(tmp_path), hierarchy=str(tmp_path / "tree.yaml"))
+    splits = open_splits(config)
+    assert splits.train.classes == ("animal", "dog")
+    assert all(record.labels[0] == record.labels[1] for split in splits for record in split)
+
+
+def test_names_in_two_unicode_forms_are_one(tmp_path: Path) -> None:
+    one, two = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    (tmp_path / "tree.yaml").write_text(f"{two}: {two} bar\n", "utf-8")
+    assert read_hierarchy(tmp_path / "tree.yaml", [one]) == {one: f"{one} bar"}
+
+
 def test_a_label_brings_what_it_implies() -> None:
     probs, thresholds = np.array([0.3, 0.9, 0.1, 0.4]), np.full(4, 0.5)
     plain = Prediction(probs, CLASSES, thresholds)
     assert [name for name, _ in plain.labels] == ["dog"]
     implied = Prediction(probs, CLASSES, thresholds, TREE)
     assert implied.labels == [("dog", 0.9), ("animal", 0.3)]
-    assert implied.only([0, 3]).labels == []
+    assert implied.only([0, 3]).labels == [("animal", 0.3)]  # though the dog isn't shown
     assert implied.only([1, 0]).labels == [("dog", 0.9), ("animal", 0.3)]
 
 

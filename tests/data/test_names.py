@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import tempfile
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -182,6 +183,28 @@ def test_hard_names_are_read_as_written(form: str, classes: list[str], photos: P
 @given(classes=names)
 def test_any_names_are_read_as_written(form: str, classes: list[str], photos: Path) -> None:
     check_round_trip(form, classes, photos)
+
+
+@pytest.mark.parametrize("form", ["sidecars", "keywords", "label_studio", "lists", "one_hot"])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_a_list_of_classes_names_them_in_either_unicode_form(
+    form: str, listed: str, photos: Path, tmp_path: Path
+) -> None:
+    classes = ["café", "mer", "plage"]
+    written = "NFD" if listed == "NFC" else "NFC"
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    WRITERS[form](folder, [unicodedata.normalize(written, name) for name in classes])
+    names = folder / "names.txt"
+    names.write_text(unicodedata.normalize(listed, "\n".join(classes)), "utf-8")
+    splits = open_splits(DataConfig(root=str(folder), classes=str(names)))
+    assert splits.train.classes == tuple(classes)
+    found = {
+        Path(record.name).name: np.flatnonzero(record.labels == 1)
+        for split in splits
+        for record in split
+    }
+    assert {name: own.tolist() for name, own in found.items()} == PHOTOS
 
 
 texts = st.lists(

@@ -308,6 +308,29 @@ def test_numbers_of_classes(photos: Path, capsys) -> None:
     assert "numbers of data.classes, which count from 0" in report["understood"]["details"]
 
 
+def test_numbers_that_may_count_from_0_or_1_are_asked_about(photos: Path, capsys) -> None:
+    (photos / "names.txt").write_text("fog\nsea\nsky\nsand\n")
+    rows = [f"{name},{1 + ('sky' in own)}" for name, own in ROWS]
+    write_rows(photos, "path,class_id", rows)
+    named = "--data.classes=names.txt"
+    message = refusal(photos, capsys, named)
+    assert "numbers of data.classes, from 1 to 2: is 'fog' 0 or 1? Set data.count_from" in message
+    skies = sum("sky" in own for _, own in ROWS)
+    others = len(ROWS) - skies
+    from_0 = counts(describe(photos, named, "--data.count_from=0"))
+    assert from_0 == {"fog": 0, "sea": others, "sky": skies, "sand": 0}
+    from_1 = counts(describe(photos, named, "--data.count_from=1"))
+    assert from_1 == {"fog": others, "sea": skies, "sky": 0, "sand": 0}
+
+
+@pytest.mark.parametrize("cell", ["2", "3", "-5", "7", "-128"])
+def test_another_number_far_below_is_no_answer(cell: str, photos: Path, capsys) -> None:
+    rows = [f"{name},{int('sea' in own)},{int('sky' in own)}" for name, own in ROWS] * 100
+    write_rows(photos, "path,sea,sky", [*rows, f"{ROWS[0][0]},{cell},0"])
+    message = refusal(photos, capsys)
+    assert f"row {len(rows) + 2}, column 'sea': '{cell}' is not 1, 0, -1 or empty" in message
+
+
 def test_which_table(photos: Path, capsys) -> None:
     write_rows(photos, "path,tags", [f"{name},{'|'.join(own)}" for name, own in ROWS], "LABELS.CSV")
     write_rows(photos, "model,accuracy", ["resnet,0.7"], "results.csv")
@@ -570,6 +593,7 @@ PAGE: list[bytes | str | pa.Table] = [
     named(lambda own: f'"{own}"'),
     named(lambda own: f'"{[int(name in own) for name in RIGHT]}"'),
     named(lambda own: str(len(own) % 2), header="path,label_id"),
+    named(lambda own: "1", header="path,label_id"),
     "\n".join(["path,label", *(f"{name},{label}" for name, own in ROWS for label in own or [""])]),
     "\n".join(["photo,label1,label2", *(f"{n},{','.join([*own, '', ''][:2])}" for n, own in ROWS)]),
     "\n".join(["tags,file", *(f"{'|'.join(own)},{name}" for name, own in ROWS)]),

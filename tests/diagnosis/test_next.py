@@ -120,6 +120,9 @@ def test_the_table_is_filled_and_the_answers_train(
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    recipe = small_run / "config.yaml"  # whose own empty cells are negatives, not the answers'
+    recipe.write_text(recipe.read_text().replace("missing: unknown", "missing: negative"))
+    assert "missing: negative" in recipe.read_text()
     capsys.readouterr()
     assert main(["next", str(small_run), "--answers", str(out), "--out", str(labels)]) == 0
     told = capsys.readouterr().out

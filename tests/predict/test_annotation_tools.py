@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -122,6 +123,18 @@ def test_images_without_files_of_their_own(form: str, tmp_path: Path) -> None:
     with pytest.raises(MltrError, match="has no file of its own"):
         command(tmp_path / "packed.parquet", "--format", form, "--out", tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("form", ["fiftyone", "label-studio"])
+def test_a_name_that_is_not_utf_8_is_left_out(form: str, tmp_path: Path, caplog) -> None:
+    for name in (b"a.png", b"caf\xe9.png"):
+        write_image(tmp_path / os.fsdecode(name))
+    out = tmp_path / "tags.json"
+    assert command(tmp_path, "--format", form, "--out", out) == 0
+    content = json.loads(out.read_text("utf-8"))
+    assert len(content["labels"] if form == "fiftyone" else content) == 1
+    assert "caf\\xe9.png" in caplog.text
+    assert "which isn't UTF-8; left out" in caplog.text
 
 
 def test_nothing_to_write(tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ class DataConfig:
     missing: Literal["unknown", "negative"] = "unknown"  #: meaning of an empty cell
     #: table: which of 0 and -1 means absent, if it has both; the other is then unknown
     absent: Literal["auto", 0, -1] = "auto"
+    #: table: what the first of data.classes counts as, in labels that are numbers
+    count_from: Literal["auto", 0, 1] = "auto"
     #: whether names that differ only in case are one class (null: refuse them)
     merge_case: bool | None = None
     #: globs of files and folders to ignore, separated by commas (hidden ones and caches always are)

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mltr.data.records import Labels, Record, Splits
-from mltr.data.tables.names import normal, unify
+from mltr.data.records import Labels, Record, Splits, normal
+from mltr.data.tables.names import unify
 
 OFFICIAL_COCO = 80  #: categories of MS-COCO, all of which papers count
 

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from mltr.data.records import Split, Splits
+from mltr.data.records import Split, Splits, normal
 from mltr.data.shards import ShardSplit
 from mltr.data.tables.sheet import find_delimiter
 from mltr.errors import MltrError, UsageError, did_you_mean
@@ -41,7 +41,7 @@ def read_hierarchy(path: Path, classes: Sequence[str]) -> dict[str, str]:
         raise MltrError(f"data.hierarchy {error}") from error
     pairs = _read_csv(text, path) if path.suffix == ".csv" else _read_yaml(text, path)
     parents: dict[str, str] = {}
-    for child, parent in pairs:
+    for child, parent in (map(normal, pair) for pair in pairs):
         if parents.setdefault(child, parent) != parent:
             raise MltrError(f"{path}: {child!r} has two parents, {parents[child]!r} and {parent!r}")
     problem = problem_of(parents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -249,6 +250,14 @@ def sparse_rows(columns: NDArray[Any], starts: NDArray[Any], num_columns: int) -
     return csr_array(cells, shape=(len(starts) - 1, num_columns))
 
 
+def normal(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC), without blanks around it.
+
+    Two texts that look the same, such as an é of one or of two characters, are then equal.
+    """
+    return unicodedata.normalize("NFC", name).strip()
+
+
 def indices_of(names: Iterable[str], classes: Sequence[str], where: str) -> list[int]:
     """Return the class index of each name; `where` locates an unknown name in the error message."""
     positions = {name: index for index, name in enumerate(classes)}
@@ -264,7 +273,7 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     """Return the classes listed in a text file, one per line; blank lines are skipped."""
     if not path.is_file():
         raise MltrError(f"{path}: no such list of classes (one name a line)")
-    names = tuple(line.strip() for line in read_text(path).splitlines())
+    names = tuple(map(normal, read_text(path).splitlines()))
     names = tuple(name for name in names if name)
     doubles = sorted({name for name in names if names.count(name) > 1})
     if not names or doubles:

@@ -73,6 +73,8 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     if form != "shards":
         unify_classes(splits, config.merge_case, config.root)
         _check_parts(splits)
+    if config.hierarchy:  # by which a category may have images without any annotation of its own
+        splits = with_hierarchy(splits, Path(config.hierarchy))
     if form in ("coco", "yolo"):
         leave_out_unannotated(splits, known)
     _drop_missing(splits, config.max_broken)
@@ -90,8 +92,6 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
         if config.missing == "negative" and form != "table":  # which knows the empty cells
             split.take_unknown_as_negative()
             split.understood = split.understood.with_unknown_as_absent()
-    if config.hierarchy:
-        splits = with_hierarchy(splits, Path(config.hierarchy))
     if not any((record.labels == 1).any() for record in splits.train):
         raise MltrError(f"{config.root}: no training image has any label")
     return splits

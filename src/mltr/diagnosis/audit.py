@@ -443,4 +443,6 @@ def training_command(run: str, table: Path) -> str:
         train += ["--data.format", "table"]
     columns = ("classes", "label_column", "path_column")  # of the labels that the run had
     train += [f"--data.{name}=" for name in columns if getattr(own, name)]
+    if own.missing != "unknown":  # what it made of the run's own empty cells is in the table
+        train.append("--data.missing=unknown")
     return shlex.join(train)

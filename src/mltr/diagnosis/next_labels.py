@@ -84,11 +84,12 @@ class _Choice:
         from mltr.data.hierarchy import ancestors, implied
         from mltr.diagnosis.choose import choose
         from mltr.predict.predictor import fill_thresholds
+        from mltr.predict.results import is_utf8
 
         paths, found = [], []
         for row in rows:
             path = row.file("a table of labels").resolve()
-            if not _is_utf8(path):
+            if not is_utf8(path):
                 log.warning("%s: a table in UTF-8 can't name it; it is left out", row.name)
             elif row.probs is not None and path not in self.known:
                 paths.append(path)
@@ -158,14 +159,6 @@ def _first_copies(paths: Sequence[Path]) -> list[int]:
     groups = similar_groups(look_at(Splits(Split((), records), Split((), []), Split((), []))))
     repeated = {int(image.name) for group in groups for image in group[1:]}
     return [place for place in range(len(paths)) if place not in repeated]
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _own_images(run: str) -> set[Path]:

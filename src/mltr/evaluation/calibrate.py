@@ -145,13 +145,16 @@ def _check_held_out(opened: OpenRun) -> None:
     With another source this is only a warning, since its images may have the same names.
     """
     from mltr.config.recipe import load_recipe
-    from mltr.runs.folder import RunFolder, with_absolute_paths
+    from mltr.runs.folder import RunFolder, names_in_json, with_absolute_paths
 
     folder = RunFolder(opened.path)
     try:
-        trained = set(json.loads(folder.splits.read_text("utf-8")).get("train", ()))
+        then = json.loads(folder.splits.read_text("utf-8"))
+        trained = set(then.get("train", ()))
     except (OSError, ValueError):  # earlier versions and converted bundles have no such file
         return
+    if all(names_in_json(split) == then.get(split.name) for split in opened.splits):
+        return  # folders of the splits may have the same names in them
     for split in (opened.splits.val, opened.splits.test):
         seen = [record.name for record in split if record.name in trained]
         if not seen:

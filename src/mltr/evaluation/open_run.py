@@ -17,7 +17,7 @@ from mltr.errors import MltrError
 from mltr.evaluation.open_tagger import OpenTagger, open_tagger
 from mltr.evaluation.predictions import Predictions, as_predicted, load_predictions, predict_split
 from mltr.predict.predictor import as_predictor
-from mltr.runs.folder import PREDICTIONS_FILE, RunFolder
+from mltr.runs.folder import PREDICTIONS_FILE, RunFolder, names_in_json
 from mltr.weights.bundle import Bundle, load_bundle, read_config
 from mltr.weights.metadata import CONFIG_FILE, SOFTMAX, read_calibration
 
@@ -114,7 +114,7 @@ def as_trained(folder: Path, splits: Splits) -> Splits:
         then = {split.name: list(lists.get(split.name, ())) for split in splits}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise MltrError(f"{path} can't be read: {error}") from error
-    now = {split.name: [_as_json(name) for name in split.names] for split in splits}
+    now = {split.name: names_in_json(split) for split in splits}
     names = [name for own in now.values() for name in own]
     known = len(names) == len(set(names)) and sorted(names) == sorted(chain(*then.values()))
     if now == then or not known:
@@ -131,11 +131,6 @@ def as_trained(folder: Path, splits: Splits) -> Splits:
         for split in splits
     )
     return replace(splits, train=train, val=val, test=test)
-
-
-def _as_json(name: str) -> str:
-    """Return a name as it reads back from a JSON file."""
-    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def open_judged(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun | OpenTagger:

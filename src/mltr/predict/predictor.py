@@ -72,6 +72,7 @@ class Prediction:
     classes: tuple[str, ...]  #: K names
     thresholds: Floats  #: [K]
     hierarchy: Mapping[str, str] = field(default_factory=dict)  #: the parent of each child
+    chosen: NDArray[np.bool_] | None = None  #: [K], decided before; None: by the thresholds
 
     @cached_property
     def labels(self) -> list[tuple[str, float]]:
@@ -79,8 +80,7 @@ class Prediction:
 
         A label comes with all that it implies.
         """
-        chosen = self.probs >= self.thresholds
-        chosen = implied(chosen, ancestors(self.classes, self.hierarchy))
+        chosen = self._decided
         return [(self.classes[k], float(self.probs[k])) for k in self._order if chosen[k]]
 
     def top(self, k: int) -> list[tuple[str, float]]:
@@ -88,14 +88,22 @@ class Prediction:
         return [(self.classes[index], float(self.probs[index])) for index in self._order[:k]]
 
     def only(self, indices: Sequence[int]) -> Prediction:
-        """Return the same prediction with only some of the classes."""
+        """Return the same prediction with only some of the classes, whatever implied them."""
         classes = tuple(self.classes[index] for index in indices)
         return replace(
             self,
             probs=self.probs[list(indices)],
             classes=classes,
             thresholds=self.thresholds[list(indices)],
+            chosen=self._decided[list(indices)],
         )
+
+    @cached_property
+    def _decided(self) -> NDArray[np.bool_]:
+        if self.chosen is not None:
+            return self.chosen
+        own: NDArray[np.bool_] = self.probs >= self.thresholds
+        return implied(own, ancestors(self.classes, self.hierarchy))
 
     @cached_property
     def _order(self) -> list[int]:

@@ -106,6 +106,29 @@ def to_text(name: str) -> str:
     return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
+def is_utf8(path: Path) -> bool:
+    """Return whether a path is text, which that of a file on Linux need not be."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def with_own_files(rows: Iterable[Row], reader: str) -> Iterator[Row]:
+    """Leave out images that `reader` can't find by a path in UTF-8, with a warning for each.
+
+    Raises `MltrError` for an image without a file of its own.
+    """
+    for row in rows:
+        if is_utf8(row.file(reader).absolute()):
+            yield row
+        else:
+            log.warning(
+                "%s: %s can't be told its name, which isn't UTF-8; left out", row.name, reader
+            )
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What rows are written with."""
@@ -146,9 +169,9 @@ def write_rows(
         elif form in DELIMITERS:
             write_csv(rows, vocabulary, file, DELIMITERS[form])
         elif form == "fiftyone":
-            write_fiftyone(rows, vocabulary, file)
+            write_fiftyone(with_own_files(rows, "FiftyOne"), vocabulary, file)
         elif form == "label-studio":
-            write_tasks(rows, vocabulary.model, file)
+            write_tasks(with_own_files(rows, "Label Studio"), vocabulary.model, file)
         else:
             write_table(rows, width, file)
 

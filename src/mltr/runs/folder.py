@@ -134,7 +134,7 @@ class RunFolder:
         self.write_recipe(config)
         write_json(self.path / "versions.json", _versions())
         content: dict[str, Any] = {"classes": splits.train.classes}
-        content |= {split.name: _names(split) for split in splits.parts}
+        content |= {split.name: names_in_json(split) for split in splits.parts}
         content["label_sums"] = {split.name: split.label_sums() for split in splits.parts}
         content["file_sizes"] = {split.name: split.file_sizes() for split in splits.parts}
         write_json(self.splits, content)
@@ -164,7 +164,7 @@ class RunFolder:
                 images = counted(len(changed), "image")
                 self._refuse(f"with other {what} of {images}: {_told(changed)}")
         for split in (*splits, splits.unlabelled):
-            then, names = before.get(split.name, []), _names(split)
+            then, names = before.get(split.name, []), names_in_json(split)
             if then != names:
                 differing = sorted(set(then) ^ set(names)) or ["the same in another order"]
                 self._refuse(
@@ -303,7 +303,7 @@ def _changed(
     return [
         name
         for split in splits.parts
-        for name, value in zip(_names(split), now[split.name], strict=True)
+        for name, value in zip(names_in_json(split), now[split.name], strict=True)
         if old.get(name, value) != value
     ]
 
@@ -313,7 +313,7 @@ def _told(names: Sequence[str]) -> str:
     return ", ".join(map(str, names[:TOLD])) + (", ..." if len(names) > TOLD else "")
 
 
-def _names(split: Split) -> list[str]:
+def names_in_json(split: Split) -> list[str]:
     """Return the names of the images as they read back from a JSON file."""
     return [name.encode("utf-8", "replace").decode("utf-8") for name in split.names]
 

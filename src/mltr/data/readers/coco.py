@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mltr.data.readers.labelled import PhotoIndex
-from mltr.data.records import Box, Record, Split
-from mltr.data.tables.names import normal
+from mltr.data.records import Box, Record, Split, normal
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
 from mltr.files.text import read_text

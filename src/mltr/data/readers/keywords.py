@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, IptcImagePlugin
 
 from mltr.data.images import FORMATS, told
 from mltr.data.readers.labelled import LabelledPhoto, to_splits
-from mltr.data.records import PARTS, Split
+from mltr.data.records import PARTS, Split, normal
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, list_folders, passed_over_kinds, with_count
 from mltr.errors import BrokenImage, MltrError
@@ -59,7 +59,7 @@ def read_keywords(
             used[where] += 1
             path = image.relative_to(root)
             part = PARTS.get(path.parts[0].lower(), "") if has_parts else ""
-            labels = [word for word in keywords if not known or word in known]
+            labels = [word for word in map(normal, keywords) if not known or word in known]
             photos.append(LabelledPhoto(image, path.as_posix(), labels, part=part))
     if not photos:
         raise MltrError(f"{root}: none of its {without} photos has a keyword")

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from mltr.data.records import PARTS, ImageSource, Record, Split, indices_of
+from mltr.data.records import PARTS, ImageSource, Record, Split, indices_of, normal
 from mltr.data.understood import Understood
 from mltr.data.walk import find_images
 from mltr.errors import MltrError
@@ -52,19 +52,19 @@ def to_splits(
 
     A label that isn't named is absent. `where` locates an unknown class in the error message.
     """
-    names = tuple(
-        classes or sorted({label for photo in photos for label in (*photo.labels, *photo.unknown)})
-    )
+    used = {label for photo in photos for label in (*photo.labels, *photo.unknown)}
+    names = tuple(dict.fromkeys(map(normal, classes or sorted(used))))
     if not names:
         raise MltrError(f"{where}: none of its {len(photos)} photos has a label")
     records = defaultdict(list)
     place_of = {name: place for place, name in enumerate(names)}
     for photo in photos:
-        for label in {*photo.labels, *photo.unknown} - place_of.keys():
+        labels, unknown = [*map(normal, photo.labels)], [*map(normal, photo.unknown)]
+        for label in {*labels, *unknown} - place_of.keys():
             indices_of([label], names, f"{where}: {photo.name}")  # raises an error that names it
         row = np.zeros(len(names), np.int8)
-        row[[place_of[label] for label in photo.unknown]] = -1
-        row[[place_of[label] for label in photo.labels]] = 1
+        row[[place_of[label] for label in unknown]] = -1
+        row[[place_of[label] for label in labels]] = 1
         records[photo.part].append(Record(photo.image, photo.name, row))
     splits = {part: Split(names, own, part) for part, own in records.items()}
     for number, split in enumerate(splits.values()):  # what was counted counts once

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mltr.config.schema import DataConfig
-from mltr.data.records import Labels, indices_of
+from mltr.data.records import Labels, indices_of, normal
 from mltr.data.tables.cells import (
     SEPARATORS,
     find_separators,
@@ -21,7 +21,7 @@ from mltr.data.tables.cells import (
     to_structure,
     to_whole,
 )
-from mltr.data.tables.names import in_order, normal, unify
+from mltr.data.tables.names import in_order, unify
 from mltr.data.tables.sheet import Column, Sheet
 from mltr.errors import MltrError, UsageError
 
@@ -195,7 +195,7 @@ def _to_labelled(
         word = _word_for(separator)
         details = (f"labels separated by {PLURALS.get(word, f'{word}s')}",)
     if classes and times and not set(called.values()) & set(classes):
-        called, numbered = _numbers_to_names(called, classes)
+        called, numbered = _numbers_to_names(called, classes, config, str(sheet.path))
         details += (numbered,) * bool(numbered)
     listed = tuple(classes or in_order(called.values()))
     if len(listed) * len(sheet) > LARGEST:
@@ -232,14 +232,27 @@ def _indices(
     return indices_of(positions, classes, sheet.where(row))
 
 
-def _numbers_to_names(called: dict[str, str], classes: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Return names for labels that are numbers of the classes listed, and from where they count."""
+def _numbers_to_names(
+    called: dict[str, str], classes: Sequence[str], config: DataConfig, where: str
+) -> tuple[dict[str, str], str]:
+    """Return names for labels that are numbers of the classes listed, and from where they count.
+
+    Raises `UsageError` for numbers that could count from 0 and from 1.
+    """
     numbers = {name: to_whole(name) for name in called}
     whole = [number for number in numbers.values() if number is not None]
     if len(whole) < len(numbers) or min(whole) < 0 or max(whole) > len(classes):
         return called, ""
-    first = int(max(whole) == len(classes))
-    if min(whole) < first:
+    if config.count_from != "auto":
+        first = int(config.count_from)
+    else:
+        first = int(max(whole) == len(classes))
+        if min(whole) > 0 and not first:
+            raise UsageError(
+                f"{where}: its labels are numbers of data.classes, from {min(whole)} to "
+                f"{max(whole)}: is {classes[0]!r} 0 or 1? Set data.count_from"
+            )
+    if min(whole) < first or max(whole) - first >= len(classes):
         return called, ""
     names = {
         name: classes[number - first] for name, number in numbers.items() if number is not None

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
+from mltr.data.records import normal
 from mltr.data.tables.cells import to_whole
 from mltr.errors import UsageError
-
-
-def normal(name: str) -> str:
-    """Return a name in Unicode's composed form (NFC), without blanks around it.
-
-    Two texts that look the same, such as an é of one or of two characters, are then equal.
-    """
-    return unicodedata.normalize("NFC", name).strip()
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -168,6 +168,8 @@ def _parse(
     plain = {i for i, column in enumerate(cells) if {*column} <= {"1", "0", "-1", ""}}
     try:
         table = _parse_once(content, delimiter, len(names), plain, has_header)
+        if not all(_is_plain(table.column(index)) for index in plain):
+            table = _parse_once(content, delimiter, len(names), set(), has_header)
     except pa.ArrowInvalid:  # some row is longer or shorter, or some cell below is anything else
         content = _repair(path, content, delimiter, names)
         try:
@@ -175,6 +177,13 @@ def _parse(
         except pa.ArrowInvalid as error:
             raise MltrError(f"{path}: not a CSV ({error})") from error
     return [_to_column(name, table.column(i)) for i, name in enumerate(names)]
+
+
+def _is_plain(cells: pa.ChunkedArray) -> bool:
+    import pyarrow.compute as pc
+
+    least, most = pc.min_max(cells).as_py().values()
+    return least is None or (least >= -1 and most <= 1)
 
 
 def _parse_once(
