@@ -84,7 +84,7 @@ COMMANDS = {
     "audit": Command(
         "mltr.diagnosis.audit",
         "find labels that are likely missing or wrong, and duplicate pictures",
-        DATA,
+        RECIPE,
     ),
     "next": Command("mltr.diagnosis.next_labels", "choose the photos to label next"),
     "predict": Command(

@@ -78,6 +78,10 @@ def test_network_overrides(tmp_path: Path) -> None:
         ("trian: {epochs: 3}", r"no key 'trian'; did you mean 'train'"),
         ("train: {epochs: many}", r"train.epochs: expected int, got many"),
         ("train: {epochs: -1}", r"train.epochs must be at least 0"),
+        ("train: {seed: -1}", r"train.seed must be at least 0"),
+        ("data: {split_seed: -1}", r"data.split_seed must be at least 0"),
+        ("train: {weight_decay: -5}", r"train.weight_decay must be at least 0"),
+        ("model: {head_options: {lam: 1}}", r"head_options.lam has no effect on the head average"),
         ("train: {lr: -1}", r"train.lr must be positive"),
         ("train: {warmup: 5}", r"train.warmup must lie in 0..1: a share of the run"),
         (

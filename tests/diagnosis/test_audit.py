@@ -193,7 +193,12 @@ def test_fields_of_a_recipe_say_how_the_source_is_read(
 
 
 def test_networks_trained_on_the_other_folds(flipped: dict[str, int], tmp_path: Path) -> None:
-    figures = run_audit(tmp_path, "--folds", "2", "--split", "train", "--no-duplicates")
+    own = ("--split", "train", "--no-duplicates", "--train.epochs", "1")
+    command = ["audit", "--run", str(tmp_path / "run"), *own]
+    assert main(command) == 2  # no network is trained
+    figures = run_audit(tmp_path, "--folds", "2", *own)
+    recipe = load_recipe(tmp_path / "run" / "audit" / "folds" / "fold1" / "config.yaml")
+    assert recipe.train.epochs == 1
     assert "2 networks" in figures["probabilities"][0]
     assert "duplicates" not in figures
     assert figures["labels_judged"] == 180

@@ -136,6 +136,7 @@ def test_runs_on_other_images_are_not_compared(run: Path, tmp_path: Path, capsys
     assert "can't be compared: the first has 500 images" in capsys.readouterr().err
     assert main(["diagnose", str(run), str(run), str(run)]) == 2
     assert main(["diagnose", str(run), "--resamples", "2"]) == 2
+    assert main(["diagnose", str(run), str(run), "--out", str(run.parent / "pictures")]) == 2
 
 
 def test_without_boxes_or_known_labels_it_says_so(run: Path, tmp_path: Path, capsys: Any) -> None:

@@ -264,6 +264,7 @@ def test_wrong_options_are_reported(
     for arguments, words in (
         ([str(bundle)], "give either images to explain, or --pointing"),
         ([str(bundle), photo, "--pointing"], "give either images"),
+        ([str(bundle), "--pointing", "--label", "sea"], "--label and --method are for pictures"),
         ([str(bundle), photo, "--label", "see"], "did you mean 'sea'"),
     ):
         assert main(["explain", *arguments]) in (1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from making import save_untrained
 import mltr
 from mltr.cli import main
 from mltr.data.preprocess import Preprocess
+from mltr.errors import UsageError
 from mltr.export.hub import prepare
 from mltr.weights.bundle import save_bundle
 
@@ -190,7 +192,14 @@ def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> Non
     options += ["--data.scenes.side", "32", "--model.image_size", "32", "--data.cache", "false"]
     run = tmp_path / "private" / "run"
     assert main(["train", "scenes_nano", "--out", str(run), *options]) == 0
+    recipe = run / "config.yaml"
+    text = recipe.read_text().replace("init: ''", f"init: cat:{tmp_path}/cat.pth")
+    recipe.write_text(text.replace("teacher: ''", f"teacher: {tmp_path}/teacher"))
     prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")
+    prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")  # again
+    for weights in (run, shutil.copytree(run, tmp_path / "other")):
+        with pytest.raises(UsageError, match="holds weights that aren't of a push"):
+            prepare(run, weights, "me/digits")
     metadata, text = read_card(tmp_path / "card")
     figures = json.loads((run / "metrics.json").read_text())
     (index,) = metadata["model-index"]
@@ -201,4 +210,6 @@ def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> Non
     assert "On 24 test images" in text
     assert "mltr_nano" in text
     assert str(tmp_path) not in text
+    assert "init: cat:cat.pth" in text
+    assert "teacher: teacher" in text
     assert json.loads((tmp_path / "card" / "metrics.json").read_text()) == figures

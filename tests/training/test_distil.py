@@ -17,6 +17,7 @@ from test_train import checkpoints, same_weights
 
 from mltr.cli import main
 from mltr.config.recipe import find_recipe, load_recipe
+from mltr.config.schema import DataConfig
 from mltr.data.preprocess import IMAGENET, Preprocess
 from mltr.data.sources import open_splits, open_unlabelled
 from mltr.files.cache import Cache
@@ -88,6 +89,20 @@ def make_objective(tmp_path: Path, recipe: str, *options: str) -> Distilled:
     objective = Distilled(prepare_run(config, splits, RunFolder(tmp_path / "run")))
     objective.build_network()
     return objective
+
+
+def test_what_is_ignored_and_salvaged_is_so_without_labels(tmp_path: Path) -> None:
+    photos, more = write_photos(tmp_path / "photos", 16), tmp_path / "more"
+    for name in ("a.jpg", "cut.jpg", "bad/b.jpg"):
+        write_image(more / name, (300, 200), seed=len(name))
+    whole = (more / "cut.jpg").read_bytes()
+    (more / "cut.jpg").write_bytes(whole[: len(whole) * 3 // 4])
+    config = DataConfig(
+        root=str(photos), unlabelled_root=str(more), ignore="bad", truncated="allow"
+    )
+    found = open_unlabelled(config, open_splits(config))
+    assert sorted(found.names) == ["a.jpg", "cut.jpg"]
+    assert found.notes["truncated_photos_salvaged"] == 1
 
 
 @pytest.mark.parametrize("name", ["mltr_nano", "timm/test_efficientnet"])

@@ -36,6 +36,20 @@ def test_layer_decay_falls_towards_the_input() -> None:
     assert all(group["lr_scale"] == 1 for group in parameter_groups(model, 0.1, 1.0))
 
 
+@pytest.mark.parametrize("head", ["average", "csra"])
+def test_layer_decay_of_a_pretrained_network_is_the_same_under_any_head(head: str) -> None:
+    options = {} if head == "average" else {"head": head, "head_options": {}}
+    model = mltr.create_model("timm/tf_efficientnet_lite0", 3, image_size=32, **options)
+    backbone = getattr(model, "backbone", model)
+    scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.1, 0.5) for p in g["params"]}
+    stem, last, top = (
+        scale[id(layer.weight)]
+        for layer in (backbone.conv_stem, backbone.blocks[-1][-1].conv_pwl, backbone.conv_head)
+    )
+    assert stem < last < top
+    assert top == 2 * last
+
+
 def test_onecycle_equals_torch() -> None:
     steps, warmup = 50, 0.2
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)

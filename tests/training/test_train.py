@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from making import TINY, train, write_image, write_voc
+from making import TINY, TINY_ON_PHOTOS, train, write_image, write_voc
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -200,6 +200,26 @@ def test_no_batch_of_a_run_is_mixed_like_another(tmp_path: Path) -> None:
 def test_patience_ends_a_run_early(tmp_path: Path) -> None:
     assert train(tmp_path / "run", "--train.patience=1", "--train.lr=1e-12", epochs=9) == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] < 9
+
+
+def test_patience_waits_for_a_first_validation(tmp_path: Path) -> None:
+    options = ("--train.patience=1", "--train.lr=1e-12", "--train.eval_every=3")
+    assert train(tmp_path / "run", *options, epochs=9) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 6
+
+
+def test_init_takes_the_head_by_label(small_run: Path, tmp_path: Path) -> None:
+    photos = small_run.parent / "photos"
+    lines = [line.split(",") for line in (photos / "labels.csv").read_text().splitlines()]
+    lines[0] = ["path", "sea", "dawn"]  # for sunset
+    (photos / "labels.csv").write_text("\n".join(f"{a},{c},{b}" for a, b, c in lines))
+    arguments = ["scratch", str(photos), *TINY_ON_PHOTOS, f"--model.init={small_run}"]
+    out = tmp_path / "again"
+    assert main(["train", *arguments, "--train.lr=1e-12", f"--out={out}"]) == 0
+    assert mltr.load(out).classes == ("dawn", "sea")
+    before, after = weights(small_run)["head.weight"], weights(out)["head.weight"]
+    torch.testing.assert_close(after[1], before[0], atol=1e-6, rtol=0)
+    assert (after[0] - before[1]).abs().max() > 1e-3
 
 
 def test_image_sizes_grow_in_steps() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import save_untrained
 from torch import Tensor, nn
 
 import mltr
@@ -199,6 +200,20 @@ def test_the_run_itself_is_not_overwritten(
     arguments = ["resize", str(tmp_path / "a"), "--image-size", "32", "--overwrite"]
     assert main([*arguments, "--out", str(tmp_path / "a")]) == 2
     assert "another folder" in capsys.readouterr().err
+
+
+def test_what_a_bundle_says_of_its_labels_stays(tmp_path: Path) -> None:
+    about = {"hierarchy": {"dog": "animal"}, "categories": ["kind", "general"]}
+    calibrated = {"aim": "f1", "thresholds_before": None}
+    bundle = save_untrained(
+        tmp_path / "a", ("animal", "dog"), **about, extra={"calibrated": calibrated, "test": 1}
+    )
+    resize_by_command(bundle, tmp_path / "b", "--image-size", "48")
+    resized = load_bundle(tmp_path / "b")
+    assert resized.config["hierarchy"] == about["hierarchy"]
+    assert list(resized.categories) == about["categories"]
+    assert resized.config["extra"]["calibrated"] == calibrated
+    assert "test" not in resized.config["extra"]
 
 
 def test_a_resized_run_is_evaluated_on_the_same_images(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class DataConfig:
     protocol: Literal["official", "labelled", "ratio_70_30"] = "official"  #: nuswide: which split
     val_fraction: InnerShare = 0.1  #: share of the training images held out to choose the epoch
     test_fraction: InnerShare = 0.2  #: share held out for testing if the source has no test split
-    split_seed: int = 0  #: seed of the random splits
+    split_seed: Whole = 0  #: seed of the random splits
     max_broken: Share = 0.01  #: a larger share of missing or unreadable images stops a run
     #: processes that load images (0: the main process, -1: by cores)
     workers: Annotated[int, _at_least(-1)] = -1
@@ -179,6 +179,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_bounds("model", self)
+        if self.head == "average" and self.head_options:
+            raise UsageError(
+                f"model.head_options.{next(iter(self.head_options))} has no effect on the head "
+                "average: set model.head"
+            )
 
 
 @dataclass
@@ -208,12 +213,12 @@ class TrainConfig:
     #: duration of the whole run; `epochs` then limits only a frozen backbone
     minutes: NotNegative = 0.0
     stop_epoch: Whole = 0  #: stop after this epoch of a schedule over `epochs` (0: don't)
-    seed: int = 0  #: seed of the weights, the order of images and their augmentation
+    seed: Whole = 0  #: seed of the weights, the order of images and their augmentation
     batch_size: Count = 64  #: images per batch, over all processes
     accumulation: Count = 1  #: batches per optimiser step
     optimizer: Literal["adamw", "adam"] = "adamw"  #: the optimiser
     lr: Positive = 1e-3  #: highest learning rate
-    weight_decay: float = 0.05  #: not applied to biases, 1-D weights and position tables
+    weight_decay: NotNegative = 0.05  #: not applied to biases, 1-D weights and position tables
     layer_decay: ShareAbove0 = 1.0  #: learning-rate factor for each stage further from the head
     schedule: Literal["onecycle", "cosine"] = "cosine"  #: learning-rate schedule
     warmup: ShareOfRun = 0.05  #: linear increase of the learning rate

@@ -178,14 +178,18 @@ def open_unlabelled(config: DataConfig, splits: Splits) -> Split:
         raise UsageError("data.unlabelled_root: labelled photos in shards can't have others beside")
     classes = splits.train.classes
     nothing = np.full(len(classes), -1, np.int8)
-    found = [Record(path, str(path.relative_to(root)), nothing) for path in find_images(root)]
+    images = find_images(root, _globs(config.ignore))
+    found = [Record(path, str(path.relative_to(root)), nothing) for path in images]
     records = [record for record in found if same_image(record) not in known]
     if not records:
         raise MltrError(
             f"data.unlabelled_root {root}: no photos but those of the labelled data; looked for "
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
-    return Split(classes, records, "unlabelled", {"labelled_too": len(found) - len(records)})
+    split = Split(classes, records, "unlabelled", {"labelled_too": len(found) - len(records)})
+    if config.truncated == "allow":
+        salvage([split])
+    return split
 
 
 def _find_format(config: DataConfig) -> str:

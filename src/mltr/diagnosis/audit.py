@@ -99,6 +99,9 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         raise UsageError("give a run and at most one source: mltr audit RUN [SOURCE]")
     args.run, args.source = places[0], places[1] if len(places) == 2 else None
     _check_numbers(args)
+    trained = [field for field in overrides if not field.startswith("--data.")]
+    if trained and not args.folds:
+        raise UsageError(f"{trained[0].partition('=')[0]} has an effect only with --folds")
     return _review(args, overrides) if args.review else _audit(args, overrides)
 
 

@@ -46,6 +46,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 
     if len(args.runs) > 2:
         raise UsageError(f"give one run or two, not {len(args.runs)}")
+    if len(args.runs) == 2 and args.out:
+        raise UsageError("--out is for the pictures of one run, not for a comparison")
     if args.resamples < 20:
         raise UsageError(f"--resamples {args.resamples}: an interval needs at least 20")
     console = Console(quiet=args.json == "-")

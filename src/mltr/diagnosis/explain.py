@@ -71,6 +71,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 
     if bool(args.images) == args.pointing:
         raise UsageError("give either images to explain, or --pointing to score the maps")
+    if args.pointing and (args.label or args.method != "evidence"):
+        raise UsageError("--label and --method are for pictures: --pointing scores all class maps")
     console = Console(quiet=args.json == "-")
     predictor = load(args.run, args.device)
     if args.pointing:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mltr.errors import MltrError, UsageError, counted
+from mltr.errors import UsageError, counted
 from mltr.evaluation.aims import AIMS, SCALING_CHOICES, parse_aim
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mltr.evaluation.thresholds import Fitted
 
 log = logging.getLogger(__name__)
-SOURCE_FIELDS = ("format", "root", "labels", "images", "scenes")  #: fields that identify a source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,10 +71,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         return reset(args.run)
     opened = open_judged(args.run, overrides)
     plain = _without_calibration(opened.path)
-    if isinstance(opened, OpenRun):
-        _check_held_out(opened)
-        if not RunFolder(opened.path).metrics.is_file():
-            log.warning("%s isn't finished: a better epoch will discard this", opened.path)
+    if isinstance(opened, OpenRun) and not RunFolder(opened.path).metrics.is_file():
+        log.warning("%s isn't finished: a better epoch will discard this", opened.path)
     log.info("scoring %s", counted(len(opened.splits.val), "validation image"))
     val = opened.score_uncalibrated("val")
     # A softmax isn't scaled; only its thresholds are fitted.
@@ -137,37 +134,6 @@ def _without_calibration(folder: str | Path) -> dict[str, Any]:
         "calibration": SOFTMAX.to_dict() if is_softmax else None,
         "extra": extra,
     }
-
-
-def _check_held_out(opened: OpenRun) -> None:
-    """Refuse to fit or measure on training images, if the source or its split has changed.
-
-    With another source this is only a warning, since its images may have the same names.
-    """
-    from mltr.config.recipe import load_recipe
-    from mltr.runs.folder import RunFolder, names_in_json, with_absolute_paths
-
-    folder = RunFolder(opened.path)
-    try:
-        then = json.loads(folder.splits.read_text("utf-8"))
-        trained = set(then.get("train", ()))
-    except (OSError, ValueError):  # earlier versions and converted bundles have no such file
-        return
-    if all(names_in_json(split) == then.get(split.name) for split in opened.splits):
-        return  # folders of the splits may have the same names in them
-    for split in (opened.splits.val, opened.splits.test):
-        seen = [record.name for record in split if record.name in trained]
-        if not seen:
-            continue
-        message = (
-            f"{len(seen)} of {len(split)} {split.name} images have the names of training images of "
-            f"this run ({', '.join(seen[:3])}), and figures on training images are biased"
-        )
-        recipes = load_recipe(folder.recipe), opened.config
-        before, now = (with_absolute_paths(recipe).data for recipe in recipes)
-        if all(getattr(before, field) == getattr(now, field) for field in SOURCE_FIELDS):
-            raise MltrError(f"{message}; restore the source and its splits, or give another source")
-        log.warning("%s: make sure that they are different images", message)
 
 
 def _test_predictions(opened: OpenRun | OpenTagger, overrides: Sequence[str]) -> Predictions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -10,20 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mltr.config.recipe import load_recipe
-from mltr.config.schema import Config
+from mltr.config.schema import SPLITS, Config
 from mltr.data.records import Split, Splits
 from mltr.data.sources import open_splits
-from mltr.errors import MltrError
+from mltr.errors import MltrError, counted
 from mltr.evaluation.open_tagger import OpenTagger, open_tagger
 from mltr.evaluation.predictions import Predictions, as_predicted, load_predictions, predict_split
 from mltr.predict.predictor import as_predictor
-from mltr.runs.folder import PREDICTIONS_FILE, RunFolder, names_in_json
+from mltr.runs.folder import PREDICTIONS_FILE, RunFolder, names_in_json, with_absolute_paths
 from mltr.weights.bundle import Bundle, load_bundle, read_config
 from mltr.weights.metadata import CONFIG_FILE, SOFTMAX, read_calibration
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
+SOURCE_FIELDS = ("format", "root", "labels", "images", "scenes")  #: fields that identify a source
 DIVIDING = ("data.split_seed", "data.val_fraction", "data.test_fraction")
 
 
@@ -89,8 +93,10 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
         raise MltrError(f"{path} has no config.yaml, so its data is unknown: use a run folder")
     config = load_recipe(recipe, overrides)
     splits = open_splits(config.data, known=bundle.classes)
+    is_own = _is_same_source(load_recipe(recipe), config)
     if not any(option.removeprefix("--").startswith(DIVIDING) for option in overrides):
-        splits = as_trained(path, splits)
+        splits = as_trained(path, splits, is_own)
+    _check_held_out(path, splits, is_own)
     if splits.train.classes != bundle.classes:
         found = splits.train.classes
         raise MltrError(
@@ -100,37 +106,76 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
     return OpenRun(path, bundle, config, splits)
 
 
-def as_trained(folder: Path, splits: Splits) -> Splits:
+def as_trained(folder: Path, splits: Splits, may_have_changed: bool = False) -> Splits:
     """Return the images in the splits that the run has recorded, if they are the same images.
 
-    A new version may split a source differently; a run keeps its own test images. Raises
-    `MltrError` if the recorded splits can't be read.
+    A new version may split a source differently, and so may one image more; a run keeps its own
+    test images. If images `may_have_changed`, those that are new are left out with a warning.
+    Raises `MltrError` if the recorded splits can't be read.
     """
-    path = folder / "splits.json"
-    if not path.is_file():
-        return splits
-    try:
-        lists = json.loads(path.read_text("utf-8"))
-        then = {split.name: list(lists.get(split.name, ())) for split in splits}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise MltrError(f"{path} can't be read: {error}") from error
+    then = _recorded(folder)
     now = {split.name: names_in_json(split) for split in splits}
-    names = [name for own in now.values() for name in own]
-    known = len(names) == len(set(names)) and sorted(names) == sorted(chain(*then.values()))
-    if now == then or not known:
+    names = list(chain(*now.values()))
+    before = list(chain(*(then.get(split.name, ()) for split in splits)))
+    if now == then or len({*names}) < len(names) or len({*before}) < len(before):
+        return splits
+    if {*names} != {*before} and not (may_have_changed and {*names} & {*before}):
         return splits
     records = dict(zip(names, chain(*splits), strict=True))
     train, val, test = (
         Split(
             split.classes,
-            [records[name] for name in then[split.name]],
+            [records[name] for name in then[split.name] if name in records],
             split.name,
             split.notes,
             split.understood,
         )
         for split in splits
     )
+    new = len({*names} - {*before})
+    if new:
+        log.warning("%s that came after %s was trained: left out", counted(new, "image"), folder)
     return replace(splits, train=train, val=val, test=test)
+
+
+def _recorded(folder: Path) -> dict[str, list[str]]:
+    """Return the names of the images in each split of a run; nothing for runs without a record."""
+    path = folder / "splits.json"
+    if not path.is_file():
+        return {}
+    try:
+        lists = json.loads(path.read_text("utf-8"))
+        return {name: list(lists.get(name, ())) for name in SPLITS}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise MltrError(f"{path} can't be read: {error}") from error
+
+
+def _is_same_source(before: Config, now: Config) -> bool:
+    own, other = (with_absolute_paths(config).data for config in (before, now))
+    return all(getattr(own, field) == getattr(other, field) for field in SOURCE_FIELDS)
+
+
+def _check_held_out(folder: Path, splits: Splits, is_own: bool) -> None:
+    """Refuse to measure or fit on training images, if the source or its split has changed.
+
+    With another source this is only a warning, since its images may have the same names, as those
+    in folders of splits may have among themselves.
+    """
+    trained = {*_recorded(folder).get("train", ())}
+    names = list(chain(*(names_in_json(split) for split in splits)))
+    if len({*names}) < len(names):
+        return
+    for split in (splits.val, splits.test):
+        seen = [name for name in names_in_json(split) if name in trained]
+        if not seen:
+            continue
+        message = (
+            f"{len(seen)} of {len(split)} {split.name} images have the names of training images of "
+            f"{folder} ({', '.join(seen[:3])}), and figures on training images are biased"
+        )
+        if is_own:
+            raise MltrError(f"{message}; restore the source and its splits, or give another source")
+        log.warning("%s: make sure that they are different images", message)
 
 
 def open_judged(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun | OpenTagger:

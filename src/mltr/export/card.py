@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mltr.config.recipe import load_recipe, to_yaml
+from mltr.config.schema import Config
 from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import scores_of
 from mltr.files.download import HUB_PREFIX
@@ -23,14 +25,14 @@ PAPER = "[MlTr: Multi-label Classification with Transformer](https://arxiv.org/a
 def write_card(run: Path, bundle: Bundle, repo_id: str, licence: str | None) -> str:
     """Return the text of README.md for the Hub, from the run's own files.
 
-    It contains no local paths, except for the name of the data's folder.
+    It contains no local paths but the names at their ends.
     """
     figures = None
     if (run / PREDICTIONS_FILE).is_file():
         figures = report(scores_of(run), thresholds=bundle.thresholds)
     config = load_recipe(run / "config.yaml") if (run / "config.yaml").is_file() else None
     if config is not None:
-        config.data.root = Path(config.data.root).name
+        _shorten_paths(config)
     data = "" if config is None else config.data.root or config.data.format
     name, network = repo_id.split("/")[-1], bundle.config["model"]["name"]
     results = _results(figures, data)
@@ -64,6 +66,17 @@ def write_card(run: Path, bundle: Bundle, repo_id: str, licence: str | None) -> 
         plain=_plain,
     )
     return f"{card}\n"
+
+
+def _shorten_paths(config: Config) -> None:
+    """Leave of each absolute path in a recipe only the name at its end."""
+    for section in (getattr(config, part.name) for part in fields(config)):
+        for field in fields(section):
+            value = getattr(section, field.name)
+            if isinstance(value, str):
+                kind, colon, path = value.rpartition(":")  # as in cat:FILE
+                if Path(path).is_absolute():
+                    setattr(section, field.name, f"{kind}{colon}{Path(path).name}")
 
 
 def _results(figures: dict[str, Any] | None, data: str) -> list[EvalResult] | None:

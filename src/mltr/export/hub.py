@@ -28,6 +28,8 @@ def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | No
     Raises `MltrError` if `run` has no complete bundle.
     """
     run, folder = Path(run), Path(folder)
+    if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).exists():
+        raise UsageError(f"{folder} holds weights that aren't of a push: choose another folder")
     bundle = load_bundle(run)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE):

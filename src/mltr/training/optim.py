@@ -46,12 +46,13 @@ def _layer_numbers(names: list[str]) -> dict[str, int]:
     """Number the layers from the input on, for each parameter name.
 
     A layer is what shares a name up to its last list index, such as `stages.2.blocks.5`; a head is
-    one layer, whatever it is made of. An objective may hold the network under that name.
+    one layer, whatever it is made of. An objective may hold the network under that name, and a
+    network its backbone.
     """
     layers: dict[str, int] = {}
     numbers = {}
     for name in names:
-        own = name.removeprefix("network.")
+        own = name.removeprefix("network.").removeprefix("backbone.")
         indexed = re.match(r"(.*\.\d+)\.", own)
         layer = own.split(".")[0] if indexed is None or own.startswith("head.") else indexed[1]
         numbers[name] = layers.setdefault(layer, len(layers))

@@ -70,7 +70,8 @@ class Trainer:
         # An epoch under way when its run was interrupted is still to be validated.
         while run.progress.batch or not self.duration.is_over(run.progress.epoch):
             waited = run.progress.epoch - 1 - run.progress.best_epoch
-            if settings.patience and waited >= settings.patience:
+            is_judged = bool(run.rows) and self.objective.judged_by in run.rows[-1]
+            if settings.patience and is_judged and waited >= settings.patience:
                 log.info("no better validation map for %s: stopped", counted(waited, "epoch"))
                 break
             for asked in self.train_epoch():

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.files.download import reason_of
+from mltr.network.features import head_names
 from mltr.network.model import (
     Block,
     ConvPosition,
@@ -132,13 +134,22 @@ def load_swin(model: nn.Module, state_dict: Tensors) -> Report:
     return filler.finish()
 
 
-def load_mltr(model: nn.Module, state_dict: Tensors, source: str = "bundle") -> Report:
+def load_mltr(
+    model: nn.Module,
+    state_dict: Tensors,
+    source: str = "bundle",
+    labels: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> Report:
     """Fill a network with the weights of another one of the same names, resampled if need be.
 
     Both may be a timm network, each under any head. Entries of other widths, and the head for
-    another number of classes, stay as they are. Raises `MltrError` if nothing fits.
+    another number of classes, stay as they are. `labels` are theirs and the network's own: if they
+    are as many but not the same, the head takes the rows of those that both have. Raises
+    `MltrError` if nothing fits.
     """
     report = Report(source)
+    if labels[0] != labels[1] and len(labels[0]) == len(labels[1]):
+        state_dict = _relabelled(model, state_dict, *labels)
     theirs = {name.removeprefix(BACKBONE): name for name in state_dict}
     filled = {}
     for name in model.state_dict():
@@ -158,6 +169,30 @@ def load_mltr(model: nn.Module, state_dict: Tensors, source: str = "bundle") -> 
     report.unused = [name for name in state_dict if name not in report.taken.values()]
     report.parts = {"new": first_few(report.fresh)} if report.fresh else {}
     return report
+
+
+def _relabelled(
+    model: nn.Module, state_dict: Tensors, theirs: Sequence[str], own: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return weights whose entries for each label stand in the order of the network's own.
+
+    Labels that only the network has get its own entries.
+    """
+    found, state = dict(state_dict), model.state_dict()
+    places = {name: place for place, name in enumerate(theirs)}
+    to = torch.tensor([i for i, name in enumerate(own) if name in places], dtype=torch.long)
+    from_ = torch.tensor([places[name] for name in own if name in places], dtype=torch.long)
+    for name in head_names(model) & state_dict.keys():
+        shape = state[name].shape
+        if len(own) not in shape or shape != state_dict[name].shape:
+            continue
+        if not len(to):
+            del found[name]
+            continue
+        axis = list(shape).index(len(own))
+        rows = state_dict[name].to(state[name]).index_select(axis, from_)
+        found[name] = state[name].index_copy(axis, to, rows)
+    return found
 
 
 def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
@@ -358,13 +393,13 @@ def _zero(layer: nn.Module) -> None:
 LOADERS = {"cat": load_cat, "swin": load_swin}
 
 
-def initialise(model: nn.Module, init: str, name: str) -> Report:
+def initialise(model: nn.Module, init: str, name: str, classes: Sequence[str] = ()) -> Report:
     """Fill a network as `model.init` of a recipe says.
 
-    `name` is the network's, as in `create_model`. `init` is `pretrained`, a file or folder of a
-    timm network, a bundle's folder, ``hf-hub:OWNER/NAME``, ``cat:FILE``, ``swin:FILE``, or
-    ``swin:NAME`` of a network whose weights timm downloads. Raises `MltrError` if they can't be
-    had or nothing fits.
+    `name` is the network's, as in `create_model`, and `classes` are its labels. `init` is
+    `pretrained`, a file or folder of a timm network, a bundle's folder, ``hf-hub:OWNER/NAME``,
+    ``cat:FILE``, ``swin:FILE``, or ``swin:NAME`` of a network whose weights timm downloads. Raises
+    `MltrError` if they can't be had or nothing fits.
     """
     family, _, source = init.partition(":")
     with blaming(init):
@@ -373,7 +408,9 @@ def initialise(model: nn.Module, init: str, name: str) -> Report:
         weights = find_weights(name, init)
         if weights is not None:
             return load_timm(model, weights)
-        return load_mltr(model, load_bundle(init).model.state_dict(), init)
+        bundle = load_bundle(init)
+        labels = (tuple(bundle.classes), tuple(classes))
+        return load_mltr(model, bundle.model.state_dict(), init, labels)
 
 
 def read_source(family: str, source: str) -> Tensors:

@@ -107,7 +107,13 @@ def run(args: argparse.Namespace) -> int:
         preprocess=resized.preprocess,
         thresholds=resized.thresholds,
         calibration=resized.calibration,
-        extra={"resized_from": Path(args.bundle).name, "image_size_before": before},
+        categories=resized.categories,
+        hierarchy=resized.config.get("hierarchy"),
+        extra={
+            **{k: v for k, v in resized.config.get("extra", {}).items() if k == "calibrated"},
+            "resized_from": Path(args.bundle).name,
+            "image_size_before": before,
+        },
     )
     _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
     print(
