@@ -14,7 +14,7 @@ from making import save_untrained, write_image
 from PIL import Image
 
 import mltr
-from mltr.cli import COMMANDS, Command, main
+from mltr.cli import main
 from mltr.config.recipe import load_recipe, to_yaml
 from mltr.config.schema import (
     AugmentConfig,
@@ -31,11 +31,6 @@ from mltr.diagnosis.label_issues import OWN, PROBES
 CLASSES = ("red", "green", "blue")
 PARTS = ("train", "train", "train", "val", "test")
 NETWORK = {"image_size": 32, "depths": [1], "conv_depths": [0]}
-
-
-@pytest.fixture(autouse=True)
-def command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "audit", Command("mltr.diagnosis.audit", "", True))
 
 
 def write_photos(folder: Path, count: int = 100, first: int = 0) -> dict[str, list[int]]:

@@ -48,12 +48,6 @@ def main(*words: object) -> int:
     return cli.main([str(word) for word in words])
 
 
-@pytest.fixture(autouse=True)
-def command(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = cli.Command("mltr.evaluation.calibrate", "thresholds", cli.DATA)
-    monkeypatch.setitem(cli.COMMANDS, "calibrate", entry)
-
-
 def predictions(probs: Any, targets: Any) -> Predictions:
     probs, targets = np.asarray(probs, np.float32), np.asarray(targets, np.int8)
     names = tuple(f"{i}.jpg" for i in range(len(probs)))

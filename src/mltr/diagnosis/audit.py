@@ -159,7 +159,7 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from mltr.evaluation.open_run import open_scored
     from mltr.files.writing import write_figures
 
-    opened = open_scored(args.run, _fields(args, overrides))
+    opened = open_scored(args.run, _fields(args, overrides), all_images=True)
     tell_understood(opened.splits)
     folder = _folder(args)
     found = audit(

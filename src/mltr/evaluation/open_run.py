@@ -79,10 +79,14 @@ def chooses_one_class(folder: str | Path) -> bool:
     return is_run and read_calibration(read_config(folder)) == SOFTMAX
 
 
-def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
+def open_scored(
+    folder: str | Path, overrides: Sequence[str] = (), all_images: bool = False
+) -> OpenRun:
     """Open a run with its source, or another one by overrides such as ``--data.root DIR``.
 
-    Raises `MltrError` if the folder isn't a finished run, or the data has other classes.
+    The run's own source has the validation and test images that it had then; with `all_images`,
+    all that it has now, wherever they are. Raises `MltrError` if the folder isn't a finished run,
+    the data has other classes, or images were trained on that shouldn't be.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -95,8 +99,9 @@ def open_scored(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun:
     splits = open_splits(config.data, known=bundle.classes)
     is_own = _is_same_source(load_recipe(recipe), config)
     if not any(option.removeprefix("--").startswith(DIVIDING) for option in overrides):
-        splits = as_trained(path, splits, is_own)
-    _check_held_out(path, splits, is_own)
+        splits = as_trained(path, splits, is_own and not all_images)
+    if not all_images:
+        _check_held_out(path, splits, is_own)
     if splits.train.classes != bundle.classes:
         found = splits.train.classes
         raise MltrError(

@@ -45,9 +45,14 @@ def suitable_epochs(images: int) -> int:
     return min(100, max(3, round(600 / math.sqrt(images))))
 
 
-def build_model(config: ModelConfig, classes: Sequence[str], image_size: int) -> nn.Module:
-    """Return the network of a recipe, with the weights of `model.init` where they fit."""
-    model = create_model(config.name, len(classes), **model_overrides(config, image_size))
+def build_model(
+    config: ModelConfig, num_classes: int, image_size: int, classes: Sequence[str] = ()
+) -> nn.Module:
+    """Return the network of a recipe, with the weights of `model.init` where they fit.
+
+    With `classes`, the entries of a head are taken by their names.
+    """
+    model = create_model(config.name, num_classes, **model_overrides(config, image_size))
     if config.init:
         report = initialise(model, config.init, config.name, classes)
         for line in f"model.init: {report}".splitlines():

@@ -70,7 +70,9 @@ class Labels(Objective):
         helped = settings.init or run.config.train.teacher or run.config.train.freeze != "none"
         if is_small and not helped:
             log.info(FROM_SCRATCH)
-        network = build_model(settings, train.classes, run.preprocess.image_size)
+        network = build_model(
+            settings, len(train.classes), run.preprocess.image_size, train.classes
+        )
         freeze(network, run.config.train.freeze, settings.name)
         return network
 
