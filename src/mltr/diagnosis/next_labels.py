@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mltr.errors import MltrError, UsageError, counted
+from mltr.files.text import is_utf8
 from mltr.predict.command import add_places, add_running, run_like
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ class _Choice:
         from mltr.data.hierarchy import ancestors, implied
         from mltr.diagnosis.choose import choose
         from mltr.predict.predictor import fill_thresholds
-        from mltr.predict.results import is_utf8
 
         paths, found = [], []
         for row in rows:

@@ -26,6 +26,7 @@ import psutil
 from filelock import FileLock
 
 from mltr.errors import MltrError, UsageError
+from mltr.files.text import is_utf8
 from mltr.terminal import printable
 
 LOCK_FILE = ".lock"  #: name in a locked folder, suffix for a locked file
@@ -58,7 +59,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out must be a folder")
-    if not _is_text(folder):  # some libraries that write there need UTF-8
+    if not is_utf8(folder):  # some libraries that write there need UTF-8
         raise UsageError(f"--out {folder}: the name isn't valid UTF-8; choose another one")
     is_new = not folder.exists()
     try:
@@ -111,14 +112,6 @@ def _held(lock: Path, target: Path) -> Iterator[None]:
         if os.getpid() == holder.process and _read(lock) == holder:  # not in a forked child
             with contextlib.suppress(OSError):
                 lock.unlink()
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _this_process() -> Holder:

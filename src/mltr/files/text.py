@@ -31,6 +31,15 @@ def read_text(path: Path) -> str:
     return content.decode(find_encoding(content, path)).removeprefix("\ufeff")
 
 
+def is_utf8(path: Path) -> bool:
+    """Return whether a path is text, which that of a file on Linux need not be."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def find_encoding(content: bytes, path: Path) -> str:
     """Return the encoding of a file: UTF-8, UTF-16 or cp1252 (the default of Western Excel).
 

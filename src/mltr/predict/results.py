@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from mltr.data.tables.cells import to_cells
 from mltr.data.tables.tags import join_tags
 from mltr.errors import BrokenImage, MltrError
+from mltr.files.text import is_utf8
 from mltr.files.writing import check_target, open_regular, write_atomically
 from mltr.predict.fiftyone import write_fiftyone
 from mltr.predict.inputs import name_of
@@ -104,15 +105,6 @@ def to_text(name: str) -> str:
         if b"\\x" not in raw:
             return raw.decode()
     return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-
-
-def is_utf8(path: Path) -> bool:
-    """Return whether a path is text, which that of a file on Linux need not be."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def with_own_files(rows: Iterable[Row], reader: str) -> Iterator[Row]:
