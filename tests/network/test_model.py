@@ -227,7 +227,8 @@ def test_inference_in_slices_gives_the_numbers_of_training(
 def test_half_precision_is_finite_and_near(
     dtype: torch.dtype, slow: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mltr.network.model.MlTr.slow_types", frozenset([dtype] if slow else []))
+    slow_types = frozenset([dtype] if slow else [])
+    monkeypatch.setattr("mltr.network.model.slow_cpu_types", lambda: slow_types)
     torch.manual_seed(0)
     model = mltr.create_model("cat_t", num_classes=5, **TINY).eval()
     images = torch.randn(2, 3, 56, 56)

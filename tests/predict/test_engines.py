@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making import write_image
+from making import save_untrained, write_image
 from predicting import rows_of
-from serving import save_tiny_bundle
+from serving import COLOURS, save_tiny_bundle
 
 import mltr
 from mltr.cli import main
@@ -173,6 +173,33 @@ def test_openvino_computes_what_torch_does(
                 np.testing.assert_allclose(
                     logits_of(path, "openvino", count), expected, atol=tolerance
                 )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"image_size": 64}, {"image_size": 192, "window_size": 6, "depths": (0, 0, 1, 0)}],
+    ids=["convolutions", "projections between large windows"],
+)
+def test_openvino_computes_int8_as_onnxruntime_does(
+    overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    need_openvino()
+    pytest.importorskip("onnxscript")
+    for number in range(16):
+        write_image(tmp_path / "photos" / f"{number}.png", (4, 4))
+    side = Preprocess(overrides["image_size"])
+    run = save_untrained(tmp_path / "run", COLOURS, overrides, sharpness=10, preprocess=side)
+    command = ["export", str(run), "--precision", "int8", "--images", str(tmp_path / "photos")]
+    assert main(command) == 0
+    path = run / "model.int8.onnx"
+    for count in (3, 4, 1):  # a full batch, more, and one
+        exact, expected, found = (
+            logits_of(*given, count)
+            for given in ((run, "torch"), (path, "onnx"), (path, "openvino"))
+        )
+        error = np.abs(expected - exact).mean()
+        assert error < 0.2 * np.abs(exact).mean()
+        assert np.abs(found - exact).mean() < 1.5 * error
 
 
 def test_signals_are_survived_once_networks_are_gone(run: Path) -> None:

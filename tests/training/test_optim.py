@@ -9,8 +9,6 @@ from torch import nn
 
 import mltr
 from mltr.config.schema import TrainConfig
-from mltr.errors import UsageError
-from mltr.machine.precision import choose_precision
 from mltr.training.optim import AveragedModel, lr_factor, make_optimizer, parameter_groups, set_lr
 
 
@@ -113,31 +111,3 @@ def test_average_starts_quickly() -> None:
         model.weight.add_(1)
     average.update(model, 0)
     torch.testing.assert_close(average.weights["weight"], model.weight - 0.1)
-
-
-@pytest.mark.parametrize(
-    ("abilities", "chosen"),
-    [({"avx2": True}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")],
-)
-def test_auto_is_bf16_only_where_the_processor_has_it(
-    abilities: dict, chosen: str, monkeypatch, caplog
-) -> None:
-    monkeypatch.delenv("MLTR_PRECISION", raising=False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
-    cpu = torch.device("cpu")
-    assert choose_precision("auto", cpu) == chosen
-    assert choose_precision("fp32", cpu) == "fp32"
-    assert not caplog.records
-    assert choose_precision("bf16", cpu) == "bf16"
-    assert ("no bf16 instructions" in caplog.text) == (chosen == "fp32")
-
-
-def test_the_environment_says_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    for told in ("fp32", "bf16"):
-        monkeypatch.setenv("MLTR_PRECISION", told)
-        assert choose_precision("auto", cpu) == told
-        assert choose_precision("fp32", cpu) == "fp32"
-    monkeypatch.setenv("MLTR_PRECISION", "fp64")
-    with pytest.raises(UsageError, match="MLTR_PRECISION is 'fp64': set it to fp32 or bf16"):
-        choose_precision("auto", cpu)

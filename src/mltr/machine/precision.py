@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from mltr.machine.choice import told_precision
+from mltr.machine.choice import PRODUCT, is_faster, told_precision
 
 log = logging.getLogger(__name__)
 
@@ -20,37 +21,55 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def slow_cpu_types() -> frozenset[torch.dtype]:
-    """Return the types this CPU has no instructions for; they are far slower than float32."""
+    """Return the half precisions in which this CPU takes longer than in float32.
+
+    Without instructions for a type it takes many times as long. But there are processors whose
+    AVX-512 instructions for bf16 are half as fast as those for float32, such as Intel's where the
+    virtual machine hides AMX, so a product is timed once.
+    """
     known = torch.cpu.get_capabilities()
-    types = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-    return frozenset(
-        kind
-        for kind, name in types.items()
-        if not (known.get(f"avx512_{name}") or known.get(f"amx_{name}"))
-    )
+    slow = set()
+    if not (known.get("avx512_fp16") or known.get("amx_fp16")):
+        slow.add(torch.float16)
+    if not known.get("amx_bf16") and not (known.get("avx512_bf16") and _gains_by_bf16()):
+        slow.add(torch.bfloat16)
+    return frozenset(slow)
+
+
+@cache
+def _gains_by_bf16() -> bool:
+    """Time a product of matrices in bf16 and in float32, which takes some milliseconds."""
+    weight = torch.ones(PRODUCT, PRODUCT)
+    half = weight.bfloat16()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for one another where other programs run
+    try:
+        with torch.inference_mode(), without_autocast("cpu"):
+            return is_faster(lambda: half @ half.T, lambda: weight @ weight.T)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Resolve `wanted` to fp32, bf16 or fp16.
 
-    ``auto`` is bf16 if the device has instructions for it and fp32 otherwise, unless the
-    environment variable MLTR_PRECISION sets fp32 or bf16. Without such instructions bf16 takes
-    many times as long as fp32, so an explicit bf16 logs a warning. Raises `UsageError` for any
-    other value of MLTR_PRECISION.
+    ``auto`` is bf16 if the device is faster in it and fp32 otherwise, unless the environment
+    variable MLTR_PRECISION sets fp32 or bf16. An explicit bf16 that is slower, often many times,
+    logs a warning. Raises `UsageError` for any other value of MLTR_PRECISION.
     """
     if wanted == "auto":
         return told_precision() or ("bf16" if computes_in_bf16(device) else "fp32")
     if wanted == "bf16" and not computes_in_bf16(device):
         log.warning(
-            "this %s has no bf16 instructions, so bf16 is many times slower than fp32: use "
-            "--train.precision auto (or fp32)",
+            "this %s is slower in bf16 than in fp32, often many times: use --train.precision auto "
+            "(or fp32)",
             "processor" if device.type == "cpu" else "device",
         )
     return wanted
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Return whether a device has instructions for bf16."""
+    """Return whether a device is faster in bf16 than in float32."""
     if device.type == "cpu":
         return torch.bfloat16 not in slow_cpu_types()
     if device.type == "cuda":

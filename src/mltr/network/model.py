@@ -406,8 +406,6 @@ def resize_position(position: Tensor, size: tuple[int, int]) -> Tensor:
 class MlTr(nn.Module):
     """The network: embedding, stages, norm, and a head that gives one logit per class."""
 
-    slow_types = slow_cpu_types()  #: on a CPU, computed in float32 instead
-
     def __init__(
         self,
         variant: Variant,
@@ -416,6 +414,8 @@ class MlTr(nn.Module):
         head_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        #: on a CPU, computed in float32 instead; asked here, where nothing traces it
+        self.slow_types = slow_cpu_types()
         self.variant = variant
         self.num_classes = num_classes
         self.embed = PatchEmbedding(variant)
@@ -437,8 +437,8 @@ class MlTr(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] for images [B, 3, H, W] of any size.
 
-        Where they would be in a type that this processor has no instructions for, everything is
-        computed in float32, which is many times faster and no less exact.
+        Where they would be in a type that this processor is slower in, often many times,
+        everything is computed in float32, which is no less exact.
         """
         weight = next(self.parameters())
         wanted = type_under_autocast(weight)

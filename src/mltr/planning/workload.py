@@ -87,7 +87,7 @@ def measure_step(
     multiply_adds = _multiply_adds(model, side)
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
         model = model.train().to_empty(device="cpu")
-        # Plan for a device with instructions for half precision.
+        # Plan for a device that is fast in half precision.
         model.slow_types = frozenset()  # type: ignore[assignment]
         if grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]

@@ -19,6 +19,7 @@ from typing import Any
 
 from mltr.errors import MltrError
 from mltr.files.download import first_line
+from mltr.machine.choice import told_threads
 from mltr.predict.exported import require
 from mltr.predict.predictor import Predictor, load
 
@@ -97,7 +98,7 @@ def divide(ray: Any, device: str | None, count: int | None) -> Share:
     cpus = [node["CPU"] for node in nodes if node.get("CPU")]
     count = count or gpus or max(1, int(sum(cpus)) // 2)
     cores = share(cpus, count)
-    threads = max(1, min(int(os.environ.get("OMP_NUM_THREADS") or cores), int(cores)))
+    threads = max(1, min(told_threads() or int(cores), int(cores)))
     # Ray takes one core for an actor that doesn't say how many.
     own_gpus = {"num_cpus": 0.0, "num_gpus": share([1.0] * gpus, count)} if gpus else None
     return Share(count, own_gpus or {"num_cpus": cores}, threads)

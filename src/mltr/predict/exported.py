@@ -8,7 +8,6 @@ float32 [B, K]. `mltr export` writes them.
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.files.download import first_line
 from mltr.files.writing import sha256_of
+from mltr.machine.choice import told_threads
 from mltr.weights.metadata import CONFIG_FILE, ONNX_FILE, parse_config, read_config_file
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def load_onnx(
     ort = require("onnxruntime", "onnx", str(path))
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
-    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+    options.intra_op_num_threads = threads or told_threads()
     providers = _choose_providers(ort, device)
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)

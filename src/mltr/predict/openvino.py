@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import sha256_of
-from mltr.machine.choice import told_precision
+from mltr.machine.choice import PRODUCT, is_faster, told_precision, told_threads
 from mltr.predict.exported import (
     CONFIG_KEY,
     check_black_image,
@@ -41,16 +40,21 @@ LOOPS = {"Loop", "TensorIterator"}  #: may have no end
 class OpenVinoNetwork:
     """A compiled network for a `Predictor`; may be called from several threads at once."""
 
-    any_size: Any  #: `openvino.CompiledModel` for any number of images
-    full: Any  #: the same for `batch_size` images, which is 10 to 25 % faster
+    full: Any  #: `openvino.CompiledModel` for `batch_size` images
+    rest: Any  #: another for `rest_size` images
     batch_size: int
+    rest_size: int | None  #: None for any number, 10 to 25 % slower
     takes_pixels: bool  #: whether uint8 [B, S, S, 3] go in, which the network scales itself
     origin: Path | Network  #: the file, or the network of torch, that this was made of
 
     def __call__(self, images: NDArray[Any]) -> Floats:
         """Return logits float32 [B, K] of the images; raises `MltrError` if that fails."""
-        compiled = self.full if len(images) == self.batch_size else self.any_size
-        return run(compiled, images)[0]
+        count = len(images)
+        if count == self.batch_size:
+            return run(self.full, images)[0]
+        size = self.rest_size or count
+        parts = [images[start : start + size] for start in range(0, count, size)]
+        return np.concatenate([run(self.rest, part)[0] for part in parts])
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +92,8 @@ def load_openvino(
         if LOOPS & {node.get_type_name() for node in graph.get_ops()}:
             raise MltrError(f"{path} has a loop, which OpenVINO couldn't be stopped in")
         takes_pixels = config["export"]["input"] == "uint8"
-        network = make_network(graph, batch_size, takes_pixels, path)
+        is_int8 = config["export"].get("precision") == "int8"
+        network = make_network(graph, batch_size, takes_pixels, path, is_int8=is_int8)
     check_black_image(network, config, path)
     return network, config
 
@@ -99,13 +104,17 @@ def make_network(
     takes_pixels: bool,
     origin: Path | Network,
     precision: str | None = None,
+    is_int8: bool = False,
 ) -> OpenVinoNetwork:
     """Return a graph's network, which is fastest in batches of `batch_size`.
 
-    `precision` is that of `compile_graph`.
+    `precision` is that of `compile_graph`. A graph in int8 takes other numbers of images one by
+    one: if compiled for any number, its probabilities are wrong by 0.1 on average, or it can't be
+    (OpenVINO 2026.4; the same graph is right for a number that is known).
     """
-    any_size, full = (compile_graph(graph, precision, size) for size in (None, batch_size))
-    return OpenVinoNetwork(any_size, full, batch_size, takes_pixels, origin)
+    rest_size = 1 if is_int8 else None
+    full, rest = (compile_graph(graph, precision, size) for size in (batch_size, rest_size))
+    return OpenVinoNetwork(full, rest, batch_size, rest_size, takes_pixels, origin)
 
 
 def check_device(device: str | None) -> None:
@@ -149,23 +158,44 @@ def compile_graph(graph: Any, precision: str | None = None, batch_size: int | No
     """Return a graph ready to be run on the CPU, with as many threads as torch would have.
 
     With a `batch_size` it takes no other, and more operations are computed together.
-    `precision` is fp32 or bf16; by default bf16 if the CPU has instructions for it, unless
-    MLTR_PRECISION says otherwise.
+    `precision` is fp32 or bf16; by default bf16 if the CPU is faster in it, unless MLTR_PRECISION
+    says otherwise.
     """
-    core = _core()
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    chosen = precision or told_precision() or ("bf16" if has_bf16 else "fp32")
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",  # all threads in one batch; a stream for each was slower
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[chosen],
-        "INFERENCE_NUM_THREADS": int(os.environ.get("OMP_NUM_THREADS") or 0),
-    }
+    chosen = precision or told_precision() or ("bf16" if _gains_by_bf16() else "fp32")
     if batch_size is not None:
         graph = graph.clone()
         shape = graph.input(0).get_partial_shape()
         shape[0] = batch_size
         graph.reshape(shape)
-    return core.compile_model(graph, "CPU", settings)
+    return _compile(graph, chosen)
+
+
+def _compile(graph: Any, precision: str, threads: int = 0) -> Any:
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",  # all threads in one batch; a stream for each was slower
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": threads or told_threads(),
+    }
+    return _core().compile_model(graph, "CPU", settings)
+
+
+@cache
+def _gains_by_bf16() -> bool:
+    """Return whether OpenVINO is faster in bf16 than in float32; a product of matrices tells.
+
+    There are processors whose instructions for bf16 are half as fast as those for float32.
+    """
+    core = _core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return False
+    from openvino import Model, opset13
+
+    rows = opset13.parameter([PRODUCT, PRODUCT])
+    weight = np.ones((PRODUCT, PRODUCT), np.float32)
+    graph = Model([opset13.matmul(rows, weight, False, True)], [rows])
+    # Several threads would wait for one another where other programs run.
+    half, full = (_compile(graph, precision, threads=1) for precision in ("bf16", "fp32"))
+    return is_faster(lambda: run(half, weight), lambda: run(full, weight))
 
 
 def run(compiled: Any, images: NDArray[Any]) -> list[Floats]:

@@ -1,0 +1,65 @@
+"""Which precision and how many threads: what is faster, and what the environment says."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from mltr.errors import UsageError
+from mltr.machine.choice import is_faster, told_threads
+from mltr.machine.precision import choose_precision
+
+
+@pytest.mark.parametrize(
+    ("abilities", "gains", "chosen"),
+    [
+        ({"avx2": True}, True, "fp32"),
+        ({"avx512_bf16": True}, True, "bf16"),
+        ({"avx512_bf16": True}, False, "fp32"),
+        ({"avx512_bf16": True, "amx_bf16": True}, False, "bf16"),
+    ],
+)
+def test_auto_is_bf16_only_where_the_processor_is_faster_in_it(
+    abilities: dict, gains: bool, chosen: str, monkeypatch, caplog
+) -> None:
+    monkeypatch.delenv("MLTR_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
+    monkeypatch.setattr("mltr.machine.precision._gains_by_bf16", lambda: gains)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) == chosen
+    assert choose_precision("fp32", cpu) == "fp32"
+    assert not caplog.records
+    assert choose_precision("bf16", cpu) == "bf16"
+    assert ("slower in bf16" in caplog.text) == (chosen == "fp32")
+
+
+def test_what_is_faster_is_told_by_the_best_of_several_rounds() -> None:
+    hindered = iter([0.0, 0.05, 0.001])  # to get ready, and two rounds
+
+    def quick() -> None:
+        time.sleep(next(hindered))
+
+    def slow() -> None:
+        time.sleep(0.01)
+
+    assert is_faster(quick, slow, rounds=2)
+    assert not is_faster(slow, lambda: time.sleep(0.001), rounds=2)
+
+
+@pytest.mark.parametrize(("told", "threads"), [("", 0), ("3", 3), (" 2, 1", 2), ("many", 0)])
+def test_threads_that_the_environment_sets(told: str, threads: int, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert told_threads() == threads
+
+
+def test_the_environment_says_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for told in ("fp32", "bf16"):
+        monkeypatch.setenv("MLTR_PRECISION", told)
+        assert choose_precision("auto", cpu) == told
+        assert choose_precision("fp32", cpu) == "fp32"
+    monkeypatch.setenv("MLTR_PRECISION", "fp64")
+    with pytest.raises(UsageError, match="MLTR_PRECISION is 'fp64': set it to fp32 or bf16"):
+        choose_precision("auto", cpu)
