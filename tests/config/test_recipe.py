@@ -82,6 +82,7 @@ def test_network_overrides(tmp_path: Path) -> None:
         ("data: {split_seed: -1}", r"data.split_seed must be at least 0"),
         ("train: {weight_decay: -5}", r"train.weight_decay must be at least 0"),
         ("model: {head_options: {lam: 1}}", r"head_options.lam has no effect on the head average"),
+        ("model: {drop_path: 1.5}", r"model.drop_path must lie in \[0, 1\), not 1.5"),
         ("train: {lr: -1}", r"train.lr must be positive"),
         ("train: {warmup: 5}", r"train.warmup must lie in 0..1: a share of the run"),
         (

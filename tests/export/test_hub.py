@@ -125,6 +125,7 @@ def test_what_is_not_there_is_reported_in_one_line(
         (["predict", "hf-hub:me/none", str(bundle)], "hf-hub:me/none can't be fetched"),
         (["predict", "hf-hub:not a name", str(bundle)], "expected hf-hub:OWNER/NAME"),
         (["push", str(bundle), "a/b/c"], "is not OWNER/NAME"),
+        (["push", str(bundle), "x", "--dry-run", str(tmp_path / "dry")], "put the owner in front"),
         (["push", str(tmp_path / "none"), "me/x"], "no such folder"),
     ):
         (bundle / "photo.png").write_bytes(b"")

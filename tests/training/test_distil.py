@@ -245,6 +245,8 @@ def test_a_run_goes_on_with_a_teacher_that_moved_but_not_with_another(
     write_teacher(other, load_bundle(teacher).classes)
     assert train(run, f"--train.teacher={other}", *every_step, "--resume") == 2
     assert "the weights of train.teacher are others" in capsys.readouterr().err
+    assert train(run, *every_step, "--resume") == 2
+    assert "train.teacher was" in capsys.readouterr().err
     assert train(run, f"--train.teacher={moved}", *every_step, "--resume") == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["teacher"] == str(moved)
 
@@ -303,7 +305,7 @@ def test_a_teacher_that_does_not_suit_is_refused_in_a_line(
         assert "Traceback" not in error
         assert not out.exists() or not any(out.iterdir())
     assert photos_student(photos, own, own, "--overwrite") == 2
-    assert "this is the run itself" in capsys.readouterr().err
+    assert "would be overwritten: choose another --out" in capsys.readouterr().err
     assert load_bundle(own)  # it isn't harmed
 
 

@@ -475,6 +475,33 @@ def test_a_failed_start_neither_blocks_the_next_nor_harms_the_last(
     assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 
+@pytest.mark.parametrize("option", ["model.init", "train.teacher"])
+def test_what_a_run_starts_from_is_not_deleted(
+    finished: Path, tmp_path: Path, capsys, option: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert train(run, f"--{option}={run}", "--overwrite") == 2
+    assert f"{option} {run} would be overwritten" in capsys.readouterr().err
+    assert weights(run).keys() == weights(finished).keys()
+
+
+@pytest.mark.parametrize(
+    ("network", "option", "words"),
+    [
+        ("test_vit", "--train.min_size=16", "train.min_size 16 doesn't suit this network"),
+        ("dla34", "--train.grad_checkpointing=true", "leave out train.grad_checkpointing"),
+    ],
+)
+def test_what_a_network_cannot_do_is_told(
+    tmp_path: Path, capsys, network: str, option: str, words: str
+) -> None:
+    options = [a for a in TINY if "overrides" not in a]
+    run = ["train", "scenes_nano", "--out", str(tmp_path / "run"), *options]
+    assert main([*run, f"--model.name=timm/{network}", option]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_overwriting_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert train(tmp_path / "run", epochs=1) == 0
     (tmp_path / "run" / "notes.txt").write_text("mine")

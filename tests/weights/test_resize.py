@@ -202,6 +202,14 @@ def test_the_run_itself_is_not_overwritten(
     assert "another folder" in capsys.readouterr().err
 
 
+def test_predictions_of_the_bundle_before_are_gone(tmp_path: Path) -> None:
+    save(tmp_path / "a")
+    save(tmp_path / "b")
+    (tmp_path / "b" / "predictions.npz").write_bytes(b"of b")
+    resize_by_command(tmp_path / "a", tmp_path / "b", "--image-size", "48", "--overwrite")
+    assert not (tmp_path / "b" / "predictions.npz").exists()
+
+
 def test_what_a_bundle_says_of_its_labels_stays(tmp_path: Path) -> None:
     about = {"hierarchy": {"dog": "animal"}, "categories": ["kind", "general"]}
     calibrated = {"aim": "f1", "thresholds_before": None}

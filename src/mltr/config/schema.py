@@ -179,6 +179,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_bounds("model", self)
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise UsageError(f"model.drop_path must lie in [0, 1), not {self.drop_path:g}")
         if self.head == "average" and self.head_options:
             raise UsageError(
                 f"model.head_options.{next(iter(self.head_options))} has no effect on the head "

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
@@ -25,9 +26,15 @@ METRICS_FILE = "metrics.json"
 def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | None = None) -> None:
     """Write the files to upload into `folder`: weights, config, card, and test figures.
 
-    Raises `MltrError` if `run` has no complete bundle.
+    Raises `UsageError` for a malformed name, and `MltrError` if `run` has no complete bundle.
     """
     run, folder = Path(run), Path(folder)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UsageError(f"{repo_id!r} is not OWNER/NAME ({error})") from error
+    if "/" not in repo_id:
+        raise UsageError(f"{repo_id!r} is not OWNER/NAME: put the owner in front of it")
     if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).exists():
         raise UsageError(f"{folder} holds weights that aren't of a push: choose another folder")
     bundle = load_bundle(run)
@@ -108,8 +115,6 @@ def push_to_hub(
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
-        except HFValidationError as error:
-            raise UsageError(f"{repo_id!r} is not OWNER/NAME ({error})") from error
         except (HfHubHTTPError, OSError) as error:
             raise MltrError(
                 f"{repo_id} can't be uploaded: {first_line(error)}; check the name and the login "

@@ -53,6 +53,16 @@ class TimmBackbone(nn.Module):
         checkpoint_parts(self.head, enable)
 
 
+def recompute_activations(network: Any) -> None:
+    """Have a network recompute activations in the backward pass; `UsageError` if it can't."""
+    try:
+        network.set_grad_checkpointing()
+    except (AssertionError, AttributeError) as error:  # as timm says so
+        raise UsageError(
+            "this network can't recompute its activations: leave out train.grad_checkpointing"
+        ) from error
+
+
 def checkpoint_parts(module: nn.Module, enable: bool) -> None:
     """Let the parts of a module that can recompute their activations do so, or no longer."""
     part: Any

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mltr.errors import UsageError
 from mltr.machine.precision import AUTOCAST
+from mltr.network.backbones import recompute_activations
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def measure_step(
         # Plan for a device that is fast in half precision.
         model.slow_types = frozenset()  # type: ignore[assignment]
         if grad_checkpointing:
-            model.set_grad_checkpointing()  # type: ignore[operator]
+            recompute_activations(model)
         weights = counter.live
         images = torch.empty(batch_size, 3, side, side)
         before, made = counter.live, counter.operations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -52,6 +53,10 @@ class RunFolder:
     """The files of a run, and how they are written."""
 
     path: Path
+
+    def resume_command(self) -> str:
+        """Return the command that goes on with the run."""
+        return shlex.join(["mltr", "train", str(self.recipe), "--out", str(self.path), "--resume"])
 
     @property
     def recipe(self) -> Path:
@@ -219,6 +224,11 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
             f"{path} already holds a run: continue it with --resume, replace it with --overwrite, "
             "or choose another --out"
         )
+    needed = {"model.init": config.model.init, "train.teacher": config.train.teacher}
+    for option, name in needed.items():
+        source = Path(name).resolve()
+        if name and source.exists() and source.is_relative_to(path.resolve()):
+            raise UsageError(f"{option} {name} would be overwritten: choose another --out")
     return folder
 
 
@@ -230,12 +240,12 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
     changed = [
         f"{key} was {old!r} and is {new!r}"
         for key, old, new in differences(before, now)
-        if key not in FREE_FIELDS
+        if key not in FREE_FIELDS or (key == "train.teacher" and not (old and new))
     ]
     if changed:
         raise UsageError(
             f"{folder.path} was started with another recipe: {'; '.join(changed)}. "
-            f"Resume with: mltr train {folder.recipe} --out {folder.path} --resume"
+            f"Resume with: {folder.resume_command()}"
         )
 
 

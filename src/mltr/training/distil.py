@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,8 +109,6 @@ class Distilled(Labels):
         run, source = self.run, self.run.config.train.teacher
         network = super().build_network()
         with blaming(source, "train.teacher"):
-            if Path(source).resolve() == run.folder.path.resolve():
-                raise UsageError("this is the run itself; choose another --out")
             teacher = load_teacher(source, run.splits.train.classes, self.single_label)
         log.info("teacher: %s, %d px", source, teacher.preprocess.image_size)
         weights = TorchNetwork(teacher.model, torch.device("cpu")).fingerprint

@@ -168,10 +168,9 @@ class Trainer:
         run = self.run
         if self.saver.save():
             log.warning(
-                "saved at epoch %d; resume with: mltr train %s --out %s --resume",
+                "saved at epoch %d; resume with: %s",
                 run.progress.epoch + 1,
-                run.folder.recipe,
-                run.folder.path,
+                run.folder.resume_command(),
             )
         with run.spared():
             self._leave_usable()

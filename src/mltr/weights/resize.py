@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mltr.weights.bundle import Bundle
 
-RECIPE_FILE = "config.yaml"
+RECIPE_FILE, PREDICTIONS_FILE = "config.yaml", "predictions.npz"  #: of a run
 
 
 def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = None) -> Bundle:
@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
             "image_size_before": before,
         },
     )
+    (Path(args.out) / PREDICTIONS_FILE).unlink(missing_ok=True)  # of a bundle that was there
     _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
