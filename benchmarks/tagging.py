@@ -42,7 +42,7 @@ from mltr.predict import command as predict
 from mltr.predict import tagging
 from mltr.predict.inputs import Inputs, Survey
 from mltr.predict.options import ENGINES
-from mltr.predict.predictor import Predictor, load
+from mltr.predict.predictor import load
 from mltr.weights.bundle import save_bundle
 
 NUM_CLASSES = 80
@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", nargs="*", help="folders of photos")
     parser.add_argument("--model", default="mltr_s")
+    parser.add_argument("--run", help="a run or an exported file, rather than an untrained network")
     parser.add_argument("--side", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--engine", default="torch", choices=ENGINES)
     parser.add_argument("--images", type=int, default=128, help="images per round")
@@ -66,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     about = {
         "date": str(date.today()), "machine": platform.machine(), "cores": os.cpu_count(),
-        "threads": args.threads, "torch": torch.__version__, "model": args.model,
+        "threads": args.threads, "torch": torch.__version__, "model": args.run or args.model,
         "side": args.side, "engine": args.engine,
         "batch_size": args.batch_size, "images": args.images, "photos": args.photos,
     }  # fmt: skip
@@ -80,12 +81,14 @@ def main() -> None:
 def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Time the network alone and the command alternately; the first round is warm-up."""
     copy_photos(args.photos, folder / "photos", args.images)
-    predictor = create_predictor(folder / "run", args)
+    path = args.run or create_run(folder / "run", args)
+    predictor = load(path, "cpu", args.batch_size, args.engine)
     parser = argparse.ArgumentParser()
     predict.add_arguments(parser)
     words = ["", str(folder / "photos"), "--out", str(folder / "tags.parquet"), "--overwrite"]
     options = parser.parse_args(words + (["--workers", str(args.workers)] if args.workers else []))
-    shape = (args.batch_size, args.side, args.side, 3)
+    side = predictor.preprocess.image_size
+    shape = (args.batch_size, side, side, 3)
     batch = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
     def network_alone() -> None:
@@ -142,8 +145,8 @@ def copy_photos(sources: Sequence[str], folder: Path, count: int) -> None:
             file.write(b"%d" % number)
 
 
-def create_predictor(folder: Path, args: argparse.Namespace) -> Predictor:
-    """Return an untrained network on the engine asked for."""
+def create_run(folder: Path, args: argparse.Namespace) -> Path:
+    """Save an untrained network."""
     torch.manual_seed(0)
     save_bundle(
         folder,
@@ -153,7 +156,7 @@ def create_predictor(folder: Path, args: argparse.Namespace) -> Predictor:
         classes=[f"class {number}" for number in range(NUM_CLASSES)],
         preprocess=Preprocess(args.side),
     )
-    return load(folder, "cpu", args.batch_size, args.engine)
+    return folder
 
 
 def start(folder: Path, count: int) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from mltr.errors import UsageError
-from mltr.machine.choice import is_faster, told_threads
+from mltr.machine.choice import is_faster
 from mltr.machine.precision import choose_precision
+from mltr.machine.threads import on_one_thread, told_threads
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,15 @@ def test_the_environment_says_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MLTR_PRECISION", "fp64")
     with pytest.raises(UsageError, match="MLTR_PRECISION is 'fp64': set it to fp32 or bf16"):
         choose_precision("auto", cpu)
+
+
+def test_torch_has_its_threads_back_after_a_context_with_one() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyError), on_one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)

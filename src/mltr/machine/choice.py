@@ -37,9 +37,3 @@ def is_faster(one: Callable[[], object], other: Callable[[], object], rounds: in
             if number:
                 best_s[index] = min(best_s[index], time.perf_counter() - start)
     return best_s[0] < best_s[1]
-
-
-def told_threads() -> int:
-    """Return how many threads OMP_NUM_THREADS sets for a network, 0 if it sets none."""
-    outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(outermost) if outermost.isdecimal() else 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mltr.machine.choice import PRODUCT, is_faster, told_precision
+from mltr.machine.threads import on_one_thread
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,9 @@ def _gains_by_bf16() -> bool:
     """Time a product of matrices in bf16 and in float32, which takes some milliseconds."""
     weight = torch.ones(PRODUCT, PRODUCT)
     half = weight.bfloat16()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several would wait for one another where other programs run
-    try:
-        with torch.inference_mode(), without_autocast("cpu"):
-            return is_faster(lambda: half @ half.T, lambda: weight @ weight.T)
-    finally:
-        torch.set_num_threads(threads)
+    # Several threads would wait for one another where other programs run.
+    with on_one_thread(), torch.inference_mode(), without_autocast("cpu"):
+        return is_faster(lambda: half @ half.T, lambda: weight @ weight.T)
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

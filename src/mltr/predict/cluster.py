@@ -19,7 +19,7 @@ from typing import Any
 
 from mltr.errors import MltrError
 from mltr.files.download import first_line
-from mltr.machine.choice import told_threads
+from mltr.machine.threads import told_threads
 from mltr.predict.exported import require
 from mltr.predict.predictor import Predictor, load
 

@@ -21,7 +21,7 @@ from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.files.download import first_line
 from mltr.files.writing import sha256_of
-from mltr.machine.choice import told_threads
+from mltr.machine.threads import told_threads
 from mltr.weights.metadata import CONFIG_FILE, ONNX_FILE, parse_config, read_config_file
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from mltr.errors import MltrError, UsageError
 from mltr.files.writing import sha256_of
-from mltr.machine.choice import PRODUCT, is_faster, told_precision, told_threads
+from mltr.machine.choice import PRODUCT, is_faster, told_precision
+from mltr.machine.threads import told_threads
 from mltr.predict.exported import (
     CONFIG_KEY,
     check_black_image,

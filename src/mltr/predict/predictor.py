@@ -23,6 +23,7 @@ from mltr.data.hierarchy import ancestors, implied
 from mltr.data.images import MAX_PIXELS
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.errors import BrokenImage, MltrError, UsageError
+from mltr.machine.threads import on_one_thread, settle_threads
 from mltr.predict.options import DEFAULT_THRESHOLD, ENGINES, MIRROR, TILES
 from mltr.weights.metadata import (
     Calibration,
@@ -305,13 +306,15 @@ def load(
         check_device(device)
         device = "cpu"
     chosen = choose_device(device)
-    bundle = load_bundle(path, chosen)
-    if not bundle.classes:
-        raise MltrError(
-            f"{path} has no labels yet; train from it: mltr train RECIPE --model.init {path}"
-        )
-    predictor = as_predictor(bundle, chosen, batch_size)
-    return replace(predictor, network=bundle_engine(engine or "torch", predictor, bundle, chosen))
+    with on_one_thread():  # another may run the network
+        bundle = load_bundle(path, chosen)
+        if not bundle.classes:
+            raise MltrError(
+                f"{path} has no labels yet; train from it: mltr train RECIPE --model.init {path}"
+            )
+        predictor = as_predictor(bundle, chosen, batch_size)
+        network = bundle_engine(engine or "torch", predictor, bundle, chosen)
+    return replace(predictor, network=network)
 
 
 def _load_exported(
@@ -403,7 +406,7 @@ def predict_paths(
     """
     size = predictor.batch_size
     readers = ThreadPoolExecutor(workers or min(8, _usable_cores()))
-    runner = ThreadPoolExecutor(1)
+    runner = ThreadPoolExecutor(1, initializer=settle_threads)
     opened = _read_ahead(readers, read or predictor.look, iter(paths), size)
     running = None
     try:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mltr.data.preprocess import Pixels
+from mltr.machine.threads import settle_threads
 from mltr.predict.predictor import Prediction, Predictor
 from mltr.serve.settings import Settings
 
@@ -46,7 +47,7 @@ class Batcher:
         self._on_batch = on_batch
         self._seconds_per_image = 0.0
         self._in_network = 0  #: number of images in the network
-        self._threads = ThreadPoolExecutor(settings.network_threads, "network")
+        self._threads = ThreadPoolExecutor(settings.network_threads, "network", settle_threads)
         self._queue: asyncio.Queue[tuple[Pixels, asyncio.Future[Prediction]]] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
 

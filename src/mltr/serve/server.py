@@ -19,6 +19,7 @@ import numpy as np
 import uvicorn
 
 from mltr.files.writing import to_json, write_json
+from mltr.machine.threads import on_one_thread
 from mltr.predict.engines import Choosing
 from mltr.predict.predictor import Predictor, load
 from mltr.serve.app import create_app
@@ -60,7 +61,8 @@ def serve(
             predictor = _load(bundle, device, engine, settings.network_threads)
         predictor.views = views
         side = predictor.preprocess.image_size
-        predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # fail before serving
+        with on_one_thread():
+            predictor.logits(np.zeros((1, side, side, 3), np.uint8))  # fail before serving
         own_host, own_port = listener.getsockname()[:2]
         address = url_of(host, own_port)
         if not settings.keys and not ipaddress.ip_address(own_host).is_loopback:
@@ -85,7 +87,8 @@ def _load(bundle: str | Path, device: str | None, engine: str, network_threads: 
     predictor = load(bundle, device, engine=engine)
     if isinstance(predictor.network, Choosing):
         predictor.network.images_left = lambda: math.inf
-        predictor.network.prepare()  # rather than while a request waits
+        with on_one_thread():
+            predictor.network.prepare()  # rather than while a request waits
     if network_threads > 1 and "torch" in sys.modules:
         import torch
 
