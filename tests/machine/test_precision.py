@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
+import mltr
 from mltr.errors import UsageError
 from mltr.machine.choice import is_faster
-from mltr.machine.precision import choose_precision
+from mltr.machine.precision import _gains_by_bf16, choose_precision, slow_cpu_types
 from mltr.machine.threads import on_one_thread, told_threads
 
 
@@ -76,3 +77,12 @@ def test_torch_has_its_threads_back_after_a_context_with_one() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_processor_is_judged_alike_within_other_defaults() -> None:
+    _gains_by_bf16.cache_clear()
+    expected = slow_cpu_types()
+    _gains_by_bf16.cache_clear()
+    with torch.device("meta"):
+        model = mltr.create_model("mltr_nano", 2, depths=(0, 0, 1, 0), image_size=32)
+    assert model.slow_types == slow_cpu_types() == expected

@@ -40,7 +40,8 @@ def slow_cpu_types() -> frozenset[torch.dtype]:
 @cache
 def _gains_by_bf16() -> bool:
     """Time a product of matrices in bf16 and in float32, which takes some milliseconds."""
-    weight = torch.ones(PRODUCT, PRODUCT)
+    # Said in full, as a network may be built within other defaults, such as on no device.
+    weight = torch.ones(PRODUCT, PRODUCT, dtype=torch.float32, device="cpu")
     half = weight.bfloat16()
     # Several threads would wait for one another where other programs run.
     with on_one_thread(), torch.inference_mode(), without_autocast("cpu"):
