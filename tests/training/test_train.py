@@ -489,7 +489,11 @@ def test_what_a_run_starts_from_is_not_deleted(
 @pytest.mark.parametrize(
     ("network", "option", "words"),
     [
-        ("test_vit", "--train.min_size=16", "train.min_size 16 doesn't suit this network"),
+        (
+            "vit_tiny_patch16_224",
+            "--train.min_size=16",
+            "train.min_size 16 doesn't suit this network",
+        ),
         ("dla34", "--train.grad_checkpointing=true", "leave out train.grad_checkpointing"),
     ],
 )
