@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from mltr.errors import UsageError
 
@@ -41,14 +41,19 @@ Magnitude = Annotated[int, Bound("lie in 0..30", lambda x: 0 <= x <= 30)]
 def bounds_of(section: type) -> dict[str, Bound]:
     """Return the bounds of a section's fields, by name."""
     kinds = get_type_hints(section, include_extras=True).items()
-    return {name: kind.__metadata__[0] for name, kind in kinds if hasattr(kind, "__metadata__")}
+    return {
+        name: part.__metadata__[0]
+        for name, kind in kinds
+        for part in (kind, *get_args(kind))  # such as of a field that may be null
+        if hasattr(part, "__metadata__")
+    }
 
 
 def _check_bounds(key: str, section: object) -> None:
     """Raise `UsageError` if a field of the section called `key` lies outside its bound."""
     for name, bound in bounds_of(type(section)).items():
         value = getattr(section, name)
-        if not bound.holds(value):
+        if value is not None and not bound.holds(value):
             raise UsageError(f"{key}.{name} must {bound.words}, not {value}")
 
 
@@ -168,7 +173,7 @@ class ModelConfig:
 
     name: str = "mltr_nano"  #: a variant (`mltr list`), timm/NAME, or hf-hub:OWNER/NAME of timm
     image_size: Whole = 0  #: input side in pixels (0: that of the weights or the variant)
-    drop_path: float | None = None  #: maximum stochastic-depth rate (null: the variant's own)
+    drop_path: ShareBelow1 | None = None  #: maximum stochastic-depth rate (null: the variant's own)
     #: how the final map becomes logits
     head: Literal["average", "csra", "query2label", "ml_decoder", "mltr"] = "average"
     head_options: dict[str, Any] = field(default_factory=dict)  #: e.g. num_heads, lam, groups
@@ -179,8 +184,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_bounds("model", self)
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise UsageError(f"model.drop_path must lie in [0, 1), not {self.drop_path:g}")
         if self.head == "average" and self.head_options:
             raise UsageError(
                 f"model.head_options.{next(iter(self.head_options))} has no effect on the head "

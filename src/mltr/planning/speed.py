@@ -22,6 +22,7 @@ from mltr.config.schema import Config
 from mltr.data.loading import ImageDataset
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Record, Split, Splits
+from mltr.machine.threads import on_one_thread
 from mltr.network.model import default_image_size
 from mltr.runs.folder import RunFolder
 from mltr.training.labels import Labels
@@ -138,14 +139,10 @@ def measure_loading(config: Config) -> float:
     side = config.model.image_size or default_image_size(config.model.name)
     preprocess = Preprocess.from_config(config.augment, side, config.data.base_size)
     dataset = ImageDataset(stand_ins(1), preprocess, config.augment)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
-    try:
-        times = []
+    times = []
+    with on_one_thread():  # as in a worker
         for number in range(len(dataset)):
             began = time.perf_counter()
             dataset[0, number, 0]
             times.append(time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(threads)
     return 1 / median(times[2:])

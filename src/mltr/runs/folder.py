@@ -240,6 +240,7 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
     changed = [
         f"{key} was {old!r} and is {new!r}"
         for key, old, new in differences(before, now)
+        # A teacher may have moved, but is there or not.
         if key not in FREE_FIELDS or (key == "train.teacher" and not (old and new))
     ]
     if changed:
