@@ -78,8 +78,9 @@ def save_scenes(run: Path) -> Path:
     from mltr.data.sources import open_splits
     from mltr.gallery import write_picture
     from mltr.predict.predictor import to_image
+    from mltr.weights.metadata import RECIPE_FILE
 
-    test = open_splits(load_recipe(run / "config.yaml").data).test
+    test = open_splits(load_recipe(run / RECIPE_FILE).data).test
     folder = run / "scenes"
     for number, record in enumerate(test.records[:PICTURES], start=1):
         write_picture(folder / f"scene-{number:02}.png", to_image(record.image))
@@ -93,8 +94,9 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     from mltr.evaluation.predictions import load_predictions, make_tiles
     from mltr.gallery import contact_sheet, write_page, write_picture
     from mltr.runs.folder import PREDICTIONS_FILE
+    from mltr.weights.metadata import RECIPE_FILE
 
-    test = open_splits(load_recipe(run / "config.yaml").data).test
+    test = open_splits(load_recipe(run / RECIPE_FILE).data).test
     saved = load_predictions(run / PREDICTIONS_FILE)
     shown = range(min(PICTURES, len(test)))
     tiles = make_tiles(test.subset(shown, "test"), saved.subset(shown))

@@ -332,8 +332,12 @@ def test_a_bundle_is_replaced_only_if_asked_for(
     assert "is SOURCE itself" in capsys.readouterr().err
     assert convert(hub, out, "--activation", "sigmoid", "--overwrite") == 0
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
+    (out / "config.yaml").write_text("model: {name: mltr_nano}")
     assert convert(wd, out, "--overwrite") == 0
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.onnx"]
+    (out / "predictions.npz").write_bytes(b"of a run")
+    assert convert(wd, out, "--overwrite") == 2
+    assert "holds a training run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

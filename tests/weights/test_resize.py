@@ -202,12 +202,23 @@ def test_the_run_itself_is_not_overwritten(
     assert "another folder" in capsys.readouterr().err
 
 
-def test_predictions_of_the_bundle_before_are_gone(tmp_path: Path) -> None:
+def test_a_training_run_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path / "a")
     save(tmp_path / "b")
     (tmp_path / "b" / "predictions.npz").write_bytes(b"of b")
+    arguments = ["resize", str(tmp_path / "a"), "--image-size", "48", "--overwrite"]
+    assert main([*arguments, "--out", str(tmp_path / "b")]) == 2
+    assert "holds a training run" in capsys.readouterr().err
+
+
+def test_the_recipe_of_the_bundle_before_is_gone(tmp_path: Path) -> None:
+    save(tmp_path / "a")
+    save(tmp_path / "b")
+    (tmp_path / "b" / "config.yaml").write_text("model: {name: mltr_nano}")
     resize_by_command(tmp_path / "a", tmp_path / "b", "--image-size", "48", "--overwrite")
-    assert not (tmp_path / "b" / "predictions.npz").exists()
+    assert not (tmp_path / "b" / "config.yaml").exists()
 
 
 def test_what_a_bundle_says_of_its_labels_stays(tmp_path: Path) -> None:

@@ -140,10 +140,11 @@ def _source_fields(args: argparse.Namespace) -> list[str]:
 def recipe_of(folder: str, overrides: Sequence[str] = ()) -> Config:
     """Return the recipe of a run; raises `MltrError` if there is no such run."""
     from mltr.config.recipe import load_recipe
+    from mltr.weights.metadata import RECIPE_FILE
 
-    path = Path(folder) / "config.yaml"
+    path = Path(folder) / RECIPE_FILE
     if not path.is_file():
-        raise MltrError(f"{folder}: no such run folder (no config.yaml)")
+        raise MltrError(f"{folder}: no such run folder (no {RECIPE_FILE})")
     return load_recipe(path, overrides)
 
 

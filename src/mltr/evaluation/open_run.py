@@ -20,7 +20,7 @@ from mltr.evaluation.predictions import Predictions, as_predicted, load_predicti
 from mltr.predict.predictor import as_predictor
 from mltr.runs.folder import PREDICTIONS_FILE, RunFolder, names_in_json, with_absolute_paths
 from mltr.weights.bundle import Bundle, load_bundle, read_config
-from mltr.weights.metadata import CONFIG_FILE, SOFTMAX, read_calibration
+from mltr.weights.metadata import CONFIG_FILE, RECIPE_FILE, SOFTMAX, read_calibration
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def open_scored(
     if not path.is_dir():
         raise MltrError(f"{path}: no such run folder")
     bundle = load_bundle(path)
-    recipe = path / "config.yaml"
+    recipe = path / RECIPE_FILE
     if not recipe.is_file():
         raise MltrError(f"{path} has no config.yaml, so its data is unknown: use a run folder")
     config = load_recipe(recipe, overrides)
@@ -186,7 +186,7 @@ def _check_held_out(folder: Path, splits: Splits, is_own: bool) -> None:
 def open_judged(folder: str | Path, overrides: Sequence[str] = ()) -> OpenRun | OpenTagger:
     """Open a run as `open_scored` does, or a bundle without a recipe as `open_tagger` does."""
     path = Path(folder)
-    has_recipe = not path.is_dir() or (path / "config.yaml").is_file()
+    has_recipe = not path.is_dir() or (path / RECIPE_FILE).is_file()
     return open_scored(path, overrides) if has_recipe else open_tagger(path, overrides)
 
 

@@ -17,6 +17,7 @@ from mltr.evaluation.open_run import scores_of
 from mltr.files.download import HUB_PREFIX
 from mltr.runs.folder import PREDICTIONS_FILE
 from mltr.weights.bundle import Bundle
+from mltr.weights.metadata import RECIPE_FILE
 
 MANY_CLASSES = 200  #: maximum number of classes that the card lists
 PAPER = "[MlTr: Multi-label Classification with Transformer](https://arxiv.org/abs/2106.06195)"
@@ -30,7 +31,7 @@ def write_card(run: Path, bundle: Bundle, repo_id: str, licence: str | None) -> 
     figures = None
     if (run / PREDICTIONS_FILE).is_file():
         figures = report(scores_of(run), thresholds=bundle.thresholds)
-    config = load_recipe(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    config = load_recipe(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
     if config is not None:
         _shorten_paths(config)
     data = "" if config is None else config.data.root or config.data.format

@@ -23,7 +23,7 @@ from mltr.data.sources import is_named_by_columns, located
 from mltr.errors import MltrError, UsageError, counted
 from mltr.files.download import HUB_PREFIX
 from mltr.files.writing import text_writer, to_json, write_atomically, write_json
-from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
+from mltr.weights.metadata import CONFIG_FILE, RECIPE_FILE, WEIGHTS_FILE
 
 #: Recipe fields that may change on resuming: where images are and how fast they load.
 FREE_FIELDS = frozenset(
@@ -61,7 +61,7 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         """The resolved recipe, which `mltr train` accepts."""
-        return self.path / "config.yaml"
+        return self.path / RECIPE_FILE
 
     @property
     def checkpoints(self) -> Path:

@@ -84,12 +84,11 @@ def run(args: argparse.Namespace) -> int:
     """Convert, check against the original, and write a bundle."""
     from mltr.predict.thresholds import parse_thresholds
     from mltr.taggers.convert import convert_onnx, convert_timm, locate
-    from mltr.weights.metadata import ONNX_FILE, WEIGHTS_FILE
+    from mltr.weights.bundle import refuse_overwriting
+    from mltr.weights.metadata import ONNX_FILE, RECIPE_FILE
 
     out = Path(args.out)
-    held = [name for name in (WEIGHTS_FILE, ONNX_FILE) if (out / name).exists()]
-    if held and not args.overwrite:
-        raise UsageError(f"{out} already holds {held[0]}: choose another --out, or use --overwrite")
+    refuse_overwriting(out, args.overwrite)
     thresholds = {} if args.threshold is None else parse_thresholds(args.threshold)
     source = locate(args.source)
     if out.exists() and source.resolve() in (out.resolve(), (out / ONNX_FILE).resolve()):
@@ -102,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         tagger = convert_onnx(source, args)
     tagger.set_thresholds(thresholds)
     tagger.write(out, f"tagger: {args.source}")
+    (out / RECIPE_FILE).unlink(missing_ok=True)  # of a bundle that was there
     for line in tagger.report():
         print(line)
     return 0

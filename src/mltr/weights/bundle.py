@@ -30,6 +30,8 @@ from mltr.network.model import create_model
 from mltr.weights.metadata import (
     CONFIG_FILE,
     FORMAT_VERSION,
+    ONNX_FILE,
+    RECIPE_FILE,
     WEIGHTS_FILE,
     Calibration,
     Floats,
@@ -40,6 +42,7 @@ from mltr.weights.metadata import (
     read_config_file,
 )
 
+OF_RUNS = ("log.jsonl", "metrics.json", "predictions.npz")  #: what only training writes
 # Arguments by which a timm backbone would fetch weights; a bundle brings its own.
 WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
@@ -97,10 +100,16 @@ def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
 
 
 def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
-    """Raise `UsageError` if `folder` contains weights that must not be overwritten."""
-    if (Path(folder) / WEIGHTS_FILE).exists() and not overwrite:
+    """Raise `UsageError` if `folder` contains weights that must not be overwritten.
+
+    Those of a training run never are: its figures and predictions would pass for the new ones'.
+    """
+    if any((Path(folder) / name).exists() for name in OF_RUNS):
+        raise UsageError(f"{folder} holds a training run: choose another --out")
+    held = [name for name in (WEIGHTS_FILE, ONNX_FILE) if (Path(folder) / name).exists()]
+    if held and not overwrite:
         raise UsageError(
-            f"{folder} already holds weights: choose another --out, or use --overwrite"
+            f"{folder} already holds {held[0]}: choose another --out, or use --overwrite"
         )
 
 
@@ -286,7 +295,7 @@ def _check_folder(folder: Path) -> None:
     missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / name).is_file()]
     if missing:
         hint = ""
-        if (folder / "config.yaml").is_file():
+        if (folder / RECIPE_FILE).is_file():
             hint = "; a run has them once it has ended, or was stopped by Ctrl-C after a validation"
         raise MltrError(f"{folder} has no {' and no '.join(missing)}; expected {expected}{hint}")
 

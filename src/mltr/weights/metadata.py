@@ -24,6 +24,7 @@ from mltr.terminal import UNPRINTABLE, printable
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"  #: in place of weights, in a bundle of `mltr convert tagger`
 CONFIG_FILE = "config.json"
+RECIPE_FILE = "config.yaml"  #: of a training run, or a resized one
 FORMAT_VERSION = 1
 LARGEST_CONFIG = 2**27  #: bytes; a million names need less
 LARGEST_OPTION = 65536  #: of a network: a width, a side, a number of blocks

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltr.errors import UsageError
+from mltr.weights.metadata import RECIPE_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mltr.weights.bundle import Bundle
-
-RECIPE_FILE, PREDICTIONS_FILE = "config.yaml", "predictions.npz"  #: of a run
 
 
 def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = None) -> Bundle:
@@ -115,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
             "image_size_before": before,
         },
     )
-    (Path(args.out) / PREDICTIONS_FILE).unlink(missing_ok=True)  # of a bundle that was there
     _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
@@ -131,6 +129,7 @@ def _write_recipe(source: Path, target: Path, resized: Bundle) -> None:
     from mltr.files.writing import text_writer, write_atomically
 
     if not source.is_file():
+        target.unlink(missing_ok=True)  # of a bundle that was there
         return
     config = load_recipe(source)
     config.model.image_size = resized.preprocess.image_size
