@@ -158,6 +158,18 @@ def test_labels_that_no_longer_hold_go_and_removed_ones_stay_away() -> None:
     assert listed(third) == ["Anna", "sunset", "path"]
 
 
+def test_only_labels_that_were_judged_are_withdrawn() -> None:
+    content = set_labels(set_labels(b"", ["sea", "sand"]), ["palm"], judged=["palm", "sand"])
+    assert listed(content) == ["sea", "palm"]
+
+
+def test_a_removed_label_stays_away_even_if_it_did_not_hold_meanwhile() -> None:
+    content = set_labels(b"", ["sea", "trees"]).replace(b"<rdf:li>trees</rdf:li>", b"", 1)
+    for labels in (["sea", "trees"], ["sea"], ["sea", "trees"]):
+        content = set_labels(content, labels)
+        assert listed(content) == ["sea"]
+
+
 @given(st.lists(st.lists(st.text(max_size=8), max_size=5, unique=True), min_size=1, max_size=4))
 def test_any_labels_in_any_order(steps: list[list[str]]) -> None:
     content = DIGIKAM.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  #: of Hugging Face's imagefolder
 PART_TABLES = ("_classes.csv", *METADATA)  #: the first is Roboflow's
 EXPORT_SUFFIXES = (".json", ".csv", ".tsv")
+#: Columns that the tables of `mltr predict` begin with, and those of its lists of broken images.
+OWN_COLUMNS = ("path", "labels", "probs", "error")
+ERRORS_HEADER = ("path", "error")
 HEAD = 65536  #: bytes of a file that say what it is
 
 
@@ -145,12 +149,31 @@ def _part_folders(root: Path) -> list[Path]:
 
 
 def find_tables(root: Path) -> list[Path]:
-    """Return the tables in a folder."""
+    """Return the tables in a folder, without those of `mltr predict`: they are no one's labels."""
     return sorted(
         path
         for path in root.iterdir()
-        if path.suffix.lower() in TABLE_SUFFIXES or path.name == METADATA[0]
+        if (path.suffix.lower() in TABLE_SUFFIXES or path.name == METADATA[0])
+        and not _is_prediction(path)
     )
+
+
+def _is_prediction(path: Path) -> bool:
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        columns = _parquet_columns(path)
+    else:
+        columns = tuple(re.split("[,\t]", _head(path).partition("\n")[0].strip()))
+    return columns == ERRORS_HEADER or columns[: len(OWN_COLUMNS)] == OWN_COLUMNS
+
+
+def _parquet_columns(path: Path) -> tuple[str, ...]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return tuple(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException):  # whoever reads it will tell
+        return ()
 
 
 def find_part_tables(root: Path) -> dict[str, list[Path]]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mltr.data.detect import ERRORS_HEADER, OWN_COLUMNS
 from mltr.data.tables.cells import to_cells
 from mltr.data.tables.tags import join_tags
 from mltr.errors import BrokenImage, MltrError
@@ -43,13 +44,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OWN_COLUMNS = ("path", "labels", "probs", "error")
 CATEGORIES = "categories"  #: a column of our own behind these, of a network that has some
 SHEET_LABELS = 12  #: of each image of a contact sheet, at most
 TILE_SIDE = 480  #: pixels that are kept of an image for a sheet
 ROW_GROUP = 1024  #: rows that go to Parquet at once
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-ERRORS_HEADER = ("path", "error")  #: by which a list of errors is known as ours
 
 
 class Row(NamedTuple):

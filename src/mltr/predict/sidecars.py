@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -49,13 +49,13 @@ class TextSidecars:
         return not self.overwrite and bool(_content(self, image))
 
     def write(self, image: Path, labels: Sequence[str]) -> str:
-        """Write the labels in a line; return "other labels" for a file that stays."""
+        """Write the labels in a line; return why a file stays."""
         path, text = self.path_for(image), f"{join_tags(labels)}\n"
         before = read_target(path, MAX_BYTES, self.follow_links)
         if self.overwrite or not before:
             write_atomically(path, text_writer(text), flush=False, follow_links=self.follow_links)
         elif before != text.encode("utf-8", "backslashreplace"):
-            return "other labels"
+            return "other labels; --overwrite replaces them"
         return ""
 
 
@@ -67,6 +67,7 @@ class XmpSidecars:
     overwrite: bool = False
     follow_links: bool = False
     hierarchy: Mapping[str, str] = field(default_factory=dict)  #: the parent of each child
+    judged: Collection[str] | None = None  #: labels that may be withdrawn; None: all of ours
 
     def path_for(self, image: Path) -> Path:
         """Return the file for an image."""
@@ -86,7 +87,7 @@ class XmpSidecars:
         path = self.path_for(image)
         before = read_target(path, MAX_BYTES, self.follow_links)
         try:
-            after = set_labels(before, labels, self.hierarchy)
+            after = set_labels(before, labels, self.hierarchy, self.judged)
         except MltrError as error:
             return str(error)
         if after != before:

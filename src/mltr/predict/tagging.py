@@ -135,8 +135,8 @@ def tag(
 ) -> int:
     """Predict for all inputs with a network that is loaded, here or on a cluster; see `run`."""
     out, form = _choose_output(args)
-    kinds = _choose_sidecars(args, predictor.hierarchy)
     chosen = choose_classes(predictor.classes, args.only, args.exclude, predictor.categories)
+    kinds = _choose_sidecars(args, predictor.hierarchy, [predictor.classes[k] for k in chosen])
     vocabulary = _vocabulary(predictor, chosen, Path(args.bundle).name)
     if args.threshold is not None:
         set_thresholds(predictor.thresholds, parse_thresholds(args.threshold), predictor.categories)
@@ -238,7 +238,9 @@ def _choose_output(args: argparse.Namespace) -> tuple[Path | None, str]:
 
 
 def _choose_sidecars(
-    args: argparse.Namespace, hierarchy: Mapping[str, str] | None = None
+    args: argparse.Namespace,
+    hierarchy: Mapping[str, str] | None = None,
+    judged: Sequence[str] = (),
 ) -> list[Sidecars]:
     kinds: list[Sidecars] = []
     if args.sidecars:
@@ -246,7 +248,7 @@ def _choose_sidecars(
     if args.xmp:
         if importlib.util.find_spec("lxml") is None:
             raise UsageError("--xmp needs `pip install 'mltr[xmp]'`")
-        own = (args.xmp_naming, args.overwrite, args.follow_links, hierarchy or {})
+        own = (args.xmp_naming, args.overwrite, args.follow_links, hierarchy or {}, judged)
         kinds.append(XmpSidecars(*own))
     return kinds
 
@@ -420,8 +422,7 @@ def _tell_summary(tally: _Tally, out: Path | None) -> None:
     sidecars = tally.sidecars
     if sidecars.kept:
         lines.append(
-            f"kept as they were: {counted(sidecars.kept, 'sidecar')} ({sidecars.first_kept}); "
-            "--overwrite replaces them"
+            f"kept as they were: {counted(sidecars.kept, 'sidecar')} ({sidecars.first_kept})"
         )
     if tally.broken:
         of = counted(tally.images, "image")

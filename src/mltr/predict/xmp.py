@@ -9,7 +9,7 @@ when they no longer hold.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mltr.data.hierarchy import path_of
@@ -75,13 +75,16 @@ def has_labels(content: bytes) -> bool:
 
 
 def set_labels(
-    content: bytes, labels: Sequence[str], hierarchy: Mapping[str, str] | None = None
+    content: bytes,
+    labels: Sequence[str],
+    hierarchy: Mapping[str, str] | None = None,
+    judged: Collection[str] | None = None,
 ) -> bytes:
     """Return an XMP file with `labels` as keywords; everything else in it stays.
 
     `content` is the file so far, or empty. Labels of an earlier call that aren't among `labels`
-    are taken out. A keyword that was there before, and a label that a person has taken out, stay
-    as they are. `hierarchy` has the parent of each child: with it, labels get their places in trees
+    are taken out, if they are among those `judged` (None: all). A keyword that was there before,
+    and a label that a person has taken out, stay as they are. `hierarchy` has the parent of each child: with it, labels get their places in trees
     of keywords, which are added where there are none. Raises `MltrError` if this is no XMP, or its
     keywords are no list.
     """
@@ -96,7 +99,11 @@ def set_labels(
     subject, own = find_list(rdf, SUBJECT), find_list(rdf, LABELS)
     present, ours = list(texts_of(subject)), list(texts_of(own))
     added = [label for label in labels if label not in ours and label not in present]
-    removed = [label for label in ours if label not in labels]
+    # A label of ours that a person has taken out stays among ours, so that it is never added again.
+    removed = [label for label in ours if label in present and label not in labels]
+    if judged is not None and removed:
+        known = {_FORBIDDEN.sub("\ufffd", label) for label in judged}
+        removed = [label for label in removed if label in known]
     kept = [label for label in labels if label in added or (label in ours and label in present)]
     hierarchy = hierarchy or {}
     new_trees = [
