@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from making import write_image
 from PIL import Image, PngImagePlugin
@@ -23,6 +25,7 @@ from tool_labels import (
 
 from mltr.config.schema import DataConfig
 from mltr.data import open_splits
+from mltr.data.detect import detect_format
 from mltr.errors import MltrError, UsageError
 from mltr.predict.sidecars import XmpSidecars
 
@@ -126,6 +129,25 @@ def test_a_photo_in_several_class_folders_is_one_with_their_labels(
         sorted(int(record.labels.sum()) for record in records)
         == [1] * (len(LABELS) + 1 - both) + [2] * both
     )
+
+
+def test_a_separator_behind_the_last_tag_is_no_part_of_it(tmp_path: Path) -> None:
+    for name in LABELS:
+        write_image(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("sea; sky;\nsun|")
+    assert open_splits(DataConfig(root=str(tmp_path))).train.classes == ("sea", "sky", "sun")
+
+
+def test_predictions_beside_photos_are_no_labels(tmp_path: Path) -> None:
+    for name in LABELS:
+        write_image(tmp_path / "Boat" / name)
+        write_image(tmp_path / "Car" / name, seed=int(Path(name).stem))
+    header = ["path", "labels", "probs", "error", "Boat"]
+    (tmp_path / "tags.csv").write_text(",".join(header) + "\nBoat/1.jpg,Boat,0.9,,0.9\n")
+    (tmp_path / "tags.tsv").write_text("\t".join(header) + "\n")
+    (tmp_path / "tags.csv.errors.csv").write_text("path,error\n1.jpg,cut short\n")
+    pq.write_table(pa.table({name: ["x"] for name in header}), tmp_path / "tags.parquet")
+    assert detect_format(tmp_path) == "class_folders"
 
 
 def test_tags_stay_whole(tmp_path: Path) -> None:

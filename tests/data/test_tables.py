@@ -123,6 +123,9 @@ READ_RIGHT: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "JSON": (named(lambda own: json.dumps(own).replace('"', '""').join('""')), []),
     "lists of Python": (named(lambda own: f'"{own}"'), []),
+    "tuples of Python": (named(lambda own: f'"{tuple(own)}"'), []),
+    "lists without quotes": (named(lambda own: f'"[{", ".join(own)}]"'), []),
+    "arrays of PostgreSQL": (named(lambda own: '"{' + ",".join(own) + '}"'), []),
     "tuples in a list": (named(lambda own: f'"{[own]}"'), []),
     "choices": (named(lambda own: json.dumps({"choices": own}).replace('"', '""').join('""')), []),
     "a dict of answers": (
@@ -529,6 +532,18 @@ def test_multi_hot_lists_need_names(photos: Path, capsys) -> None:
     assert "Set data.classes to a file that lists 2 names" in refusal(photos, capsys)
     (photos / "names.txt").write_text("sea\nsky\n")
     assert counts(describe(photos, "--data.classes=names.txt")) == RIGHT
+
+
+@pytest.mark.parametrize("cell", ["{} {} {}", '"{},{},{}"', "[{} {} {}]", "{}; {}; {}"])
+def test_answers_in_a_text_are_no_class_numbers(cell: str, photos: Path, capsys) -> None:
+    (photos / "labels.csv").write_text(
+        named(lambda own: cell.format("sea" in own, "sky" in own, 0))
+        .replace("True", "1")
+        .replace("False", "0")
+    )
+    assert "lists of 3 answers, 1 or 0, but of which classes?" in refusal(photos, capsys)
+    (photos / "names.txt").write_text("sea\nsky\nsun\n")
+    assert counts(describe(photos, "--data.classes=names.txt")) == RIGHT | {"sun": 0}
 
 
 def test_null_is_unknown(photos: Path) -> None:

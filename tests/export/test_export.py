@@ -132,6 +132,12 @@ def test_onnx_logits_of_timm_backbones(name: str, tmp_path: Path) -> None:
     check_logits(run, tmp_path / "model.onnx")
 
 
+def test_onnx_logits_of_tokens_under_a_head_for_maps(tmp_path: Path) -> None:
+    run = save_random(tmp_path / "run", "timm/test_vit", 160, {"head": "ml_decoder"})
+    export(str(run), tmp_path / "model.onnx")
+    check_logits(run, tmp_path / "model.onnx")
+
+
 def test_the_file_says_all_that_its_use_needs(run: Path, onnx_file: Path, photos: Path) -> None:
     """onnx and onnxruntime suffice to read it, without mltr."""
     model = onnx.load(onnx_file)

@@ -443,3 +443,13 @@ def test_predicting_and_serving_say_what_the_run_said(run: Path, tmp_path: Path)
         assert [answer[name] for name in test.classes] == pytest.approx(
             expected[record.name].tolist(), abs=1e-4
         )
+
+
+def test_what_only_whole_networks_follow_is_told(
+    photos: Path, cache: Path, weights: dict[str, Path], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", logger="mltr")
+    init = f"--model.init={weights['test_efficientnet']}"
+    assert probe(photos, tmp_path / "run", init, "--train.min_size=32") == 0
+    assert "without effect: train.min_size" in caplog.text

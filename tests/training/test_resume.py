@@ -50,6 +50,16 @@ def test_every_checkpoint_leads_to_the_same_weights(
     assert same_weights(whole, unfinished)
 
 
+def test_the_weights_that_a_run_started_from_may_have_moved(whole: Path, tmp_path: Path) -> None:
+    start, moved, run = tmp_path / "start", tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(whole, start)
+    assert train(run, EVERY_STEP, f"--model.init={start}") == 0
+    (run / "metrics.json").unlink()
+    start.rename(moved)
+    assert train(run, EVERY_STEP, "--resume") == 2
+    assert train(run, EVERY_STEP, f"--model.init={moved}", "--resume") == 0
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 

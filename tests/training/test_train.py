@@ -129,6 +129,13 @@ def test_init_starts_from_a_bundle(finished: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(tensor, weights(finished)[name], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("length", ["--train.epochs=1", "--train.minutes=0.0001"])
+def test_a_run_of_a_single_step_learns(finished: Path, length: str, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", ["--train.batch_size=48", "--train.ema_decay=0", length]
+    assert train(run, f"--model.init={finished}", *options, epochs=1) == 0
+    assert not torch.equal(weights(run)["head.weight"], weights(finished)["head.weight"])
+
+
 def test_init_from_a_bundle_of_other_classes_begins_a_new_head(
     finished: Path, tmp_path: Path
 ) -> None:

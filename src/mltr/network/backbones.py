@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from mltr.errors import UsageError, did_you_mean
@@ -84,7 +85,8 @@ def to_maps(backbone: nn.Module, features: Tensor) -> Tensor:
         tokens = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
         grid = _token_grid(backbone, tokens.shape[1])
         if grid is not None:
-            return tokens.reshape(len(tokens), *grid, -1)
+            maps: Tensor = torch.unflatten(tokens, 1, grid)  # reshape would fix an export's batch
+            return maps
     raise UsageError(
         f"{type(backbone).__name__} returns features of shape {list(features.shape)}, which is not "
         "a map of the image; use head average, its own head"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mltr.errors import UsageError
 from mltr.network.backbones import TimmBackbone, to_maps
@@ -26,6 +27,41 @@ def head_names(model: nn.Module) -> set[str]:
     heads = head_of(model)
     starts = tuple(f"{key}." for key, module in model.named_modules() if module in heads)
     return {key for key in model.state_dict() if key.startswith(starts)}
+
+
+def class_axes(model: nn.Module) -> dict[str, int | None]:
+    """Return the axis of the classes in each entry of a network's state that has one.
+
+    None stands for entries that belong to the classes together, such as to a group of them.
+    """
+    heads, found = head_of(model), dict[str, int | None]()
+    for place, module in model.named_modules():
+        if module in heads:
+            own = {name: 0 for name, _ in module.named_parameters()}  # of a linear layer
+            own = module.class_axes() if hasattr(module, "class_axes") else own
+            found |= {f"{place}.{name}": axis for name, axis in own.items()}
+    return found
+
+
+def check_image_size(model: nn.Module, side: int, option: str) -> None:
+    """Raise `UsageError`, naming the option, if a network doesn't take images of that side.
+
+    Shapes alone are computed, where all of its operations can do without numbers.
+    """
+    model.eval()
+    entries = (*model.named_parameters(), *model.named_buffers())
+    try:
+        with torch.no_grad():
+            try:
+                shapes = {name: tensor.to("meta") for name, tensor in entries}
+                functional_call(model, shapes, torch.empty(1, 3, side, side, device="meta"))
+            except Exception:  # what an operation that needs numbers raises is its own affair
+                model(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{option} {side} doesn't suit this network: {reason}") from error
+    finally:
+        model.train()
 
 
 def backbone_sum(network: nn.Module) -> bytes:

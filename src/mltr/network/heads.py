@@ -74,6 +74,10 @@ class CSRAHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_heads, num_classes, num_features))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as its 1x1 convolution starts
 
+    def class_axes(self) -> dict[str, int | None]:
+        """Return the axis of the classes in each entry that has one."""
+        return {"weight": 1}
+
     def _scores(self, maps: Tensor) -> Tensor:
         """Return scores [heads, B, K, HW]: by directions of length one, as the paper's code has."""
         directions = F.normalize(self.weight, dim=2).to(maps.dtype)
@@ -198,6 +202,11 @@ class QueryHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.num_queries, dim, self.classes_per_query))
         self.bias = nn.Parameter(torch.zeros(num_classes))
         trunc_normal_(self.weight, std=0.02)
+
+    def class_axes(self) -> dict[str, int | None]:
+        """Return the axis of the classes in each entry; None where groups of them share a query."""
+        axis = 0 if self.classes_per_query == 1 else None
+        return {"queries": axis, "weight": axis, "bias": axis}
 
     def _decode(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each query found [B, Q, D] and where [B, Q, HW]."""

@@ -518,6 +518,10 @@ class TripleHead(nn.Module):
         self.classifier = AverageHead(dim, num_classes)
         self.apply(_initialise)
 
+    def class_axes(self) -> dict[str, int | None]:
+        """Return the axis of the classes in each entry that has one."""
+        return {"classifier.weight": 0, "classifier.bias": 0}
+
     def _attend(self, maps: Tensor) -> Tensor:
         features: Tensor = self.norm(self.stage(self.proj(maps)))
         return features

@@ -84,9 +84,9 @@ def set_labels(
 
     `content` is the file so far, or empty. Labels of an earlier call that aren't among `labels`
     are taken out, if they are among those `judged` (None: all). A keyword that was there before,
-    and a label that a person has taken out, stay as they are. `hierarchy` has the parent of each child: with it, labels get their places in trees
-    of keywords, which are added where there are none. Raises `MltrError` if this is no XMP, or its
-    keywords are no list.
+    and a label that a person has taken out, stay as they are. `hierarchy` has the parent of each
+    child: with it, labels get their places in trees of keywords, which are added where there are
+    none. Raises `MltrError` if this is no XMP, or its keywords are no list.
     """
     from lxml import etree
 

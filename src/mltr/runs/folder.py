@@ -35,6 +35,7 @@ FREE_FIELDS = frozenset(
         "data.cache_gb",
         "data.shard_cache",
         "data.shard_cache_gb",
+        "model.init",
         "train.teacher",
         "train.tracker",
     }
@@ -240,8 +241,8 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
     changed = [
         f"{key} was {old!r} and is {new!r}"
         for key, old, new in differences(before, now)
-        # A teacher may have moved, but is there or not.
-        if key not in FREE_FIELDS or (key == "train.teacher" and not (old and new))
+        # Weights may have moved, but are there or not.
+        if key not in FREE_FIELDS or (key in ("model.init", "train.teacher") and not (old and new))
     ]
     if changed:
         raise UsageError(

@@ -12,6 +12,7 @@ from torch import nn
 
 from mltr.config.schema import Config, ModelConfig
 from mltr.data.preprocess import Preprocess
+from mltr.network.features import check_image_size
 from mltr.network.model import create_model, default_image_size
 from mltr.weights.convert import initialise
 from mltr.weights.pretrained import blaming, find_weights, known_preprocessing, resolve_name
@@ -54,9 +55,10 @@ def build_model(
     """
     model = create_model(config.name, num_classes, **model_overrides(config, image_size))
     if config.init:
-        report = initialise(model, config.init, config.name, classes)
+        report = initialise(model, config.init, config.name, classes, image_size)
         for line in f"model.init: {report}".splitlines():
             log.info("%s", line)
+    check_image_size(model, image_size, "model.image_size")
     return model
 
 

@@ -14,6 +14,7 @@ from mltr.training.run import Run
 
 LAYOUTS = 20  #: at least so many times a run by time is laid out anew
 VALIDATED = 0.1  #: share of the time, at most, in which a run by time validates
+FIRST_STEP = 0.02  #: share of a run by time that its first step is taken for
 ENDED = 1 - 1e-9  #: share of a run that is all of it, give or take roundings
 FORWARD = 1 / 3  #: share of a training step that a forward pass takes: backward is two of them
 
@@ -47,6 +48,18 @@ class Duration:
         """The share of the run that is done."""
         progress = self.run.progress
         return progress.share if self.seconds else progress.step / self.total_steps
+
+    @property
+    def midway(self) -> float:
+        """The share of the run that is done halfway through the step under way.
+
+        The learning rate follows it: at the very beginning and end, where it is 0, a step would do
+        nothing, and a run may have no other.
+        """
+        progress = self.run.progress
+        if self.seconds:
+            return progress.share + (progress.gain or FIRST_STEP) / 2
+        return (progress.step + 0.5) / self.total_steps
 
     @property
     def epochs(self) -> int:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mltr.errors import UsageError
 from mltr.machine.sharding import load_optimizer, placed_like, shard
 from mltr.network.backbones import recompute_activations
+from mltr.network.features import check_image_size
 from mltr.training.optim import AveragedModel, make_optimizer
 from mltr.training.run import Run
 from mltr.weights.pretrained import TIMM
@@ -38,8 +38,8 @@ class Learner:
         self.whole = copy.deepcopy(network).to("meta") if self.is_divided else network
         if settings.grad_checkpointing:
             recompute_activations(network)
-        if settings.min_size:
-            _check_size(network, settings.min_size)
+        if settings.min_size and settings.freeze != "backbone":
+            check_image_size(network, settings.min_size, "train.min_size")
         network.to(device)
         if self.is_divided:
             shard(network, processes.count, device)
@@ -104,14 +104,3 @@ class Learner:
             self.average.weights = {name: v.to(self.device) for name, v in average.items()}
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-
-
-def _check_size(network: nn.Module, side: int) -> None:
-    """Raise `UsageError` if a network doesn't take images that are smaller at first."""
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, 3, side, side))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"train.min_size {side} doesn't suit this network: {error}") from error
-    network.train()

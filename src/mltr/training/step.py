@@ -119,7 +119,7 @@ class Stepper:
     def _update(self, losses: Tensor, indices: Tensor) -> None:
         """Make an optimiser step, unless something about it is bad."""
         learner, settings, progress = self.learner, self.run.config.train, self.run.progress
-        factor = lr_factor(self.duration.share, settings.warmup, settings.schedule)
+        factor = lr_factor(self.duration.midway, settings.warmup, settings.schedule)
         set_lr(learner.optimizer, settings.lr * factor)
         if not self.is_spoiled:
             learner.scaler.unscale_(learner.optimizer)

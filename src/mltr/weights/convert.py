@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.files.download import reason_of
-from mltr.network.features import head_names
+from mltr.network.features import class_axes
 from mltr.network.model import (
     Block,
     ConvPosition,
@@ -43,12 +43,14 @@ from mltr.weights.foreign import (
     tidy,
 )
 from mltr.weights.pretrained import (
+    TIMM,
     TimmWeights,
     blaming,
     classifier_of,
     find_weights,
     read_fitting,
 )
+from mltr.weights.resize import resize_bundle
 
 Place = TypeVar("Place")
 BACKBONE = "backbone."  #: starts the names of a timm network under a head that isn't its own
@@ -176,30 +178,30 @@ def _relabelled(
 ) -> dict[str, Tensor]:
     """Return weights whose entries for each label stand in the order of the network's own.
 
-    Labels that only the network has get its own entries.
+    Labels that only the network has get its own entries, and so do all of them where entries belong
+    to groups of labels.
     """
     found, state = dict(state_dict), model.state_dict()
     places = {name: place for place, name in enumerate(theirs)}
     to = torch.tensor([i for i, name in enumerate(own) if name in places], dtype=torch.long)
     from_ = torch.tensor([places[name] for name in own if name in places], dtype=torch.long)
-    for name in head_names(model) & state_dict.keys():
-        shape = state[name].shape
-        if len(own) not in shape or shape != state_dict[name].shape:
+    for name, axis in class_axes(model).items():
+        if name not in state_dict or state[name].shape != state_dict[name].shape:
             continue
-        if not len(to):
+        if axis is None or not len(to):
             del found[name]
             continue
-        axis = list(shape).index(len(own))
         rows = state_dict[name].to(state[name]).index_select(axis, from_)
         found[name] = state[name].index_copy(axis, to, rows)
     return found
 
 
-def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
+def load_timm(model: nn.Module, weights: TimmWeights, classes: Sequence[str] = ()) -> Report:
     """Fill a timm network, under whichever head, with weights of its architecture.
 
-    A classifier for other classes starts anew, near zero. Raises `MltrError` if the weights can't
-    be had, or belong to another network.
+    A classifier for another number of classes starts anew, near zero, and so does one that isn't
+    told to be for those `classes`, if they are given. Raises `MltrError` if the weights can't be
+    had, or belong to another network.
     """
     backbone: nn.Module = getattr(model, "backbone", model)
     tensors, by_order = read_fitting(backbone, weights)
@@ -208,6 +210,11 @@ def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
         report.source += ", entries matched by their order and shapes, as no name is timm's"
     own = backbone.state_dict()
     fitting = {n: t for n, t in tensors.items() if n in own and t.shape == own[n].shape}
+    is_own_classifier = bool(classes) and model is backbone
+    if is_own_classifier and set(weights.labels) == set(classes):
+        fitting = _relabelled(model, fitting, weights.labels, classes)
+    elif is_own_classifier:
+        fitting = {n: t for n, t in fitting.items() if n not in class_axes(model)}
     backbone.load_state_dict(fitting, strict=False)
     report.taken = {name: name for name in fitting}
     report.fresh = [name for name in own if name not in fitting]
@@ -216,6 +223,8 @@ def load_timm(model: nn.Module, weights: TimmWeights) -> Report:
     for name in reversed(report.fresh):  # so that a part is told of by its first entry
         shapes = [list(t[name].shape) for t in (tensors, own) if name in t]
         why = f": {name} is {shapes[0]} where {shapes[1]} belongs" if len(shapes) > 1 else ""
+        if len(shapes) > 1 and shapes[0] == shapes[1]:
+            why = ": its classes aren't told to be those of the data"
         report.parts[_part_of(name)] = f"new{why}"
     return report
 
@@ -393,10 +402,13 @@ def _zero(layer: nn.Module) -> None:
 LOADERS = {"cat": load_cat, "swin": load_swin}
 
 
-def initialise(model: nn.Module, init: str, name: str, classes: Sequence[str] = ()) -> Report:
+def initialise(
+    model: nn.Module, init: str, name: str, classes: Sequence[str] = (), image_size: int = 0
+) -> Report:
     """Fill a network as `model.init` of a recipe says.
 
-    `name` is the network's, as in `create_model`, and `classes` are its labels. `init` is
+    `name` is the network's, as in `create_model`, `classes` are its labels, and `image_size` is the
+    side of its images (0: that of the weights). `init` is
     `pretrained`, a file or folder of a timm network, a bundle's folder, ``hf-hub:OWNER/NAME``,
     ``cat:FILE``, ``swin:FILE``, or ``swin:NAME`` of a network whose weights timm downloads. Raises
     `MltrError` if they can't be had or nothing fits.
@@ -407,8 +419,15 @@ def initialise(model: nn.Module, init: str, name: str, classes: Sequence[str] = 
             return LOADERS[family](model, read_source(family, source))
         weights = find_weights(name, init)
         if weights is not None:
-            return load_timm(model, weights)
+            return load_timm(model, weights, classes)
         bundle = load_bundle(init)
+        theirs = bundle.config["model"]["name"]
+        if (TIMM in theirs or TIMM in name) and theirs.split(".")[0] != name.split(".")[0]:
+            raise UsageError(
+                f"these are weights of {theirs}, not of {name}: use --model.name {theirs}"
+            )
+        if TIMM in name and image_size not in (0, bundle.preprocess.image_size):
+            bundle = resize_bundle(bundle, image_size)
         labels = (tuple(bundle.classes), tuple(classes))
         return load_mltr(model, bundle.model.state_dict(), init, labels)
 

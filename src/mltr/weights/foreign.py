@@ -18,7 +18,8 @@ from mltr.errors import MltrError
 from mltr.network.variants import VARIANTS
 
 Tensors = Mapping[str, Tensor]
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema")
+#: What holds the tensors in a checkpoint; averaged ones (EMA) count before others, as in timm.
+WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict", "model_state_dict")
 IGNORED = ("relative_position_index", "attn_mask")  #: buffers that a network makes for itself
 CAT_BLOCKS = ("pre_ipsa_blocks", "cpsa_blocks", "post_ipsa_blocks")
 
@@ -26,7 +27,8 @@ CAT_BLOCKS = ("pre_ipsa_blocks", "cpsa_blocks", "post_ipsa_blocks")
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors or PyTorch file by name; no code in it is executed.
 
-    The usual wrappers are removed: an entry `model` or `state_dict`, names with `module.`.
+    The usual wrappers are removed: an entry such as `model` or `state_dict_ema`, names with
+    `module.`.
     Raises `MltrError` for a file that is missing, damaged, or holds code or no tensors.
     """
     path = Path(path)
@@ -34,7 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise MltrError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         try:
-            return dict(safetensors.torch.load_file(path))
+            return _plain(safetensors.torch.load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise MltrError(f"{path} is damaged or cut short ({error})") from error
     content = _load_pickled(path)
@@ -47,6 +49,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise MltrError(f"{path} contains no named tensors, so it isn't a checkpoint of a network")
+    return _plain(tensors)
+
+
+def _plain(tensors: Tensors) -> dict[str, Tensor]:
+    """Return tensors by their names without what a wrapper of the network has put in front."""
     return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 

@@ -45,6 +45,7 @@ class TimmWeights:
     config: Mapping[str, Any]  #: timm's `pretrained_cfg`
     arguments: Mapping[str, Any] = field(default_factory=dict)  #: that timm built it by
     place: str = ""  #: a file, a folder, or a hf-hub: name; empty for timm's own source
+    labels: tuple[str, ...] = ()  #: of the classifier, as far as they are told
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -220,7 +221,9 @@ def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
         raise MltrError(f"{source}: its network needs images with {channels} channels, not RGB")
     if "num_classes" in config:
         arguments["num_classes"] = config["num_classes"]
-    return TimmWeights(source, architecture, known, arguments, source)
+    labels = config.get("label_names", known.get("label_names"))
+    names = tuple(map(str, labels)) if isinstance(labels, list) else ()
+    return TimmWeights(source, architecture, known, arguments, source, names)
 
 
 @contextmanager
@@ -312,10 +315,18 @@ def read_fitting(backbone: nn.Module, weights: TimmWeights) -> tuple[dict[str, T
     if complaints:  # the network may have been built otherwise than the one of the weights
         expected = {name: own.get(name, shape) for name, shape in weights.expected().items()}
         complaints = _misfits(adapted, expected, classifier)
+    if complaints and not _misfits(adapted, weights.expected(), classifier):
+        raise UsageError(
+            f"{TIMM}{weights.architecture} takes images of the size of these weights alone: leave "
+            f"out model.image_size ({complaints[0]})"
+        )
     if complaints:
         raise MltrError(
             f"these are not weights of {TIMM}{weights.architecture}: {'; '.join(complaints)}"
         )
+    damaged = [name for name, t in adapted.items() if not bool(torch.isfinite(t).all())]
+    if damaged:
+        raise MltrError(f"NaN or infinity in {first_few(damaged)}")
     return adapted, by_order
 
 

@@ -23,6 +23,7 @@ def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = Non
     For a timm backbone only the image size changes; timm resamples a transformer's own tables.
     Raises `UsageError` for sizes that are not positive, and for windows of a timm backbone.
     """
+    from mltr.network.features import check_image_size
     from mltr.network.model import create_model
 
     if image_size < 1:
@@ -38,6 +39,7 @@ def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = Non
     if name.startswith("timm/"):
         own = _resized_by_timm(bundle.model, own, model, name, image_size)
     model.load_state_dict({key: _adapted(model, key, own[key]) for key in model.state_dict()})
+    check_image_size(model, image_size, "image size")
     # A first squash to fewer pixels than the network sees would only blur.
     base_size = bundle.preprocess.base_size if bundle.preprocess.base_size >= image_size else 0
     return replace(

@@ -107,6 +107,8 @@ SEPARATORS = {
 }
 #: Two texts of a Python list without a comma between them, as numpy prints an array.
 RUN_TOGETHER = re.compile(r"""['"]\s+['"]""")
+#: A list without quotes, as YAML, PostgreSQL and hands write it, or numbers as numpy prints them.
+BARE_LIST = re.compile(r"""[\[{]([^\[\]{}()'":]*)[\]}]""")
 
 
 def to_structure(value: Any) -> Any:
@@ -114,24 +116,42 @@ def to_structure(value: Any) -> Any:
 
     None for any other cell. Raises `ValueError` for a text that begins as one and isn't.
 
-    >>> to_structure("['cat', 'dog']"), to_structure("cat, dog")
-    (['cat', 'dog'], None)
+    >>> to_structure("['cat', 'dog']"), to_structure("[cat, dog]"), to_structure("cat, dog")
+    (['cat', 'dog'], ['cat', 'dog'], None)
     """
     if isinstance(value, list | tuple | set | dict):
         return value
     text = value.strip() if isinstance(value, str) else ""
+    if text.startswith("(") and text.endswith(")"):
+        return _to_tuple(text)
     if not (text.startswith(("[", "{")) and text.endswith(("]", "}"))):
         return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
+    if bare := BARE_LIST.fullmatch(text):
+        parts = [part.strip() for part in bare[1].split(",")]
+        numbers = [to_whole(part) for part in bare[1].split()]
+        if len(parts) > 1 or " " not in parts[0]:
+            return [part for part in parts if part.casefold() not in EMPTY]
+        if None not in numbers:
+            return numbers
     if RUN_TOGETHER.search(text):  # which Python would join to one text
         raise ValueError("no comma between two texts")
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("neither JSON nor a list of Python") from error
+
+
+def _to_tuple(text: str) -> tuple[Any, ...] | None:
+    """Return the tuple of Python that a text in parentheses is, if it is one."""
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return found if isinstance(found, tuple) else None
 
 
 def flatten(value: Any) -> list[str]:

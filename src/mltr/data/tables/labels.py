@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from mltr.errors import MltrError, UsageError
 NULLS = frozenset(["nan", "NaN", "NA", "N/A", "#N/A", "<NA>", "null", "NULL", "None"])
 LARGEST = 1 << 31  #: rows x classes of a table
 UNUSUAL = ("/", "+", "&")  #: separators, if what is between them occurs by itself
+ANSWERS = re.compile("[01]")
+MULTI_HOT = re.compile(r"[01](\s*[\s,;|]\s*[01])+")
 RECURRING = 5  #: rows for each distinct cell from which the cells are taken for whole names
 PLURALS = {"comma": "commas", "hash": "hashes", "newline": "line breaks", "none": "nothing"}
 
@@ -53,6 +56,8 @@ def read_names(
     class is which place of a list such as ``[1, 0, 1]``.
     """
     cells = [_parse_values(sheet, column, config) for column in columns]
+    if len(cells) == 1:
+        cells = [_answers_in(cells[0])]
     hot = [value for own in cells for value in own if isinstance(value, tuple)]
     if hot:
         return _read_multi_hot(sheet, columns, cells, classes)
@@ -98,6 +103,23 @@ def _parse_values(sheet: Sheet, column: Column, config: DataConfig) -> list[Any]
     if lists or len({len(value) for value in hot}) > 1:  # numbers of classes, then
         parsed = [[str(x) for x in v] if isinstance(v, tuple) else v for v in parsed]
     return parsed
+
+
+def _answers_in(cells: list[Any]) -> list[Any]:
+    """Return texts such as ``0 1 1`` as answers, where nothing else is in the column.
+
+    They are as many in each, and some are the same, which no list of two classes would be.
+    """
+    texts = [value for value in cells if isinstance(value, str) and value]
+    found = {text: ANSWERS.findall(text) for text in texts if MULTI_HOT.fullmatch(text)}
+    repeats = any(len(set(answers)) < len(answers) for answers in found.values())
+    is_hot = repeats and len({*map(len, found.values())}) == 1
+    if not is_hot or len(found) < len({*texts}):
+        return cells
+    return [
+        tuple(map(int, found[value])) if isinstance(value, str) and value else value or None
+        for value in cells
+    ]
 
 
 def _read_multi_hot(

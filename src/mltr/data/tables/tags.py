@@ -10,8 +10,9 @@ _TAG = re.compile(
     r'\s*(?:[;|]\s*(?="))?'
     r'(?:"((?:[^"]|"")+)"[^\S\n]*(?:[,;|\n]|$)|((?:(?![;|]\s*")[^,\n])+))'
 )
-#: Between words, or with a space behind it, these separate tags as well; in `;)` they don't.
-_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])\s*[;|]\s*(?=[^\W_])|;\s+")
+#: Between words, behind the last, or with a space behind it, these separate tags as well; in `;)`
+#: they don't.
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])\s*[;|]\s*(?=[^\W_]|$)|;\s+")
 
 
 def split_tags(text: str) -> list[str]:
@@ -19,7 +20,7 @@ def split_tags(text: str) -> list[str]:
 
     A tag with one of these in it is in double quotes, which are doubled within it, as in CSV.
 
-    >>> split_tags('sea, sun;sand\n;), "AC, DC", |_|')
+    >>> split_tags('sea, sun;sand;\n;), "AC, DC", |_|')
     ['sea', 'sun', 'sand', ';)', 'AC, DC', '|_|']
     """
     tags: list[str] = []
