@@ -150,6 +150,36 @@ def test_predictions_beside_photos_are_no_labels(tmp_path: Path) -> None:
     assert detect_format(tmp_path) == "class_folders"
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in LABELS:
+        for label in ("train", "bus"):
+            write_image(tmp_path / label / f"{label}-{name}")
+    assert open_splits(DataConfig(root=str(tmp_path))).train.classes == ("bus", "train")
+
+
+def test_test_photos_of_classes_without_training_photos_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in LABELS:
+        for label in ("train/Boat", "train/Car", "test/Boat", "test/Car", "test/Plane"):
+            write_image(tmp_path / label / f"{label.replace('/', '-')}-{name}")
+    counts = described(capsys, tmp_path)["understood"]["counts"]
+    assert counts["photos in test/Plane, which train lacks, left out"] == len(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("annotations.xml", "in no known format"), ("labels.xlsx", "save it as CSV")],
+)
+def test_a_file_beside_a_single_folder_is_asked_about(
+    name: str, words: str, tmp_path: Path
+) -> None:
+    write_image(tmp_path / "images" / "1.jpg")
+    (tmp_path / name).write_text("<annotations/>")
+    with pytest.raises(UsageError, match=f"{name}: {words}"):
+        detect_format(tmp_path)
+
+
 def test_tags_stay_whole(tmp_path: Path) -> None:
     for name in LABELS:
         write_image(tmp_path / name)

@@ -138,6 +138,19 @@ def test_coco_order_crowds_and_unlabelled(tmp_path: Path) -> None:
     assert len(read_coco(tmp_path, unlabelled="drop")) == 5
 
 
+def test_an_image_that_coco_lists_twice_counts_once_or_is_refused(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"].append({"id": 99, "file_name": "train5.jpg"})
+    path.write_text(json.dumps(content))
+    assert len(read_coco(tmp_path)) == 6
+    content["annotations"].append({"image_id": 99, "category_id": 3, "bbox": [1, 2, 3, 4]})
+    path.write_text(json.dumps(content))
+    with pytest.raises(MltrError, match=r"train5.jpg is listed twice, with other labels"):
+        read_coco(tmp_path)
+
+
 def test_coco_files_are_matched_by_name(tmp_path: Path) -> None:
     write_coco(tmp_path)
     path = tmp_path / "annotations" / "instances_val2017.json"

@@ -505,6 +505,55 @@ def test_choices_are_options(photos: Path, capsys) -> None:
     assert "row 2, column 'sea': '2' is not 1, 0, -1" in message
 
 
+def test_columns_beside_the_labels_are_no_classes(photos: Path) -> None:
+    rows = [f"{n},{'|'.join(own)},{i % 2},1.0" for i, (n, own) in enumerate(ROWS)]
+    write_rows(photos, "path,labels,fold,confidence", rows)
+    assert counts(describe(photos)) == RIGHT
+    rows = [f"p{i}.jpg,{a},{b},{i % 2}" for i, (a, b) in enumerate(ONE_HOT)]
+    write_rows(photos, "path,sea,sky,fold", rows)
+    assert counts(describe(photos)) == RIGHT
+
+
+def test_labels_that_open_images_has_rejected_are_absent(photos: Path) -> None:
+    rows = [f"{name.removesuffix('.jpg')},verification,{label},{int(label in own)}"
+            for name, own in ROWS for label in RIGHT]  # fmt: skip
+    write_rows(photos, "ImageID,Source,LabelName,Confidence", rows)
+    report = describe(photos)
+    assert (counts(report), unknown(report)) == (RIGHT, 0)
+    assert report["understood"]["meanings"]["Confidence 0"] == "absent"
+
+
+def test_a_split_by_another_word_is_asked_about(photos: Path, capsys) -> None:
+    rows = [f"{n},{'|'.join(own)},{'train' if i else 'holdout'}" for i, (n, own) in enumerate(ROWS)]
+    write_rows(photos, "path,labels,subset", rows)
+    assert "row 2: 'p0.jpg' has split 'holdout'" in refusal(photos, capsys)
+
+
+def test_a_photo_in_place_of_the_header_is_asked_about(photos: Path, capsys) -> None:
+    write_rows(photos, "p0,sea", [f"p{i},sea|sky" for i in range(1, COUNT)])
+    assert "there is a photo called 'p0', as in its first row" in refusal(photos, capsys)
+
+
+def test_one_photo_under_two_spellings_is_one(photos: Path, capsys) -> None:
+    write_rows(
+        photos, "path,sea", ["p0.jpg,1", "./p0.jpg,0", *(f"p{i}.jpg,0" for i in range(1, 9))]
+    )
+    assert "row 3: 'p0.jpg' is also in row 2, with other labels" in refusal(photos, capsys)
+
+
+def test_options_without_effect_are_told(photos: Path, capsys) -> None:
+    write_rows(photos, "path,labels", [f"{name},{'|'.join(own)}" for name, own in ROWS])
+    assert "data.ignore can't be used with table" in refusal(photos, capsys, "--data.ignore=a*")
+    words = "data.labels typo.csv: no such file"
+    assert words in refusal(photos, capsys, "--data.labels=typo.csv")
+    (photos / "labels.csv").rename(photos.parent / "labels.csv")
+    for name, own in ROWS:
+        (photos / name).with_suffix(".txt").write_text(" ".join(own))
+    words = "data.label_column and data.separator can't be used with sidecars"
+    options = ["--data.separator=space", "--data.label_column=x"]
+    assert words in refusal(photos, capsys, *options)
+
+
 # -- Parquet -----------------------------------------------------------------------------------
 
 

@@ -61,11 +61,12 @@ def detect_format(root: str | Path, ignore: Sequence[str] = ()) -> str:
         return "coco"
     if find_tables(root) or find_part_tables(root):
         return "table"
-    if found := _detect_by_photos(root, ignore):
+    found = _detect_by_photos(root, ignore)
+    if found == "class_folders" and len(_class_folders(root, ignore)) == 1:
+        _refuse_unread(root, (*SPREADSHEETS, ".json", ".xml"))  # rather than a single class
+    if found:
         return found
-    for path in sorted(root.iterdir()):
-        if path.suffix.lower() in SPREADSHEETS:
-            raise UsageError(f"{path}: save it as CSV, which any spreadsheet program can")
+    _refuse_unread(root, SPREADSHEETS)
     raise UsageError(
         f"{root}: unknown format. Looked for annotations/instances_*.json (COCO), VOC2007 or "
         "VOC2012, Concepts81.txt (NUS-WIDE), an export of Label Studio, a .csv or .parquet table, "
@@ -90,12 +91,24 @@ def _detect_file(path: Path) -> str:
     )
 
 
+def _refuse_unread(root: Path, suffixes: Sequence[str]) -> None:
+    """Raise `UsageError` for a file in a folder that probably holds the labels."""
+    for path in sorted(root.iterdir()):
+        if path.suffix.lower() in SPREADSHEETS:
+            raise UsageError(f"{path}: save it as CSV, which any spreadsheet program can")
+        if path.suffix.lower() in suffixes:
+            raise UsageError(
+                f"{path}: in no known format: export the labels as COCO or CSV; or, if the names "
+                "of the folders are the labels, set data.format class_folders"
+            )
+
+
 def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
     """Return the format of a folder that has its labels beside, in, or above the photos."""
     beside = _beside_photos(root, ignore)
     if beside == "yolo" or any((root / name).is_file() for name in DESCRIPTIONS):
         return "yolo"
-    folders = [folder for folder in _class_roots(root, ignore) if _has_images(folder)]
+    folders = _class_folders(root, ignore)
     if beside == "sidecars" and all(_beside_photos(folder, ignore) for folder in folders):
         return "sidecars"
     if not have_keywords(map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))):
@@ -193,8 +206,14 @@ def find_part_tables(root: Path) -> dict[str, list[Path]]:
     return parts if "train" in parts and WHOLE not in parts else {}
 
 
-def _class_roots(root: Path, ignore: Sequence[str]) -> list[Path]:
-    return list_folders(root / "train" if (root / "train").is_dir() else root, ignore)
+def has_train_part(root: Path, ignore: Sequence[str]) -> bool:
+    """Whether class folders are in a folder `train`, which may also be a class itself."""
+    return (root / "train").is_dir() and bool(list_folders(root / "train", ignore))
+
+
+def _class_folders(root: Path, ignore: Sequence[str]) -> list[Path]:
+    above = root / "train" if has_train_part(root, ignore) else root
+    return [folder for folder in list_folders(above, ignore) if _has_images(folder)]
 
 
 def _has_images(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from mltr.data.detect import (
     find_exports,
     find_part_tables,
     find_tables,
+    has_train_part,
 )
 from mltr.data.hierarchy import with_hierarchy
 from mltr.data.images import IMAGE_SUFFIXES
@@ -46,6 +47,16 @@ from mltr.terminal import UNPRINTABLE, printable
 log = logging.getLogger(__name__)
 
 WITH_OWN_CLASSES = ("scenes", "coco", "voc", "nuswide", "yolo", "shards")
+#: Options that some formats have no use for, and the formats that have.
+OPTIONS = {
+    "labels": ("table", "coco", "label_studio", "huggingface"),
+    "images": ("table", "coco", "label_studio", "huggingface"),
+    "classes": ("table", "sidecars", "yolo", "keywords", "label_studio", "huggingface"),
+    "label_column": ("table",),
+    "path_column": ("table",),
+    "separator": ("table",),
+    "ignore": ("sidecars", "class_folders", "yolo", "keywords", "label_studio"),
+}
 SHOWN = 12  #: classes named in a message at most
 
 
@@ -69,6 +80,7 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
         from mltr.data.readers.scenes import read_scenes
 
         return read_scenes(config.scenes)
+    _check_options(config, form)
     splits = OPENERS[form](Path(config.root), config)
     if form != "shards":
         unify_classes(splits, config.merge_case, config.root)
@@ -192,6 +204,18 @@ def open_unlabelled(config: DataConfig, splits: Splits) -> Split:
     return split
 
 
+def _check_options(config: DataConfig, form: str) -> None:
+    """Raise `UsageError` for an option that would have no effect on a source of this format."""
+    given = {name for name in OPTIONS if getattr(config, name) != getattr(DataConfig(), name)}
+    unused = [name for name in OPTIONS if name in given and form not in OPTIONS[name]]
+    if unused and form != "shards":  # which may be of a source that they had an effect on
+        options = " and ".join(f"data.{name}" for name in unused)
+        raise UsageError(
+            f"{config.root}: {options} can't be used with {form.replace('_', ' ')}: leave "
+            f"{'it' if len(unused) == 1 else 'them'} out, or set data.format to another one"
+        )
+
+
 def _find_format(config: DataConfig) -> str:
     """Return the format of a source; raises `MltrError` if there is no such source."""
     if config.format in ("images", "scenes"):
@@ -214,6 +238,8 @@ def _find_format(config: DataConfig) -> str:
         return config.format
     labels = root / config.labels
     is_file = bool(config.labels) and root.is_dir() and labels.is_file()
+    if config.labels and root.is_dir() and not is_file and not is_saved_dataset(root):
+        raise MltrError(f"data.labels {config.labels}: no such file in {root}, nor here")
     return detect_format(labels if is_file else root, _globs(config.ignore))
 
 
@@ -362,7 +388,7 @@ def _open_sidecars(root: Path, config: DataConfig) -> Splits:
 
 def _open_class_folders(root: Path, config: DataConfig) -> Splits:
     ignore = _globs(config.ignore)
-    if not (root / "train").is_dir():
+    if not has_train_part(root, ignore):
         return _divide(read_class_folders(root, ignore=ignore), config)
     train = read_class_folders(root / "train", ignore=ignore)
     parts = {"train": train, "val": Split(train.classes, []), "test": Split(train.classes, [])}
@@ -370,6 +396,10 @@ def _open_class_folders(root: Path, config: DataConfig) -> Splits:
         if PARTS.get(folder.name) in ("val", "test"):
             parts[PARTS[folder.name]] = read_class_folders(folder, train.classes, ignore)
             train.understood |= parts[PARTS[folder.name]].understood
+            for other in list_folders(folder, ignore):
+                if other.name not in train.classes and (left := len(find_images(other, ignore))):
+                    what = f"photos in {folder.name}/{other.name}, which train lacks, left out"
+                    train.understood |= Understood(counts={what: left})
     if not len(parts["test"]):  # ImageNet: the validation images are what everybody reports on
         parts["val"], parts["test"] = parts["test"], parts["val"]
     return _complete(train, parts["val"], parts["test"], config)

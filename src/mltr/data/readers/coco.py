@@ -93,7 +93,8 @@ def _to_split(
             boxes[annotation["image_id"]].append(_box(annotation, index))
     has_boxes = any(boxes.values()) or not any(indices.values())
     locate = _locator([image["file_name"] for image in content["images"]], path, images)
-    records = []
+    records: dict[Path, Record] = {}
+    repeated = 0
     for image in content["images"]:
         own = indices[image["id"]]
         if not own and unlabelled == "drop":
@@ -102,8 +103,16 @@ def _to_split(
         labels[list(own)] = 1
         name = image["file_name"]
         found = tuple(boxes[image["id"]]) if has_boxes else None
-        records.append(Record(locate(name), name, labels, found))
-    result = Split(classes, records, split)
+        record = Record(locate(name), name, labels, found)
+        known = records.setdefault(locate(name), record)
+        if known is record:
+            continue
+        if not np.array_equal(known.labels, labels):
+            raise MltrError(f"{path}: {name} is listed twice, with other labels")
+        repeated += 1
+    result = Split(classes, list(records.values()), split)
+    if repeated:
+        result.notes["listed_twice_with_the_same_labels"] = repeated
     result.understood = Understood("COCO", (path.name,), meanings={"no annotation": "absent"})
     bare = sum(not own for own in indices.values())
     result.notes["unlabelled_dropped" if unlabelled == "drop" else "unlabelled_kept"] = bare

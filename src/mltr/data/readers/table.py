@@ -14,7 +14,7 @@ from mltr.config.schema import DataConfig
 from mltr.data.packed import PackedPhotos
 from mltr.data.records import PARTS, Record, Split, indices_of
 from mltr.data.tables.cells import to_answer
-from mltr.data.tables.columns import Roles, find_roles
+from mltr.data.tables.columns import Roles, find_roles, kind_of
 from mltr.data.tables.labels import Labelled, read_names
 from mltr.data.tables.names import unify
 from mltr.data.tables.paths import PhotoFinder
@@ -66,10 +66,16 @@ def read_table(
     if len(sheet.columns) < 2 or not len(sheet):
         raise MltrError(f"{path}: needs a header, a column of paths, labels, and at least one row")
     roles = find_roles(sheet, config, classes, finder.is_photo)
+    if not config.path_column and finder.is_photo(roles.photos.name):
+        raise UsageError(
+            f"{path}: there is a photo called {roles.photos.name!r}, as in its first row: if that "
+            "isn't a header, add one, such as path,labels; if it is, set data.path_column to it"
+        )
     if roles.form == "answers":
         labelled = _read_answers(sheet, roles.labels, classes, config)
     else:
         labelled = read_names(sheet, roles.labels, classes, config)
+    labelled = _without_rejected(labelled, roles)
     names = finder.names_of(sheet, roles.photos)
     parts = _read_parts(sheet, roles.split, roles.photos)
     merged = _merge(sheet, names, labelled, parts)
@@ -116,6 +122,21 @@ def _understood(sheet: Sheet, roles: Roles, labelled: Labelled) -> Understood:
         tuple(column.name for column in roles.passed_over),
         labelled.meanings,
     )
+
+
+def _without_rejected(labelled: Labelled, roles: Roles) -> Labelled:
+    """Return labels without those of rows whose column `Confidence` is 0, as in Open Images.
+
+    Somebody has looked, and the label isn't there.
+    """
+    for column in roles.passed_over:
+        is_verdict = column.name.casefold() == "confidence" and kind_of(column) == "answers"
+        if roles.form == "labels" and labelled.is_one_a_row and is_verdict:
+            rejected = np.array([to_answer(text) == "0" for text in column.texts])[column.codes]
+            labelled.rows[rejected] = 0
+            meanings = labelled.meanings | {f"{column.name} 0": "absent"}
+            return replace(labelled, meanings=meanings)
+    return labelled
 
 
 # -- a column a class --------------------------------------------------------------------------

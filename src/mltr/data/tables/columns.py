@@ -33,7 +33,11 @@ IS_REMARK = re.compile(
     re.IGNORECASE,
 )
 #: What is told in numbers that may happen to be 1 and 0, and is never a class.
-IS_MEASURE = re.compile(r"width|height|[xy]_?(min|max|center)|bbox|index", re.IGNORECASE)
+IS_MEASURE = re.compile(
+    r"width|height|[xy]_?(min|max|center)|bbox|index|fold|batch|rank|count|confidence|score|weight|"
+    r"lat|lon|latitude|longitude",
+    re.IGNORECASE,
+)
 LARGEST_COUNT = 9  #: a column of numbers none of which is 0 or 1, with a larger one, is a measure
 MOST_ANSWERS = 3  #: different texts of columns that answer alike
 SAMPLED = 50  #: values of a column looked at to see whether they are photos
@@ -61,7 +65,7 @@ def find_roles(
     """
     photos = _find_photos(sheet, config.path_column, is_photo)
     rest = [column for column in sheet.columns if column is not photos]
-    split = next((column for column in rest if _is_split(column)), None)
+    split = next((c for c in rest if c.name not in (classes or ()) and _is_split(c)), None)
     rest = [column for column in rest if column is not split]
     if config.label_column:
         labels = _named(sheet, config.label_column)
@@ -168,9 +172,11 @@ def _is_split(column: Column) -> bool:
         return True
     if not IS_SPLIT.fullmatch(column.name):
         return False
-    texts = [text.casefold() for text in column.texts]
+    texts = {text.casefold() for text in column.texts}
     is_flag = "valid" in column.name.casefold() and kind_of(column) == "answers"
-    return is_flag or (len(texts) > 1 and all(text in PARTS for text in texts))
+    # With a word that is no split's, too: whoever reads the splits will ask.
+    parts = {PARTS.get(text) for text in texts}
+    return is_flag or (len(texts) > 1 and ("train" in parts or None not in parts))
 
 
 def _find_labels(
@@ -184,6 +190,8 @@ def _find_labels(
         return answers, "labels"  # the numbers 0 and 1 of the classes
     texts = [c for c in columns if kinds[c] == "labels" and not _is_remark(c)]
     lists = [c for c in texts if IS_LABELS.fullmatch(c.name) or _holds_structures(c)]
+    if lists:
+        answers = [c for c in answers if not _is_remark(c)]
     if answers and not lists and (len(answers) > 1 or not texts):
         _refuse_mixed(sheet, columns, kinds)
         return [c for c in columns if c in answers or _is_unknown_class(c, kinds[c])], "answers"

@@ -82,7 +82,8 @@ class PhotoFinder:
         return self.folder / name
 
     def _find(self, text: str) -> str | None:
-        plain = text.replace("\\", "/").removeprefix("./")
+        plain = _tidy(text.replace("\\", "/"))
+        text = _tidy(text)
         if self.skipped:
             text = plain = "/".join(plain.split("/")[self.skipped :])
         names = [
@@ -110,6 +111,12 @@ class PhotoFinder:
     def _is_file(self, name: str) -> bool:
         folder, slash, last = name.rpartition("/")
         return last in self._listing(self.folder, f"{folder}{slash}")
+
+
+def _tidy(path: str) -> str:
+    """Return the same path in one way: ``./a//b.jpg`` is ``a/b.jpg``."""
+    start = "/" if path.startswith("/") else ""
+    return start + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _key(name: str) -> str:
