@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from mltr.config.schema import (
     TrainConfig,
 )
 from mltr.data import open_splits, read_csv
-from mltr.data.records import Splits
+from mltr.data.records import Record, Split, Splits
+from mltr.diagnosis.corrections import write_labels
 from mltr.diagnosis.label_issues import OWN, PROBES
 
 CLASSES = ("red", "green", "blue")
@@ -436,3 +438,24 @@ def test_a_folder_that_is_no_run(tmp_path: Path, capsys) -> None:
     assert "no such run folder" in capsys.readouterr().err
     assert main(["audit", "x", "--run", str(tmp_path)]) == 1
     assert "no config.yaml" in capsys.readouterr().err
+
+
+def test_classes_that_are_called_like_columns_are_read_back(tmp_path: Path) -> None:
+    names = ("path", "split", "index", "fold", "labels", "Polish", "polish")
+    rng = np.random.default_rng(0)
+    records = [
+        Record(write_image(tmp_path / "photos" / f"{n}.png"), f"{n}.png", rng.permutation(7) % 2)
+        for n in range(12)
+    ]
+    splits = Splits(*(Split(names, records[start::3]) for start in range(3)))
+    for split, name in zip(splits, ("train", "val", "test"), strict=True):
+        split.name = name
+    table = write_labels(tmp_path / "labels.csv", splits)
+    assert table is not None
+    again = open_splits(DataConfig(root=str(table), classes="labels.classes.txt", merge_case=False))
+    assert again.train.classes == names
+    for split, own in zip(splits, again, strict=True):
+        assert [r.labels.tolist() for r in own] == [r.labels.tolist() for r in split]
+    plain = Splits(*(replace(split, classes=tuple("abcdefg")) for split in splits))
+    write_labels(table, plain)
+    assert not (tmp_path / "labels.classes.txt").exists()

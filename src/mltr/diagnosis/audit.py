@@ -441,12 +441,16 @@ def _print_files(
 
 def training_command(run: str, table: Path) -> str:
     """Return the command that trains by the recipe of a run on the labels of a table."""
+    from mltr.diagnosis.corrections import class_list_of
+
     own = recipe_of(run).data
     train = ["mltr", "train", f"{run}/config.yaml", "--data.root", str(table)]
     if own.format not in ("auto", "table"):
         train += ["--data.format", "table"]
     columns = ("classes", "label_column", "path_column")  # of the labels that the run had
     train += [f"--data.{name}=" for name in columns if getattr(own, name)]
+    if class_list_of(table).is_file():
+        train += ["--data.classes", str(class_list_of(table))]
     if own.missing != "unknown":  # what it made of the run's own empty cells is in the table
         train.append("--data.missing=unknown")
     return shlex.join(train)

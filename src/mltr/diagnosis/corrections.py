@@ -12,6 +12,7 @@ from typing import Any
 from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.data.records import Record, Split, Splits, indices_of
 from mltr.data.tables.cells import to_answer, to_cells
+from mltr.data.tables.columns import is_told_apart
 from mltr.data.tables.sheet import read_sheet
 from mltr.data.tables.tags import join_tags
 from mltr.diagnosis.label_issues import Audit, Issue
@@ -29,6 +30,9 @@ PICTURES = 40  #: maximum pictures on a contact sheet
 COLUMNS = 8  #: columns of a contact sheet
 TILE = 180  #: side of a tile in pixels
 NAME_LENGTH = 36  #: maximum characters of a name in a caption or table
+
+PHOTO_NAMES = ("path", "file path", "image path", "photo path")
+SPLIT_NAMES = ("split", "subset", "partition", "phase")
 
 Corrections = dict[tuple[str, str], dict[int, int]]  #: labels by (split, image) and class index
 Groups = Sequence[Sequence[Seen]]  #: groups of duplicate images
@@ -115,16 +119,37 @@ def write_corrected(folder: Path, splits: Splits, corrections: Corrections) -> P
 def write_labels(path: Path, splits: Splits) -> Path | None:
     """Write all labels of a source as a table for training; None if its images aren't files.
 
-    Paths are absolute, so the table can be moved.
+    Paths are absolute, so the table can be moved. Where a class could be taken for another column,
+    there is a list of the classes beside it, for `data.classes`.
     """
-    rows: list[list[Any]] = [["path", *splits.train.classes, "split"]]
+    classes = splits.train.classes
+    rows: list[list[Any]] = [[*label_header(classes), free_name(SPLIT_NAMES, classes)]]
     for split in splits:
         for record in split:
             if not isinstance(record.image, Path):
                 return None
             cells = ["" if label < 0 else int(label) for label in record.labels]
             rows.append([record.image.resolve(), *cells, split.name])
+    listed = class_list_of(path)
+    listed.unlink(missing_ok=True)
+    if not all(map(is_told_apart, classes)):
+        write_atomically(listed, text_writer("".join(f"{name}\n" for name in classes)))
     return write_csv(path, rows)
+
+
+def label_header(classes: Sequence[str]) -> list[str]:
+    """Return the header of a table with a column of photos, and one for each class."""
+    return [free_name(PHOTO_NAMES, classes), *classes]
+
+
+def free_name(names: Sequence[str], classes: Collection[str]) -> str:
+    """Return the first of some names for a column that no class has."""
+    return next(name for name in names if name not in classes)
+
+
+def class_list_of(table: Path) -> Path:
+    """Return where the list of a table's classes is, if it needs one."""
+    return table.with_suffix(".classes.txt")
 
 
 def write_duplicates(folder: Path, classes: Sequence[str], groups: Groups) -> list[Path]:

@@ -110,7 +110,7 @@ class _Choice:
 
     def _write_files(self, paths: Sequence[Path], probs: Floats, thresholds: Floats) -> None:
         """Write what shows the photos first, and the table, which says that all is there, last."""
-        from mltr.diagnosis.corrections import write_csv
+        from mltr.diagnosis.corrections import label_header, write_csv
         from mltr.files.writing import text_writer, write_atomically, write_json
         from mltr.gallery import write_page
         from mltr.predict.label_studio import labelling_setup, make_task
@@ -142,7 +142,7 @@ class _Choice:
             [path, *(int(name in dict(labels)) for name in classes)]
             for _, (path, labels) in numbered
         ]
-        write_csv(out, [["path", *classes], *rows])
+        write_csv(out, [label_header(classes), *rows])
         beside = [out.with_suffix(suffix).name for suffix in (SHEET, TASKS, SETUP)]
         tell(f"{counted(len(rows), 'photo')} to label: {out}; beside it {', '.join(beside)}")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mltr.data.readers.labelled import LabelledPhoto, PhotoIndex, to_splits
 from mltr.data.records import Split
+from mltr.data.tables.columns import IS_REMARK
 from mltr.data.tables.sheet import read_sheet
 from mltr.data.understood import Understood
 from mltr.errors import MltrError
@@ -125,11 +126,12 @@ def _names(found: Any) -> set[str]:
 def _row(row: dict[str, Any]) -> tuple[str, set[str] | None]:
     """Return the photo and the labels in a row of JSON-MIN, or of a table.
 
-    What a task came with is in front of its id, the answers follow.
+    What a task came with is in front of its id, the answers follow; a comment is no label.
     """
     keys = list(row)
     answers = keys[keys.index("id") + 1 :] if "id" in keys else keys
-    found = {name for key in answers if key not in ABOUT for name in _names(row[key])}
+    told = [key for key in answers if key not in ABOUT and not IS_REMARK.fullmatch(key)]
+    found = {name for key in told for name in _names(row[key])}
     return _reference(row), found if row.get("annotation_id") or found else None
 
 

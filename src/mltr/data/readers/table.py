@@ -154,7 +154,8 @@ def _read_answers(
                 "empty"
             )
     label_of = _labels_of_answers(sheet.path, {a for own in answers for a in own if a}, config)
-    called = unify(Counter(c.name for c in columns), config.merge_case, str(sheet.path))
+    times = Counter(column.name for column in columns)
+    called = unify(times, config.merge_case, str(sheet.path), classes or ())
     listed = tuple(classes or dict.fromkeys(called.values()))
     if not classes and len(listed) < len(columns) and not config.merge_case:
         raise MltrError(f"{sheet.path}: two columns in the header have the same name")

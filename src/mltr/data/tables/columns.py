@@ -105,6 +105,12 @@ def _listed(columns: Collection[Column]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
+def is_told_apart(name: str) -> bool:
+    """Whether a column of 1 and 0 of that name is that of a class, whatever else is in a table."""
+    others = (IS_REMARK, IS_MEASURE, IS_SPLIT, IS_LABELS)
+    return not any(pattern.fullmatch(name.strip()) for pattern in others)
+
+
 # -- photos ------------------------------------------------------------------------------------
 
 

@@ -211,7 +211,7 @@ def _to_labelled(
         for value, number in zip(own, column.times, strict=True):
             for name in value or ():
                 times[name] += int(number)
-    called = unify(times, config.merge_case, str(sheet.path))
+    called = unify(times, config.merge_case, str(sheet.path), classes or ())
     details: tuple[str, ...] = ()
     if separator:
         word = _word_for(separator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from mltr.data.records import normal
 from mltr.data.tables.cells import to_whole
@@ -18,11 +18,14 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(every)
 
 
-def unify(times: Mapping[str, int], merge_case: bool | None, where: str) -> dict[str, str]:
+def unify(
+    times: Mapping[str, int], merge_case: bool | None, where: str, known: Collection[str] = ()
+) -> dict[str, str]:
     """Return what each name is called, from how often each occurs.
 
     Names that differ in capitals are one class if `merge_case`, which is then called as most often;
-    they are several if it is False. Raises `UsageError` for such names if it is None.
+    they are several if it is False. Raises `UsageError` for such names if it is None, unless all
+    are `known` to be classes.
 
     >>> unify({"Sea": 1, "sea": 5, "sky": 2}, True, "labels.csv")
     {'Sea': 'sea', 'sea': 'sea', 'sky': 'sky'}
@@ -32,7 +35,7 @@ def unify(times: Mapping[str, int], merge_case: bool | None, where: str) -> dict
         spellings[normal(name).casefold()][normal(name)] += number
     called = {name: normal(name) for name in times}
     doubtful = [own for own in spellings.values() if len(own) > 1]
-    if merge_case is None and doubtful:
+    if merge_case is None and doubtful and not set(called.values()) <= set(known):
         examples = "; ".join(" and ".join(map(repr, sorted(own))) for own in doubtful[:3])
         raise UsageError(
             f"{where}: names that differ only in capitals: {examples}; set data.merge_case true if "
