@@ -239,7 +239,10 @@ def _find_format(config: DataConfig) -> str:
     labels = root / config.labels
     is_file = bool(config.labels) and root.is_dir() and labels.is_file()
     if config.labels and root.is_dir() and not is_file and not is_saved_dataset(root):
-        raise MltrError(f"data.labels {config.labels}: no such file in {root}, nor here")
+        raise MltrError(
+            f"data.labels {config.labels}: no such file in {root}, nor here; --data.labels= finds "
+            "the labels by itself"
+        )
     return detect_format(labels if is_file else root, _globs(config.ignore))
 
 

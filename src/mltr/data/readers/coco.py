@@ -103,8 +103,8 @@ def _to_split(
         labels[list(own)] = 1
         name = image["file_name"]
         found = tuple(boxes[image["id"]]) if has_boxes else None
-        record = Record(locate(name), name, labels, found)
-        known = records.setdefault(locate(name), record)
+        record = Record(place := locate(name), name, labels, found)
+        known = records.setdefault(place, record)
         if known is record:
             continue
         if not np.array_equal(known.labels, labels):

@@ -117,7 +117,7 @@ def _answers_in(cells: list[Any]) -> list[Any]:
     if not is_hot or len(found) < len({*texts}):
         return cells
     return [
-        tuple(map(int, found[value])) if isinstance(value, str) and value else value or None
+        tuple(map(int, found[value])) if isinstance(value, str) and value else value
         for value in cells
     ]
 
