@@ -207,6 +207,8 @@ def open_unlabelled(config: DataConfig, splits: Splits) -> Split:
 def _check_options(config: DataConfig, form: str) -> None:
     """Raise `UsageError` for an option that would have no effect on a source of this format."""
     given = {name for name in OPTIONS if getattr(config, name) != getattr(DataConfig(), name)}
+    if config.unlabelled_root:
+        given.discard("ignore")
     unused = [name for name in OPTIONS if name in given and form not in OPTIONS[name]]
     if unused and form != "shards":  # which may be of a source that they had an effect on
         options = " and ".join(f"data.{name}" for name in unused)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltr.errors import UsageError
-from mltr.weights.metadata import RECIPE_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -89,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resize a bundle and write it to another folder."""
     from mltr.weights.bundle import load_bundle, refuse_overwriting, save_bundle
+    from mltr.weights.metadata import RECIPE_FILE
 
     if args.image_size is None and args.window_size is None:
         raise UsageError("nothing to do: give --image-size, --window-size, or both")
