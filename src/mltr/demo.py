@@ -93,8 +93,7 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     from mltr.data.sources import open_splits
     from mltr.evaluation.predictions import load_predictions, make_tiles
     from mltr.gallery import contact_sheet, write_page, write_picture
-    from mltr.runs.folder import PREDICTIONS_FILE
-    from mltr.weights.metadata import RECIPE_FILE
+    from mltr.weights.metadata import PREDICTIONS_FILE, RECIPE_FILE
 
     test = open_splits(load_recipe(run / RECIPE_FILE).data).test
     saved = load_predictions(run / PREDICTIONS_FILE)

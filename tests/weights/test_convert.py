@@ -383,8 +383,10 @@ def test_a_bundle_is_not_overwritten_unasked(
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
     (tmp_path / "out" / "config.yaml").write_text("model: {name: cat_s}")  # as of a resized run
+    (tmp_path / "out" / "model.onnx").write_bytes(b"of a tagger")
     assert main([*arguments, "--overwrite"]) == 0
     assert not (tmp_path / "out" / "config.yaml").exists()
+    assert not (tmp_path / "out" / "model.onnx").exists()
     (tmp_path / "out" / "metrics.json").write_text("{}")
     assert main([*arguments, "--overwrite"]) == 2
     assert "holds a training run" in capsys.readouterr().err

@@ -61,12 +61,9 @@ def detect_format(root: str | Path, ignore: Sequence[str] = ()) -> str:
         return "coco"
     if find_tables(root) or find_part_tables(root):
         return "table"
-    found = _detect_by_photos(root, ignore)
-    if found == "class_folders" and len(_class_folders(root, ignore)) == 1:
-        _refuse_unread(root, (*SPREADSHEETS, ".json", ".xml"))  # rather than a single class
-    if found:
+    if found := _detect_by_photos(root, ignore):
         return found
-    _refuse_unread(root, SPREADSHEETS)
+    _refuse_unread(root)
     raise UsageError(
         f"{root}: unknown format. Looked for annotations/instances_*.json (COCO), VOC2007 or "
         "VOC2012, Concepts81.txt (NUS-WIDE), an export of Label Studio, a .csv or .parquet table, "
@@ -91,12 +88,12 @@ def _detect_file(path: Path) -> str:
     )
 
 
-def _refuse_unread(root: Path, suffixes: Sequence[str]) -> None:
-    """Raise `UsageError` for a file in a folder that probably holds the labels."""
+def _refuse_unread(root: Path, others: Sequence[str] = ()) -> None:
+    """Raise `UsageError` for a spreadsheet in a folder, or a file with another of some suffixes."""
     for path in sorted(root.iterdir()):
         if path.suffix.lower() in SPREADSHEETS:
             raise UsageError(f"{path}: save it as CSV, which any spreadsheet program can")
-        if path.suffix.lower() in suffixes:
+        if path.suffix.lower() in others:
             raise UsageError(
                 f"{path}: in no known format: export the labels as COCO or CSV; or, if the names "
                 "of the folders are the labels, set data.format class_folders"
@@ -112,6 +109,8 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
     if beside == "sidecars" and all(_beside_photos(folder, ignore) for folder in folders):
         return "sidecars"
     if not have_keywords(map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))):
+        if len(folders) == 1:  # a single class is less likely than labels in such a file
+            _refuse_unread(root, (".json", ".xml"))
         return "class_folders" if folders else ""
     if folders:
         raise UsageError(

@@ -206,11 +206,14 @@ def open_unlabelled(config: DataConfig, splits: Splits) -> Split:
 
 def _check_options(config: DataConfig, form: str) -> None:
     """Raise `UsageError` for an option that would have no effect on a source of this format."""
-    given = {name for name in OPTIONS if getattr(config, name) != getattr(DataConfig(), name)}
+    if form == "shards":  # which may be of a source that they had an effect on
+        return
+    plain = DataConfig()
+    given = [name for name in OPTIONS if getattr(config, name) != getattr(plain, name)]
+    unused = [name for name in given if form not in OPTIONS[name]]
     if config.unlabelled_root:
-        given.discard("ignore")
-    unused = [name for name in OPTIONS if name in given and form not in OPTIONS[name]]
-    if unused and form != "shards":  # which may be of a source that they had an effect on
+        unused = [name for name in unused if name != "ignore"]
+    if unused:
         options = " and ".join(f"data.{name}" for name in unused)
         raise UsageError(
             f"{config.root}: {options} can't be used with {form.replace('_', ' ')}: leave "
@@ -238,14 +241,14 @@ def _find_format(config: DataConfig) -> str:
         )
     if config.format != "auto":
         return config.format
-    labels = root / config.labels
-    is_file = bool(config.labels) and root.is_dir() and labels.is_file()
-    if config.labels and root.is_dir() and not is_file and not is_saved_dataset(root):
-        raise MltrError(
-            f"data.labels {config.labels}: no such file in {root}, nor here; --data.labels= finds "
-            "the labels by itself"
-        )
-    return detect_format(labels if is_file else root, _globs(config.ignore))
+    if config.labels and root.is_dir() and not is_saved_dataset(root):
+        root /= config.labels
+        if not root.is_file():
+            raise MltrError(
+                f"data.labels {config.labels}: no such file in {config.root}, nor here; "
+                "--data.labels= finds the labels by itself"
+            )
+    return detect_format(root, _globs(config.ignore))
 
 
 def parse_source(source: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
 from mltr.evaluation.predictions import Predictions, as_predicted
 from mltr.gallery import Tile, render
-from mltr.runs.folder import PREDICTIONS_FILE
+from mltr.weights.metadata import PREDICTIONS_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

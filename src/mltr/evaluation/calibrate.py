@@ -139,7 +139,7 @@ def _without_calibration(folder: str | Path) -> dict[str, Any]:
 def _test_predictions(opened: OpenRun | OpenTagger, overrides: Sequence[str]) -> Predictions:
     """Return uncalibrated test scores: the saved ones, unless overrides change the images."""
     from mltr.evaluation.open_run import saved_scores
-    from mltr.runs.folder import PREDICTIONS_FILE
+    from mltr.weights.metadata import PREDICTIONS_FILE
 
     if (opened.path / PREDICTIONS_FILE).is_file() and not overrides:
         return saved_scores(opened.path)

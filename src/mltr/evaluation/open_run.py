@@ -18,9 +18,15 @@ from mltr.errors import MltrError, counted
 from mltr.evaluation.open_tagger import OpenTagger, open_tagger
 from mltr.evaluation.predictions import Predictions, as_predicted, load_predictions, predict_split
 from mltr.predict.predictor import as_predictor
-from mltr.runs.folder import PREDICTIONS_FILE, RunFolder, names_in_json, with_absolute_paths
+from mltr.runs.folder import RunFolder, names_in_json, with_absolute_paths
 from mltr.weights.bundle import Bundle, load_bundle, read_config
-from mltr.weights.metadata import CONFIG_FILE, RECIPE_FILE, SOFTMAX, read_calibration
+from mltr.weights.metadata import (
+    CONFIG_FILE,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    SOFTMAX,
+    read_calibration,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,8 @@ from mltr.config.schema import Config
 from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import scores_of
 from mltr.files.download import HUB_PREFIX
-from mltr.runs.folder import PREDICTIONS_FILE
 from mltr.weights.bundle import Bundle
-from mltr.weights.metadata import RECIPE_FILE
+from mltr.weights.metadata import PREDICTIONS_FILE, RECIPE_FILE
 
 MANY_CLASSES = 200  #: maximum number of classes that the card lists
 PAPER = "[MlTr: Multi-label Classification with Transformer](https://arxiv.org/abs/2106.06195)"

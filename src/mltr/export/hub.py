@@ -17,10 +17,9 @@ from mltr.export.card import write_card
 from mltr.files.download import first_line
 from mltr.files.writing import write_json
 from mltr.weights.bundle import Bundle, load_bundle
-from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
+from mltr.weights.metadata import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
-METRICS_FILE = "metrics.json"
 
 
 def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | None = None) -> None:

@@ -23,7 +23,14 @@ from mltr.data.sources import is_named_by_columns, located
 from mltr.errors import MltrError, UsageError, counted
 from mltr.files.download import HUB_PREFIX
 from mltr.files.writing import text_writer, to_json, write_atomically, write_json
-from mltr.weights.metadata import CONFIG_FILE, RECIPE_FILE, WEIGHTS_FILE
+from mltr.weights.metadata import (
+    CONFIG_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    WEIGHTS_FILE,
+)
 
 #: Recipe fields that may change on resuming: where images are and how fast they load.
 FREE_FIELDS = frozenset(
@@ -40,7 +47,6 @@ FREE_FIELDS = frozenset(
         "train.tracker",
     }
 )
-PREDICTIONS_FILE = "predictions.npz"
 STATES = "epoch-*"  #: glob of the states that a run can resume from
 BEST = "best-*"  #: glob of the best weights
 UNFINISHED = ".tmp-"  #: prefix of a state that is being written
@@ -77,12 +83,12 @@ class RunFolder:
     @property
     def log(self) -> Path:
         """The log: one line of JSON per epoch."""
-        return self.path / "log.jsonl"
+        return self.path / LOG_FILE
 
     @property
     def metrics(self) -> Path:
         """The test figures. They are written last and so mark a finished run."""
-        return self.path / "metrics.json"
+        return self.path / METRICS_FILE
 
     @property
     def predictions(self) -> Path:

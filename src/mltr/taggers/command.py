@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from mltr.predict.thresholds import parse_thresholds
     from mltr.taggers.convert import convert_onnx, convert_timm, locate
     from mltr.weights.bundle import refuse_overwriting
-    from mltr.weights.metadata import ONNX_FILE, RECIPE_FILE
+    from mltr.weights.metadata import ONNX_FILE
 
     out = Path(args.out)
     refuse_overwriting(out, args.overwrite)
@@ -101,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
         tagger = convert_onnx(source, args)
     tagger.set_thresholds(thresholds)
     tagger.write(out, f"tagger: {args.source}")
-    (out / RECIPE_FILE).unlink(missing_ok=True)  # of a bundle that was there
     for line in tagger.report():
         print(line)
     return 0

@@ -132,6 +132,8 @@ class OnnxTagger(Tagger):
 
     def write(self, out: Path, source: str) -> None:
         """Write the graph and the config beside it."""
+        from mltr.weights.bundle import drop_others
+
         thresholds = self.thresholds
         config = {
             "format_version": FORMAT_VERSION,
@@ -155,7 +157,7 @@ class OnnxTagger(Tagger):
                 out / CONFIG_FILE: text_writer(text),
             }
         )
-        (out / WEIGHTS_FILE).unlink(missing_ok=True)  # of a bundle that this one replaces
+        drop_others(out, ONNX_FILE)
 
     def report(self) -> list[str]:
         """Say also in which order the colours go in."""
@@ -251,7 +253,7 @@ class TimmTagger(Tagger):
 
     def write(self, out: Path, source: str) -> None:
         """Write the weights and the config."""
-        from mltr.weights.bundle import save_bundle
+        from mltr.weights.bundle import drop_others, save_bundle
 
         assert self.model is not None
         save_bundle(
@@ -266,7 +268,7 @@ class TimmTagger(Tagger):
             categories=self.tags.categories,
             extra={"converted_from": source},
         )
-        (out / ONNX_FILE).unlink(missing_ok=True)  # of a bundle that this one replaces
+        drop_others(out, WEIGHTS_FILE)
 
 
 def convert_timm(folder: Path, labels: str | None, activation: str | None) -> TimmTagger:

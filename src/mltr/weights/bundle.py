@@ -30,7 +30,10 @@ from mltr.network.model import create_model
 from mltr.weights.metadata import (
     CONFIG_FILE,
     FORMAT_VERSION,
+    LOG_FILE,
+    METRICS_FILE,
     ONNX_FILE,
+    PREDICTIONS_FILE,
     RECIPE_FILE,
     WEIGHTS_FILE,
     Calibration,
@@ -42,7 +45,6 @@ from mltr.weights.metadata import (
     read_config_file,
 )
 
-OF_RUNS = ("log.jsonl", "metrics.json", "predictions.npz")  #: what only training writes
 # Arguments by which a timm backbone would fetch weights; a bundle brings its own.
 WEIGHT_SOURCES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
@@ -104,13 +106,20 @@ def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
 
     Those of a training run never are: its figures and predictions would pass for the new ones'.
     """
-    if any((Path(folder) / name).exists() for name in OF_RUNS):
+    of_runs = (LOG_FILE, METRICS_FILE, PREDICTIONS_FILE)
+    if any((Path(folder) / name).exists() for name in of_runs):
         raise UsageError(f"{folder} holds a training run: choose another --out")
     held = [name for name in (WEIGHTS_FILE, ONNX_FILE) if (Path(folder) / name).exists()]
     if held and not overwrite:
         raise UsageError(
             f"{folder} already holds {held[0]}: choose another --out, or use --overwrite"
         )
+
+
+def drop_others(folder: str | Path, weights: str) -> None:
+    """Delete what the bundle that was in `folder` before had beside the file called `weights`."""
+    for name in {WEIGHTS_FILE, ONNX_FILE, RECIPE_FILE} - {weights}:
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def save_bundle(
@@ -192,9 +201,13 @@ def _crc32(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
-    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
+    if bad := not_finite(tensors):
         raise MltrError(f"{subject} contain NaN or infinity in {_first_few(bad)}")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors with NaN or infinity."""
+    return [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
 
 
 def _first_few(names: Sequence[str]) -> str:

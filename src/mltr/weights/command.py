@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from mltr.errors import MltrError
 
@@ -29,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     from mltr.data.preprocess import IMAGENET, Preprocess
     from mltr.network.model import default_image_size
     from mltr.network.variants import get_variant
-    from mltr.weights.bundle import refuse_overwriting, save_bundle
+    from mltr.weights.bundle import drop_others, refuse_overwriting, save_bundle
     from mltr.weights.convert import convert, imagenet_classes, read_source
-    from mltr.weights.metadata import RECIPE_FILE
+    from mltr.weights.metadata import WEIGHTS_FILE
 
     if args.variant is not None:
         get_variant(args.variant)  # a misspelt name is told before anything is read
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         preprocess=Preprocess(image_size, *IMAGENET),
         extra={"converted_from": f"{args.family}: {args.source}", "taken": report.taken},
     )
-    (Path(args.out) / RECIPE_FILE).unlink(missing_ok=True)  # of a bundle that was there
+    drop_others(args.out, WEIGHTS_FILE)
     print(report)
     print(f"{args.out}: {name}; train from it: mltr train RECIPE --model.init {args.out}")
     return 0

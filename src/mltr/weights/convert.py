@@ -210,11 +210,9 @@ def load_timm(model: nn.Module, weights: TimmWeights, classes: Sequence[str] = (
         report.source += ", entries matched by their order and shapes, as no name is timm's"
     own = backbone.state_dict()
     fitting = {n: t for n, t in tensors.items() if n in own and t.shape == own[n].shape}
-    is_own_classifier = bool(classes) and model is backbone
-    if is_own_classifier and set(weights.labels) == set(classes):
-        fitting = _relabelled(model, fitting, weights.labels, classes)
-    elif is_own_classifier:
-        fitting = {n: t for n, t in fitting.items() if n not in class_axes(model)}
+    if classes and model is backbone:  # under another head, its own classifier is left out
+        told = weights.labels if set(weights.labels) == set(classes) else ()
+        fitting = _relabelled(model, fitting, told, classes)
     backbone.load_state_dict(fitting, strict=False)
     report.taken = {name: name for name in fitting}
     report.fresh = [name for name in own if name not in fitting]
@@ -408,10 +406,10 @@ def initialise(
     """Fill a network as `model.init` of a recipe says.
 
     `name` is the network's, as in `create_model`, `classes` are its labels, and `image_size` is the
-    side of its images (0: that of the weights). `init` is
-    `pretrained`, a file or folder of a timm network, a bundle's folder, ``hf-hub:OWNER/NAME``,
-    ``cat:FILE``, ``swin:FILE``, or ``swin:NAME`` of a network whose weights timm downloads. Raises
-    `MltrError` if they can't be had or nothing fits.
+    side of its images (0: that of the weights). `init` is `pretrained`, a file or folder of a timm
+    network, a bundle's folder, ``hf-hub:OWNER/NAME``, ``cat:FILE``, ``swin:FILE``, or ``swin:NAME``
+    of a network whose weights timm downloads. Raises `MltrError` if they can't be had or nothing
+    fits.
     """
     family, _, source = init.partition(":")
     with blaming(init):
@@ -421,12 +419,13 @@ def initialise(
         if weights is not None:
             return load_timm(model, weights, classes)
         bundle = load_bundle(init)
-        theirs = bundle.config["model"]["name"]
-        if (TIMM in theirs or TIMM in name) and theirs.split(".")[0] != name.split(".")[0]:
+        theirs, is_timm = bundle.config["model"]["name"], name.startswith(TIMM)
+        is_other = theirs.split(".")[0] != name.split(".")[0]
+        if is_other and (is_timm or theirs.startswith(TIMM)):
             raise UsageError(
                 f"these are weights of {theirs}, not of {name}: use --model.name {theirs}"
             )
-        if TIMM in name and image_size not in (0, bundle.preprocess.image_size):
+        if is_timm and image_size not in (0, bundle.preprocess.image_size):
             bundle = resize_bundle(bundle, image_size)
         labels = (tuple(bundle.classes), tuple(classes))
         return load_mltr(model, bundle.model.state_dict(), init, labels)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mltr.errors import MltrError
 from mltr.network.variants import VARIANTS
+from mltr.weights.bundle import not_finite
 
 Tensors = Mapping[str, Tensor]
 #: What holds the tensors in a checkpoint; averaged ones (EMA) count before others, as in timm.
@@ -28,8 +29,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors or PyTorch file by name; no code in it is executed.
 
     The usual wrappers are removed: an entry such as `model` or `state_dict_ema`, names with
-    `module.`.
-    Raises `MltrError` for a file that is missing, damaged, or holds code or no tensors.
+    `module.`. Raises `MltrError` for a file that is missing, damaged, or holds code or no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -206,18 +206,13 @@ def _check_shapes(tensors: Tensors, layout: Layout) -> None:
     unknown = [name for name in tensors if name not in expected]
     groups = (("missing", missing), ("wrong shape", misshapen), ("unknown", unknown))
     complaints = [f"{what}: {first_few(names)}" for what, names in groups if names]
-    not_finite = [name for name in expected if name in tensors and not _is_finite(tensors[name])]
-    if not_finite:
-        complaints.append(f"NaN or infinity in {first_few(not_finite)}")
+    if damaged := not_finite({name: tensors[name] for name in expected if name in tensors}):
+        complaints.append(f"NaN or infinity in {first_few(damaged)}")
     if complaints:
         raise MltrError(
             f"the file looks like {layout}, but its entries don't fit that: "
             f"{'; '.join(complaints)}; {layout.fitting()} if it were whole"
         )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
 
 
 def tidy(tensors: Tensors) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"  #: in place of weights, in a bundle of `mltr convert tagger`
 CONFIG_FILE = "config.json"
 RECIPE_FILE = "config.yaml"  #: of a training run, or a resized one
+#: What only a training run has.
+LOG_FILE, METRICS_FILE, PREDICTIONS_FILE = "log.jsonl", "metrics.json", "predictions.npz"
 FORMAT_VERSION = 1
 LARGEST_CONFIG = 2**27  #: bytes; a million names need less
 LARGEST_OPTION = 65536  #: of a network: a width, a side, a number of blocks

@@ -23,7 +23,7 @@ from mltr.config.schema import PRETRAINED, START, ModelConfig
 from mltr.data.preprocess import IMAGENET
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.files.download import HUB_PREFIX, fetch, reason_of
-from mltr.weights.bundle import WEIGHT_SOURCES, read_config
+from mltr.weights.bundle import WEIGHT_SOURCES, not_finite, read_config
 from mltr.weights.foreign import IGNORED, Tensors, first_few, read_checkpoint
 from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
 
@@ -313,19 +313,19 @@ def read_fitting(backbone: nn.Module, weights: TimmWeights) -> tuple[dict[str, T
     classifier = classifier_of(backbone)
     complaints = _misfits(adapted, own, classifier)
     if complaints:  # the network may have been built otherwise than the one of the weights
-        expected = {name: own.get(name, shape) for name, shape in weights.expected().items()}
+        theirs = weights.expected()
+        expected = {name: own.get(name, shape) for name, shape in theirs.items()}
         complaints = _misfits(adapted, expected, classifier)
-    if complaints and not _misfits(adapted, weights.expected(), classifier):
-        raise UsageError(
-            f"{TIMM}{weights.architecture} takes images of the size of these weights alone: leave "
-            f"out model.image_size ({complaints[0]})"
-        )
+        if complaints and not _misfits(adapted, theirs, classifier):
+            raise UsageError(
+                f"{TIMM}{weights.architecture} takes images of the size of these weights alone: "
+                f"leave out model.image_size ({complaints[0]})"
+            )
     if complaints:
         raise MltrError(
             f"these are not weights of {TIMM}{weights.architecture}: {'; '.join(complaints)}"
         )
-    damaged = [name for name, t in adapted.items() if not bool(torch.isfinite(t).all())]
-    if damaged:
+    if damaged := not_finite(adapted):
         raise MltrError(f"NaN or infinity in {first_few(damaged)}")
     return adapted, by_order
 

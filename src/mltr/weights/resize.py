@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Resize a bundle and write it to another folder."""
-    from mltr.weights.bundle import load_bundle, refuse_overwriting, save_bundle
-    from mltr.weights.metadata import RECIPE_FILE
+    from mltr.weights.bundle import drop_others, load_bundle, refuse_overwriting, save_bundle
+    from mltr.weights.metadata import RECIPE_FILE, WEIGHTS_FILE
 
     if args.image_size is None and args.window_size is None:
         raise UsageError("nothing to do: give --image-size, --window-size, or both")
@@ -116,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
             "image_size_before": before,
         },
     )
+    drop_others(args.out, WEIGHTS_FILE)
     _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
@@ -131,7 +132,6 @@ def _write_recipe(source: Path, target: Path, resized: Bundle) -> None:
     from mltr.files.writing import text_writer, write_atomically
 
     if not source.is_file():
-        target.unlink(missing_ok=True)  # of a bundle that was there
         return
     config = load_recipe(source)
     config.model.image_size = resized.preprocess.image_size
