@@ -16,7 +16,7 @@ from PIL import Image
 
 from mltr.config.schema import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader, open_image
-from mltr.data.loading import Batch, suitable_workers
+from mltr.data.loading import Batch, Key, suitable_workers
 from mltr.errors import MltrError
 from mltr.files.cache import Cache
 from mltr.predict.predictor import Predictor
@@ -134,13 +134,15 @@ def test_an_epoch_is_settled_when_it_is_asked_for(split: Split) -> None:
 
 
 def test_image_size_may_grow(split: Split) -> None:
-    dataset = ImageDataset(split, Preprocess(32), VARIED, sizes=[16, 24, 32])
-    sides = [dataset[epoch, 0, 0].image.shape[-1] for epoch in (0, 1, 2, 9)]
-    assert sides == [16, 24, 32, 32]
-    assert dataset[0].image.shape == (3, 16, 16)
-    evaluation = ImageDataset(split, Preprocess(32), sizes=[16, 24, 32])
+    dataset = ImageDataset(split, Preprocess(32), VARIED)
     split[1].image.write_bytes(b"broken")
-    assert {evaluation[i].image.shape for i in (0, 1)} == {(3, 32, 32)}
+    loader = make_loader(dataset, 4, shuffle=True)
+    growing = loader.epoch(0, 1, lambda number: 8 + 8 * number)
+    assert [batch.images.shape[-1] for batch in growing] == [16, 24]
+    assert [batch.images.shape[-1] for batch in loader.epoch(1)] == [32, 32, 32]
+    assert dataset[Key(0, 0, side=16)].image.shape == (3, 16, 16)
+    evaluation = ImageDataset(split, Preprocess(32))
+    assert {evaluation[Key(0, i, side=16)].image.shape for i in (0, 1)} == {(3, 32, 32)}
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.4])

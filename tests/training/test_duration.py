@@ -32,7 +32,8 @@ class Machine:
 
     def __init__(self, step_s: Callable[[float], float], image_s: float = 0.05) -> None:
         self.now, self.step_s, self.image_s = 1000.0, step_s, image_s
-        self.began, self.steps = self.now, 0
+        self.began, self.sides = self.now, list[int]()  # one of each step
+        self.power = 2.0  # of an image's side that a step's time goes with
 
     @property
     def spent(self) -> float:
@@ -46,10 +47,11 @@ class Machine:
                 machine.now += 5
                 return super().load_training()
 
-            def losses(self, *args: Any) -> Any:
-                machine.steps += 1
-                machine.now += machine.step_s(machine.spent)
-                return super().losses(*args)
+            def losses(self, forward: Any, images: torch.Tensor, *args: Any) -> Any:
+                machine.sides.append(images.shape[-1])
+                share = (images.shape[-1] / self.run.preprocess.image_size) ** machine.power
+                machine.now += machine.step_s(machine.spent) * share
+                return super().losses(forward, images, *args)
 
             def predict(self, model: Any, split: Any, cached: bool = True) -> Any:
                 machine.now += machine.image_s * len(split)
@@ -89,10 +91,28 @@ def test_the_whole_run_takes_its_minutes(
     rates = [row["lr"] for row in rows(tmp_path / "run")]
     falling = rates[rates.index(max(rates)) :]
     assert falling == sorted(falling, reverse=True)
-    assert rates[-1] < 0.05 * 1e-3 or machine.steps < 20
+    assert rates[-1] < 0.05 * 1e-3 or len(machine.sides) < 20
     assert "val_map" in rows(tmp_path / "run")[-1]
     validations = sum("val_map" in row for row in rows(tmp_path / "run"))
     assert 2 * 8 * image_s * (validations - 2) < 0.12 * machine.spent  # raw and averaged weights
+
+
+@pytest.mark.parametrize("power", [2.0, 1.0])  # small images cost less, or not that much less
+def test_images_grow_with_the_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, power: float
+) -> None:
+    machine = Machine(lambda spent: 1.0)
+    machine.power = power
+    machine.train(
+        monkeypatch, tmp_path / "run", "--model.image_size=64", "--train.min_size=32",
+        "--augment.mixup=0", "--augment.cutmix=0",
+    )  # fmt: skip
+    assert machine.spent == pytest.approx(60 * MINUTES, abs=0.05 * 60 * MINUTES + 1)
+    sides = machine.sides
+    assert (sides[0], sides[-1], sides) == (32, 64, sorted(sides))
+    whole = sides.count(64) / len(sides)  # a quarter, and what is rounded up to 64
+    assert 0.3 < whole < 0.6
+    assert rows(tmp_path / "run")[-1]["lr"] < 0.1 * 1e-3
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -132,10 +152,9 @@ def test_by_the_real_clock(tmp_path: Path) -> None:
     assert np.isfinite(json.loads((tmp_path / "run" / "metrics.json").read_text())["map"])
 
 
-@pytest.mark.parametrize("option", ["--train.stop_epoch=1", "--train.min_size=16"])
-def test_what_minutes_cant_be_combined_with(tmp_path: Path, capsys, option: str) -> None:
-    assert train(tmp_path / "run", "--train.minutes=1", option) == 2
-    assert "train.minutes and train." in capsys.readouterr().err
+def test_minutes_cant_be_combined_with_an_epoch_to_stop_at(tmp_path: Path, capsys) -> None:
+    assert train(tmp_path / "run", "--train.minutes=1", "--train.stop_epoch=1") == 2
+    assert "train.minutes and train.stop_epoch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(20, 100), (1600, 15), (14_400, 5), (10**6, 3)])

@@ -31,7 +31,7 @@ class Points:
     def __len__(self) -> int:
         return 2
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, side: Any = None) -> Iterator[Batch]:
         for number in range(start_batch, 2):
             x = torch.arange(1.0, 5.0)[:, None] + number
             yield Batch(x, SLOPE * x, torch.arange(4), [], torch.zeros(4, dtype=torch.bool))

@@ -233,7 +233,8 @@ class TrainConfig:
     grad_checkpointing: bool = False  #: recompute activations: less memory, more time
     patience: Whole = 0  #: stop after this many epochs without a better validation map (0: off)
     eval_every: Count = 1  #: epochs between validations; the last epoch is always validated
-    min_size: Whole = 0  #: image side in the first epoch, which grows to full size (0: constant)
+    #: image side at first, which grows until three quarters of the run are over (0: constant)
+    min_size: Whole = 0
     #: what doesn't learn: nothing, the backbone, or the first N stages
     freeze: Literal["none", "backbone"] | int = "none"
     views: Count = 1  #: of each photo, for a frozen backbone (2: also mirrored; 3 or more: crops)
@@ -260,9 +261,8 @@ class TrainConfig:
             raise UsageError("train.sharding fsdp needs train.precision fp32 or bf16")
         if isinstance(self.freeze, int) and self.freeze < 1:
             raise UsageError("train.freeze: none, backbone, or a number of stages from 1 on")
-        for key in ("stop_epoch", "min_size"):
-            if self.minutes and getattr(self, key):
-                raise UsageError(f"train.minutes and train.{key} can't be combined: set one to 0")
+        if self.minutes and self.stop_epoch:
+            raise UsageError("train.minutes and train.stop_epoch can't be combined: set one to 0")
         if self.freeze != "none" and self.sharding != "none":
             raise UsageError("train.freeze needs train.sharding none: little is left to shard")
         if self.freeze != "backbone" and self.views != 1:

@@ -11,11 +11,11 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -36,10 +36,19 @@ from mltr.machine.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
-Key = tuple[int, int, int]  #: (epoch, index, copy); copies of an image are varied differently
+SideOf = Callable[[int], int]  #: number of a batch in its epoch to its images' side in pixels
 SHARED_MEMORY = "/dev/shm"  #: where Linux keeps what processes share; 64 MB in containers
 SEMAPHORES = 1 << 15  #: bytes of shared memory for those of a worker, at most
 MOST_WORKERS = 8  #: that are started unless a number is asked for
+
+
+class Key(NamedTuple):
+    """A sample of training; copies of an image are varied differently."""
+
+    epoch: int
+    place: int  #: in the split
+    copy: int = 0
+    side: int = 0  #: of the image in pixels; 0: that of the preprocessing
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,8 @@ class Parcel:
 class ImageDataset(Dataset[Sample]):
     """The images of a split, preprocessed, and augmented if `augment` is given.
 
-    `sizes` gives the image side of each epoch of training (the last value is kept after that);
-    without it, and in evaluation, the side is that of the preprocessing. `cache` is a folder for
-    squashed images, which are created once and memory-mapped; it needs `preprocess.base_size` and
-    changes no pixel.
+    `cache` is a folder for squashed images, which are created once and memory-mapped; it needs
+    `preprocess.base_size` and changes no pixel.
     """
 
     def __init__(
@@ -111,40 +118,39 @@ class ImageDataset(Dataset[Sample]):
         preprocess: Preprocess,
         augment: AugmentConfig | None = None,
         seed: int = 0,
-        sizes: Sequence[int] = (),
         cache: Cache | None = None,
     ) -> None:
         self.split = split
         self.preprocess = preprocess
         self.transform = TrainTransform(augment, preprocess.interpolation) if augment else None
         self.seed = seed
-        self.sizes = tuple(sizes) or (preprocess.image_size,)
         self.cache = SquashCache(split, preprocess.base_size, cache) if cache else None
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: Key | int) -> Sample:
-        epoch, index, copy = key if isinstance(key, tuple) else (0, key, 0)
-        record = self.split[index]
+        key = key if isinstance(key, Key) else Key(0, key)
+        record = self.split[key.place]
         try:
-            pixels = self._read(epoch, index, copy)
+            pixels = self._read(key)
         except BrokenImage as error:
             unknown = torch.full((len(record.labels),), -1, dtype=torch.int8)
-            side = self._side(epoch)
-            return Sample(torch.zeros(3, side, side, dtype=torch.uint8), unknown, index, str(error))
+            side = self._side(key)
+            zeros = torch.zeros(3, side, side, dtype=torch.uint8)
+            return Sample(zeros, unknown, key.place, str(error))
         targets = torch.from_numpy(np.array(record.labels, dtype=np.int8))
-        return Sample(torch.from_numpy(pixels), targets, index)
+        return Sample(torch.from_numpy(pixels), targets, key.place)
 
-    def _read(self, epoch: int, index: int, copy: int) -> Planes:
+    def _read(self, key: Key) -> Planes:
         """Return an image as uint8 [3, S, S]; raises `BrokenImage`."""
-        preprocess, source = self.preprocess, self.split[index].image
+        index, preprocess, source = key.place, self.preprocess, self.split[key.place].image
         if self.transform is None:
             squashed = self.cache[index] if self.cache else None
             pixels = preprocess.read(source) if squashed is None else preprocess.resize(squashed)
             return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-        rng = np.random.default_rng((self.seed, epoch, index, copy))
-        region, side = self.transform.choose_region(rng), self._side(epoch)
+        rng = np.random.default_rng((self.seed, key.epoch, index, key.copy))
+        region, side = self.transform.choose_region(rng), self._side(key)
         base_size = preprocess.base_size
         if region == WHOLE and preprocess.crop_pct:
             whole = open_image(source)
@@ -156,14 +162,12 @@ class ImageDataset(Dataset[Sample]):
         left, top, right, bottom = (share * base_size for share in region)
         return self.transform(image, (left, top, right, bottom), side, rng)
 
-    def _side(self, epoch: int) -> int:
-        if self.transform is None:
-            return self.preprocess.image_size
-        return self.sizes[min(epoch, len(self.sizes) - 1)]
+    def _side(self, key: Key) -> int:
+        return (self.transform is not None and key.side) or self.preprocess.image_size
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """The batches of one epoch as lists of keys; set `epoch` before iterating.
+    """The batches of one epoch as lists of keys; set `epoch`, and `side`, before iterating.
 
     Each of several processes gets its share of every batch, so that the order of the images and the
     position in it are the same for any number of processes. With `repeats`, each image is used that
@@ -181,6 +185,7 @@ class EpochBatches(Sampler[list[Key]]):
         self.drop_last = drop_last and len(split) > batch_size
         self.epoch = 0
         self.start_batch = 0
+        self.side: SideOf = lambda batch: 0
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.split), self.batch_size)
@@ -188,9 +193,9 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         # Handed over now: the epoch may be set anew while these batches are still being drawn.
-        return self._batches(self.epoch, self.start_batch)
+        return self._batches(self.epoch, self.start_batch, self.side)
 
-    def _batches(self, epoch: int, start_batch: int) -> Iterator[list[Key]]:
+    def _batches(self, epoch: int, start_batch: int, side_of: SideOf) -> Iterator[list[Key]]:
         order = np.arange(len(self.split))
         if self.shuffle:
             order = self.split.epoch_order(self.seed, epoch)
@@ -199,7 +204,11 @@ class EpochBatches(Sampler[list[Key]]):
             self.split.will_read(order[begin // self.repeats :])
             places = share(np.arange(begin, min(end, len(order))), self.rank, self.processes)
             rows, copies = order[places // self.repeats], places % self.repeats
-            yield [(epoch, int(row), int(copy)) for row, copy in zip(rows, copies, strict=True)]
+            side = side_of(number)
+            yield [
+                Key(epoch, int(row), int(copy), side)
+                for row, copy in zip(rows, copies, strict=True)
+            ]
 
 
 Rows = TypeVar("Rows", NDArray[Any], Tensor)
@@ -221,8 +230,14 @@ class Loader(Protocol):
         """Return the batches of an epoch."""
         ...
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch, from `start_batch` on."""
+    def epoch(
+        self, epoch: int, start_batch: int = 0, side: SideOf | None = None
+    ) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch, from `start_batch` on.
+
+        `side` says how large the images of a batch are, when it is drawn; without it, as large as
+        the preprocessing wants.
+        """
         ...
 
 
@@ -253,9 +268,12 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, start_batch: int = 0, side: SideOf | None = None
+    ) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from `start_batch` on."""
         self.batches.epoch, self.batches.start_batch = epoch, start_batch
+        self.batches.side = side or (lambda batch: 0)
         try:
             parcels = iter(self.loader)
         except OSError as error:

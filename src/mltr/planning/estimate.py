@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from mltr.config.schema import Config
@@ -24,8 +25,8 @@ from mltr.planning.devices import (
 )
 from mltr.planning.workload import Workload, measure_step, state_bytes
 from mltr.training.build import model_overrides, suitable_epochs
+from mltr.training.growth import Growth, growth_for
 from mltr.training.once import BATCH
-from mltr.training.optim import growing_sizes
 
 GIB = 2**30
 FITS = 0.95  #: maximum planned share of a device's memory
@@ -147,10 +148,8 @@ def _times(
     epochs = min(train.stop_epoch or last, last)
     if train.freeze == "backbone":
         return epochs, train.views * images.train / val_rate, (images.val + images.test) / val_rate
-    # With smaller images in early epochs, time is proportional to the number of pixels.
-    sizes = growing_sizes(train.min_size, image_side(config), last)
-    sides = [sizes[min(epoch, len(sizes) - 1)] for epoch in range(epochs)]
-    full_epochs = sum((side / image_side(config)) ** 2 for side in sides)
+    growth = _growth(config, images.classes)
+    full_epochs = epochs * growth.mean_work(end=epochs / last)
     train_s = full_epochs * steps * train.batch_size / train_rate
     scored = images.val * -(-epochs // train.eval_every) * (2 if train.ema_decay else 1)
     scored_s = (scored + images.test) / val_rate
@@ -158,6 +157,15 @@ def _times(
         return epochs, train_s, scored_s
     share = 60 * train.minutes / (train_s + scored_s)
     return max(1, round(share * epochs)), share * train_s, share * scored_s
+
+
+def _growth(config: Config, classes: int) -> Growth:
+    side = image_side(config)
+    if not Growth(config.train.min_size, side).grows:
+        return Growth(0, side)
+    with torch.device("meta"):
+        network = create_model(config.model.name, classes, **model_overrides(config.model, side))
+    return growth_for(network, config.train, side)
 
 
 def _memory(config: Config, work: Workload, place: Place) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from mltr.config.schema import Config
-from mltr.data.loading import ImageDataset
+from mltr.data.loading import ImageDataset, Key
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Record, Split, Splits
 from mltr.machine.threads import on_one_thread
@@ -143,6 +143,6 @@ def measure_loading(config: Config) -> float:
     with on_one_thread():  # as in a worker
         for number in range(len(dataset)):
             began = time.perf_counter()
-            dataset[0, number, 0]
+            dataset[Key(0, number)]
             times.append(time.perf_counter() - began)
     return 1 / median(times[2:])

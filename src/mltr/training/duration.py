@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from mltr.errors import counted
+from mltr.training.growth import Growth
 from mltr.training.run import Run
 
 LAYOUTS = 20  #: at least so many times a run by time is laid out anew
@@ -25,9 +26,9 @@ class Duration:
     `batches` is how many an epoch has. All processes of a run go by the main one's clock.
     """
 
-    def __init__(self, run: Run, batches: int) -> None:
+    def __init__(self, run: Run, batches: int, growth: Growth) -> None:
         settings = run.config.train
-        self.run = run
+        self.run, self.batches, self.growth = run, batches, growth
         self.steps = -(-batches // settings.accumulation)  #: an epoch
         self.seconds = 60 * settings.minutes  #: of the whole run; 0: as long as its epochs take
         # A head has learnt all that features hold long before a minute is over.
@@ -35,6 +36,7 @@ class Duration:
         self.last = min(settings.stop_epoch or settings.epochs, settings.epochs)
         self.total_steps = settings.epochs * self.steps
         self.window, self.until, self.since = 0, 1, 0.0  #: steps, how many, from which second on
+        self.work = 0.0  #: of the window, in steps with images of full size
 
     def __str__(self) -> str:
         epochs = counted(self.last, "epoch")
@@ -60,6 +62,18 @@ class Duration:
         if self.seconds:
             return progress.share + (progress.gain or FIRST_STEP) / 2
         return (progress.step + 0.5) / self.total_steps
+
+    def side(self, batch: int) -> int:
+        """Return how large the images of a batch of the epoch under way are, in pixels.
+
+        Batches are drawn before their turn: by how much must not show, or a resumed run would
+        differ.
+        """
+        progress, settings = self.run.progress, self.run.config.train
+        if self.seconds:
+            ahead = (batch - progress.batch) / settings.accumulation
+            return self.growth.side(progress.share + ahead * progress.gain)
+        return self.growth.side((progress.epoch + batch / self.batches) / settings.epochs)
 
     @property
     def epochs(self) -> int:
@@ -90,12 +104,14 @@ class Duration:
     def start(self) -> None:
         """Begin to measure: the next step is the first of this process."""
         self.window, self.until, self.since = 0, 1, self._trained()
+        self.work = 0.0
 
     def count_step(self) -> None:
         """Note that a step is made, and lay out what remains where that is due."""
         progress = self.run.progress
         if not self.seconds:
             return
+        self.work += self.growth.work(progress.share)
         progress.share += progress.gain
         self.window += 1
         if self.window >= self.until and progress.share < ENDED:
@@ -104,20 +120,21 @@ class Duration:
     def _lay_out(self) -> None:
         """Spread what remains of the run over the steps for which there is time.
 
-        Their speed is that since the last layout. Each covers twice the steps of the one before,
-        since the first steps are slow, and then a small share of the run.
+        Their speed is that since the last layout, and of images that grow. Each covers twice the
+        steps of the one before, since the first steps are slow, and then a small share of the run.
         """
         run, progress = self.run, self.run.progress
         own = [
-            (self._trained() - self.since) / self.window,
+            (self._trained() - self.since) / self.work,
             self.seconds - progress.setup_seconds - run.seconds,
             self._validation_s(),
         ]
-        step_s, left_s, validation_s = run.processes.gather(own)[0].tolist()
+        full_step_s, left_s, validation_s = run.processes.gather(own)[0].tolist()
         settings, val, test = run.config.train, len(run.splits.val), len(run.splits.test)
         scored = 2 if settings.ema_decay else 1  # the averaged weights, too
         if not progress.validations:
-            validation_s = scored * FORWARD * step_s * val / settings.batch_size
+            validation_s = scored * FORWARD * full_step_s * val / settings.batch_size
+        step_s = full_step_s * self.growth.mean_work(progress.share)
         interval_s = max(self.steps * step_s, validation_s / VALIDATED)
         left_s -= validation_s * (1 + test / max(val, 1) / scored)
         left_s -= validation_s * max(left_s // (interval_s + validation_s), 0)
@@ -128,7 +145,7 @@ class Duration:
         if steps < 1:
             progress.share = 1.0
         self.until = max(1, min(2 * self.until, int(self.seconds / LAYOUTS / step_s)))
-        self.window, self.since = 0, self._trained()
+        self.window, self.work, self.since = 0, 0.0, self._trained()
 
     def _trained(self) -> float:
         """Return the seconds of training until now, without those of validation."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mltr.config.schema import AugmentConfig
-from mltr.data.loading import Batch, EpochBatches, ImageDataset, fingerprint
+from mltr.data.loading import Batch, EpochBatches, ImageDataset, SideOf, fingerprint
 from mltr.data.mapped import MappedRows
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
@@ -204,15 +204,17 @@ class FeatureLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch, from `start_batch` on."""
+    def epoch(
+        self, epoch: int, start_batch: int = 0, side: SideOf | None = None
+    ) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch, from `start_batch` on; features have no side."""
         self.batches.epoch, self.batches.start_batch = epoch, start_batch
         views = np.zeros(len(self.split), np.int64)
         if len(self.features.views) > 1:
             rng = np.random.default_rng((self.batches.seed, epoch, *VIEWS.encode()))
             views = rng.integers(len(self.features.views), size=len(self.split))
         for keys in self.batches:
-            places = np.array([index for _, index, _ in keys], np.int64)
+            places = np.array([key.place for key in keys], np.int64)
             yield self._batch(places, views[places])
 
     def _batch(self, places: NDArray[np.int64], views: NDArray[np.int64]) -> Batch:

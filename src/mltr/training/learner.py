@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mltr.machine.sharding import load_optimizer, placed_like, shard
 from mltr.network.backbones import recompute_activations
-from mltr.network.features import check_image_size
+from mltr.training.growth import growth_for
 from mltr.training.optim import AveragedModel, make_optimizer
 from mltr.training.run import Run
 from mltr.weights.pretrained import TIMM
@@ -38,8 +38,7 @@ class Learner:
         self.whole = copy.deepcopy(network).to("meta") if self.is_divided else network
         if settings.grad_checkpointing:
             recompute_activations(network)
-        if settings.min_size and settings.freeze != "backbone":
-            check_image_size(network, settings.min_size, "train.min_size")
+        self.growth = growth_for(network, settings, run.preprocess.image_size)
         network.to(device)
         if self.is_divided:
             shard(network, processes.count, device)

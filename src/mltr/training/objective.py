@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mltr.data.loading import ImageDataset, Loader, make_loader
 from mltr.training.learner import Learner
-from mltr.training.optim import growing_sizes
 from mltr.training.run import Run
 
 PICTURES = 12  #: validation images that are shown at the end
@@ -37,9 +36,8 @@ class Objective(ABC):
     def load_training(self) -> Loader:
         """Return the batches of an epoch of training, this process's share of each."""
         run, settings = self.run, self.run.config.train
-        sizes = growing_sizes(settings.min_size, run.preprocess.image_size, settings.epochs)
         dataset = ImageDataset(
-            run.splits.learnt, run.preprocess, run.config.augment, settings.seed, sizes, run.cache
+            run.splits.learnt, run.preprocess, run.config.augment, settings.seed, run.cache
         )
         return make_loader(
             dataset,

@@ -1,4 +1,4 @@
-"""Parameter groups, schedules of learning rate and image size, and averaged weights."""
+"""Parameter groups, schedules of the learning rate, and averaged weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from mltr.config.schema import TrainConfig
 # PyTorch's OneCycleLR, which the field's recipe uses, starts at 1/25 and ends at 1/250,000.
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = ONECYCLE_START / 1e4
-SIZE_STEP = 16  #: pixels; sides of a growing image are multiples of it
-GROWN_AT = 0.75  #: share of the epochs after which images have their full size
 
 
 def parameter_groups(
@@ -100,15 +98,6 @@ def scale_and_clip(parameters: Iterable[nn.Parameter], factor: float, greatest: 
             parameter.grad.mul_(factor)  # type: ignore[union-attr]
     norm = nn.utils.clip_grad_norm_(learning, greatest or math.inf)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def growing_sizes(first: int, full: int, epochs: int) -> list[int]:
-    """Return the image side of each epoch: from `first` to `full` pixels, then constant."""
-    if not first or first >= full:
-        return [full]
-    grown = max(1, round(GROWN_AT * epochs))
-    steps = (first + (full - first) * epoch / grown for epoch in range(grown))
-    return [min(full, round(side / SIZE_STEP) * SIZE_STEP) for side in steps] + [full]
 
 
 class AveragedModel:

@@ -80,6 +80,7 @@ def training_words(row: dict[str, Any], last: int) -> list[str]:
         f"epoch {row['epoch']:>3}/{last}",
         f"loss {row['train_loss']:.4f}",
         f"lr {row['lr']:.1e}",
+        *([f"{row['image_size']} px"] if "image_size" in row else []),
         f"{row['images_per_s']:.0f} img/s",
         f"{row['seconds']:.0f} s",
     ]

@@ -39,7 +39,7 @@ class Trainer:
         self.loader = objective.load_training()
         self.saver = Saver(run, self.learner)
         self.signals = Signals(alone=run.processes.count == 1)
-        self.duration = Duration(run, len(self.loader))
+        self.duration = Duration(run, len(self.loader), self.learner.growth)
         self.stepper = Stepper(
             run, self.learner, objective, len(self.loader), self.duration, self._wishes
         )
@@ -92,7 +92,7 @@ class Trainer:
         """
         progress = self.run.progress
         set_training(self.learner.model)
-        batches = self.loader.epoch(progress.epoch, progress.batch)
+        batches = self.loader.epoch(progress.epoch, progress.batch, self.duration.side)
         shown = self.run.processes.is_main
         for batch in with_bar(batches, len(self.loader), progress, self.duration.epochs, shown):
             asked = self.stepper.take(batch)
@@ -112,6 +112,8 @@ class Trainer:
             "lr": self.learner.optimizer.param_groups[-1]["lr"],
             "images_per_s": progress.images_seen / progress.epoch_seconds,
         }
+        if self.learner.growth.grows:
+            row["image_size"] = self.duration.side(progress.batch - 1)
         if self.duration.is_to_validate(number):
             row |= self._validate()
         progress.epoch, progress.batch = number, 0

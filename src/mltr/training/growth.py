@@ -1,0 +1,71 @@
+"""Images that grow during a training: early on, small ones teach as much in less time.
+
+As in progressive resizing, and the progressive learning of EfficientNetV2 (arXiv 2104.00298), but
+with the augmentation left as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from torch import nn
+
+from mltr.config.schema import TrainConfig
+from mltr.errors import UsageError
+from mltr.network.features import check_image_size
+
+log = logging.getLogger(__name__)
+
+SIDE_STEP = 16  #: pixels; sides of a growing image are multiples of it
+GROWN_AT = 0.75  #: share of a run after which images have their full size
+PARTS = 64  #: into which the rest of a run is divided for the mean of its work
+
+
+@dataclass(frozen=True)
+class Growth:
+    """From `first` to `full` pixels; constant if `first` is 0 or not below `full`.
+
+    >>> [Growth(64, 128).side(share) for share in (0, 0.25, 0.5, 0.75, 1)]
+    [64, 80, 112, 128, 128]
+    """
+
+    first: int
+    full: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether images grow at all."""
+        return 0 < self.first < self.full
+
+    def side(self, share: float) -> int:
+        """Return the image side in pixels when so large a share of the run is done."""
+        if not self.grows or share >= GROWN_AT:
+            return self.full
+        side = self.first + (self.full - self.first) * share / GROWN_AT
+        return min(self.full, max(self.first, round(side / SIDE_STEP) * SIDE_STEP))
+
+    def work(self, share: float) -> float:
+        """Return the work of a step there, in steps with images of full size."""
+        return (self.side(share) / self.full) ** 2
+
+    def mean_work(self, share: float = 0.0, end: float = 1.0) -> float:
+        """Return the mean work of the steps between two shares of the run.
+
+        >>> Growth(0, 128).mean_work()
+        1.0
+        """
+        parts = ((part + 0.5) / PARTS for part in range(PARTS))
+        return sum(self.work(share + (end - share) * part) for part in parts) / PARTS
+
+
+def growth_for(network: nn.Module, settings: TrainConfig, full: int) -> Growth:
+    """Return how images of `full` pixels grow in a run; not at all where the network forbids it."""
+    growth = Growth(0 if settings.freeze == "backbone" else settings.min_size, full)
+    try:
+        if growth.grows:
+            check_image_size(network, growth.first, "train.min_size")
+    except UsageError as error:
+        log.warning("images have their full size from the start: %s", error)
+        return Growth(0, full)
+    return growth

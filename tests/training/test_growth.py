@@ -1,0 +1,46 @@
+"""Images that grow while a network learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from making import TINY
+
+from mltr.cli import main
+from mltr.training.growth import Growth
+
+shares = st.floats(0, 1)
+
+
+@given(first=st.integers(1, 300), full=st.integers(1, 300), share=shares, later=shares)
+def test_sides_grow_in_steps(first: int, full: int, share: float, later: float) -> None:
+    growth = Growth(first, full)
+    share, later = sorted((share, later))
+    assert min(first, full) <= growth.side(share) <= growth.side(later) <= full
+    assert growth.side(share) % 16 == 0 or growth.side(share) in (first, full)
+    assert abs(growth.side(0) - min(first, full)) <= 8
+    assert growth.side(0.75) == full
+
+
+@given(first=st.integers(16, 128), share=st.floats(0, 0.99))
+def test_the_work_that_is_left(first: int, share: float) -> None:
+    growth = Growth(first, 128)
+    steps = [share + (1 - share) * (step + 0.5) / 5000 for step in range(5000)]
+    mean = sum((growth.side(step) / 128) ** 2 for step in steps) / len(steps)
+    assert growth.mean_work(share) == pytest.approx(mean, abs=0.02)
+
+
+def test_constant_images_are_all_the_work() -> None:
+    assert Growth(0, 96).mean_work() == Growth(96, 96).mean_work(0.3) == 1
+    assert Growth(0, 96).side(0) == Growth(128, 96).side(0) == 96
+
+
+def test_a_network_of_one_size_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = [option for option in TINY if "overrides" not in option]
+    network = ["--model.name=timm/vit_tiny_patch16_224", "--train.min_size=16"]
+    run = ["train", "scenes_nano", f"--out={tmp_path / 'run'}", *options, "--train.epochs=1"]
+    assert main([*run, *network]) == 0
+    assert "full size from the start: train.min_size 16 doesn't suit" in caplog.text
