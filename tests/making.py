@@ -58,7 +58,7 @@ TINY_ON_PHOTOS = (
 )  # fmt: skip
 
 
-def write_photos(folder: Path, count: int) -> Path:
+def write_photos(folder: Path, count: int = 40) -> Path:
     """Write pictures of noise with a table of two labels, all combinations equally often."""
     rows = ["path,sea,sunset"]
     for index in range(count):

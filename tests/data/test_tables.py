@@ -4,89 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import subprocess
-import sys
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from making import TINY_ON_PHOTOS, write_image
+from making import write_image
+from tables import (
+    COUNT,
+    HEADER,
+    ONE_HOT,
+    RIGHT,
+    ROWS,
+    answers,
+    counts,
+    describe,
+    named,
+    refusal,
+    unknown,
+    write_rows,
+)
 
 from mltr.cli import main
-from mltr.data import read_csv, read_parquet
 
-COUNT = 12
-#: The labels of each photo: sea in 6, sky in 4, both in 2.
-LABELS = [["sea"] * (i % 2) + ["sky"] * (i % 3 == 0) for i in range(COUNT)]
-RIGHT = {"sea": 6, "sky": 4}
-
-Cell = Callable[[list[str]], str]
-
-
-@pytest.fixture(scope="module")
-def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for index in range(COUNT):
-        write_image(folder / f"p{index}.jpg")
-    return folder
-
-
-@pytest.fixture
-def photos(many_photos: Path, tmp_path: Path) -> Path:
-    """A folder of the photos, and nothing else."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for path in many_photos.iterdir():
-        (folder / path.name).hardlink_to(path)
-    return folder
-
-
-def describe(folder: Path, *options: str) -> dict[str, Any]:
-    """Return what `mltr data` says of a source, without a look at the photos."""
-    out = folder.parent / "report.json"
-    assert main(["data", str(folder), "--quick", "--json", str(out), *options]) == 0
-    (report,) = json.loads(out.read_text("utf-8")).values()
-    return report
-
-
-def refusal(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """Return the line in which `mltr data` refuses a source."""
-    capsys.readouterr()
-    assert main(["data", str(folder), "--quick", *options]) in (1, 2)
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert "--debug" not in message
-    return message
-
-
-def counts(report: dict[str, Any]) -> dict[str, int]:
-    return {name: sum(parts.values()) for name, parts in report["labels"].items()}
-
-
-def unknown(report: dict[str, Any]) -> int:
-    return sum(split["unknown_cells"] for split in report["splits"].values())
-
-
-def answers(header: str, yes: str, no: str, mark: str = ",") -> str:
-    """A column for each class."""
-    cells = ((yes if name in own else no for name in RIGHT) for own in LABELS)
-    rows = [mark.join([f"p{index}.jpg", *own]) for index, own in enumerate(cells)]
-    return "\n".join([header, *rows, ""])
-
-
-def named(cell: Cell, mark: str = ",", header: str = "path,labels") -> str:
-    """One column of labels."""
-    rows = [f"p{index}.jpg{mark}{cell(own)}" for index, own in enumerate(LABELS)]
-    return "\n".join([header, *rows, ""])
-
-
-HEADER = "path,sea,sky"
 READ_RIGHT: dict[str, tuple[str | bytes, list[str]]] = {
     "1 and 0": (answers(HEADER, "1", "0"), []),
     "TRUE and FALSE": (answers(HEADER, "TRUE", "FALSE"), []),
@@ -157,13 +96,6 @@ def test_tables_are_read_right(name: str, photos: Path) -> None:
     assert report["classes_without_negatives"] == []
     columns = report["understood"]["columns"]
     assert len([column for column, use in columns.items() if use == "photos"]) == 1
-
-
-ROWS = [(f"p{index}.jpg", own) for index, own in enumerate(LABELS)]
-
-
-def write_rows(folder: Path, header: str, rows: list[str], name: str = "labels.csv") -> None:
-    (folder / name).write_text("\n".join([header, *rows, ""]), encoding="utf-8")
 
 
 def test_one_row_a_label(photos: Path) -> None:
@@ -554,80 +486,6 @@ def test_options_without_effect_are_told(photos: Path, capsys) -> None:
     assert words in refusal(photos, capsys, *options)
 
 
-# -- Parquet -----------------------------------------------------------------------------------
-
-
-PARQUET: dict[str, list[Any]] = {
-    "lists": LABELS,
-    "nested lists": [[own] for own in LABELS],
-    "bytes": [", ".join(own).encode() if len(own) != 1 else own[0].encode() for own in LABELS],
-    "dicts": [{"sea": int("sea" in own), "sky": int("sky" in own)} for own in LABELS],
-    "choices": [{"choices": own} for own in LABELS],
-    "texts": ["|".join(own) for own in LABELS],
-}
-
-
-@pytest.mark.parametrize("name", PARQUET)
-def test_cells_of_parquet(name: str, photos: Path) -> None:
-    paths = [path for path, _ in ROWS]
-    pq.write_table(pa.table({"path": paths, "labels": PARQUET[name]}), photos / "labels.parquet")
-    assert counts(describe(photos)) == RIGHT
-
-
-def test_multi_hot_lists_need_names(photos: Path, capsys) -> None:
-    cells = [[int("sea" in own), int("sky" in own)] for own in LABELS]
-    table = pa.table({"path": [path for path, _ in ROWS], "labels": cells})
-    pq.write_table(table, photos / "labels.parquet")
-    assert "Set data.classes to a file that lists 2 names" in refusal(photos, capsys)
-    (photos / "names.txt").write_text("sea\nsky\n")
-    assert counts(describe(photos, "--data.classes=names.txt")) == RIGHT
-
-
-@pytest.mark.parametrize("cell", ["{} {} {}", '"{},{},{}"', "[{} {} {}]", "{}; {}; {}"])
-def test_answers_in_a_text_are_no_class_numbers(cell: str, photos: Path, capsys) -> None:
-    (photos / "labels.csv").write_text(
-        named(lambda own: cell.format("sea" in own, "sky" in own, 0) if own else "")
-        .replace("True", "1")
-        .replace("False", "0")
-    )
-    assert "lists of 3 answers, 1 or 0, but of which classes?" in refusal(photos, capsys)
-    (photos / "names.txt").write_text("sea\nsky\nsun\n")
-    report = describe(photos, "--data.classes=names.txt")
-    assert (counts(report), unknown(report)) == (RIGHT | {"sun": 0}, 0)
-
-
-def test_null_is_unknown(photos: Path) -> None:
-    cells = [None if index == 5 else own for index, own in enumerate(LABELS)]
-    table = pa.table({"path": [path for path, _ in ROWS], "labels": cells})
-    pq.write_table(table, photos / "labels.parquet")
-    report = describe(photos)
-    assert (counts(report), unknown(report)) == ({"sea": 5, "sky": 4}, 2)
-    assert report["understood"]["meanings"]["null"] == "unknown"
-    assert read_parquet(photos / "labels.parquet").targets[5].tolist() == [-1, -1]
-
-
-def test_columns_of_parquet_with_one_name(photos: Path, capsys) -> None:
-    paths = pa.array([path for path, _ in ROWS])
-    table = pa.Table.from_arrays(
-        [paths, pa.array([0, 1] * 6), pa.array([1, 0] * 6)], ["p", "a", "a"]
-    )
-    pq.write_table(table, photos / "labels.parquet")
-    assert "two columns in the header have the same name" in refusal(photos, capsys)
-
-
-def test_rows_hold_their_labels(photos: Path) -> None:
-    """Counts could be right by chance."""
-    (photos / "labels.csv").write_text(named(lambda own: "|".join(own)))
-    split = read_csv(photos / "labels.csv")
-    for record, own in zip(split, LABELS, strict=True):
-        assert [
-            name for name, label in zip(split.classes, record.labels, strict=True) if label
-        ] == own
-
-
-# -- other sources -----------------------------------------------------------------------------
-
-
 def test_names_of_folders_in_two_spellings(many_photos: Path, tmp_path: Path, capsys) -> None:
     names = ["Sea", "sea", unicodedata.normalize("NFD", "café"), "café"]
     for index, path in enumerate(sorted(many_photos.iterdir())):
@@ -639,175 +497,3 @@ def test_names_of_folders_in_two_spellings(many_photos: Path, tmp_path: Path, ca
     assert counts(describe(source, "--data.merge_case=true")) == {"Sea": 6, "café": 6}
     report = describe(source, "--data.merge_case=false")
     assert counts(report) == {"Sea": 3, "café": 6, "sea": 3}
-
-
-# -- the page ----------------------------------------------------------------------------------
-
-SPACED = {"sea": "open sea", "sky": "sky"}
-ONE_HOT = [(int("sea" in own), int("sky" in own)) for own in LABELS]
-#: The tables of the rows of docs/data.md, in their order.
-PAGE: list[bytes | str | pa.Table] = [
-    answers(HEADER, "yes", "no"),
-    answers(HEADER, "x", ""),
-    answers(HEADER, "1", "-1"),
-    answers(HEADER, "1", "-1").replace("p0.jpg,-1", "p0.jpg,0"),
-    answers(HEADER, "1", "-1").replace("p0.jpg,-1", "p0.jpg,0"),
-    named(lambda own: "|".join(own)),
-    named(lambda own: " ".join(own)),
-    named(lambda own: SPACED[own[0]] if own else ""),
-    named(lambda own: f'"{own}"'),
-    named(lambda own: f'"{[int(name in own) for name in RIGHT]}"'),
-    named(lambda own: str(len(own) % 2), header="path,label_id"),
-    named(lambda own: "1", header="path,label_id"),
-    "\n".join(["path,label", *(f"{name},{label}" for name, own in ROWS for label in own or [""])]),
-    "\n".join(["photo,label1,label2", *(f"{n},{','.join([*own, '', ''][:2])}" for n, own in ROWS)]),
-    "\n".join(["tags,file", *(f"{'|'.join(own)},{name}" for name, own in ROWS)]),
-    answers(HEADER, "1", "0").replace("path", "image_id").replace(".jpg", ""),
-    "\n".join(
-        [
-            ",path,sea,sky,comment,width",
-            *(f"{i},p{i}.jpg,{a},{b},nice,64{i}" for i, (a, b) in enumerate(ONE_HOT)),
-        ]
-    ),
-    "\n".join(
-        [
-            "path,sea,sky,split",
-            *(
-                f"p{i}.jpg,{a},{b},{('train', 'val', 'test')[i % 3]}"
-                for i, (a, b) in enumerate(ONE_HOT)
-            ),
-        ]
-    ),
-    answers("Foto;Küste;sky", "1", "0", ";").encode("cp1252"),
-    answers(HEADER.replace(",", "\t"), "1", "0", "\t").encode("utf-16"),
-    named(lambda own: ("sea", "Sea")[len(own) % 2] if own else ""),
-    pa.table({"path": [name for name, _ in ROWS], "labels": LABELS}),
-]
-
-
-def rows_of_the_page() -> list[tuple[str, str]]:
-    """Return what to type and what will be seen, by the table of docs/data.md on tables."""
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
-    section = page.partition("### A table")[2].partition("###")[0]
-    return re.findall(r"^\|.*\| `(mltr [^`]*)` \| `([^`]*)` \|$", section, re.MULTILINE)
-
-
-def test_every_row_of_the_page_has_its_table() -> None:
-    assert len(rows_of_the_page()) == len(PAGE) > 20
-
-
-@pytest.mark.parametrize("index", range(len(PAGE)))
-def test_rows_of_the_page(index: int, photos: Path, capsys) -> None:
-    command, words = rows_of_the_page()[index]
-    content = PAGE[index]
-    if isinstance(content, pa.Table):
-        pq.write_table(content, photos / "labels.parquet")
-    else:
-        content = content.encode() if isinstance(content, str) else content
-        (photos / "labels.csv").write_bytes(content)
-    (photos / "names.txt").write_text("sea\nsky\n")
-    arguments = shlex.split(command)[1:]
-    code = main([str(photos) if word == "PHOTOS" else word for word in arguments] + ["--quick"])
-    output = capsys.readouterr()
-    assert code == 2 * words.startswith("set ")
-    assert words in output.err + output.out
-
-
-# -- training ----------------------------------------------------------------------------------
-
-TRAINED: dict[str, tuple[str | bytes, list[str], str]] = {
-    "German Excel": (
-        answers("Foto;sea;sky", "1", "0", ";").replace("\n", ";schön\n").encode("cp1252"),
-        [],
-        "in cp1252, columns separated by semicolons; photos from 'Foto'",
-    ),
-    "names": (
-        named(lambda own: " ".join(own)),
-        ["--data.separator=space"],
-        "labels separated by spaces",
-    ),
-    "VOC": (
-        answers(HEADER, "1", "-1").replace("p0.jpg,-1", "p0.jpg,0"),
-        ["--data.absent=-1"],
-        "-1 = absent, 0 = unknown",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_an_epoch_of_training(name: str, photos: Path, caplog) -> None:
-    content, options, words = TRAINED[name]
-    (photos / "labels.csv").write_bytes(content.encode() if isinstance(content, str) else content)
-    run = photos.parent / "run"
-    options = [*TINY_ON_PHOTOS, *options, "--data.test_fraction=0.3", "--data.val_fraction=0.3"]
-    assert main(["train", "scratch", str(photos), "--out", str(run), *options]) == 0
-    assert json.loads((run / "config.json").read_text())["classes"] == ["sea", "sky"]
-    first, second = (
-        record.getMessage() for record in caplog.records if "understood" in record.name
-    )
-    assert words in first + second
-
-
-# -- what is large -----------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_large_table_is_read_within_seconds(tmp_path: Path) -> None:
-    """100,000 rows of 1,000 classes, in a process of its own to see its memory."""
-
-    rows, classes = 100_000, 1_000
-    generator = np.random.default_rng(0)
-    names = ",".join(f"class {index}" for index in range(classes))
-    with (tmp_path / "labels.csv").open("wb") as file:
-        file.write(f"path,{names}\n".encode())
-        for start in range(0, rows, 1000):
-            cells = np.full((1000, 2 * classes), ord(","), np.uint8)
-            cells[:, ::2] = ord("0") + (generator.random((1000, classes)) < 0.01)
-            file.writelines(
-                b"%06d.jpg,%s\n" % (start + i, row[:-1].tobytes()) for i, row in enumerate(cells)
-            )
-    for index in range(rows):
-        (tmp_path / f"{index:06d}.jpg").touch()
-    program = (
-        "import resource, sys, time\n"
-        "from mltr.data import read_csv\n"
-        "start = time.process_time()\n"
-        "split = read_csv(sys.argv[1])\n"
-        "print(len(split), len(split.classes), time.process_time() - start,\n"
-        "      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "labels.csv")]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found_rows, found_classes, seconds, gigabytes = map(float, output.split())
-    assert (found_rows, found_classes) == (rows, classes)
-    assert seconds < 10  # 3 on a core of its own
-    assert gigabytes < 1
-
-
-def test_paths_on_the_command_line_are_found_from_the_current_folder(
-    photos: Path, monkeypatch
-) -> None:
-    rows = [f"{name},{'|'.join(own)}" for name, own in ROWS]
-    write_rows(photos, "path,tags", rows)
-    tables = photos.parent / "tables"
-    tables.mkdir()
-    (photos / "labels.csv").rename(tables / "mine.csv")
-    (tables / "names.txt").write_text("sky\nsea\n")
-    monkeypatch.chdir(photos.parent)
-    classes = ("--classes", "tables/names.txt")
-    for source in (
-        ("photos", "--labels", "tables/mine.csv"),
-        ("tables/mine.csv", "--images", "photos"),
-        ("tables/mine.csv", "--images", "../photos"),
-    ):
-        out = photos.parent / "report.json"
-        assert main(["data", *source, *classes, "--quick", "--json", str(out)]) == 0
-        (report,) = json.loads(out.read_text("utf-8")).values()
-        assert counts(report) == RIGHT
-        assert report["classes"] == ["sky", "sea"]
-    run = photos.parent / "run"
-    options = ["--data.images=photos", "--data.classes=tables/names.txt", *TINY_ON_PHOTOS]
-    train = ["train", "scratch", "tables/mine.csv", "--out", str(run), *options]
-    assert main(train) == 0
-    monkeypatch.chdir("/")
-    assert main(["evaluate", str(run)]) == 0

@@ -13,7 +13,7 @@ import torch
 import yaml
 from making import TINY_ON_PHOTOS, train, write_image, write_photos
 from PIL import Image
-from test_train import checkpoints, same_weights
+from trained import checkpoints, same_weights
 
 from mltr.cli import main
 from mltr.config.recipe import find_recipe, load_recipe

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from making import TINY, train
-from test_train import checkpoints, progress, same_weights
+from trained import checkpoints, progress, same_weights
 
 EVERY_STEP = "--train.save_minutes=0"
 
