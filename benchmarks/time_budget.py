@@ -26,7 +26,9 @@ from timing import about
 
 from mltr.config.recipe import find_recipe, load_recipe
 from mltr.files.writing import write_figures
+from mltr.planning.estimate import image_side
 from mltr.runs.folder import RunFolder, open_run
+from mltr.training.growth import Growth
 from mltr.training.train import train
 
 WARMUP = 0.07  #: share of the epochs, as in the recipe for MIML
@@ -134,7 +136,8 @@ def epoch_seconds(args: argparse.Namespace, arm: Arm) -> float:
     found: dict[str, float] = json.loads(kept.read_text()) if kept.is_file() else {}
     if arm.name not in found:
         out = folder(args, arm, "timing")
-        run(args, arm, out, 100, 0, "--train.stop_epoch", str(TIMED_EPOCHS))
+        whole = ["--train.min_size", "0"]
+        run(args, arm, out, 100, 0, "--train.stop_epoch", str(TIMED_EPOCHS), *whole)
         log = RunFolder(out).read_log()
         # Validation at the end of the last epoch is in the time of the run, but not in its rate.
         images = json.loads((out / "metrics.json").read_text())["images_in_splits"]["train"]
@@ -147,8 +150,13 @@ def epoch_seconds(args: argparse.Namespace, arm: Arm) -> float:
 def measure(
     args: argparse.Namespace, arm: Arm, seconds: float, minutes: float, seed: int
 ) -> dict[str, Any]:
-    """Train with one budget; return the test figures that matter."""
-    epochs = max(1, int(60 * minutes / seconds))
+    """Train with one budget; return the test figures that matter.
+
+    `seconds` is what an epoch of images of full size takes; where they grow, more epochs fit.
+    """
+    config = load_recipe(find_recipe(arm.recipe), arm.options)
+    work = Growth(config.train.min_size, image_side(config)).mean_work()
+    epochs = max(1, int(60 * minutes / (seconds * work)))
     out = folder(args, arm, f"{minutes:g}-{seed}")
     run(args, arm, out, epochs, seed)
     figures = json.loads((out / "metrics.json").read_text())
