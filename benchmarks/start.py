@@ -25,7 +25,7 @@ from mltr.files.writing import write_figures
 EPOCHS = {100: 60, 300: 30}  #: by the number of labelled photos
 OPTIONS = [
     "--model.image_size", "96", "--data.base_size", "128", "--train.batch_size", "32",
-    "--train.eval_every", "10",
+    "--train.eval_every", "10", "--train.min_size", "0",
 ]  # fmt: skip
 
 

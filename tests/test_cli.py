@@ -193,7 +193,7 @@ def test_help_lists_the_fields_with_the_values_of_the_recipe(capsys) -> None:
         main(["train", "scratch", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--data.root TEXT folder, file," in shown
-    assert "--train.epochs N" in shown and "(default: 80)" in shown  # of recipes/scratch.yaml
+    assert "--train.epochs N" in shown and "(default: 120)" in shown  # of recipes/scratch.yaml
     assert "--augment.crop {squash,random}" in shown and "(default: random)" in shown
     assert "--data.cache {true,false}" in shown and "(default: true)" in shown
     assert "--train.lr X highest learning rate; positive (default: 0.001)" in shown

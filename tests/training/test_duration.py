@@ -110,8 +110,8 @@ def test_images_grow_with_the_time(
     assert machine.spent == pytest.approx(60 * MINUTES, abs=0.05 * 60 * MINUTES + 1)
     sides = machine.sides
     assert (sides[0], sides[-1], sides) == (32, 64, sorted(sides))
-    whole = sides.count(64) / len(sides)  # a quarter, and what is rounded up to 64
-    assert 0.3 < whole < 0.6
+    whole = sides.count(64) / len(sides)  # a quarter, if small images cost what is thought
+    assert 0.15 < whole < 0.4
     assert rows(tmp_path / "run")[-1]["lr"] < 0.1 * 1e-3
 
 

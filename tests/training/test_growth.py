@@ -20,8 +20,8 @@ def test_sides_grow_in_steps(first: int, full: int, share: float, later: float) 
     growth = Growth(first, full)
     share, later = sorted((share, later))
     assert min(first, full) <= growth.side(share) <= growth.side(later) <= full
-    assert growth.side(share) % 16 == 0 or growth.side(share) in (first, full)
-    assert abs(growth.side(0) - min(first, full)) <= 8
+    assert (growth.side(share) - first) % 32 == 0 or growth.side(share) == full
+    assert growth.side(0) == min(first, full)
     assert growth.side(0.75) == full
 
 
@@ -30,7 +30,7 @@ def test_the_work_that_is_left(first: int, share: float) -> None:
     growth = Growth(first, 128)
     steps = [share + (1 - share) * (step + 0.5) / 5000 for step in range(5000)]
     pixels = sum((growth.side(step) / 128) ** 2 for step in steps) / len(steps)
-    assert growth.mean_work(share) == pytest.approx(0.15 + 0.85 * pixels, abs=0.02)
+    assert growth.mean_work(share) == pytest.approx(0.2 + 0.8 * pixels, abs=0.02)
 
 
 def test_constant_images_are_all_the_work() -> None:
