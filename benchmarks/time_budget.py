@@ -205,7 +205,7 @@ def draw(rows: list[dict[str, Any]], source: str, path: str) -> None:
     """Plot mean and range against minutes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     for model, found in by_budget(rows).items():
         minutes = sorted(found)
@@ -214,7 +214,8 @@ def draw(rows: list[dict[str, Any]], source: str, path: str) -> None:
         spans += [[max(found[m]) - mean for m, mean in zip(minutes, means, strict=True)]]
         axes.errorbar(minutes, means, yerr=spans, marker="o", capsize=3, label=model)
     axes.set(xlabel="minutes of training", ylabel="test map (%)", title=source)
-    axes.legend()
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
 
 
