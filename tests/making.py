@@ -49,6 +49,13 @@ def write_image(path: Path, size: tuple[int, int] = (24, 20), seed: int | None =
     return path
 
 
+def write_plain(folder: Path, count: int) -> Path:
+    """Write pictures of noise, p0.jpg and so on, without labels."""
+    for index in range(count):
+        write_image(folder / f"p{index}.jpg")
+    return folder
+
+
 #: Options for training on a folder of photos in seconds.
 TINY_ON_PHOTOS = (
     "--data.workers=0", "--data.base_size=0", "--data.cache=false", "--model.name=mltr_nano",

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from making import write_image
+from making import write_plain
 from tables import COUNT
 
 
 @pytest.fixture(scope="module")
 def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for index in range(COUNT):
-        write_image(folder / f"p{index}.jpg")
-    return folder
+    return write_plain(tmp_path_factory.mktemp("photos"), COUNT)
 
 
 @pytest.fixture

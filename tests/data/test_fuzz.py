@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import write_image
+from making import write_plain
 
 from mltr.config.schema import DataConfig
 from mltr.data import open_splits
@@ -28,10 +28,7 @@ QUICKLY = settings(max_examples=60, deadline=None, suppress_health_check=list(He
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fuzz")
-    for index in range(COUNT):
-        write_image(folder / f"p{index}.jpg")
-    return folder
+    return write_plain(tmp_path_factory.mktemp("fuzz"), COUNT)
 
 
 def try_out(folder: Path, name: str, content: bytes, **options: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from making import TINY, train
+from trained import checkpoints
 
 from mltr.config.recipe import find_recipe, load_recipe
 from mltr.data.sources import open_splits
@@ -113,10 +114,6 @@ def test_images_grow_with_the_time(
     whole = sides.count(64) / len(sides)  # a quarter, if small images cost what is thought
     assert 0.15 < whole < 0.4
     assert rows(tmp_path / "run")[-1]["lr"] < 0.1 * 1e-3
-
-
-def checkpoints(run: Path) -> list[Path]:
-    return sorted((run / "checkpoint").glob("epoch-*"))
 
 
 def test_a_resumed_run_has_the_time_that_remained(

@@ -17,6 +17,7 @@ from making import write_image, write_photos
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from trained import checkpoints, same_weights
 
 import mltr
 from mltr.cli import main
@@ -101,15 +102,6 @@ def counted_convolutions() -> Iterator[list[int]]:
 
 def figures(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
-
-
-def checkpoints(run: Path) -> list[Path]:
-    return sorted((run / "checkpoint").glob("epoch-*"))
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    a, b = (load_file(run / "model.safetensors") for run in (first, second))
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # -- features ----------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ from mltr.machine.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
-SideOf = Callable[[int], int]  #: number of a batch in its epoch to its images' side in pixels
+#: number of a batch in its epoch to its images' side in pixels (0: that of the preprocessing)
+SideOf = Callable[[int], int]
 SHARED_MEMORY = "/dev/shm"  #: where Linux keeps what processes share; 64 MB in containers
 SEMAPHORES = 1 << 15  #: bytes of shared memory for those of a worker, at most
 MOST_WORKERS = 8  #: that are started unless a number is asked for
@@ -49,6 +50,11 @@ class Key(NamedTuple):
     place: int  #: in the split
     copy: int = 0
     side: int = 0  #: of the image in pixels; 0: that of the preprocessing
+
+
+def full_size(batch: int) -> int:
+    """Return 0: the images of any batch are as large as the preprocessing wants."""
+    return 0
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ class EpochBatches(Sampler[list[Key]]):
         self.drop_last = drop_last and len(split) > batch_size
         self.epoch = 0
         self.start_batch = 0
-        self.side: SideOf = lambda batch: 0
+        self.side: SideOf = full_size
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.split), self.batch_size)
@@ -230,13 +236,10 @@ class Loader(Protocol):
         """Return the batches of an epoch."""
         ...
 
-    def epoch(
-        self, epoch: int, start_batch: int = 0, side: SideOf | None = None
-    ) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, side: SideOf = full_size) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from `start_batch` on.
 
-        `side` says how large the images of a batch are, when it is drawn; without it, as large as
-        the preprocessing wants.
+        `side` says how large the images of a batch are, when it is drawn.
         """
         ...
 
@@ -268,12 +271,9 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(
-        self, epoch: int, start_batch: int = 0, side: SideOf | None = None
-    ) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, side: SideOf = full_size) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from `start_batch` on."""
-        self.batches.epoch, self.batches.start_batch = epoch, start_batch
-        self.batches.side = side or (lambda batch: 0)
+        self.batches.epoch, self.batches.start_batch, self.batches.side = epoch, start_batch, side
         try:
             parcels = iter(self.loader)
         except OSError as error:

@@ -78,11 +78,14 @@ def workload_of(
 ) -> Workload:
     """Return the workload of a step of a recipe's network; `batch_size` is that of one device."""
     side = image_side(config)
-    overrides = json.dumps(model_overrides(config.model, side), sort_keys=True)
     name, precision = config.model.name, config.train.precision
     return _workload(
-        name, classes, overrides, batch_size, side, precision, checkpointing, forward_only
+        name, classes, _overrides(config), batch_size, side, precision, checkpointing, forward_only
     )
+
+
+def _overrides(config: Config) -> str:
+    return json.dumps(model_overrides(config.model, image_side(config)), sort_keys=True)
 
 
 @lru_cache(maxsize=64)
@@ -148,7 +151,9 @@ def _times(
     epochs = min(train.stop_epoch or last, last)
     if train.freeze == "backbone":
         return epochs, train.views * images.train / val_rate, (images.val + images.test) / val_rate
-    growth = _growth(config, images.classes)
+    growth = Growth(train.min_size, image_side(config))
+    if growth.grows:
+        growth = _growth(config.model.name, images.classes, _overrides(config), growth)
     full_epochs = epochs * growth.mean_work(end=epochs / last)
     train_s = full_epochs * steps * train.batch_size / train_rate
     scored = images.val * -(-epochs // train.eval_every) * (2 if train.ema_decay else 1)
@@ -159,13 +164,11 @@ def _times(
     return max(1, round(share * epochs)), share * train_s, share * scored_s
 
 
-def _growth(config: Config, classes: int) -> Growth:
-    side = image_side(config)
-    if not Growth(config.train.min_size, side).grows:
-        return Growth(0, side)
+@lru_cache(maxsize=64)  # so that a network that forbids it is also told of once
+def _growth(name: str, classes: int, overrides: str, wanted: Growth) -> Growth:
     with torch.device("meta"):
-        network = create_model(config.model.name, classes, **model_overrides(config.model, side))
-    return growth_for(network, config.train, side)
+        network = create_model(name, classes, **json.loads(overrides))
+    return growth_for(network, wanted.first, wanted.full)
 
 
 def _memory(config: Config, work: Workload, place: Place) -> dict[str, Any]:

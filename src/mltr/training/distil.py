@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mltr.data.loading import Batch, ImageDataset, Loader, SideOf, fingerprint
+from mltr.data.loading import Batch, ImageDataset, Loader, SideOf, fingerprint, full_size
 from mltr.data.mapped import MappedRows
 from mltr.data.records import Split
 from mltr.errors import MltrError, UsageError, did_you_mean
@@ -90,9 +90,7 @@ class TaughtLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def epoch(
-        self, epoch: int, start_batch: int = 0, side: SideOf | None = None
-    ) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, side: SideOf = full_size) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from `start_batch` on."""
         for batch in self.loader.epoch(epoch, start_batch, side):
             said = torch.from_numpy(self.answers.open()[batch.indices.numpy()]).float()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mltr.config.schema import AugmentConfig
-from mltr.data.loading import Batch, EpochBatches, ImageDataset, SideOf, fingerprint
+from mltr.data.loading import Batch, EpochBatches, ImageDataset, SideOf, fingerprint, full_size
 from mltr.data.mapped import MappedRows
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
@@ -204,9 +204,7 @@ class FeatureLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(
-        self, epoch: int, start_batch: int = 0, side: SideOf | None = None
-    ) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, side: SideOf = full_size) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from `start_batch` on; features have no side."""
         self.batches.epoch, self.batches.start_batch = epoch, start_batch
         views = np.zeros(len(self.split), np.int64)

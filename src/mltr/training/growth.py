@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mltr.config.schema import TrainConfig
 from mltr.errors import UsageError
 from mltr.network.features import check_image_size
 
@@ -59,12 +58,12 @@ class Growth:
         return sum(self.work(share + (end - share) * part) for part in parts) / PARTS
 
 
-def growth_for(network: nn.Module, settings: TrainConfig, full: int) -> Growth:
-    """Return how images of `full` pixels grow in a run; not at all where the network forbids it."""
-    growth = Growth(0 if settings.freeze == "backbone" else settings.min_size, full)
+def growth_for(network: nn.Module, first: int, full: int) -> Growth:
+    """Return how a network's images grow; not at all where it forbids that, which is told."""
+    growth = Growth(first, full)
     try:
         if growth.grows:
-            check_image_size(network, growth.first, "train.min_size")
+            check_image_size(network, first, "train.min_size")
     except UsageError as error:
         log.warning("images have their full size from the start: %s", error)
         return Growth(0, full)

@@ -38,7 +38,8 @@ class Learner:
         self.whole = copy.deepcopy(network).to("meta") if self.is_divided else network
         if settings.grad_checkpointing:
             recompute_activations(network)
-        self.growth = growth_for(network, settings, run.preprocess.image_size)
+        first = 0 if settings.freeze == "backbone" else settings.min_size
+        self.growth = growth_for(network, first, run.preprocess.image_size)
         network.to(device)
         if self.is_divided:
             shard(network, processes.count, device)
