@@ -157,6 +157,14 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert open_splits(DataConfig(root=str(tmp_path))).train.classes == ("bus", "train")
 
 
+@pytest.mark.parametrize("folders", [("train", "val"), ("Train", "Valid", "test"), ("training",)])
+def test_folders_of_splits_are_no_classes(folders: tuple[str, ...], tmp_path: Path) -> None:
+    for folder in folders:
+        write_image(tmp_path / folder / "1.jpg")
+    with pytest.raises(UsageError, match="those of splits, .* not of classes"):
+        detect_format(tmp_path)
+
+
 def test_test_photos_of_classes_without_training_photos_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
