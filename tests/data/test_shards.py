@@ -105,6 +105,8 @@ def test_nothing_is_lost_or_changed(table: Path, tmp_path: Path, capsys) -> None
     before, after = (opened(root, missing="negative") for root in (table, tmp_path / "shards"))
     assert contents(before) == contents(after)
     assert all((split.targets >= 0).all() for split in (*before, *after))
+    after = opened(tmp_path / "shards", missing="negative", format="coco")  # as a recipe says
+    assert contents(before) == contents(after)
 
 
 @pytest.mark.parametrize("source", ["voc", "coco"])

@@ -35,7 +35,7 @@ from mltr.data.readers.table import read_table
 from mltr.data.readers.voc import find_voc, has_list, read_voc
 from mltr.data.readers.yolo import read_yolo
 from mltr.data.records import PARTS, Record, Split, Splits, read_class_list, same_image
-from mltr.data.shards import ShardSplit, is_address, read_shards
+from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
 from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.tables.names import in_order
 from mltr.data.truncated import salvage
@@ -239,6 +239,8 @@ def _find_format(config: DataConfig) -> str:
             f"data.root {root}: no such file or folder; if it has moved, give the new location "
             "with --data.root NEW"
         )
+    if is_shards(root):  # of a source in any format, which a recipe may name
+        return "shards"
     if config.format != "auto":
         return config.format
     if config.labels and root.is_dir() and not is_saved_dataset(root):
