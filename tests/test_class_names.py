@@ -14,8 +14,8 @@ import mltr
 from mltr.cli import main
 from mltr.data.detect import detect_format
 
-NAMES = ["AC/DC; a|b", 'say "no", <b>', "日本 👩‍👩‍👧", "=Größe"]
-LABELS = {f"{k}.png": [name for bit, name in enumerate(NAMES) if k >> bit & 1] for k in range(24)}
+NAMES = ["AC/DC; a|b", 'say "no", <b>', "日本 👩‍👩‍👧", "=Größe", "car [/x]", "$_$ :cat:"]
+LABELS = {f"{k}.png": [name for bit, name in enumerate(NAMES) if k >> bit & 1] for k in range(96)}
 
 
 def write_label_studio(folder: Path) -> None:
@@ -54,8 +54,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_run_on_labels_of_other_tools_keeps_their_names(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert sorted(mltr.load(run).classes) == sorted(NAMES)
     write_image(tmp_path / "a.png")
     capsys.readouterr()
@@ -65,6 +66,10 @@ def test_a_run_on_labels_of_other_tools_keeps_their_names(
     for form in ("sidecars", "keywords"):
         assert main(["data", f"{form}:{tmp_path}", "--quick", "--json", "-"]) == 1  # one photo
         assert "1 image can't be split" in capsys.readouterr().err
+    for command in ("evaluate", "calibrate", "audit"):
+        assert main([command, str(run)]) == 0
+        table = capsys.readouterr().out
+        assert all(name in table for name in NAMES), command
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text("utf-8")
     for name in NAMES:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Train the demo's recipe and write its page; with --serve, serve the network."""
     from mltr.config.recipe import find_recipe, load_recipe
-    from mltr.files.locks import locked_folder
+    from mltr.files.locks import locked_out
     from mltr.files.writing import write_figures
     from mltr.runs.folder import open_run
     from mltr.training.train import train
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.serve:
         check_address(HOST, args.port)  # fail before training
     config = load_recipe(find_recipe(RECIPE), QUICK if args.quick else overrides)
-    with locked_folder(Path(args.out)):
+    with locked_out(Path(args.out)):
         folder = open_run(Path(args.out), config, resume=False, overwrite=args.overwrite)
         figures = train(config, folder, quiet=args.json == "-")
         page = write_demo_page(folder.path, figures)

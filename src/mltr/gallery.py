@@ -255,14 +255,23 @@ def write_picture(path: Path, image: Image.Image) -> None:
     write_atomically(path, lambda temporary: image.save(temporary))
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a matplotlib figure atomically and close it."""
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, which draws into files, and ``$`` in names as it is."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["text.parse_math"] = False
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a matplotlib figure atomically and close it."""
     try:
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DOTS))
     finally:
-        plt.close(figure)
+        pyplot().close(figure)
 
 
 def inline_jpeg(image: Image.Image, side: int = 360) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: Control characters (which start escape sequences), line and paragraph separators, bidirectional
 #: controls, and lone surrogates, which stand for bytes that aren't UTF-8.
@@ -21,6 +24,16 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Escape text like `printable`, but keep its line breaks, for tracebacks."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def make_console(**options: Any) -> Console:
+    """Return a console of rich that shows texts as they are.
+
+    Names of classes and files come from users: ``[red]`` and ``:cat:`` in them are no markup.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, **options)
 
 
 class PrintableFormatter(logging.Formatter):

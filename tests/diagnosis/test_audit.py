@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import save_untrained, write_image
+from making import TINY_ON_PHOTOS, save_untrained, write_image
 from PIL import Image
 
 import mltr
@@ -317,6 +317,29 @@ def test_a_review_changes_what_was_edited_and_nothing_else(
         csv.writer(file, delimiter=";").writerows([*row, "geprüft"] for row in rows)
     assert run_audit(tmp_path, "--review", path)["accepted"] == 2
     assert corrected(path.parent) == expected
+
+
+def test_a_review_keeps_the_run_s_own_splits(tmp_path: Path) -> None:
+    labels = write_photos(tmp_path / "photos")
+    write_table(tmp_path / "photos" / "labels.csv", labels)
+    run = tmp_path / "run"
+    options = ["--data.root", str(tmp_path / "photos"), "--out", str(run), *TINY_ON_PHOTOS]
+    table = tmp_path / "photos" / "labels.csv"
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with table.open("w", newline="") as file:  # without splits, which then follow the labels
+        writer = csv.DictWriter(file, [n for n in rows[0] if n != "split"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert main(["train", "scratch", *options]) == 0
+    before = original(tmp_path)
+    text = table.read_text().splitlines()
+    name, *answers = text[-1].split(",")
+    text[-1] = ",".join([name, *("1" if answer == "0" else "0" for answer in answers)])
+    table.write_text("\n".join(text))
+    run_audit(tmp_path)
+    run_audit(tmp_path, "--review", run / "audit" / "issues.csv")
+    assert corrected(run / "audit").keys() == before.keys()
 
 
 @pytest.mark.parametrize(

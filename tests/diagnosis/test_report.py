@@ -69,6 +69,22 @@ def test_calibration_shows_beside_the_default(run: Path, tmp_path: Path) -> None
     assert "Not calibrated" not in text
 
 
+def test_an_audit_saved_by_a_spreadsheet_is_told(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy, page = tmp_path / "copy", tmp_path / "page.html"
+    shutil.copytree(run, copy)
+    (copy / "audit").mkdir()
+    row = "1;größe.png;test;sea;1;0;0;0.1;0.1;yes"
+    text = f"rank;image;split;class;given;suggested;label;score;probability;likely\n{row}\n"
+    (copy / "audit" / "issues.csv").write_text(text, "cp1252")
+    assert main(["report", str(copy), "--out", str(page), "--examples", "0"]) == 0
+    assert "sea of größe.png (test) is given as 1" in page.read_text("utf-8")
+    (copy / "audit" / "issues.csv").write_text("no such columns\n1\n")
+    assert main(["report", str(copy), "--out", str(page), "--examples", "0"]) == 0
+    assert "the audit is left out" in caplog.text
+
+
 def test_it_says_of_the_three_problems_what_diagnose_says(
     run: Path, page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 from fake_hub import FakeHub, running_hub
 from huggingface_hub import ModelCard
-from making import save_untrained
+from making import TINY_ON_PHOTOS, save_untrained, write_photos
 
 import mltr
 from mltr.cli import main
@@ -199,8 +199,12 @@ def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> Non
     prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")
     prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")  # again
     for weights in (run, shutil.copytree(run, tmp_path / "other")):
-        with pytest.raises(UsageError, match="holds weights that aren't of a push"):
+        with pytest.raises(UsageError, match="holds model.safetensors that isn't of a push"):
             prepare(run, weights, "me/digits")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    with pytest.raises(UsageError, match="holds README.md that isn't of a push"):
+        prepare(run, tmp_path / "project", "me/digits")
     metadata, text = read_card(tmp_path / "card")
     figures = json.loads((run / "metrics.json").read_text())
     (index,) = metadata["model-index"]
@@ -213,4 +217,19 @@ def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> Non
     assert str(tmp_path) not in text
     assert "init: cat:cat.pth" in text
     assert "teacher: teacher" in text
-    assert json.loads((tmp_path / "card" / "metrics.json").read_text()) == figures
+    published = json.loads((tmp_path / "card" / "metrics.json").read_text())
+    assert figures.pop("broken_images") == figures.pop("broken_training_images") == []
+    assert published == figures
+
+
+def test_no_local_path_is_published(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 24)
+    broken = next(photos.glob("*.png"))
+    broken.write_bytes(b"no image")
+    run = tmp_path / "run"
+    options = ["--data.root", str(photos), "--out", str(run), *TINY_ON_PHOTOS]
+    assert main(["train", "scratch", *options, "--data.max_broken", "1"]) == 0
+    assert str(broken) in (run / "metrics.json").read_text()
+    prepare(run, tmp_path / "card", "me/mine")
+    for path in (tmp_path / "card").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name

@@ -130,6 +130,25 @@ def test_a_photo_that_the_table_has_not_is_embedded(
     assert capsys.readouterr().out.strip() == f"1.000  {photos / '7.png'}"
 
 
+def test_a_photo_here_counts_before_one_of_its_name_in_the_table(
+    small_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    table, name = tmp_path / "relative.parquet", f"{photos.name}/3.png"
+    monkeypatch.chdir(photos.parent)
+    assert main(["embed", str(small_run), photos.name, "--out", str(table)]) == 0
+    (tmp_path / "elsewhere" / photos.name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    near = []
+    for _ in range(2):
+        capsys.readouterr()
+        assert main(["similar", str(table), name, "--count", "1"]) == 0
+        near.append(capsys.readouterr().out.strip())
+        shutil.copy(photos / "7.png", name)
+    assert near[1] == f"1.000  {photos.name}/7.png"
+    assert near[0] != near[1]
+
+
 def test_impossible_requests_are_reported_in_one_line(
     table: Path, small_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from mltr.data.readers.keywords import keywords_in_xmp
+from mltr.data.readers.keywords import keywords_in_xmp, keywords_of
+from mltr.data.walk import Siblings
 from mltr.errors import MltrError
 from mltr.predict.sidecars import XmpSidecars
 from mltr.predict.xmp import has_labels, set_labels
@@ -252,3 +254,17 @@ def test_separators_in_names_make_no_levels() -> None:
     assert listed(content) == ["dog/wolf", "on|off"]
     assert listed(content, TAGS_LIST) == ["pets/dog\\wolf", "state/on|off"]
     assert listed(content, HIERARCHICAL) == ["pets|dog/wolf"]
+
+
+def test_a_new_file_does_not_hide_keywords_that_are_elsewhere(tmp_path: Path) -> None:
+    embedded, beside = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    Image.new("RGB", (8, 8)).save(embedded, xmp=LIGHTROOM.encode())
+    Image.new("RGB", (8, 8)).save(beside)
+    (tmp_path / "b.xmp").write_text(DIGIKAM)
+    expected = {embedded: ["holiday", "sea"], beside: ["Anna"]}
+    for photo, keywords in expected.items():
+        assert XmpSidecars().write(photo, ["sea", "sky"]) == ""
+        found = keywords_of(photo, Siblings())[0]
+        assert found == list(dict.fromkeys([*keywords, "sea", "sky"]))
+        assert XmpSidecars().write(photo, []) == ""  # a person's own stay
+        assert keywords_of(photo, Siblings())[0] == keywords

@@ -170,6 +170,26 @@ def test_any_onnx_classifier(
     assert (config["calibration"] is None) is (activation == "sigmoid")
 
 
+def test_logits_within_0_and_1_are_logits_if_that_is_said(
+    tmp_path: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As many outputs of a sigmoid, which may as well be logits that lie between 0 and 1.
+    path = write_onnx(tmp_path / "theirs" / "net.onnx", last="Sigmoid Identity", nhwc=False)
+    (path.parent / "labels.txt").write_text("\n".join(NAMES))
+    look = dict(zip(("mean", "std"), IMAGENET, strict=True)) | {"highest": 1, "bgr": False}
+    images = [prepare(p, nhwc=False, **look).astype(np.float32) for p in photos]
+    scores = run_original(path, images)
+    for name, function in {"sigmoid": expit, "softmax": lambda x: softmax(x, axis=1)}.items():
+        out = tmp_path / name
+        assert convert(path.parent, out, "--activation", name) == 0
+        np.testing.assert_allclose(probs_of(out, photos), function(scores), atol=1e-4)
+    for last in ("Softmax", "Softmax Identity"):
+        write_onnx(path, last=last, nhwc=False)
+        capsys.readouterr()
+        assert convert(path.parent, tmp_path / "out", "--activation", "sigmoid") == 2
+        assert "by a softmax: leave --activation sigmoid out" in capsys.readouterr().err
+
+
 def test_a_graph_of_another_layout_is_no_wd_tagger(
     tmp_path: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,8 +352,17 @@ def test_a_bundle_is_replaced_only_if_asked_for(
     assert "is SOURCE itself" in capsys.readouterr().err
     assert convert(hub, out, "--activation", "sigmoid", "--overwrite") == 0
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
+    (tmp_path / "own").mkdir()
+    for name in ("config.yaml", "config.json"):  # of whatever project
+        file = tmp_path / "own" / name
+        file.write_text("mine: yes")
+        assert convert(wd, tmp_path / "own") == 2
+        assert f"already holds {name}" in capsys.readouterr().err
+        assert file.read_text() == "mine: yes"
+        file.unlink()
     (out / "config.yaml").write_text("model: {name: mltr_nano}")
     assert convert(wd, out, "--overwrite") == 0
+    assert json.loads((out / "config.json").read_text())["extra"] == {"converted_from": "tagger: wd"}
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.onnx"]
     (out / "predictions.npz").write_bytes(b"of a run")
     assert convert(wd, out, "--overwrite") == 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from mltr.config import recipe
 from mltr.config.schema import Config, DataConfig
 from mltr.errors import counted
-from mltr.terminal import printable
+from mltr.terminal import make_console, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,19 +60,17 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Describe each source; faults are reported, and don't make the command fail."""
-    from rich.console import Console
-
     from mltr.data.sources import open_splits
     from mltr.files.writing import write_figures
 
-    console = Console(quiet=args.json == "-")
+    console = make_console(quiet=args.json == "-")
     reports = {}
     for source in args.sources:
         config = source_config(source, args, overrides)
         splits = open_splits(config)
         report = reports[source] = describe(splits, open_images=not args.quick)
         for line in splits.understood.to_lines(splits):
-            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(line), highlight=False, soft_wrap=True)
         _print(console, source, report)
         if args.out:
             folder = Path(args.out)
@@ -262,14 +260,13 @@ def _print_labels(console: Console, report: dict[str, Any]) -> None:
 def _print_findings(console: Console, report: dict[str, Any]) -> None:
     """Report the faults, or that there are none."""
     if report["empty_classes"]:
-        console.print(f"no training image has: {', '.join(report['empty_classes'])}", markup=False)
+        console.print(f"no training image has: {', '.join(report['empty_classes'])}")
     if report["classes_without_negatives"]:
         names = ", ".join(report["classes_without_negatives"])
         console.print(
             f"NO TRAINING IMAGE IS A KNOWN NEGATIVE FOR: {names}\n"
             "mltr train refuses such a source: a network would learn to predict these classes for "
             "every picture. If an empty cell means no, set --data.missing negative.",
-            markup=False,
             style="bold red",
         )
     if "broken" not in report:
@@ -286,20 +283,14 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
         found = report[key]
         console.print(counted(len(found), one, several) + (":" if found else ""))
         for entry in found[:SHOWN]:
-            console.print(
-                "   ", entry if isinstance(entry, str) else " = ".join(entry), markup=False
-            )
+            console.print("   ", entry if isinstance(entry, str) else " = ".join(entry))
 
 
 def draw(folder: Path, splits: Splits) -> Path:
     """Draw the label frequencies and co-occurrences to labels.png."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
 
-    from mltr.gallery import write_figure
+    from mltr.gallery import pyplot, write_figure
 
     split = splits.train
     together = _pair_counts(split)
@@ -309,7 +300,9 @@ def draw(folder: Path, splits: Splits) -> Path:
     np.fill_diagonal(share, np.nan)
     names = [split.classes[index] for index in order]
     side = min(16.0, max(3.6, 0.24 * len(names) + 1.2))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * side, side), layout="constrained")
+    figure, (left, right) = pyplot().subplots(
+        1, 2, figsize=(2.2 * side, side), layout="constrained"
+    )
     left.barh(names, support[order], color="#3b7dd8", height=0.7)
     left.invert_yaxis()
     left.set_title("training images with each label", loc="left")

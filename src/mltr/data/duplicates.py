@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from mltr.data.images import open_image
 from mltr.data.records import Record, Splits
 from mltr.errors import BrokenImage
+from mltr.terminal import make_console
 
 SIDE = 16  #: pixels of the thumbnails that are compared
 # Of the 2000 photos of MIML all 26 pairs above 0.99 show one picture twice, saved, scaled or
@@ -44,11 +45,10 @@ class Seen:
 
 def look_at(splits: Splits) -> list[Seen]:
     """Open every image once, with a progress bar on a terminal; broken ones have an error."""
-    from rich.console import Console
     from rich.progress import track
 
     jobs = [(split.name, record) for split in splits for record in split]
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with ThreadPoolExecutor() as pool:
         return list(
             track(

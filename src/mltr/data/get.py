@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mltr.errors import MltrError
-from mltr.files.locks import locked_folder
+from mltr.files.locks import locked_out
+from mltr.terminal import make_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -158,7 +159,7 @@ def get(data_set: DataSet, out: Path, mirror: str | None = None, keep: bool = Fa
     archives. Raises `MltrError` if the disk is too small, or an archive is unavailable or fails its
     checksum; partial downloads are then kept.
     """
-    with locked_folder(out):
+    with locked_out(out):
         try:
             return _get(data_set, out, mirror, keep)
         except OSError as error:
@@ -219,7 +220,6 @@ def _fetch(addresses: tuple[str, ...], archive: Archive, path: Path) -> None:
 
 
 def _progress() -> Progress:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -229,7 +229,7 @@ def _progress() -> Progress:
         TransferSpeedColumn,
     )
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     return Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         TimeRemainingColumn(), console=console, disable=not console.is_terminal,

@@ -32,6 +32,7 @@ from mltr.data.shards import (
 )
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.files.writing import sha256_of, text_writer, write_atomically, write_json
+from mltr.terminal import make_console
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,10 +125,9 @@ def write_shards(
 
 
 def _with_bar(jobs: list[tuple[Split, int]]) -> Iterable[tuple[Split, int]]:
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     return track(
         jobs, "packing shards", console=console, transient=True, disable=not console.is_terminal
     )

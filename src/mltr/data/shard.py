@@ -98,7 +98,7 @@ def _write(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]
     from mltr.data.shards import is_shards
     from mltr.data.sources import open_images, open_splits
     from mltr.data.understood import tell_understood
-    from mltr.files.locks import locked_folder
+    from mltr.files.locks import locked_out
 
     out = Path(args.out)
     if is_shards(out) and not args.overwrite:
@@ -108,7 +108,7 @@ def _write(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]
     splits = open_images(config) if config.format == "images" else open_splits(config)
     tell_understood(splits)
     encoding = Encoding(args.side, args.quality)
-    with locked_folder(out):
+    with locked_out(out):
         return write_shards(
             splits, out, args.samples, encoding, args.max_broken, args.workers, args.overwrite
         )

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from mltr.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from mltr.errors import MltrError, UsageError
+from mltr.terminal import make_console
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +51,7 @@ def find_images(
 
 def with_count(items: Iterable[Item], doing: str) -> Iterator[Item]:
     """Pass items on; on a terminal, a line says what is being done, and to how many so far."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if not console.is_terminal:
         yield from items
         return

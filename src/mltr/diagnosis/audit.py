@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mltr.config.schema import SPLITS
 from mltr.errors import MltrError, UsageError, counted
+from mltr.terminal import make_console, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,8 +154,6 @@ def recipe_of(folder: str, overrides: Sequence[str] = ()) -> Config:
 
 def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Find issues, write all files, and print a summary."""
-    from rich.console import Console
-
     from mltr.data.understood import tell_understood
     from mltr.diagnosis.label_issues import audit
     from mltr.evaluation.open_run import open_scored
@@ -176,7 +175,7 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     paths = _write_files(folder, opened.splits, found, listed, accepted, groups)
     figures = _figures(found, groups, None if args.no_duplicates else opened.splits)
     figures |= {"accepted": len(accepted), "files": [str(path) for path in paths]}
-    console = Console(quiet=args.json == "-")
+    console = make_console(quiet=args.json == "-")
     _print(console, found, listed, figures)
     _print_files(console, args, overrides, paths, len(accepted))
     if args.json:
@@ -190,15 +189,15 @@ def _folder(args: argparse.Namespace) -> Path:
 
 def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Write the corrected table from an edited list of issues; no image is opened."""
-    from rich.console import Console
-
     from mltr.data.sources import open_splits
     from mltr.data.understood import tell_understood
     from mltr.diagnosis.corrections import read_review, write_corrected
+    from mltr.evaluation.open_run import as_trained
     from mltr.files.writing import write_figures
 
     path = Path(args.review)
-    splits = open_splits(recipe_of(args.run, _fields(args, overrides)).data)
+    data = recipe_of(args.run, _fields(args, overrides)).data
+    splits = as_trained(Path(args.run), open_splits(data))
     tell_understood(splits)
     corrections = read_review(path, splits)
     folder = Path(args.out) if args.out else path.parent
@@ -206,7 +205,7 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if written is None:
         raise MltrError("the images of this source are not files, so a table can't list them")
     changed = sum(map(len, corrections.values()))
-    _print_files(Console(quiet=args.json == "-"), args, overrides, [written], changed)
+    _print_files(make_console(quiet=args.json == "-"), args, overrides, [written], changed)
     if args.json:
         write_figures(args.json, {"accepted": changed, "files": [str(written)]})
     return 0
@@ -347,15 +346,14 @@ def _print(
 
     console.print("scored by models that were not trained on the labels in question:")
     for method in found.methods:
-        console.print(f"  {method}", markup=False)
+        console.print(f"  {method}")
     if found.not_judged:
         names = ", ".join(found.not_judged)
         console.print(
             f"not scored, with fewer than two positive or two negative images: {names}",
-            markup=False,
         )
     for error in found.errors[:SHOWN]:
-        console.print(f"left out, broken: {error}", markup=False)
+        console.print(f"left out, broken: {error}")
     table = Table(
         title=f"{counted(len(found.likely), 'likely error')} among "
         f"{counted(len(found.issues), 'label')}",
@@ -386,7 +384,7 @@ def _worst(found: Audit, listed: Sequence[Issue]) -> Table:
     for rank, issue in enumerate(listed[:SHOWN], start=1):
         table.add_row(
             str(rank),
-            short_name(found.records[issue.row].name),
+            printable(short_name(found.records[issue.row].name)),
             found.splits[issue.row],
             found.classes[issue.class_index],
             issue.kind,
@@ -409,7 +407,7 @@ def _print_duplicates(console: Console, groups: Sequence[dict[str, Any]]) -> Non
         words = " = ".join(group["images"])
         if group["conflict"]:
             words += f"; they differ in {', '.join(group['conflict'])}"
-        console.print("   ", words, markup=False)
+        console.print("   ", words)
 
 
 def _print_files(
@@ -421,22 +419,21 @@ def _print_files(
 ) -> None:
     """Print the paths of the files, and the commands to continue with."""
     for path in paths:
-        console.print(f"{FILES[path.name]}: {path}", markup=False, soft_wrap=True)
+        console.print(f"{FILES[path.name]}: {path}", soft_wrap=True)
     table = next((path for path in paths if path.name == "corrected.csv"), None)
     if table is None:
         return
-    console.print(f"{table} has {counted(count, 'label')} changed", markup=False, soft_wrap=True)
+    console.print(f"{table} has {counted(count, 'label')} changed", soft_wrap=True)
     if not args.review:
         source = [] if args.source is None else [args.source]
         again = ["mltr", "audit", args.run, *source, *overrides, "--review", paths[0]]
         console.print(
             "To correct labels, edit the column `label` of issues.csv (1, 0, or empty for "
             f"unknown), then run\n  {shlex.join(map(str, again))}",
-            markup=False,
             soft_wrap=True,
         )
     command = training_command(args.run, table)
-    console.print(f"To train on it:\n  {command}", markup=False, soft_wrap=True)
+    console.print(f"To train on it:\n  {command}", soft_wrap=True)
 
 
 def training_command(run: str, table: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
 from mltr.data.records import Record, Split, Splits, indices_of
-from mltr.data.tables.cells import to_answer, to_cells
+from mltr.data.tables.cells import row_writer, to_answer, to_cells
 from mltr.data.tables.columns import is_told_apart
 from mltr.data.tables.sheet import read_sheet
 from mltr.data.tables.tags import join_tags
@@ -72,7 +71,7 @@ def read_review(path: Path, splits: Splits) -> Corrections:
     Raises `MltrError`, with file and row, for a file without the columns of such a list, for
     unknown images and classes, and for labels other than 1, 0, -1 and empty.
     """
-    rows = _read_csv(path, {"image", "split", "class", "label"})
+    rows = read_issues(path, {"image", "split", "class", "label"})
     known = {(split.name, record.name): record for split in splits for record in split}
     corrections: Corrections = {}
     for number, row in enumerate(rows, start=2):
@@ -89,7 +88,11 @@ def read_review(path: Path, splits: Splits) -> Corrections:
     return corrections
 
 
-def _read_csv(path: Path, needed: set[str]) -> list[dict[str, str]]:
+def read_issues(path: Path, needed: set[str]) -> list[dict[str, str]]:
+    """Return some columns of a list of issues, as `mltr audit` or any spreadsheet saved it.
+
+    Raises `MltrError` if they aren't there.
+    """
     if not path.is_file():
         raise MltrError(f"{path}: no such file of issues")
     sheet = read_sheet(path)
@@ -182,7 +185,7 @@ def short_name(name: str) -> str:
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> Path:
     """Write a table whose cells a spreadsheet doesn't evaluate."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(to_cells, rows))
+    row_writer(text).writerows(map(to_cells, rows))
     write_atomically(path, text_writer(text.getvalue()))
     return path
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from mltr.config.schema import SPLITS
 from mltr.errors import UsageError
 from mltr.predict.options import VIEWS_HELP, parse_views
+from mltr.terminal import make_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Diagnose one run, or compare two."""
-    from rich.console import Console
-
     from mltr.diagnosis.display import print_comparison, print_diagnosis, save_pictures
     from mltr.diagnosis.figures import Subject, compare, diagnose
     from mltr.files.writing import write_figures
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         raise UsageError("--out is for the pictures of one run, not for a comparison")
     if args.resamples < 20:
         raise UsageError(f"--resamples {args.resamples}: an interval needs at least 20")
-    console = Console(quiet=args.json == "-")
+    console = make_console(quiet=args.json == "-")
     views = parse_views(args.views)
     subjects = [Subject.open(folder, args.split, overrides, views) for folder in args.runs]
     if len(subjects) == 2:

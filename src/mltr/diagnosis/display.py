@@ -28,18 +28,18 @@ MANY_CLASSES = 40  #: maximum number of classes with legible names along a matri
 
 def print_diagnosis(console: Console, figures: dict[str, Any], title: str) -> None:
     """Print the three problems, each with its figures and a one-sentence verdict."""
-    from rich.markup import escape
+    from rich.text import Text
 
     intro = f"{counted(figures['images'], 'image')}; in %, with 95% intervals"
-    console.print(f"[bold]{escape(printable(title))}[/]: {intro}")
+    console.print(Text.assemble((printable(title), "bold"), f": {intro}"))
     for number, problem in enumerate(describe_problems(figures), start=1):
-        console.print(f"\n[bold]{number}. {problem.title}[/]")
+        console.print(Text(f"\n{number}. {problem.title}", "bold"))
         if problem.measure:
             console.print(problem.measure)
         if problem.rows:
             _table(console, problem.headings, problem.rows)
         for sentence in (problem.verdict, *problem.remarks):
-            console.print(printable(sentence), markup=False)
+            console.print(printable(sentence))
 
 
 def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -56,11 +56,11 @@ def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[st
 
 def print_comparison(console: Console, runs: Sequence[str], figures: dict[str, Any]) -> None:
     """Print the headline figures of two runs and their differences."""
-    names = [Path(name).name for name in runs]
-    console.print(
-        f"first: [bold]{names[0]}[/], second: [bold]{names[1]}[/]; the same {figures['images']} "
-        "images, paired resamples; in %, with 95% intervals"
-    )
+    from rich.text import Text
+
+    first, second = ((printable(Path(name).name), "bold") for name in runs)
+    terms = f"; the same {figures['images']} images, paired resamples; in %, with 95% intervals"
+    console.print(Text.assemble("first: ", first, ", second: ", second, terms))
     rows = [
         (HEADLINES[name][0], percent(row["first"]), percent(row["second"]),
          percent(row["difference"], True), row["better"])
@@ -76,9 +76,6 @@ def print_comparison(console: Console, runs: Sequence[str], figures: dict[str, A
 
 def save_pictures(folder: Path, subject: Subject, figures: dict[str, Any]) -> list[Path]:
     """Write the confusion matrix, and a contact sheet of the worst pictures for each problem."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     from mltr.gallery import write_figure
 
     paths = [folder / "confusion.png"]
@@ -114,10 +111,10 @@ def draw_matrix(
     unit: str = "",
 ) -> Any:
     """Return a matplotlib figure of a matrix [K, K]; nan is grey, and `limits` are in its unit."""
-    import matplotlib.pyplot as plt
+    from mltr.gallery import pyplot
 
     side = min(10.0, 3.2 + 0.28 * len(classes))
-    figure, axes = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(side, side * 0.86), layout="constrained")
     axes.set_facecolor("0.94")
     shown = axes.imshow(matrix, cmap=colours, vmin=limits[0], vmax=limits[1])
     if len(classes) <= MANY_CLASSES:
@@ -160,6 +157,8 @@ def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
     from mltr.evaluation.predictions import make_tiles
     from mltr.gallery import contact_sheet, write_picture
 
-    tiles = make_tiles(subject.split.subset(rows, "shown"), subject.predictions.subset(rows))
+    shown = subject.predictions.subset(rows)
+    limits = np.broadcast_to(subject.limits, subject.predictions.probs.shape)[rows]
+    tiles = make_tiles(subject.split.subset(rows, "shown"), shown, limits)
     write_picture(path, contact_sheet(tiles, columns=5))
     return path

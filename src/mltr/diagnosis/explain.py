@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mltr.config.schema import SPLITS
 from mltr.diagnosis import METHODS
 from mltr.errors import BrokenImage, UsageError
+from mltr.terminal import make_console
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,8 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Explain pictures, or score the maps."""
-    from rich.console import Console
-
     from mltr.files.writing import write_figures
     from mltr.predict.predictor import load
 
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         raise UsageError("give either images to explain, or --pointing to score the maps")
     if args.pointing and (args.label or args.method != "evidence"):
         raise UsageError("--label and --method are for pictures: --pointing scores all class maps")
-    console = Console(quiet=args.json == "-")
+    console = make_console(quiet=args.json == "-")
     predictor = load(args.run, args.device)
     if args.pointing:
         figures = _point(console, predictor, args, overrides)
@@ -100,12 +99,12 @@ def _explain_all(
         try:
             found = explain(predictor, image, args.label, args.method)
         except BrokenImage as error:
-            console.print(f"left out, broken: {error}", markup=False)
+            console.print(f"left out, broken: {error}")
             broken = 1
             continue
         picture = _save_overlays(out, Path(name_of(image)), to_image(image), found)
         labels = ", ".join(f"{one.label} {one.prob:.2f}" for one in found)
-        console.print(f"{picture}: {labels}", markup=False, soft_wrap=True)
+        console.print(f"{picture}: {labels}", soft_wrap=True)
         figures[name_of(image)] = [
             {"label": one.label, "prob": one.prob, "logit": one.logit, "is_exact": one.is_exact,
              "cells": one.cells.tolist(), "picture": str(picture)}

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from torch import nn
 
@@ -28,6 +27,7 @@ from mltr.evaluation.predictions import Predictions, load_predictions
 from mltr.predict.features import as_embedder
 from mltr.predict.predictor import Prediction, predict_paths
 from mltr.runs.folder import RunFolder
+from mltr.terminal import make_console
 
 Floats = NDArray[np.float32]
 
@@ -229,7 +229,7 @@ def _features(run: OpenRun, part: Split) -> tuple[Floats, Labels, list[str]]:
     features = np.zeros((len(part), len(embedder.classes)), np.float32)
     targets = part.targets.copy()
     errors: list[str] = []
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     images = track(
         predict_paths(embedder, (record.image for record in part)),
         "features",

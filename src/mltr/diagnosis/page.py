@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
+import logging
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from mltr import __version__
+from mltr.diagnosis.corrections import read_issues
 from mltr.diagnosis.display import draw_confusions, draw_matrix
 from mltr.diagnosis.figures import Subject, diagnose
 from mltr.diagnosis.problems import describe_problems
-from mltr.errors import BrokenImage, UsageError, counted
+from mltr.errors import BrokenImage, MltrError, UsageError, counted
 from mltr.evaluation.curves import draw_average_precision, draw_precision_recall
 from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
@@ -31,17 +32,16 @@ CLASS_HEADINGS = ("class", "AP, %", "precision, %", "recall, %", "F1, %", "image
 AUDITED = 15  #: maximum number of labels listed from the audit
 DOTS = 110  #: resolution of the figures in dots per inch
 
+log = logging.getLogger(__name__)
+
 
 def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] = ()) -> int:
     """Write the report of a run's test images to `path`; return its size in bytes.
 
     Raises `MltrError` as `open_scored` does, or if the file can't be written.
     """
-    import matplotlib as mpl
-
     from mltr.files.writing import text_writer, write_atomically
 
-    mpl.use("Agg")
     opened = open_scored(run, overrides)
     predictions = scores_of(run, "test", overrides)
     subject = Subject.of(opened, predictions, "test")
@@ -96,8 +96,12 @@ def _audit_remarks(path: Path) -> list[str]:
     """Return a summary of the run's audit, if there is one."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("likely") == "yes"]
+    try:
+        issues = read_issues(path, {"class", "image", "split", "given", "likely"})
+    except MltrError as error:
+        log.warning("the audit is left out of the report: %s", error)
+        return []
+    rows = [row for row in issues if row["likely"] == "yes"]
     worst = ", ".join(
         f"{row['class']} of {row['image']} ({row['split']}) is given as {row['given']}"
         for row in rows[:AUDITED]
@@ -170,19 +174,19 @@ Picture = tuple[bytes, str, bool]
 
 
 def _drawn(figure: Figure, caption: str, wide: bool = False) -> Picture:
-    import matplotlib.pyplot as plt
+    from mltr.gallery import pyplot
 
     stream = io.BytesIO()
     figure.savefig(stream, dpi=DOTS, format="png")
-    plt.close(figure)
+    pyplot().close(figure)
     return stream.getvalue(), caption, wide
 
 
 def _curves(opened: OpenRun, predictions: Predictions, subject: Subject) -> list[Picture]:
-    import matplotlib.pyplot as plt
-
     from mltr.evaluation.reliability import draw_reliability
+    from mltr.gallery import pyplot
 
+    plt = pyplot()
     drawn = []
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
     draw_precision_recall(axes, predictions)

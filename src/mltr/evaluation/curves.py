@@ -22,13 +22,9 @@ def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> 
 
     For splits other than `test`, the file names end in the name of the split.
     """
-    import matplotlib as mpl
+    from mltr.gallery import pyplot, write_figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from mltr.gallery import write_figure
-
+    plt = pyplot()
     suffix = "" if split == "test" else f"_{split}"
     paths = [folder / f"{name}{suffix}.png" for name in ("precision_recall", "average_precision")]
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")

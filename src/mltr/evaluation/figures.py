@@ -9,6 +9,7 @@ import numpy as np
 
 from mltr import metrics
 from mltr.errors import counted
+from mltr.terminal import make_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,6 +66,12 @@ def report(
     return figures
 
 
+def without_files(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return figures as they may be published: without the lists of files that can't be read."""
+    files = ("broken_images", "broken_training_images")
+    return {name: value for name, value in figures.items() if name not in files}
+
+
 def _report_at(predictions: Predictions, thresholds: Sequence[float]) -> dict[str, Any]:
     """Return the figures that depend on thresholds, at one threshold per class [K]."""
     probs, targets = predictions.probs, predictions.targets
@@ -83,9 +90,7 @@ def _report_at(predictions: Predictions, thresholds: Sequence[float]) -> dict[st
 
 def print_report(figures: dict[str, Any], title: str) -> None:
     """Print the headline figures with their protocols, then a row per class."""
-    from rich.console import Console
-
-    console = Console()
+    console = make_console()
     console.print(_headline_table(figures, title))
     console.print(_class_table(figures))
     if "at_own_thresholds" in figures:
@@ -94,7 +99,7 @@ def print_report(figures: dict[str, Any], title: str) -> None:
         names = ", ".join(figures["classes_without_positives"])
         console.print(f"no positives, so left out of every mean: {names}")
     for error in figures["broken_images"][:10]:
-        console.print(f"left out, broken: {error}", markup=False)
+        console.print(f"left out, broken: {error}")
 
 
 def _headline_table(figures: dict[str, Any], title: str) -> Table:

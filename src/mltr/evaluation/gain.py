@@ -14,6 +14,7 @@ from mltr.evaluation.figures import percent
 from mltr.evaluation.thresholds import KEPT, OWN, SHARED, Fitted
 from mltr.predict.options import DEFAULT_THRESHOLD
 from mltr.predict.thresholds import ALL
+from mltr.terminal import make_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,13 +98,11 @@ def _temperature(fitted: Fitted) -> float | None:
 
 def print_report(figures: dict[str, Any], folder: Path) -> None:
     """Print the gain on the test images, then a row per class."""
-    from rich.console import Console
-
-    console = Console()
+    console = make_console()
     console.print(_gain_table(figures, folder.name))
     console.print(_class_table(figures))
     for line in _remarks(figures, folder):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
 
 
 def _gain_table(figures: dict[str, Any], title: str) -> Table:

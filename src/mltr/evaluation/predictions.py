@@ -178,16 +178,22 @@ def as_predicted(predictions: Predictions, calibration: Calibration | None = Non
     return replace(predictions, probs=implied(probs, above))
 
 
-def make_tiles(split: Split, predictions: Predictions, threshold: float = 0.5) -> list[Tile]:
-    """Return gallery tiles of a split's readable pictures, with predicted and true labels."""
+def make_tiles(split: Split, predictions: Predictions, limits: Any = 0.5) -> list[Tile]:
+    """Return gallery tiles of a split's readable pictures, with predicted and true labels.
+
+    `limits` are thresholds: one, one for each class [K], or for each answer [N, K].
+    """
     tiles = []
-    for record, probs, targets in zip(split, predictions.probs, predictions.targets, strict=True):
+    predicted = predictions.probs >= limits
+    for row, (record, probs, targets) in enumerate(
+        zip(split, predictions.probs, predictions.targets, strict=True)
+    ):
         try:
             image = open_image(record.image)
         except BrokenImage:
             continue
         order = np.argsort(-probs)
-        said = [(split.classes[k], float(probs[k])) for k in order if probs[k] >= threshold]
+        said = [(split.classes[k], float(probs[k])) for k in order if predicted[row, k]]
         truth = [split.classes[k] for k in np.flatnonzero(targets == 1)]
         tiles.append(Tile(image, said, truth, record.name))
     return tiles

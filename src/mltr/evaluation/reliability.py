@@ -135,10 +135,6 @@ def summarise(counts: Floats) -> Floats:
 
 def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
     """Write reliability.png, the test images' curves before and after; return its path."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-
     from mltr.evaluation.predictions import as_predicted
     from mltr.gallery import write_figure
 
@@ -156,7 +152,7 @@ def draw_reliability(
 
     One panel is for all decisions together, the others for the most frequent classes.
     """
-    import matplotlib.pyplot as plt
+    from mltr.gallery import pyplot
 
     known = test.targets >= 0
     support = (test.targets == 1).sum(0)
@@ -169,7 +165,8 @@ def draw_reliability(
         panels.append((test.classes[k], only, float(thresholds[k])))
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(
+    figure: Figure
+    figure, grid = pyplot().subplots(
         rows,
         columns,
         figsize=(2.9 * columns, 3.1 * rows + 0.4),

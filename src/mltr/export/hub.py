@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
+from mltr.evaluation.figures import without_files
 from mltr.export.card import write_card
 from mltr.files.download import first_line
 from mltr.files.writing import write_json
@@ -34,13 +36,16 @@ def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | No
         raise UsageError(f"{repo_id!r} is not OWNER/NAME ({error})") from error
     if "/" not in repo_id:
         raise UsageError(f"{repo_id!r} is not OWNER/NAME: put the owner in front of it")
-    if (folder / WEIGHTS_FILE).exists() and not (folder / CARD_FILE).exists():
-        raise UsageError(f"{folder} holds weights that aren't of a push: choose another folder")
+    written = (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
+    held = [name for name in written if (folder / name).exists()]
+    if held and not {WEIGHTS_FILE, CARD_FILE} <= set(held):
+        raise UsageError(f"{folder} holds {held[0]} that isn't of a push: choose another folder")
     bundle = load_bundle(run)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE):
-        if (run / name).is_file():
-            shutil.copyfile(run / name, folder / name)
+    shutil.copyfile(run / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    if (run / METRICS_FILE).is_file():
+        figures = json.loads((run / METRICS_FILE).read_text("utf-8"))
+        write_json(folder / METRICS_FILE, without_files(figures))
     write_json(folder / CONFIG_FILE, bundle.config | timm_config(bundle))
     (folder / CARD_FILE).write_text(write_card(run, bundle, repo_id, licence), encoding="utf-8")
 

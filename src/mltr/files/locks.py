@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -50,17 +50,24 @@ class Holder:
     token: str  #: unique to this lock
 
 
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Lock the output folder of a command. Creates it, and removes it again if it stays empty.
+def locked_out(folder: Path) -> AbstractContextManager[None]:
+    """Lock the folder that a command writes, like `locked_folder`.
 
-    Raises `MltrError` if another command holds it (with its name) or it isn't writable, and
-    `UsageError` if it is a file or its name isn't UTF-8.
+    Raises `UsageError` if it is a file or its name isn't UTF-8.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out must be a folder")
     if not is_utf8(folder):  # some libraries that write there need UTF-8
         raise UsageError(f"--out {folder}: the name isn't valid UTF-8; choose another one")
+    return locked_folder(folder)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder. Creates it, and removes it again if it stays empty.
+
+    Raises `MltrError` if another command holds it (with its name) or it isn't writable.
+    """
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mltr.terminal import make_console
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -14,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a line for each variant: parameters, image size, windows, depths."""
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from mltr.files.writing import write_figures
@@ -42,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_figures(args.json, figures)
     if args.json != "-":
-        Console().print(table)
+        make_console().print(table)
     return 0

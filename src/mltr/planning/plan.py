@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltr.errors import UsageError
+from mltr.terminal import make_console
 
 if TYPE_CHECKING:
     from mltr.config.schema import Config
@@ -188,10 +189,9 @@ def _program_gib() -> float:
 
 def print_plan(figures: dict[str, Any]) -> None:
     """Print a plan as a table, followed by remarks on problems."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = make_console()
     network, device = figures["network"], figures["device"]
     title = (
         f"{network['name']}, {network['image_size']} px, on {device['count']} x {device['name']}"
@@ -201,7 +201,7 @@ def print_plan(figures: dict[str, Any]) -> None:
         table.add_row(name, value)
     console.print(table)
     for line in remarks(figures):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
 
 
 def plan_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:

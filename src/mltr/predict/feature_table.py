@@ -65,11 +65,16 @@ class FeatureTable:
         return Path(self.origin.folder, name)
 
     def find(self, photo: str) -> tuple[str, Floats] | None:
-        """Return the name and the features [D] of a photo that is in the table."""
+        """Return the name and the features [D] of a photo that is in the table.
+
+        A name that the table has counts if there is no such file here.
+        """
         wanted = os.path.abspath(photo)  # noqa: PTH100 - links stay what they are
+        is_here = os.path.lexists(photo)
         for names, features in self._groups():
             for row, name in enumerate(names):
-                if name == photo or os.path.normpath(self.locate(name)) == wanted:
+                is_name = name == photo and not is_here
+                if is_name or os.path.normpath(self.locate(name)) == wanted:
                     return name, features[row]
         return None
 

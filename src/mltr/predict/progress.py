@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from mltr.errors import counted
-from mltr.terminal import printable
+from mltr.terminal import make_console, printable
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,9 @@ def with_progress(items: Iterable[Item], total: Callable[[], int | None]) -> Ite
 
     `total` gives their number once it is known.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if not console.is_terminal:
         yield from _watch(items, total, LINE_S, lambda count, of, line: log.info("%s", line))
         return

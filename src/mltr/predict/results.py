@@ -9,7 +9,6 @@ network's classes have categories, all have a column `categories`, those of the 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import logging
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltr.data.detect import ERRORS_HEADER, OWN_COLUMNS
-from mltr.data.tables.cells import to_cells
+from mltr.data.tables.cells import row_writer, to_cells
 from mltr.data.tables.tags import join_tags
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.text import is_utf8
@@ -35,7 +34,7 @@ from mltr.predict.fiftyone import write_fiftyone
 from mltr.predict.inputs import name_of
 from mltr.predict.label_studio import write_tasks
 from mltr.predict.options import SHEET_PICTURES
-from mltr.terminal import UNPRINTABLE, printable
+from mltr.terminal import UNPRINTABLE, make_console, printable
 
 if TYPE_CHECKING:
     from mltr.data.records import ImageSource, PackedImage
@@ -220,7 +219,7 @@ def write_csv(
 ) -> None:
     """Write a header and a line an image; `join_tags` puts labels in a cell with `; ` between."""
     clean = printable if file.isatty() else str
-    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    writer = row_writer(file, delimiter)
     writer.writerow(map(clean, to_cells(vocabulary.columns)))
     unknown = [""] * len(vocabulary.classes)
     for row in rows:
@@ -262,10 +261,9 @@ def write_parquet(rows: Iterable[Row], vocabulary: Vocabulary, path: Path) -> No
 
 def write_table(rows: Iterable[Row], width: int, file: TextIO) -> None:
     """Write a line an image for people: the path, cut to `width` characters, then the labels."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=file, soft_wrap=True, highlight=False)
+    console = make_console(file=file, soft_wrap=True, highlight=False)
     for row in rows:
         name = printable(row.name)
         name = name if len(name) <= width else f"…{name[1 - width :]}"
@@ -294,7 +292,7 @@ def with_errors(rows: Iterable[Row], path: Path) -> Iterator[Row]:
     """
     count = 0
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as listing:
-        writer = csv.writer(listing, lineterminator="\n")
+        writer = row_writer(listing)
         writer.writerow(ERRORS_HEADER)
         for row in rows:
             if row.error:

@@ -79,6 +79,7 @@ def set_labels(
     labels: Sequence[str],
     hierarchy: Mapping[str, str] | None = None,
     judged: Collection[str] | None = None,
+    keywords: Sequence[str] = (),
 ) -> bytes:
     """Return an XMP file with `labels` as keywords; everything else in it stays.
 
@@ -86,7 +87,8 @@ def set_labels(
     are taken out, if they are among those `judged` (None: all). A keyword that was there before,
     and a label that a person has taken out, stay as they are. `hierarchy` has the parent of each
     child: with it, labels get their places in trees of keywords, which are added where there are
-    none. Raises `MltrError` if this is no XMP, or its keywords are no list.
+    none. A new file begins with the `keywords` that the photo has elsewhere. Raises `MltrError` if
+    this is no XMP, or its keywords are no list.
     """
     from lxml import etree
 
@@ -96,6 +98,9 @@ def set_labels(
     if rdf is None or description is None:
         raise MltrError("not XMP: it has no rdf:Description")
     labels = [_FORBIDDEN.sub("\ufffd", label) for label in labels]
+    if keywords and not content:
+        keywords = [_FORBIDDEN.sub("\ufffd", keyword) for keyword in keywords]
+        _update(_new_list(description, "dc", SUBJECT), keywords, [])
     subject, own = find_list(rdf, SUBJECT), find_list(rdf, LABELS)
     present, ours = list(texts_of(subject)), list(texts_of(own))
     added = [label for label in labels if label not in ours and label not in present]

@@ -338,18 +338,13 @@ def names_in_json(split: Split) -> list[str]:
 
 def draw_curves(folder: RunFolder) -> bytes:
     """Draw the loss and the validation score by epoch to curves.png; return its content."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from mltr.gallery import write_figure
+    from mltr.gallery import pyplot, write_figure
 
     rows = folder.read_log()
     judged_by, words = "val_map", "validation mAP, %"
     if any("val_top1" in row for row in rows):
         judged_by, words = "val_top1", "validation top-1 accuracy, %"
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     left.plot([r["epoch"] for r in rows], [r["train_loss"] for r in rows], color="#3b7dd8")
     left.set(xlabel="epoch", yscale="log")
     left.set_title("training loss per image", loc="left")

@@ -27,6 +27,7 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mltr import __version__
+from mltr.data.hierarchy import ancestors
 from mltr.data.images import open_image
 from mltr.data.preprocess import Pixels
 from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
@@ -222,6 +223,7 @@ class _Service:
     async def labels(self) -> schema.ModelInfo:
         """List the labels with their thresholds, and the limits of this server."""
         predictor = self._predictor
+        above = ancestors(predictor.classes, predictor.hierarchy)
         return schema.ModelInfo(
             model=self._settings.name,
             image_size=predictor.preprocess.image_size,
@@ -232,8 +234,11 @@ class _Service:
                     label=label,
                     threshold=round(float(threshold), 6),
                     category=self._categories.get(label),
+                    implies=[predictor.classes[other] for other in above.get(index, ())],
                 )
-                for label, threshold in zip(predictor.classes, predictor.thresholds, strict=True)
+                for index, (label, threshold) in enumerate(
+                    zip(predictor.classes, predictor.thresholds, strict=True)
+                )
             ],
         )
 

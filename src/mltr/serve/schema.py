@@ -56,6 +56,9 @@ class LabelInfo(BaseModel):
         float, Field(description="minimum probability at which the label is predicted")
     ]
     category: Category = None
+    implies: Annotated[
+        list[str], Field(description="labels that hold wherever this one is predicted")
+    ] = []
 
 
 class ModelInfo(BaseModel):

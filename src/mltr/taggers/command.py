@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert, check against the original, and write a bundle."""
     from mltr.predict.thresholds import parse_thresholds
     from mltr.taggers.convert import convert_onnx, convert_timm, locate
-    from mltr.weights.bundle import refuse_overwriting
+    from mltr.weights.bundle import public_name, refuse_overwriting
     from mltr.weights.metadata import ONNX_FILE
 
     out = Path(args.out)
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         tagger = convert_onnx(source, args)
     tagger.set_thresholds(thresholds)
-    tagger.write(out, f"tagger: {args.source}")
+    tagger.write(out, f"tagger: {public_name(args.source)}")
     for line in tagger.report():
         print(line)
     return 0

@@ -18,7 +18,7 @@ from mltr.errors import MltrError, UsageError, counted
 from mltr.files.download import HUB_PREFIX, fetch
 from mltr.files.writing import text_writer, to_json, write_together
 from mltr.predict.options import DEFAULT_THRESHOLD
-from mltr.predict.thresholds import set_thresholds
+from mltr.predict.thresholds import ALL, set_thresholds
 from mltr.taggers import graph
 from mltr.taggers.labels import TAGS_FILE, Tags, find_labels, numbered, read_labels
 from mltr.weights.metadata import (
@@ -93,12 +93,13 @@ class Tagger:
     thresholds: NDArray[np.float32] | None = None  #: [K]
 
     def set_thresholds(self, wanted: Mapping[str, float]) -> None:
-        """Set thresholds by category; without any, the usual ones. Raises `UsageError`."""
+        """Set thresholds by category, and for the others the usual ones. Raises `UsageError`."""
         categories = set(self.tags.categories or ())
         usual = {name: value for name, value in self.usual.items() if name in categories}
         if wanted or usual:
             self.thresholds = np.full(len(self.tags.names), DEFAULT_THRESHOLD, np.float32)
-            set_thresholds(self.thresholds, wanted or usual, self.tags.categories)
+            every = wanted if ALL in wanted else usual | dict(wanted)
+            set_thresholds(self.thresholds, every, self.tags.categories)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -195,8 +196,7 @@ def convert_onnx(path: Path, options: argparse.Namespace) -> OnnxTagger:
     model, told = graph.return_logits(model, path, scores, options.activation)
     graph.check(path, scores, graph.score(model, path, preprocess.image_size), told)
     usual = WD_THRESHOLDS if is_wd else {}
-    activation = options.activation or told
-    return OnnxTagger(tags, preprocess, activation, usual, model=model, is_bgr=is_bgr)
+    return OnnxTagger(tags, preprocess, told, usual, model=model, is_bgr=is_bgr)
 
 
 def _read_preprocess(options: Mapping[str, Any], given: graph.Input, path: Path) -> Preprocess:

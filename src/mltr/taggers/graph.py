@@ -276,7 +276,8 @@ def return_logits(
     """Return the graph with logits as its `OUTPUT`, and what makes its probabilities of them.
 
     `scores` are what `score` found. If they are probabilities, the last layer is taken off, or
-    undone where it isn't known. Else `activation` says it; raises `UsageError` if that is None.
+    undone where it isn't known. Else `activation` says it. Raises `UsageError` if that is None, or
+    contradicts the graph.
     """
     import onnx
     from onnx import TensorProto
@@ -285,15 +286,20 @@ def return_logits(
     result.CopyFrom(model)
     graph = result.graph
     *nodes, flatten = graph.node
-    source, told = flatten.input[0], activation
+    source = flatten.input[0]
     maker = next((node for node in nodes if source in node.output), None)
     last = "" if maker is None else maker.op_type.lower()
-    if maker is not None and (last == "sigmoid" or (last == "softmax" and _is_over_labels(maker))):
-        source, told = maker.input[0], last
-    elif scores.min() >= 0 and scores.max() <= 1:
-        sums_to_one = bool(np.allclose(scores.sum(axis=1), 1, atol=SUM_TOLERANCE))
-        told = "softmax" if sums_to_one else "sigmoid"
+    is_known = last == "sigmoid" or (last == "softmax" and _is_over_labels(maker))
+    told = last if is_known else _guess(scores, activation)
+    if told and activation not in (None, told):
+        raise UsageError(
+            f"{path} returns probabilities, by a {told}: leave --activation {activation} out"
+        )
+    if maker is not None and is_known:
+        source = maker.input[0]
+    elif told:
         return _undone(result, source, told), told
+    told = told or activation
     if told is None:
         raise UsageError(
             f"{path} returns logits, and doesn't tell what makes probabilities of them: give "
@@ -303,6 +309,15 @@ def return_logits(
     nodes += _chain(graph, steps, source, OUTPUT)
     _replace(graph, nodes, list(graph.input), TensorProto.FLOAT)
     return result, told
+
+
+def _guess(scores: Floats, activation: str | None) -> str | None:
+    """Return what made probabilities of these scores [N, K], or None if they may be logits."""
+    if scores.min() < 0 or scores.max() > 1:
+        return None
+    if np.allclose(scores.sum(axis=1), 1, atol=SUM_TOLERANCE):
+        return "softmax"
+    return "sigmoid" if activation is None else None  # few logits may lie within 0..1
 
 
 def _is_over_labels(softmax: Any) -> bool:

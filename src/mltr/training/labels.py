@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mltr.data.records import Split
 from mltr.data.transforms import mix_batch
 from mltr.evaluation.curves import save_curves
-from mltr.evaluation.figures import print_report, report
+from mltr.evaluation.figures import print_report, report, without_files
 from mltr.evaluation.predictions import (
     Predictions,
     as_predicted,
@@ -152,7 +152,7 @@ class Labels(Objective):
         figures = self._figures(full_report, learner.parameters)
         if not run.processes.is_main:
             return figures
-        self.write_bundle(learner.whole, test=figures)
+        self.write_bundle(learner.whole, test=without_files(figures))
         save_predictions(run.folder.predictions, predictions)
         write_json(run.folder.metrics, figures)
         draw_curves(run.folder)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from mltr.data.loading import ImageDataset, make_loader
+from mltr.terminal import make_console
 
 BATCH = 32  #: photos that go through a network at once
 
@@ -27,7 +27,7 @@ def look_once(
     They are varied as in `epoch`. Returns what is wrong with which image; such a one is zeros.
     """
     loader = make_loader(dataset, BATCH, workers=workers, device=device)
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     errors: dict[int, str] = {}
     for batch in track(
         loader.epoch(epoch), dataset.split.name, len(loader), console=console, transient=True,

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from mltr.data.loading import Batch
 from mltr.data.records import Splits
 from mltr.data.understood import tell_understood
 from mltr.errors import counted
+from mltr.terminal import make_console
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def with_bar(
     batches: Iterator[Batch], total: int, progress: Progress, last: int, shown: bool
 ) -> Iterable[Batch]:
     """Show a bar on a terminal; elsewhere the line of each epoch says enough."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     return track(
         batches,
         f"epoch {progress.epoch + 1}/{last}",

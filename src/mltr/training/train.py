@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Train by a recipe, in the folder that the arguments name."""
     from mltr.config.recipe import find_recipe, load_recipe, with_photos
-    from mltr.files.locks import locked_folder
+    from mltr.files.locks import locked_out
     from mltr.files.writing import write_figures
     from mltr.runs.folder import RunFolder, check_recipe, default_folder, open_run
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         figures = json.loads(folder.metrics.read_text())
     else:
         # One lock for all processes of a training.
-        with locked_folder(out) if launched_rank() == 0 else nullcontext():
+        with locked_out(out) if launched_rank() == 0 else nullcontext():
             resume, overwrite = args.resume, args.overwrite
             if args.auto_resume:
                 resume, overwrite = folder.holds_a_state(), folder.has_only_begun()

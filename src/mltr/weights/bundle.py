@@ -101,15 +101,21 @@ def checkpoint_writer(state: Mapping[str, Any]) -> Writer:
     return write
 
 
+def public_name(source: str) -> str:
+    """Return a source of weights as strangers may know it: of a file here, the name at its end."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
 def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
-    """Raise `UsageError` if `folder` contains weights that must not be overwritten.
+    """Raise `UsageError` if `folder` contains weights or settings that must not be overwritten.
 
     Those of a training run never are: its figures and predictions would pass for the new ones'.
     """
     of_runs = (LOG_FILE, METRICS_FILE, PREDICTIONS_FILE)
     if any((Path(folder) / name).exists() for name in of_runs):
         raise UsageError(f"{folder} holds a training run: choose another --out")
-    held = [name for name in (WEIGHTS_FILE, ONNX_FILE) if (Path(folder) / name).exists()]
+    replaced = (WEIGHTS_FILE, ONNX_FILE, CONFIG_FILE, RECIPE_FILE)
+    held = [name for name in replaced if (Path(folder) / name).exists()]
     if held and not overwrite:
         raise UsageError(
             f"{folder} already holds {held[0]}: choose another --out, or use --overwrite"

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from mltr.data.preprocess import IMAGENET, Preprocess
     from mltr.network.model import default_image_size
     from mltr.network.variants import get_variant
-    from mltr.weights.bundle import drop_others, refuse_overwriting, save_bundle
+    from mltr.weights.bundle import drop_others, public_name, refuse_overwriting, save_bundle
     from mltr.weights.convert import convert, imagenet_classes, read_source
     from mltr.weights.metadata import WEIGHTS_FILE
 
@@ -48,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
         overrides=overrides,
         classes=imagenet_classes(model.num_classes),
         preprocess=Preprocess(image_size, *IMAGENET),
-        extra={"converted_from": f"{args.family}: {args.source}", "taken": report.taken},
+        extra={
+            "converted_from": f"{args.family}: {public_name(args.source)}",
+            "taken": report.taken,
+        },
     )
     drop_others(args.out, WEIGHTS_FILE)
     print(report)

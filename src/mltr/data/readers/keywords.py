@@ -53,7 +53,7 @@ def read_keywords(
     known = set(classes or ())
     has_parts = any(PARTS.get(folder.name.lower()) == "train" for folder in list_folders(root))
     for image in with_count(find_images(root, ignore, passed_over), "reading keywords"):
-        keywords, where = _keywords_of(image, siblings)
+        keywords, where = keywords_of(image, siblings)
         without += not keywords
         if keywords:
             used[where] += 1
@@ -87,8 +87,11 @@ def _may_have_keywords(image: Path, siblings: Siblings) -> bool:
         return False
 
 
-def _keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
-    """Return a photo's keywords, each once, and where they stand."""
+def keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
+    """Return a photo's keywords, each once, and where they stand.
+
+    Raises `MltrError` for a file beside it that can't be read.
+    """
     sidecar = _sidecar(image, siblings)
     if sidecar is not None:
         try:

@@ -7,9 +7,10 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 MARK = "'"
+WINDOWS_END = "\r\n"
 #: What spreadsheets take for a formula (OWASP, "CSV injection"), and such texts with our mark.
 FORMULA = re.compile(f"{MARK}*[=+@\t\r-]")
 NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?")
@@ -44,6 +45,25 @@ def to_cells(values: Iterable[object]) -> list[str]:
     """Return the cells of a row: a text that could be a formula gets an apostrophe in front."""
     cells = ["" if value is None else str(value) for value in values]
     return [MARK + cell if FORMULA.match(cell) and not _is_number(cell) else cell for cell in cells]
+
+
+class _Lines:
+    """A file in which rows of a CSV end with a line feed alone."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, row: str) -> int:
+        return self.file.write(f"{row.removesuffix(WINDOWS_END)}\n")
+
+
+def row_writer(file: TextIO, delimiter: str = ",") -> Any:
+    """Return a writer of CSV whose rows end with a line feed.
+
+    Left to end them so itself, `csv` may not quote a cell with a carriage return, which would then
+    be read back as two rows.
+    """
+    return csv.writer(_Lines(file), delimiter=delimiter, lineterminator=WINDOWS_END)
 
 
 def from_cells(cells: Iterable[str]) -> list[str]:

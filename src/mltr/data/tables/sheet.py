@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mltr.data.tables.cells import from_cells
+from mltr.data.tables.cells import from_cells, row_writer
 from mltr.errors import MltrError
 from mltr.files.text import find_encoding, read_text
 
@@ -214,7 +214,7 @@ def _repair(path: Path, content: bytes, delimiter: str, names: Sequence[str]) ->
     width = len(names)
     least = max((number for number, name in enumerate(names, start=1) if name), default=width)
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
+    writer = row_writer(stream, delimiter)
     rows = csv.reader(io.StringIO(content.decode("utf-8"), newline=""), delimiter=delimiter)
     try:
         for number, row in enumerate(rows, start=1):

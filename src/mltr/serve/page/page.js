@@ -11,6 +11,7 @@ const photos = []; // {file, element, labels, error, heats, showsAll, stop}
 const waiting = [];
 let model = null; // response of /v1/labels
 let thresholds = new Map();
+let implied = new Map(); // what holds wherever a label does, in a hierarchy of labels
 let underway = 0;
 
 // -- the server ---------------------------------------------------------------------------------
@@ -57,6 +58,7 @@ async function learnModel() {
   }
   find("key-form").hidden = true;
   thresholds = new Map(model.labels.map((one) => [one.label, one.threshold]));
+  implied = new Map(model.labels.map((one) => [one.label, one.implies]));
   const names = model.labels.map((one) => one.label);
   const some = names.length > 8 ? `${names.slice(0, 7).join(", ")} and ${names.length - 7} more` : names.join(", ");
   find("about").textContent = `The model “${model.model}” knows ${some}.`;
@@ -146,7 +148,13 @@ async function tag(photo) {
 
 const usesOwn = () => document.querySelector("[name=rule]:checked").value === "own";
 const thresholdOf = (label) => (usesOwn() ? thresholds.get(label) : find("slider").value / 100);
-const tagsOf = (photo) => (photo.labels || []).filter((one) => one.prob >= thresholdOf(one.label));
+
+function tagsOf(photo) {
+  const labels = photo.labels || [];
+  const reached = labels.filter((one) => one.prob >= thresholdOf(one.label)).map((one) => one.label);
+  const tags = new Set(reached.flatMap((label) => [label, ...implied.get(label)]));
+  return labels.filter((one) => tags.has(one.label));
+}
 
 function draw(photo) {
   const { element, labels } = photo;
@@ -288,14 +296,21 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 
 // -- download ---------------------------------------------------------------------------------------
 
-const inQuotes = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+const quote = (text) => `"${text.replaceAll('"', '""')}"`;
+const asCell = (text) => {
+  const safe = /^'*[=+@\t\r-]/.test(text) ? `'${text}` : text; // no formula of a spreadsheet
+  return /[",\n\r]/.test(safe) ? quote(safe) : safe;
+};
+const joinTags = (list, separator) =>
+  list.map((one) => (/[,;|"\n]/.test(one) ? quote(one) : one)).join(separator);
 
-// The columns and keys of `mltr predict`.
+// The columns, cells and keys of `mltr predict`.
 const WRITERS = {
   csv: (rows) => [Object.keys(rows[0]).join(","), ...rows.map(({ path, ...lists }) =>
-    [path, ...Object.values(lists).map((list) => list.join("; "))].map(inQuotes).join(","))].join("\n") + "\n",
+    [path, ...Object.values(lists).map((list) => joinTags(list, "; "))].map(asCell).join(",")),
+  ].join("\n") + "\n",
   json: (rows) => JSON.stringify(rows, null, 2) + "\n",
-  txt: (rows) => rows.map((row) => `${row.path}: ${row.labels.join(", ")}\n`).join(""),
+  txt: (rows) => rows.map((row) => `${row.path}: ${joinTags(row.labels, ", ")}\n`).join(""),
 };
 
 for (const button of document.querySelectorAll("[data-form]")) {
