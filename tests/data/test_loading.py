@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from PIL import Image
 
 from mltr.config.schema import AugmentConfig
 from mltr.data import ImageDataset, Preprocess, Record, Split, make_loader, open_image
-from mltr.data.loading import Batch, Key, suitable_workers
-from mltr.errors import MltrError
+from mltr.data.loading import Batch, Key, Sample, fingerprint, suitable_workers
+from mltr.errors import BrokenImage, MltrError
 from mltr.files.cache import Cache
 from mltr.predict.predictor import Predictor
 
@@ -259,6 +259,37 @@ def test_a_dataset_survives_the_eviction_of_its_file(split: Split, tmp_path: Pat
         assert torch.equal(dataset[2].image, plain[2].image)
     with pytest.raises(MltrError, match=r"exceed data\.cache_gb 1e-06: raise it"):
         ImageDataset(split, preprocess, cache=Cache(tmp_path / "c", 1000))
+
+
+def test_an_image_that_can_be_read_again_is(split: Split, tmp_path: Path) -> None:
+    preprocess, path = Preprocess(16, base_size=24), tmp_path / "1.png"
+    content, status = path.read_bytes(), path.stat()
+
+    def read() -> Sample:
+        return ImageDataset(split, preprocess, cache=Cache(tmp_path / "c"))[1]
+
+    def write(content: bytes) -> None:  # which no one sees, as with rights to read it
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    write(b"x" * len(content))
+    assert read().error
+    assert read().error
+    write(content)
+    assert not read().error
+
+
+def test_no_packed_image_is_read_to_know_a_split(split: Split) -> None:
+    class Broken:
+        """A file within another one."""
+
+        def read_bytes(self) -> bytes:
+            raise BrokenImage("cut")
+
+        load = read_bytes
+
+    record = replace(split[0], image=Broken())
+    assert fingerprint(Split(split.classes, [record]), "squash")
 
 
 def test_a_changed_file_is_decoded_anew(split: Split, tmp_path: Path) -> None:

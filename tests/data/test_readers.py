@@ -178,6 +178,17 @@ def test_categories_of_coco_without_annotations_are_reported(tmp_path: Path) -> 
     assert known.train.classes == ("car", "objects", "toothbrush")
 
 
+def test_photos_of_coco_are_those_that_are_named(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    for number in range(6):
+        for split in ("train", "val"):
+            write_image(tmp_path / "large" / f"{split}{number}.jpg")
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    config = DataConfig(root=str(tmp_path), labels=f"annotations/{path.name}", images="large")
+    records = [record for split in open_splits(config) for record in split]
+    assert {record.image.parent.name for record in records} == {"large"}
+
+
 def test_coco_of_two_years_asks_which(tmp_path: Path) -> None:
     write_coco(tmp_path, "2014")
     write_coco(tmp_path, "2017")

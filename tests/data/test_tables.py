@@ -25,6 +25,8 @@ from tables import (
 )
 
 from mltr.cli import main
+from mltr.config.schema import DataConfig
+from mltr.data import open_splits
 
 READ_RIGHT: dict[str, tuple[str | bytes, list[str]]] = {
     "1 and 0": (answers(HEADER, "1", "0"), []),
@@ -280,6 +282,19 @@ def test_which_table(photos: Path, capsys) -> None:
     for name in ("results.csv", "tags.tsv"):
         (photos / name).unlink()
     assert "labels.xlsx: save it as CSV" in refusal(photos, capsys)
+
+
+def test_minus_one_means_the_same_in_the_tables_of_all_splits(photos: Path) -> None:
+    rows = [f"p{n}.jpg,{(1, 0, -1)[n % 3]}" for n in range(6)]
+    write_rows(photos, "path,sea", rows, "train.csv")
+    write_rows(photos, "path,sea", [f"p{n}.jpg,{n % 2}" for n in range(6, 10)], "test.csv")
+    splits = open_splits(DataConfig(root=str(photos), absent=-1))
+    assert sorted(splits.test.targets[:, 0].tolist()) == [-1, -1, 1, 1]
+
+
+def test_lines_that_are_no_objects_are_told(photos: Path, capsys) -> None:
+    (photos / "metadata.jsonl").write_text('{"file_name": "p0.jpg", "labels": ["sea"]}\n[]\n')
+    assert "not an object of JSON in each line" in refusal(photos, capsys)
 
 
 def test_a_photo_in_the_tables_of_two_splits(photos: Path, capsys) -> None:

@@ -380,6 +380,22 @@ def test_names_that_are_not_utf8_stay_apart(bundle: Path, photos: Path, tmp_path
     assert {Path(row["path"]).name for row in lines} == {*written, r"bad\xe9.jpg"}
     table = pq.read_table(tmp_path / "parquet").to_pylist()
     assert [row["path"] for row in table] == [row["path"] for row in lines]
+    odd = folder.rename(tmp_path / os.fsdecode(b"odd\xff"))
+    assert command(bundle, odd, "--sidecars") == 1
+    assert len(list(odd.glob("*.txt"))) == len(names)
+
+
+def test_line_breaks_in_names_break_no_row(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    names = ["a\rb.png", "c\nd.png", "e\r\nf.png"]
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes((photos / "0.png").read_bytes())
+    assert command(bundle, folder, "--out", tmp_path / "tags.csv") == 0
+    with (tmp_path / "tags.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(Path(row["path"]).name for row in rows) == names
+    assert {len(row) for row in rows} == {len(rows[0])}
 
 
 def test_sidecars_can_be_read_back_and_never_overwrite(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import time
@@ -9,10 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from serving import colour_predictor, live_server, picture, save_tiny_bundle
 
-from mltr.predict.predictor import load
+from mltr.data.tables.cells import from_cells
+from mltr.data.tables.tags import split_tags
+from mltr.predict.predictor import Predictor, load
 from mltr.serve.settings import Settings
 
 pytest.importorskip("fastapi")
@@ -111,6 +117,28 @@ def test_photos_are_tagged_shown_and_saved(browser: Any, served: str, tmp_path: 
     assert page.locator(".card").count() == 0
     assert page.locator("#tools").is_hidden()
     assert (visit.said, visit.elsewhere) == ([], [])
+
+
+def test_tags_and_their_table_are_those_of_predict(browser: Any, tmp_path: Path) -> None:
+    plain = colour_predictor()
+    names = ("=warm", "green, dark", "colour")
+    tree = {"=warm": "colour", "green, dark": "colour"}
+    limits = np.array([0.5, 0.5, 1], np.float32)
+    predictor = Predictor(plain.network, names, plain.preprocess, limits, hierarchy=tree)
+    with live_server(create_app(predictor, Settings(name="tree"))) as server:
+        visit = Visit(browser, f"http://127.0.0.1:{server.port}")
+        visit.wait("#about", "colour")
+        visit.add(("=1.png", picture("yellow")))
+        visit.wait("#status", "1 photo tagged")
+        predicted = predictor(Image.open(io.BytesIO(picture("yellow"))))
+        assert visit.reached() == [name for name, _ in predicted.labels]
+        assert len(predicted.labels) == 3  # two reach their thresholds, and imply the third
+        with visit.page.expect_download() as download:
+            visit.page.locator("[data-form=csv]").click()
+        download.value.save_as(tmp_path / "tags.csv")
+    (path, labels, _), *_ = list(csv.reader((tmp_path / "tags.csv").open()))[1:]
+    assert from_cells([path]) == ["=1.png"]
+    assert split_tags(from_cells([labels])[0]) == [name for name, _ in predicted.labels]
 
 
 def test_a_tag_shows_its_heat_map_by_keyboard(browser: Any, served: str) -> None:

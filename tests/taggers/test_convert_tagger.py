@@ -82,6 +82,12 @@ def test_a_wd_tagger_says_what_it_says_by_its_own_code(
     assert tagger.classes == NAMES
     assert tagger.categories == ("rating", "rating", "general", "general", "general", "character")
     np.testing.assert_allclose(tagger.thresholds, [0.5, 0.5, 0.35, 0.35, 0.35, 0.85])
+    for option, limits in {
+        "character=0.9": [0.5, 0.5, 0.35, 0.35, 0.35, 0.9],
+        "0.4,character=0.9": [0.4, 0.4, 0.4, 0.4, 0.4, 0.9],
+    }.items():
+        assert convert(folder, tmp_path / "out", "--overwrite", "--threshold", option) == 0
+        np.testing.assert_allclose(mltr.load(tmp_path / "out").thresholds, limits)
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
@@ -362,7 +368,9 @@ def test_a_bundle_is_replaced_only_if_asked_for(
         file.unlink()
     (out / "config.yaml").write_text("model: {name: mltr_nano}")
     assert convert(wd, out, "--overwrite") == 0
-    assert json.loads((out / "config.json").read_text())["extra"] == {"converted_from": "tagger: wd"}
+    assert json.loads((out / "config.json").read_text())["extra"] == {
+        "converted_from": "tagger: wd"
+    }
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.onnx"]
     (out / "predictions.npz").write_bytes(b"of a run")
     assert convert(wd, out, "--overwrite") == 2

@@ -105,6 +105,20 @@ def test_what_is_ignored_and_salvaged_is_so_without_labels(tmp_path: Path) -> No
     assert found.notes["truncated_photos_salvaged"] == 1
 
 
+def test_salvaged_photos_of_the_splits_are_not_learnt_from_again(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 16)
+    rows = (photos / "labels.csv").read_text().replace(".png", ".jpg")
+    (photos / "labels.csv").write_text(rows)
+    for path in photos.glob("*.png"):
+        Image.open(path).resize((300, 200)).save(path.with_suffix(".jpg"))
+        path.unlink()
+    for path in photos.glob("1*.jpg"):
+        path.write_bytes(path.read_bytes()[:-2000])
+    write_image(photos / "other.jpg")
+    config = DataConfig(root=str(photos), unlabelled_root=str(photos), truncated="allow")
+    assert open_unlabelled(config, open_splits(config)).names == ["other.jpg"]
+
+
 @pytest.mark.parametrize("name", ["mltr_nano", "timm/test_efficientnet"])
 def test_targets_are_a_mean_of_labels_and_of_what_the_teacher_says_of_whole_photos(
     tmp_path: Path, name: str

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import TINY, train
+from making import TINY, TINY_ON_PHOTOS, train, write_photos
 from trained import checkpoints
 
+from mltr.cli import main
 from mltr.config.recipe import find_recipe, load_recipe
+from mltr.config.schema import DataConfig
 from mltr.data.sources import open_splits
 from mltr.runs.folder import RunFolder
 from mltr.training.labels import Labels
 from mltr.training.train import train_for
+from mltr.training.trainer import Trainer
 
 MINUTES = 1
 OPTIONS = [
@@ -140,6 +143,31 @@ def test_a_resumed_run_has_the_time_that_remained(
         for path in (whole, resumed)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_opening_and_shrinking_photos_is_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, found = write_photos(tmp_path / "photos"), {}
+
+    def open_slowly(config: DataConfig) -> Any:
+        time.sleep(1)
+        return open_splits(config)
+
+    def fit(trainer: Trainer) -> None:
+        trainer.run.begin_seconds()
+        found["setup_s"] = trainer.run.progress.setup_seconds
+        found["files"] = len(list((tmp_path / "cache").rglob("*.u8")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("mltr.data.sources.open_splits", open_slowly)
+    monkeypatch.setattr(Trainer, "fit", fit)
+    options = [*TINY_ON_PHOTOS, "--data.cache=true", "--data.base_size=40", "--train.minutes=1"]
+    out = tmp_path / "run"
+    assert main(["train", "scratch", str(photos), "--out", str(out), *options]) == 130
+    assert found["setup_s"] > 1
+    assert found["files"] == 3  # of training, validation and test
 
 
 def test_by_the_real_clock(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from making import TINY
+from torch import nn
 
 from mltr.cli import main
-from mltr.training.growth import Growth
+from mltr.training.growth import Growth, growth_for
 
 shares = st.floats(0, 1)
 
@@ -36,6 +38,21 @@ def test_the_work_that_is_left(first: int, share: float) -> None:
 def test_constant_images_are_all_the_work() -> None:
     assert Growth(0, 96).mean_work() == Growth(96, 96).mean_work(0.3) == 1
     assert Growth(0, 96).side(0) == Growth(128, 96).side(0) == 96
+
+
+class Picky(nn.Module):
+    """Takes all sides but one on the way."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[-1] == 96:
+            raise ValueError("not 96")
+        return images
+
+
+def test_every_size_on_the_way_is_tried(caplog: pytest.LogCaptureFixture) -> None:
+    assert growth_for(Picky(), 64, 128) == Growth(0, 128)
+    assert "train.min_size 96 doesn't suit this network: not 96" in caplog.text
+    assert growth_for(Picky(), 32 + 4, 128) == Growth(36, 128)
 
 
 def test_a_network_of_one_size_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

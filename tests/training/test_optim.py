@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -44,8 +45,19 @@ def test_layer_decay_of_a_pretrained_network_is_the_same_under_any_head(head: st
         scale[id(layer.weight)]
         for layer in (backbone.conv_stem, backbone.blocks[-1][-1].conv_pwl, backbone.conv_head)
     )
-    assert stem < last < top
-    assert top == 2 * last
+    assert stem < last <= top == 0.5  # below the head alone
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "ghostnet_050", "densenet121"])
+def test_layer_decay_of_timm_networks_is_timms(name: str) -> None:
+    model = mltr.create_model(f"timm/{name}", 3)
+    expected = {
+        id(parameter): group["lr_scale"]
+        for group in param_groups_layer_decay(model, layer_decay=0.9)
+        for parameter in group["params"]
+    }
+    scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.1, 0.9) for p in g["params"]}
+    assert scale == pytest.approx(expected)
 
 
 def test_onecycle_equals_torch() -> None:

@@ -9,11 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from making import TINY, train
 from trained import checkpoints, progress, same_weights
+
+from mltr.machine.processes import join_processes
+from mltr.runs.checkpoints import States
+from mltr.weights.bundle import load_bundle, save_bundle
 
 EVERY_STEP = "--train.save_minutes=0"
 
@@ -58,6 +63,32 @@ def test_the_weights_that_a_run_started_from_may_have_moved(whole: Path, tmp_pat
     start.rename(moved)
     assert train(run, EVERY_STEP, "--resume") == 2
     assert train(run, EVERY_STEP, f"--model.init={moved}", "--resume") == 0
+
+
+def test_images_are_prepared_as_before(whole: Path, tmp_path: Path, capsys) -> None:
+    start, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(whole, start)
+    assert train(run, EVERY_STEP, f"--model.init={start}") == 0
+    (run / "metrics.json").unlink()
+    bundle = load_bundle(start)
+    preprocess = replace(bundle.preprocess, mean=(0.4,) * 3)
+    model = bundle.config["model"]
+    save_bundle(start, model=bundle.model, name=model["name"], overrides=model["overrides"],
+                classes=bundle.classes, preprocess=preprocess)  # fmt: skip
+    assert train(run, EVERY_STEP, f"--model.init={start}", "--resume") == 1
+    assert "began with images prepared as" in capsys.readouterr().err
+
+
+def test_checkpoints_of_many_epochs_stay_in_order(tmp_path: Path) -> None:
+    states = States(tmp_path, join_processes(60))
+    numbers = [*range(9_997, 10_003)]
+    for number in numbers:
+        states.write(f"epoch-{number:04d}-batch-000000", {"number": number})
+    states.prune(2)
+    assert states.latest() == "epoch-10002-batch-000000"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "epoch-10001-batch-000000", "epoch-10002-batch-000000",
+    ]  # fmt: skip
 
 
 def cut(path: Path) -> None:

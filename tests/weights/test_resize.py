@@ -138,12 +138,13 @@ def test_same_size_gives_the_same_bits(tmp_path: Path) -> None:
         ("timm/swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
         ("timm/vit_tiny_patch16_224", {"depth": 1, "head": "csra"}),
         ("mltr_nano", {"head": "query2label"}),
+        ("timm/test_resnet", {"head": "mltr", "head_options": {"dim": 32, "window_size": 1}}),
     ],
 )
 def test_timm_backbones_and_heads_are_resized_too(
     tmp_path: Path, name: str, overrides: dict[str, Any]
 ) -> None:
-    size = 64 if name in ("mltr_nano", "timm/resnet10t") else 224
+    size = 64 if name in ("mltr_nano", "timm/resnet10t", "timm/test_resnet") else 224
     save(tmp_path / "a", name, **overrides | {"image_size": size})
     resize_by_command(tmp_path / "a", tmp_path / "b", "--image-size", "96")
     tagger = mltr.load(tmp_path / "b", device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mltr.cli import main
-from mltr.config.schema import Config, ModelConfig
+from mltr.config.schema import Config, DataConfig, ModelConfig
 from mltr.data import Preprocess
 from mltr.errors import MltrError, UsageError
+from mltr.network.features import class_axes, head_names
 from mltr.network.model import create_model
 from mltr.training.build import build_model, settle
 from mltr.weights.bundle import load_bundle, save_bundle
@@ -102,6 +104,62 @@ def test_timms_classifier_is_taken_by_the_names_of_its_labels_or_not_at_all(
         own = started(tmp_path, image_size=SIDE)
         assert not torch.allclose(own(images()), expected, atol=0.1)
         assert "fc  new: its classes aren't told to be those of the data" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["timm/levit_128s", "timm/caformer_s18"])
+def test_only_the_last_layer_of_a_head_has_labels(name: str, tmp_path: Path) -> None:
+    theirs = save(tmp_path / "run", name)
+    own = started(tmp_path / "run", name)
+    order = [THEIRS.index(label) for label in OWN]
+    with torch.no_grad():
+        expected = theirs(images())[:, order]
+        torch.testing.assert_close(own(images()), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_network_that_classifies_by_more_layers_than_it_says() -> None:
+    network = create_model("timm/volo_d1_224", 3, image_size=224)
+    assert {name.partition(".")[0] for name in head_names(network)} == {"head", "aux_head"}
+
+
+def test_queries_for_other_groups_of_labels_start_anew(tmp_path: Path) -> None:
+    head = {"head": "ml_decoder", "head_options": {"dim": 16}}
+    save(tmp_path / "run", classes=tuple(map(str, range(150))), **head)
+    labels = tuple(map(str, range(180)))
+    network = create_model(NETWORK, len(labels), image_size=SIDE, **head)
+    report = initialise(network, str(tmp_path / "run"), NETWORK, labels)
+    theirs = load_bundle(tmp_path / "run").model.state_dict()
+    own = network.state_dict()
+    for name, axis in class_axes(network).items():
+        assert name in report.fresh
+        if theirs[name].shape == own[name].shape:
+            assert axis is None
+            assert not torch.equal(theirs[name], own[name])
+
+
+def test_norms_of_a_backbone_and_of_its_head_are_two(tmp_path: Path) -> None:
+    name = "timm/test_convnext"
+    theirs = save(tmp_path / "run", name, OWN, head="mltr")
+    own = started(tmp_path / "run", name, head="mltr")
+    assert {"head.norm.weight", "backbone.head.norm.weight"} <= own.state_dict().keys()
+    for key, value in own.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[key])
+
+
+def test_photos_are_not_squashed_below_the_network_s_size(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = ModelConfig(name=NETWORK, image_size=384)
+    caplog.set_level(logging.INFO, "mltr")
+    config, preprocess = settle(Config(data=DataConfig(base_size=256), model=model))
+    assert config.data.base_size == preprocess.base_size == 439
+    assert "squashed to 439 px first" in caplog.text
+    for base in (0, 384, 500):
+        assert settle(Config(data=DataConfig(base_size=base), model=model))[1].base_size == base
+
+
+def test_weights_with_an_unknown_tag_are_told() -> None:
+    with pytest.raises(UsageError, match="no weights 'resnet18.bogus'"):
+        settle(Config(model=ModelConfig(name="timm/resnet18.bogus")))
 
 
 def test_a_run_of_another_network_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -28,7 +29,7 @@ from mltr.data.colours import Planes
 from mltr.data.images import WHOLE, open_image, open_reduced
 from mltr.data.mapped import MappedRows
 from mltr.data.preprocess import Preprocess, read_squashed
-from mltr.data.records import LazyImage, Record, Split
+from mltr.data.records import LazyFile, LazyImage, Record, Split, original_of
 from mltr.data.transforms import TrainTransform, to_floats
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.cache import Cache
@@ -403,8 +404,18 @@ class SquashCache(MappedRows):
         name = f"squashed-{side}-{fingerprint(split, f'{DECODING} {side}')}.u8"
         super().__init__(
             cache, name, (len(split), side, side, 3), np.dtype(np.uint8), fill,
-            what="squashed images", instead="set data.cache to false",
+            is_broken=partial(is_broken, split), what="squashed images",
+            instead="set data.cache to false",
         )  # fmt: skip
+
+
+def is_broken(split: Split, index: int) -> bool:
+    """Whether an image of a split can't be read, tried now."""
+    try:
+        open_image(split[index].image)
+    except BrokenImage:
+        return True
+    return False
 
 
 def fingerprint(split: Split, treatment: str) -> str:
@@ -413,9 +424,10 @@ def fingerprint(split: Split, treatment: str) -> str:
     Of files it tells names, sizes and times.
     """
     digest = hashlib.sha256(treatment.encode())
-    if len(split) and isinstance(split[0].image, LazyImage):
+    first = split[0].image if len(split) else None
+    if isinstance(first, LazyImage) and not isinstance(first, LazyFile):
         # The code that composes images may change: the first picture speaks for the others.
-        digest.update(open_image(split[0].image).tobytes())
+        digest.update(open_image(first).tobytes())
     for record in split:
         digest.update(_identity(record).encode())
     return digest.hexdigest()[:16]
@@ -424,10 +436,12 @@ def fingerprint(split: Split, treatment: str) -> str:
 def _identity(record: Record) -> str:
     if isinstance(record.image, bytes):
         return hashlib.sha256(record.image).hexdigest()
-    if isinstance(record.image, Path):
-        try:
-            status = record.image.stat()
-        except OSError:
-            return f"{record.image} missing"
-        return f"{record.image.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return repr(record.image)
+    path = original_of(record.image)
+    if not isinstance(path, Path):
+        return repr(record.image)
+    salvaged = "" if path is record.image else "salvaged "
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{salvaged}{path} missing"
+    return f"{salvaged}{path.resolve()} {status.st_size} {status.st_mtime_ns}"

@@ -22,16 +22,16 @@ Fill = Callable[[Rows], dict[int, str]]  #: makes the rows, and says what is wro
 class MappedRows:
     """A file of a cache with a row for each image of a split.
 
-    Behind the rows the file lists what is wrong with which image, as JSON. `what` and `instead` say
-    in errors what is kept, and what else can be done. Raises `MltrError` where the cache can't hold
-    it.
+    Behind the rows the file lists what is wrong with which image, as JSON; `is_broken` tells
+    whether that is still so. `what` and `instead` say in errors what is kept, and what else can be
+    done. Raises `MltrError` where the cache can't hold it.
     """
 
     def __init__(
         self, cache: Cache, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], fill: Fill,
-        *, what: str, instead: str,
+        *, is_broken: Callable[[int], bool], what: str, instead: str,
     ) -> None:  # fmt: skip
-        self.shape, self.dtype = shape, dtype
+        self.shape, self.dtype, self._is_new = shape, dtype, False
         size = math.prod(shape) * dtype.itemsize
         if size > cache.limit:
             raise MltrError(
@@ -41,7 +41,8 @@ class MappedRows:
         try:
             self.path = cache.get(name, size + 1, lambda path: self._make(path, fill))
             errors = self._read_errors(size)
-            if errors is None:  # cut off, as by a power cut
+            if errors is None or not (self._is_new or all(map(is_broken, errors))):
+                # Cut off, as by a power cut; or an image that couldn't be read can be now.
                 self.path.unlink(missing_ok=True)
                 self.path = cache.get(name, size + 1, lambda path: self._make(path, fill))
                 errors = self._read_errors(size)
@@ -94,6 +95,7 @@ class MappedRows:
             with part.open("ab") as file:
                 file.write(json.dumps(errors).encode())
             part.replace(path)
+            self._is_new = True
         finally:
             part.unlink(missing_ok=True)
 

@@ -181,6 +181,7 @@ def sum_of_labels(positive: ArrayLike, unknown: ArrayLike) -> int:
 
 
 def _file_size(image: ImageSource) -> int:
+    image = original_of(image)
     if isinstance(image, bytes):
         return len(image)
     if not isinstance(image, Path):
@@ -237,9 +238,16 @@ class Splits:
 
 def same_image(record: Record) -> object:
     """Return a key that records share exactly if they are the same image, however it is named."""
-    if isinstance(record.image, Path):
-        return record.image.resolve()
-    return record.image if isinstance(record.image, bytes) else repr(record.image)
+    image = original_of(record.image)
+    if isinstance(image, Path):
+        return image.resolve()
+    return image if isinstance(image, bytes) else repr(image)
+
+
+def original_of(image: ImageSource) -> ImageSource:
+    """Return the file that a salvaged image is made of, or any other image itself."""
+    original: ImageSource = getattr(image, "original", image)
+    return original
 
 
 def sparse_rows(columns: NDArray[Any], starts: NDArray[Any], num_columns: int) -> csr_array:

@@ -290,7 +290,9 @@ def _open_coco(root: Path, config: DataConfig) -> Splits:
     for part, path in _coco_parts(root, config.labels).items():
         images = path.parent if root.is_file() else root
         images = images / config.images if config.images else images
-        parts[part] = read_coco_file(path, images, part, config.unlabelled)
+        parts[part] = read_coco_file(
+            path, images, part, config.unlabelled, only_there=bool(config.images)
+        )
     align_classes(parts.values())
     return _by_part(parts, config)
 

@@ -22,22 +22,22 @@ TAIL = 16  #: bytes that cameras may add behind its end
 class TruncatedJpeg:
     """A JPEG that gets the end that it lacks: the decoder fills in what is missing, in grey."""
 
-    path: Path
+    original: Path
 
     def read_bytes(self) -> bytes:
         """Return the file with an end; raises `BrokenImage`."""
         try:
-            with open_regular(self.path, "an image") as file:
+            with open_regular(self.original, "an image") as file:
                 return file.read() + END
         except OSError as error:
-            raise BrokenImage(f"{self.path}: {error.strerror or error}") from error
+            raise BrokenImage(f"{self.original}: {error.strerror or error}") from error
 
     def load(self) -> Image.Image:
         """Return the image in RGB; raises `BrokenImage`."""
         return open_image(self)
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.original)
 
 
 def salvage(splits: Iterable[Split]) -> None:

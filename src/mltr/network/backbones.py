@@ -145,11 +145,19 @@ def _stride(backbone: nn.Module) -> int:
 
 def timm_image_size(name: str) -> int:
     """Return the side in pixels that timm's model is meant for."""
-    config = timm.get_pretrained_cfg(name)
+    config = _declared(name)
     return int(config.input_size[-1]) if config is not None else 224
 
 
 def _is_built_for_a_size(name: str) -> bool:
     """Whether timm declares a fixed input size for the model, as for Swin and ViT."""
-    config = timm.get_pretrained_cfg(name)
+    config = _declared(name)
     return bool(config is not None and config.fixed_input_size)
+
+
+def _declared(name: str) -> Any:
+    """Return what timm declares of a model, or None; raises `UsageError` for unknown weights."""
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise UsageError(f"timm has no weights {name!r}") from error

@@ -19,7 +19,13 @@ def head_of(model: Any) -> tuple[nn.Module, ...]:
     if isinstance(model, MlTr | TimmBackbone):
         return (model.head,)
     layers = model.get_classifier()
-    return tuple(layers) if isinstance(layers, tuple | list) else (layers,)
+    found = list(layers) if isinstance(layers, tuple | list) else [layers]
+    # Some networks, such as VOLO, classify by more layers than they say.
+    told = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    parts = dict(model.named_modules())
+    if not isinstance(told, str):
+        found += [parts[name] for name in told if name in parts and parts[name] not in found]
+    return tuple(found)
 
 
 def head_names(model: nn.Module) -> set[str]:
@@ -37,10 +43,20 @@ def class_axes(model: nn.Module) -> dict[str, int | None]:
     heads, found = head_of(model), dict[str, int | None]()
     for place, module in model.named_modules():
         if module in heads:
-            own = {name: 0 for name, _ in module.named_parameters()}  # of a linear layer
-            own = module.class_axes() if hasattr(module, "class_axes") else own
+            own = module.class_axes() if hasattr(module, "class_axes") else _last_layer(module)
             found |= {f"{place}.{name}": axis for name, axis in own.items()}
     return found
+
+
+def _last_layer(classifier: nn.Module) -> dict[str, int | None]:
+    """Return the entries of the layer of a timm classifier that has the classes, on its first axis.
+
+    Those before it, of a head of several layers, have hidden channels there.
+    """
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    layers = [name for name, part in classifier.named_modules() if isinstance(part, kinds)]
+    own = [name for name, _ in classifier.named_parameters()]
+    return {name: 0 for name in own if layers and name.rpartition(".")[0] == layers[-1]}
 
 
 def check_image_size(model: nn.Module, side: int, option: str) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class States:
         """
         found: str = ""
         if self.processes.is_main:
-            for path in sorted(self.folder.glob(STATES), reverse=True):
+            for path in sorted(self.folder.glob(STATES), key=_place, reverse=True):
                 damage = self._damage(path)
                 if not damage:
                     found = path.name
@@ -118,7 +119,7 @@ class States:
 
     def prune(self, keep: int) -> None:
         """Delete all but the latest `keep` states and those that they need."""
-        kept = sorted(self.folder.glob(STATES))[-keep:]
+        kept = sorted(self.folder.glob(STATES), key=_place)[-keep:]
         needed = set()
         for path in kept:
             with contextlib.suppress(MltrError):  # damaged
@@ -127,6 +128,11 @@ class States:
             for path in self.folder.glob(pattern):
                 if path not in kept and path not in needed:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _place(state: Path) -> list[int]:
+    """Return the epoch and batch of a state, by its name."""
+    return [int(number) for number in re.findall(r"\d+", state.name)]
 
 
 def _part(rank: int) -> str:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mltr.data.loading import Batch, ImageDataset, Loader, SideOf, fingerprint, full_size
+from mltr.data.loading import Batch, ImageDataset, Loader, SideOf, fingerprint, full_size, is_broken
 from mltr.data.mapped import MappedRows
 from mltr.data.records import Split
 from mltr.errors import MltrError, UsageError, did_you_mean
@@ -146,11 +147,14 @@ class Distilled(Labels):
             ANSWERS, timm.__version__, teacher.config["model"], weights, order,
             self.single_label, preprocess.to_dict(), run.precision,
         )  # fmt: skip
-        return MappedRows(
+        answers = MappedRows(
             photo_cache(data), f"answers-{fingerprint(split, json.dumps(about))}.rows",
             (len(split), len(order)), np.dtype(np.float16), fill,
-            what="a teacher's answers", instead="train without train.teacher",
+            is_broken=partial(is_broken, split), what="a teacher's answers",
+            instead="train without train.teacher",
         )  # fmt: skip
+        answers.open()  # before another file takes its room
+        return answers
 
     def write_bundle(self, whole: Any, **about: Any) -> None:
         """Write the network, which no longer needs its teacher."""

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mltr.config.schema import AugmentConfig
-from mltr.data.loading import Batch, EpochBatches, ImageDataset, SideOf, fingerprint, full_size
+from mltr.data.loading import (
+    Batch,
+    EpochBatches,
+    ImageDataset,
+    SideOf,
+    fingerprint,
+    full_size,
+    is_broken,
+)
 from mltr.data.mapped import MappedRows
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
@@ -141,7 +150,8 @@ class FeatureStore:
 
         rows = MappedRows(
             self.cache, name, (len(split),), dtype, fill,
-            what="features", instead="set train.freeze to none",
+            is_broken=partial(is_broken, split), what="features",
+            instead="set train.freeze to none",
         )  # fmt: skip
         rows.open()  # before another file takes its room
         return rows

@@ -63,7 +63,8 @@ def growth_for(network: nn.Module, first: int, full: int) -> Growth:
     growth = Growth(first, full)
     try:
         if growth.grows:
-            check_image_size(network, first, "train.min_size")
+            for side in range(first, full, STEP):
+                check_image_size(network, side, "train.min_size")
     except UsageError as error:
         log.warning("images have their full size from the start: %s", error)
         return Growth(0, full)

@@ -39,6 +39,10 @@ class Objective(ABC):
         dataset = ImageDataset(
             run.splits.learnt, run.preprocess, run.config.augment, settings.seed, run.cache
         )
+        if settings.minutes and run.cache and run.processes.is_main:
+            # A run by time has no room for shrinking the others once it is under way.
+            for split in (run.splits.val, run.splits.test):
+                ImageDataset(split, run.preprocess, cache=run.cache)
         return make_loader(
             dataset,
             settings.batch_size,

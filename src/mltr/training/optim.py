@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -27,7 +29,7 @@ def parameter_groups(
     """
     spared: Iterable[str] = getattr(model, "no_weight_decay", set)()
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    depths = _layer_numbers([name for name, _ in named])
+    depths = _layer_numbers(model)
     last = max(depths.values(), default=0)
     groups: dict[tuple[float, float], dict[str, object]] = {}
     for name, parameter in named:
@@ -40,19 +42,25 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _layer_numbers(names: list[str]) -> dict[str, int]:
+def _layer_numbers(model: nn.Module) -> dict[str, int]:
     """Number the layers from the input on, for each parameter name.
 
-    A layer is what shares a name up to its last list index, such as `stages.2.blocks.5`; a head is
-    one layer, whatever it is made of. An objective may hold the network under that name, and a
-    network its backbone.
+    Those of a timm network are timm's own. Elsewhere, a layer is what shares a name up to its last
+    list index, such as `stages.2.blocks.5`. A head is one layer, whatever it is made of. An
+    objective may hold the network under that name, and a network its backbone.
     """
-    layers: dict[str, int] = {}
+    names = {name: name.removeprefix("network.") for name, _ in model.named_parameters()}
+    network: Any = getattr(model, "network", model)
+    backbone = getattr(network, "backbone", network)
+    is_timm = hasattr(backbone, "group_matcher")
+    known = group_parameters(backbone, backbone.group_matcher(), reverse=True) if is_timm else {}
+    layers: dict[object, int] = {number: number for number in sorted(set(known.values()))}
     numbers = {}
-    for name in names:
-        own = name.removeprefix("network.").removeprefix("backbone.")
-        indexed = re.match(r"(.*\.\d+)\.", own)
-        layer = own.split(".")[0] if indexed is None or own.startswith("head.") else indexed[1]
+    for name, own in names.items():
+        layer = known.get(own if backbone is network else own.removeprefix("backbone."))
+        if layer is None:
+            indexed = None if own.startswith("head.") else re.match(r"(.*\.\d+)\.", own)
+            layer = indexed[1] if indexed else own.split(".")[0]
         numbers[name] = layers.setdefault(layer, len(layers))
     return numbers
 

@@ -46,7 +46,7 @@ class Progress:
 
     @property
     def name(self) -> str:
-        """Name of a checkpoint taken here; later ones sort behind it."""
+        """Name of a checkpoint taken here."""
         return f"epoch-{self.epoch + 1:04d}-batch-{self.batch:06d}"
 
     @property

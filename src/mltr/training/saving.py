@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, replace
 
@@ -33,7 +34,8 @@ class Saver:
         self.saved_at = time.monotonic()
         if progress.name == self.saved_name:
             return True
-        shared = {"progress": asdict(progress)} | self.learner.state()
+        shared = {"progress": asdict(progress), "preprocess": self._preprocess()}
+        shared |= self.learner.state()
         try:
             self.states.write(progress.name, shared, random_states(), needs=progress.best_name)
         except MltrError as error:
@@ -51,11 +53,20 @@ class Saver:
         run = self.run
         self.saved_name = self.states.latest()
         shared, own = self.states.read(self.saved_name)
+        if shared.get("preprocess", self._preprocess()) != self._preprocess():
+            run.processes.fail(
+                f"{run.folder.path} began with images prepared as {shared['preprocess']}, and they "
+                f"are now {self._preprocess()}: model.init has other weights than then. Restore "
+                "them, or start again with --overwrite"
+            )
         self.learner.load_state(shared)
         if own:  # nothing, where there are more processes now than then
             set_random_states(own)
         vars(run.progress).update(shared["progress"])
         run.rows = [row for row in run.rows if row["epoch"] <= run.progress.epoch]
+
+    def _preprocess(self) -> str:
+        return json.dumps(self.run.preprocess.to_dict())
 
     def keep_if_best(self, goodness: list[float], candidates: list[dict[str, Tensor]]) -> None:
         """Write the best weights of all so far, if they are among those of `candidates`.

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mltr.config.schema import Config
@@ -93,11 +94,12 @@ def train(
     """
     from mltr.data.sources import check_classes, open_splits, open_unlabelled
 
+    began = perf_counter()
     splits = open_splits(config.data)
     check_classes(config.data, splits.train)
     if config.data.unlabelled_root:
         splits.unlabelled = open_unlabelled(config.data, splits)
-    return train_on(config, splits, folder, resume=resume, quiet=quiet)
+    return train_on(config, splits, folder, resume=resume, quiet=quiet, began=began)
 
 
 def train_on(
@@ -107,8 +109,12 @@ def train_on(
     *,
     resume: bool = False,
     quiet: bool = False,
+    began: float | None = None,
 ) -> dict[str, Any]:
-    """Do what `train` does, on splits that are open already."""
+    """Do what `train` does, on splits that are open already.
+
+    `began` is when that was begun, by `perf_counter`; `train.minutes` counts from then on.
+    """
     from mltr.training.distil import Distilled
     from mltr.training.labels import Labels
     from mltr.training.probe import FrozenLabels
@@ -116,12 +122,12 @@ def train_on(
     objective: type[Labels] = Distilled if config.train.teacher else Labels
     if config.train.freeze == "backbone":
         objective = FrozenLabels
-    return train_for(objective, config, splits, folder, resume=resume, quiet=quiet)
+    return train_for(objective, config, splits, folder, resume=resume, quiet=quiet, began=began)
 
 
 def train_for(
     objective: Callable[[Run], Objective], config: Config, splits: Splits, folder: RunFolder, *,
-    resume: bool = False, quiet: bool = False,
+    resume: bool = False, quiet: bool = False, began: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Begin or resume a run for an objective, and bring it to its end; return its figures."""
     from mltr.evaluation.open_run import as_trained
@@ -134,6 +140,7 @@ def train_for(
         folder.check_images(splits)
     tell_images(splits)  # before features are computed or images shrunk, which may take long
     run = prepare_run(config, splits, folder)
+    run.clock = run.clock if began is None else began
     trainer = Trainer(run, objective(run))
     with trainer.guarded():
         if resume:

@@ -10,7 +10,7 @@ many of the file's blocks are selected, evenly spaced.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,18 +145,17 @@ def load_mltr(
     """Fill a network with the weights of another one of the same names, resampled if need be.
 
     Both may be a timm network, each under any head. Entries of other widths, and the head for
-    another number of classes, stay as they are. `labels` are theirs and the network's own: if they
-    are as many but not the same, the head takes the rows of those that both have. Raises
-    `MltrError` if nothing fits.
+    another number of classes, stay as they are. `labels` are theirs and the network's own: a head
+    for as many takes the rows of those that both have. Raises `MltrError` if nothing fits.
     """
     report = Report(source)
-    if labels[0] != labels[1] and len(labels[0]) == len(labels[1]):
+    if labels[0] and labels[0] != labels[1]:
         state_dict = _relabelled(model, state_dict, *labels)
-    theirs = {name.removeprefix(BACKBONE): name for name in state_dict}
+    their_name = _naming(model.state_dict(), state_dict)
     filled = {}
     for name in model.state_dict():
-        their = theirs.get(name.removeprefix(BACKBONE), "")
-        found = adapt(model, name, state_dict[their]) if their else None
+        their = their_name(name)
+        found = adapt(model, name, state_dict[their]) if their in state_dict else None
         if found is None:
             report.fresh.append(name)
             continue
@@ -171,6 +170,16 @@ def load_mltr(
     report.unused = [name for name in state_dict if name not in report.taken.values()]
     report.parts = {"new": first_few(report.fresh)} if report.fresh else {}
     return report
+
+
+def _naming(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> Callable[[str], str]:
+    """Return what an entry of a network is called in weights: a timm network may be a backbone."""
+    is_inside, are_inside = (any(n.startswith(BACKBONE) for n in names) for names in (own, theirs))
+    if is_inside == are_inside:
+        return lambda name: name
+    if are_inside:
+        return lambda name: BACKBONE + name
+    return lambda name: name.removeprefix(BACKBONE) if name.startswith(BACKBONE) else ""
 
 
 def _relabelled(

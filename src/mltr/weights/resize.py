@@ -62,10 +62,11 @@ def _resized_by_timm(
     source: Any, tensors: Mapping[str, Tensor], model: nn.Module, name: str, image_size: int
 ) -> Mapping[str, Tensor]:
     """Return the weights of a timm backbone for another image size."""
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    backbone = getattr(source, "backbone", source)
+    own = "" if backbone is source else "backbone."  # a head of ours is resampled by us
+    shapes = {key: value.shape for key, value in model.state_dict().items() if key.startswith(own)}
     if all(tensors[key].shape == shape for key, shape in shapes.items()):
         return tensors
-    backbone = getattr(source, "backbone", source)
     if not hasattr(backbone, "set_input_size"):
         raise UsageError(f"{name} is built for one image size, and timm can't change it")
     backbone.set_input_size((image_size, image_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,16 +39,20 @@ def read_coco_file(
     images: str | Path,
     split: str = "",
     unlabelled: Literal["keep", "drop"] = "keep",
+    *,
+    only_there: bool = False,
 ) -> Split:
     """Read a file of annotations; images lie in the folders that tools use, or below `images`.
 
-    Neither the box nor the area of an annotation is needed. Raises `MltrError` for a file of
-    another kind.
+    With `only_there`, only the latter are looked into. Neither the box nor the area of an
+    annotation is needed. Raises `MltrError` for a file of another kind.
     """
     path = Path(path)
     try:
         content = json.loads(read_text(path))
-        return _to_split(content, path, Path(images), split, unlabelled)
+        usual = () if only_there else (path.parent, path.parent / "images")
+        locate = _locator(content["images"], path, Path(images), usual)
+        return _to_split(content, path, locate, split, unlabelled)
     except (json.JSONDecodeError, RecursionError) as error:
         raise MltrError(f"{path}: not a complete JSON file ({error}); download it again") from error
     except KeyError as error:
@@ -79,7 +83,7 @@ def _annotation_file(root: Path, split: str, year: str) -> Path:
 
 
 def _to_split(
-    content: dict[str, Any], path: Path, images: Path, split: str, unlabelled: str
+    content: dict[str, Any], path: Path, locate: Callable[[str], Path], split: str, unlabelled: str
 ) -> Split:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     classes = tuple(dict.fromkeys(normal(category["name"]) for category in categories))
@@ -92,7 +96,6 @@ def _to_split(
         if annotation.get("bbox"):
             boxes[annotation["image_id"]].append(_box(annotation, index))
     has_boxes = any(boxes.values()) or not any(indices.values())
-    locate = _locator([image["file_name"] for image in content["images"]], path, images)
     records: dict[Path, Record] = {}
     repeated = 0
     for image in content["images"]:
@@ -125,13 +128,16 @@ def _box(annotation: dict[str, Any], index: int) -> Box:
     return Box(index, x, y, width, height, width * height if area is None else area, crowd)
 
 
-def _locator(names: Sequence[str], path: Path, images: Path) -> Callable[[str], Path]:
+def _locator(
+    listed: Sequence[Mapping[str, Any]], path: Path, images: Path, usual: Sequence[Path]
+) -> Callable[[str], Path]:
     """Return a function from the name of an image to its path: where tools put it, or anywhere."""
     stem = path.stem.removeprefix("instances_")
     above = path.parent.parent
-    if (above / stem).is_dir():  # train2017, as in MS-COCO
+    if usual and (above / stem).is_dir():  # train2017, as in MS-COCO
         return lambda name: above / stem / name
-    for folder in (path.parent, path.parent / "images", images, images / "images"):
-        if any((folder / name).is_file() for name in names[:LOOKED_AT]):
+    names = [image["file_name"] for image in listed[:LOOKED_AT]]
+    for folder in (*usual, images, images / "images"):
+        if any((folder / name).is_file() for name in names):
             return lambda name: folder / name
     return PhotoIndex(images).find

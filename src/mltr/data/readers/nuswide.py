@@ -10,6 +10,7 @@ import numpy as np
 from mltr.data.records import Labels, Record, Split, read_class_list
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
+from mltr.files.text import read_text
 
 Protocol = Literal["official", "labelled", "ratio_70_30"]
 SPLIT_SEED = 0  #: of ratio_70_30, so that everybody's 70 % are the same for the same files
@@ -70,7 +71,7 @@ def _read_part(root: Path, classes: tuple[str, ...], split: str) -> list[Record]
     if not image_list.is_file():
         raise MltrError(f"{image_list} is missing: is {root} a NUS-WIDE folder?")
     # The release writes Windows paths.
-    names = [line.strip().replace("\\", "/") for line in image_list.read_text().splitlines()]
+    names = [line.strip().replace("\\", "/") for line in read_text(image_list).splitlines()]
     names = [name for name in names if name]
     folder = next((root / name for name in ("Flickr", "images") if (root / name).is_dir()), root)
     labels = _read_labels(root, classes, part, len(names))
@@ -87,7 +88,7 @@ def _read_labels(root: Path, classes: tuple[str, ...], part: str, count: int) ->
         path = folder / f"Labels_{name}_{part}.txt"
         if not path.is_file():
             raise MltrError(f"{path} is missing: the labels of {name!r}")
-        column = path.read_text().split()
+        column = read_text(path).split()
         if len(column) != count or not set(column) <= {"0", "1"}:
             raise MltrError(
                 f"{path}: expected {count} lines of 0 or 1, as many as "

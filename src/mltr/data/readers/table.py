@@ -175,7 +175,7 @@ def _labels_of_answers(path: Path, seen: set[str], config: DataConfig) -> dict[s
             f"{path} has 1, 0 and -1: set data.absent 0 if 0 means absent (-1 is then unknown), or "
             "data.absent -1 if -1 does (as in VOC, where 0 is difficult: it is then unknown)"
         )
-    is_minus = "-1" in seen and (config.absent == -1 or (config.absent == "auto"))
+    is_minus = config.absent == -1 or ("-1" in seen and config.absent == "auto")
     return {
         "1": 1,
         "0": -1 if is_minus else 0,

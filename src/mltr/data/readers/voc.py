@@ -11,6 +11,7 @@ import numpy as np
 from mltr.data.records import Box, Labels, Record, Split
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
+from mltr.files.text import read_text
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -99,7 +100,7 @@ def _names_in_list(folder: Path, split: str) -> list[str]:
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         raise MltrError(f"{path} is missing: without image lists, only the split 'all' exists")
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
 
 
 def _labels_from_lists(folder: Path, split: str, difficult_label: int) -> dict[str, Labels | None]:
@@ -108,7 +109,7 @@ def _labels_from_lists(folder: Path, split: str, difficult_label: int) -> dict[s
         path = folder / "ImageSets" / "Main" / f"{name}_{split}.txt"
         if not path.is_file():
             raise MltrError(f"{path} is missing: the list of {name!r} in the split {split!r}")
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             if not line.strip():
                 continue
             image, _, flag = line.partition(" ")

@@ -312,7 +312,9 @@ def _read_lines(path: Path) -> Sheet:
     try:
         lines = read_text(path).split("\n")
         rows = [json.loads(line) for line in lines if line.strip()]
-        names = list(dict.fromkeys(name for row in rows for name in dict(row)))
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is another value")
+        names = list(dict.fromkeys(name for row in rows for name in row))
     except (ValueError, TypeError, RecursionError) as error:
         raise MltrError(f"{path}: not an object of JSON in each line ({error})") from error
     columns = [_by_distinct(name, [row.get(name) for row in rows]) for name in names]
