@@ -279,6 +279,21 @@ def test_an_image_that_can_be_read_again_is(split: Split, tmp_path: Path) -> Non
     assert not read().error
 
 
+def test_what_is_kept_is_not_fetched_ahead(split: Split, tmp_path: Path) -> None:
+    class Remote(Split):
+        fetched = 0
+
+        def will_read(self, order: np.ndarray) -> None:
+            self.fetched += 1
+
+    remote = Remote(split.classes, split.records)
+    preprocess = Preprocess(16, base_size=24)
+    for cache, fetched in ((Cache(tmp_path / "c"), 0), (None, 3)):
+        loader = make_loader(ImageDataset(remote, preprocess, cache=cache), 4)
+        assert len(list(loader.epoch(0))) == 3
+        assert remote.fetched == fetched
+
+
 def test_no_packed_image_is_read_to_know_a_split(split: Split) -> None:
     class Broken:
         """A file within another one."""

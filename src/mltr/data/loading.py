@@ -193,6 +193,7 @@ class EpochBatches(Sampler[list[Key]]):
         self.epoch = 0
         self.start_batch = 0
         self.side: SideOf = full_size
+        self.reads_images = True  #: False where all that is needed of them is kept
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.split), self.batch_size)
@@ -208,7 +209,8 @@ class EpochBatches(Sampler[list[Key]]):
             order = self.split.epoch_order(self.seed, epoch)
         for number in range(start_batch, len(self)):
             begin, end = number * self.batch_size, (number + 1) * self.batch_size
-            self.split.will_read(order[begin // self.repeats :])
+            if self.reads_images:
+                self.split.will_read(order[begin // self.repeats :])
             places = share(np.arange(begin, min(end, len(order))), self.rank, self.processes)
             rows, copies = order[places // self.repeats], places % self.repeats
             side = side_of(number)
@@ -314,6 +316,7 @@ def make_loader(
     batches = EpochBatches(
         dataset.split, batch_size, shuffle, drop_last, seed, rank, processes, repeats
     )
+    batches.reads_images = dataset.cache is None
     device = torch.device(device)
     workers = suitable_workers(device) if workers < 0 else workers
     if workers and not _can_start(workers):

@@ -210,6 +210,7 @@ class FeatureLoader:
         self, split: Split, features: Features, batches: EpochBatches, device: torch.device
     ) -> None:
         self.split, self.features, self.batches, self.device = split, features, batches, device
+        batches.reads_images = False
 
     def __len__(self) -> int:
         return len(self.batches)
