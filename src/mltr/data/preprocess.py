@@ -25,6 +25,7 @@ NORMALIZATIONS = {
     "inception": ((0.5,) * 3, (0.5,) * 3),
 }
 CROP_PCT = 0.875  #: of weights that don't say; timm's default
+LARGER = 8 / 7  #: first squash, in the side of images: 256 px for 224 leave room for crops
 LONGEST = 32  #: how many times longer than wide a picture may be to be resized whole
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -35,6 +36,15 @@ LARGEST_PADDED = math.isqrt(MAX_PIXELS)  #: pixels on a side, of an image with i
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+
+
+def first_side(base_size: int, image_size: int) -> int:
+    """Return the side of the first squash, which is never to fewer pixels than the network sees.
+
+    >>> first_side(256, 224), first_side(256, 384), first_side(0, 384)
+    (256, 439, 0)
+    """
+    return base_size if not 0 < base_size < image_size else round(image_size * LARGER)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Preprocess:
         """Return what a recipe says, and where it leaves that open, what the weights are used to.
 
         `weights` has any of `mean`, `std`, `interpolation` and `crop_pct`, as in timm's
-        configurations and in `to_dict`.
+        configurations and in `to_dict`. The first squash is to `first_side`.
         """
         weights = weights or {}
         mean, std = NORMALIZATIONS["none" if augment.normalize == "auto" else augment.normalize]
@@ -76,7 +86,7 @@ class Preprocess:
                 "image_size": image_size,
                 "mean": mean,
                 "std": std,
-                "base_size": base_size,
+                "base_size": first_side(base_size, image_size),
                 "interpolation": weights.get("interpolation", "bilinear"),
                 "crop_pct": (weights.get("crop_pct") or CROP_PCT) * (augment.resize == "crop"),
             }

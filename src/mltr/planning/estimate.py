@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mltr.config.schema import Config
+from mltr.data.preprocess import first_side
 from mltr.network.model import create_model, default_image_size
 from mltr.planning.devices import (
     BEST_SHARE,
@@ -223,7 +224,7 @@ def _disk(config: Config, images: Images, work: Workload) -> dict[str, float | N
     twice, and the bundle.
     """
     states = state_bytes(work, config.train.ema_decay > 0)
-    side = config.data.base_size
+    side = first_side(config.data.base_size, image_side(config))
     total = images.train + images.val + images.test
     return {
         "run": (3 * states + 3 * work.weight_bytes) / 1e9,

@@ -17,8 +17,6 @@ from mltr.network.model import create_model, default_image_size
 from mltr.weights.convert import initialise
 from mltr.weights.pretrained import blaming, find_weights, known_preprocessing, resolve_name
 
-CACHED = 8 / 7  #: side of squashed photos, in that of images: room for crops, as 256 px for 224
-
 log = logging.getLogger(__name__)
 
 
@@ -33,16 +31,14 @@ def settle(config: Config) -> tuple[Config, Preprocess]:
         weights = find_weights(network.name, network.init)
         known = known_preprocessing(network.name, network.init, weights)
     side = network.image_size or known.get("image_size") or default_image_size(network.name)
-    data = config.data
-    if 0 < data.base_size < side:  # photos would be shrunk, and then enlarged again
-        data = replace(data, base_size=round(side * CACHED))
-        log.info("photos are squashed to %d px first, as images have %d px", data.base_size, side)
-    preprocess = Preprocess.from_config(config.augment, side, data.base_size, known)
+    preprocess = Preprocess.from_config(config.augment, side, config.data.base_size, known)
+    if preprocess.base_size != config.data.base_size:
+        log.info("photos are first squashed to %d px, for images of %d", preprocess.base_size, side)
     if known:
         log.info("preprocessing of the weights: %s", preprocess)
     overrides = weights.overrides | network.overrides if weights else network.overrides
     network = replace(network, image_size=side, overrides=overrides)
-    return replace(config, data=data, model=network), preprocess
+    return replace(config, model=network), preprocess
 
 
 def suitable_epochs(images: int) -> int:
