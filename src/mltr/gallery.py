@@ -255,12 +255,20 @@ def write_picture(path: Path, image: Image.Image) -> None:
     write_atomically(path, lambda temporary: image.save(temporary))
 
 
+def as_drawn(name: str) -> str:
+    r"""Return a name for a text of matplotlib, which would take what is between ``$`` for formulas.
+
+    >>> as_drawn("$_$")
+    '\\$_\\$'
+    """
+    return name.replace("$", r"\$")
+
+
 def pyplot() -> Any:
-    """Return matplotlib's pyplot, which draws into files, and ``$`` in names as it is."""
+    """Return matplotlib's pyplot, which draws into files; see `as_drawn` for names in figures."""
     import matplotlib as mpl
 
     mpl.use("Agg")
-    mpl.rcParams["text.parse_math"] = False
     import matplotlib.pyplot as plt
 
     return plt

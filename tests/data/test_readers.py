@@ -183,10 +183,12 @@ def test_photos_of_coco_are_those_that_are_named(tmp_path: Path) -> None:
     for number in range(6):
         for split in ("train", "val"):
             write_image(tmp_path / "large" / f"{split}{number}.jpg")
-    path = tmp_path / "annotations" / "instances_train2017.json"
-    config = DataConfig(root=str(tmp_path), labels=f"annotations/{path.name}", images="large")
-    records = [record for split in open_splits(config) for record in split]
-    assert {record.image.parent.name for record in records} == {"large"}
+    for labels in ("", "annotations/instances_train2017.json"):
+        splits = open_splits(DataConfig(root=str(tmp_path), labels=labels, images="large"))
+        records = [record for split in splits for record in split]
+        assert {record.image.parent.name for record in records} == {"large"}
+    with pytest.raises(MltrError, match="elsewhere"):
+        open_splits(DataConfig(root=str(tmp_path), images="elsewhere"))
 
 
 def test_coco_of_two_years_asks_which(tmp_path: Path) -> None:

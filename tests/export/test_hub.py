@@ -199,11 +199,11 @@ def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> Non
     prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")
     prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")  # again
     for weights in (run, shutil.copytree(run, tmp_path / "other")):
-        with pytest.raises(UsageError, match="holds model.safetensors that isn't of a push"):
+        with pytest.raises(UsageError, match="holds model.safetensors, which isn't from a push"):
             prepare(run, weights, "me/digits")
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
-    with pytest.raises(UsageError, match="holds README.md that isn't of a push"):
+    with pytest.raises(UsageError, match="holds README.md, which isn't from a push"):
         prepare(run, tmp_path / "project", "me/digits")
     metadata, text = read_card(tmp_path / "card")
     figures = json.loads((run / "metrics.json").read_text())

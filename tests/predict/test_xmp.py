@@ -268,3 +268,8 @@ def test_a_new_file_does_not_hide_keywords_that_are_elsewhere(tmp_path: Path) ->
         assert found == list(dict.fromkeys([*keywords, "sea", "sky"]))
         assert XmpSidecars().write(photo, []) == ""  # a person's own stay
         assert keywords_of(photo, Siblings())[0] == keywords
+    damaged = tmp_path / "c.jpg"
+    Image.new("RGB", (8, 8)).save(damaged)
+    (tmp_path / "c.xmp").write_text("no XMP")
+    assert XmpSidecars().write(damaged, ["sky"]) == ""
+    assert listed((tmp_path / "c.jpg.xmp").read_bytes()) == ["sky"]

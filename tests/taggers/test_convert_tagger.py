@@ -135,8 +135,9 @@ def prepare(path: Path, mean: Any, std: Any, highest: float, bgr: bool, nhwc: bo
         ({"last": "Softmax"}, {}, "", "softmax"),
         ({"last": ""}, {}, "--activation sigmoid", "sigmoid"),
         ({"last": ""}, {}, "--activation softmax", "softmax"),
-        ({"last": "Sigmoid Identity"}, {}, "", "sigmoid"),  # undone, not taken off
-        ({"last": "Softmax Identity"}, {}, "", "softmax"),
+        ({"last": "Sigmoid Identity"}, {}, "", "sigmoid"),
+        ({"last": "Sigmoid Neg Neg"}, {}, "", "sigmoid"),  # undone, not taken off
+        ({"last": "Softmax Neg Neg"}, {}, "", "softmax"),
         ({"last": "Sigmoid", "batch": 1}, {}, "", "sigmoid"),
         ({"kind": np.float16}, {"tolerance": 5e-3}, "", "sigmoid"),
         ({"side": "side"}, {}, "--image-size 16", "sigmoid"),
@@ -177,10 +178,11 @@ def test_any_onnx_classifier(
 
 
 def test_logits_within_0_and_1_are_logits_if_that_is_said(
-    tmp_path: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, photos: list[Path], capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     # As many outputs of a sigmoid, which may as well be logits that lie between 0 and 1.
-    path = write_onnx(tmp_path / "theirs" / "net.onnx", last="Sigmoid Identity", nhwc=False)
+    path = write_onnx(tmp_path / "theirs" / "net.onnx", last="Sigmoid Neg Neg", nhwc=False)
     (path.parent / "labels.txt").write_text("\n".join(NAMES))
     look = dict(zip(("mean", "std"), IMAGENET, strict=True)) | {"highest": 1, "bgr": False}
     images = [prepare(p, nhwc=False, **look).astype(np.float32) for p in photos]
@@ -189,7 +191,8 @@ def test_logits_within_0_and_1_are_logits_if_that_is_said(
         out = tmp_path / name
         assert convert(path.parent, out, "--activation", name) == 0
         np.testing.assert_allclose(probs_of(out, photos), function(scores), atol=1e-4)
-    for last in ("Softmax", "Softmax Identity"):
+        assert "are taken for logits, as --activation is given" in caplog.text
+    for last in ("Softmax", "Softmax Identity", "Softmax Neg Neg"):
         write_onnx(path, last=last, nhwc=False)
         capsys.readouterr()
         assert convert(path.parent, tmp_path / "out", "--activation", "sigmoid") == 2

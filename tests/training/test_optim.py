@@ -48,7 +48,16 @@ def test_layer_decay_of_a_pretrained_network_is_the_same_under_any_head(head: st
     assert stem < last <= top == 0.5  # below the head alone
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "ghostnet_050", "densenet121"])
+def test_norms_of_a_backbone_and_of_its_head_are_in_other_layers() -> None:
+    model = mltr.create_model("timm/test_convnext", 3, image_size=64, head="mltr")
+    scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.1, 0.5) for p in g["params"]}
+    assert {scale[id(p)] for p in model.head.parameters()} == {1}
+    assert scale[id(model.backbone.head.norm.weight)] < 1
+
+
+@pytest.mark.parametrize(
+    "name", ["tf_efficientnet_lite0", "ghostnet_050", "densenet121", "volo_d1_224"]
+)
 def test_layer_decay_of_timm_networks_is_timms(name: str) -> None:
     model = mltr.create_model(f"timm/{name}", 3)
     expected = {

@@ -168,12 +168,12 @@ def test_training_starts_from_a_bundle_of_another_size(tmp_path: Path) -> None:
     assert model.head.weight.shape[0] == 7  # new classes: a new head
 
 
-def test_a_squash_smaller_than_the_image_is_dropped(tmp_path: Path) -> None:
+def test_a_squash_is_never_smaller_than_the_image(tmp_path: Path) -> None:
     save(tmp_path / "a", base_size=80, **SMALL)
     resize_by_command(tmp_path / "a", tmp_path / "b", "--image-size", "70")
     resize_by_command(tmp_path / "a", tmp_path / "c", "--image-size", "112")
     assert load_bundle(tmp_path / "b").preprocess.base_size == 80
-    assert load_bundle(tmp_path / "c").preprocess.base_size == 0
+    assert load_bundle(tmp_path / "c").preprocess.base_size == 128  # 8/7 of 112
 
 
 @pytest.mark.parametrize(

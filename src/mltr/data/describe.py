@@ -290,7 +290,7 @@ def draw(folder: Path, splits: Splits) -> Path:
     """Draw the label frequencies and co-occurrences to labels.png."""
     import numpy as np
 
-    from mltr.gallery import pyplot, write_figure
+    from mltr.gallery import as_drawn, pyplot, write_figure
 
     split = splits.train
     together = _pair_counts(split)
@@ -298,7 +298,7 @@ def draw(folder: Path, splits: Splits) -> Path:
     order = np.argsort(-support)[:80]
     share = (together / np.maximum(support[:, None], 1))[np.ix_(order, order)]
     np.fill_diagonal(share, np.nan)
-    names = [split.classes[index] for index in order]
+    names = [as_drawn(split.classes[index]) for index in order]
     side = min(16.0, max(3.6, 0.24 * len(names) + 1.2))
     figure, (left, right) = pyplot().subplots(
         1, 2, figsize=(2.2 * side, side), layout="constrained"

@@ -111,11 +111,13 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
     if not have_keywords(map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))):
         if len(folders) == 1:  # a single class is less likely than labels in such a file
             _refuse_unread(root, (".json", ".xml"))
-        if folders and all(folder.name.lower() in PARTS for folder in folders):
+        are_parts = all(folder.name.lower() in PARTS for folder in folders)
+        if folders and are_parts and not has_train_part(root, ignore):
+            _refuse_unread(root, (".json", ".xml"))
             names = " and ".join(folder.name for folder in folders)
             raise UsageError(
-                f"{root}: the names of its folders are those of splits, {names}, not of classes; "
-                "give the folder or file that has the labels, too, or set data.format class_folders"
+                f"{root}: the names of its folders are those of splits, {names}, not of classes: "
+                "name the labels with data.labels, or set data.format class_folders"
             )
         return "class_folders" if folders else ""
     if folders:

@@ -40,10 +40,12 @@ class MappedRows:
             )
         try:
             self.path = cache.get(name, size + 1, lambda path: self._make(path, fill))
+            seen = self.path.stat().st_ino
             errors = self._read_errors(size)
             if errors is None or not (self._is_new or all(map(is_broken, errors))):
                 # Cut off, as by a power cut; or an image that couldn't be read can be now.
-                self.path.unlink(missing_ok=True)
+                if self.path.exists() and self.path.stat().st_ino == seen:  # no one has mended it
+                    self.path.unlink(missing_ok=True)
                 self.path = cache.get(name, size + 1, lambda path: self._make(path, fill))
                 errors = self._read_errors(size)
         except (OSError, MltrError) as error:

@@ -54,6 +54,13 @@ class LazyFile(LazyImage, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Salvaged:
+    """An image that is made of a file with something missing."""
+
+    original: Path
+
+
 @runtime_checkable
 class PackedImage(LazyFile, Protocol):
     """A lazy file that is part of a larger one."""
@@ -246,8 +253,7 @@ def same_image(record: Record) -> object:
 
 def original_of(image: ImageSource) -> ImageSource:
     """Return the file that a salvaged image is made of, or any other image itself."""
-    original: ImageSource = getattr(image, "original", image)
-    return original
+    return image.original if isinstance(image, Salvaged) else image
 
 
 def sparse_rows(columns: NDArray[Any], starts: NDArray[Any], num_columns: int) -> csr_array:

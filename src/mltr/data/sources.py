@@ -281,8 +281,10 @@ def _open_coco(root: Path, config: DataConfig) -> Splits:
     annotations = root / "annotations"
     is_ms_coco = all(any(annotations.glob(f"instances_{x}20*.json")) for x in ("train", "val"))
     if is_ms_coco and not config.labels:
-        train = read_coco(root, "train", config.year, config.unlabelled)
-        test = read_coco(root, "val", config.year, config.unlabelled)
+        train, test = (
+            read_coco(root, part, config.year, config.unlabelled, config.images)
+            for part in ("train", "val")
+        )
         align_classes((train, test))
         train.understood |= test.understood
         return _hold_out_val(train, test, config)

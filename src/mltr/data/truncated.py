@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from mltr.data.images import open_image
-from mltr.data.records import Record, Split
+from mltr.data.records import Record, Salvaged, Split
 from mltr.errors import BrokenImage
 from mltr.files.writing import open_regular
 
@@ -19,10 +19,8 @@ TAIL = 16  #: bytes that cameras may add behind its end
 
 
 @dataclass(frozen=True)
-class TruncatedJpeg:
+class TruncatedJpeg(Salvaged):
     """A JPEG that gets the end that it lacks: the decoder fills in what is missing, in grey."""
-
-    original: Path
 
     def read_bytes(self) -> bytes:
         """Return the file with an end; raises `BrokenImage`."""

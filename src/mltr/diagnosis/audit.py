@@ -192,12 +192,14 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from mltr.data.sources import open_splits
     from mltr.data.understood import tell_understood
     from mltr.diagnosis.corrections import read_review, write_corrected
-    from mltr.evaluation.open_run import as_trained
+    from mltr.evaluation.open_run import as_trained, divides
     from mltr.files.writing import write_figures
 
     path = Path(args.review)
     data = recipe_of(args.run, _fields(args, overrides)).data
-    splits = as_trained(Path(args.run), open_splits(data))
+    splits = open_splits(data)
+    if not divides(overrides):
+        splits = as_trained(Path(args.run), splits)
     tell_understood(splits)
     corrections = read_review(path, splits)
     folder = Path(args.out) if args.out else path.parent

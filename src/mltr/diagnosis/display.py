@@ -111,7 +111,7 @@ def draw_matrix(
     unit: str = "",
 ) -> Any:
     """Return a matplotlib figure of a matrix [K, K]; nan is grey, and `limits` are in its unit."""
-    from mltr.gallery import pyplot
+    from mltr.gallery import as_drawn, pyplot
 
     side = min(10.0, 3.2 + 0.28 * len(classes))
     figure, axes = pyplot().subplots(figsize=(side, side * 0.86), layout="constrained")
@@ -119,8 +119,9 @@ def draw_matrix(
     shown = axes.imshow(matrix, cmap=colours, vmin=limits[0], vmax=limits[1])
     if len(classes) <= MANY_CLASSES:
         places = np.arange(len(classes))
-        axes.set_xticks(places, classes, rotation=90)
-        axes.set_yticks(places, classes)
+        names = [as_drawn(name) for name in classes]
+        axes.set_xticks(places, names, rotation=90)
+        axes.set_yticks(places, names)
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     axes.set_title(title, loc="left")
     figure.colorbar(shown, ax=axes, shrink=0.7, label=unit)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mltr.evaluation.predictions import Predictions
+from mltr.gallery import as_drawn
 
 MANY_CLASSES = 25  #: maximum number of classes with curves of their own colour and name
 
@@ -48,7 +49,7 @@ def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
         if many:
             axes.plot(recall, precision, color="0.8", lw=0.8)
         else:
-            axes.plot(recall, precision, lw=1.4, label=name)
+            axes.plot(recall, precision, lw=1.4, label=as_drawn(name))
     if (targets == 1).any():
         precision, recall = metrics.precision_recall_curve(probs.ravel(), targets.ravel())
         axes.plot(recall, precision, color="black", lw=2.2, label="all decisions together")
@@ -63,7 +64,7 @@ def draw_average_precision(axes: Axes, predictions: Predictions) -> None:
     classes = metrics.per_class(predictions.probs, predictions.targets)
     order = [i for i in np.argsort(classes["ap"]) if not np.isnan(classes["ap"][i])]
     values = 100 * classes["ap"][order]
-    names = [f"{predictions.classes[i]} ({classes['support'][i]:.0f})" for i in order]
+    names = [f"{as_drawn(predictions.classes[i])} ({classes['support'][i]:.0f})" for i in order]
     bars = axes.barh(names, values, color="#3b7dd8", height=0.7)
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
     axes.set(xlabel="average precision, % (images with the class)", xlim=(0, 108))

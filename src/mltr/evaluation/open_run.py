@@ -104,7 +104,7 @@ def open_scored(
     config = load_recipe(recipe, overrides)
     splits = open_splits(config.data, known=bundle.classes)
     is_own = _is_same_source(load_recipe(recipe), config)
-    if not any(option.removeprefix("--").startswith(DIVIDING) for option in overrides):
+    if not divides(overrides):
         splits = as_trained(path, splits, is_own and not all_images)
     if not all_images:
         _check_held_out(path, splits, is_own)
@@ -115,6 +115,11 @@ def open_scored(
             f" and the data has {len(found)} ({', '.join(found[:3])}, ...)"
         )
     return OpenRun(path, bundle, config, splits)
+
+
+def divides(overrides: Sequence[str]) -> bool:
+    """Whether options of a command divide a source anew, so that a run's own splits don't count."""
+    return any(option.removeprefix("--").startswith(DIVIDING) for option in overrides)
 
 
 def as_trained(folder: Path, splits: Splits, may_have_changed: bool = False) -> Splits:

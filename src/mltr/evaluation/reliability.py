@@ -152,7 +152,7 @@ def draw_reliability(
 
     One panel is for all decisions together, the others for the most frequent classes.
     """
-    from mltr.gallery import pyplot
+    from mltr.gallery import as_drawn, pyplot
 
     known = test.targets >= 0
     support = (test.targets == 1).sum(0)
@@ -162,7 +162,7 @@ def draw_reliability(
     for k in sorted(order):
         only = np.zeros_like(known)
         only[:, k] = known[:, k]
-        panels.append((test.classes[k], only, float(thresholds[k])))
+        panels.append((as_drawn(test.classes[k]), only, float(thresholds[k])))
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure: Figure

@@ -39,7 +39,9 @@ def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | No
     written = (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
     held = [name for name in written if (folder / name).exists()]
     if held and not {WEIGHTS_FILE, CARD_FILE} <= set(held):
-        raise UsageError(f"{folder} holds {held[0]} that isn't of a push: choose another folder")
+        raise UsageError(
+            f"{folder} holds {held[0]}, which isn't from a push: choose another folder"
+        )
     bundle = load_bundle(run)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run / WEIGHTS_FILE, folder / WEIGHTS_FILE)

@@ -51,7 +51,7 @@ class Holder:
 
 
 def locked_out(folder: Path) -> AbstractContextManager[None]:
-    """Lock the folder that a command writes, like `locked_folder`.
+    """Lock the folder that a command writes to, like `locked_folder`.
 
     Raises `UsageError` if it is a file or its name isn't UTF-8.
     """

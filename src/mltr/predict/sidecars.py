@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mltr.data.readers.keywords import keywords_of
+from mltr.data.readers.keywords import hidden_keywords
 from mltr.data.tables.tags import join_tags
-from mltr.data.walk import Siblings
 from mltr.errors import MltrError
 from mltr.files.writing import DISK_FULL, read_target, text_writer, write_atomically
 from mltr.predict.options import NAMINGS
@@ -90,7 +89,7 @@ class XmpSidecars:
         before = read_target(path, MAX_BYTES, self.follow_links)
         try:
             # A new file would hide keywords that are in the photo, or in another file beside it.
-            keywords = [] if before else keywords_of(image, Siblings())[0]
+            keywords = [] if before else hidden_keywords(image, path)
             after = set_labels(before, labels, self.hierarchy, self.judged, keywords)
         except MltrError as error:
             return str(error)

@@ -6,7 +6,8 @@ last layer, where that makes probabilities, is taken off or undone, so that logi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ NEAREST = 1e-7  #: of a probability to 0 and 1, where it becomes a logit
 SUM_TOLERANCE = 1e-3  #: of the probabilities of a softmax, from 1
 CHECK_TOLERANCE = 2e-3  #: of a probability in half precision, made a logit and back
 LAYOUTS = ("nchw", "nhwc")
+PASSING = ("Identity", "Cast", "Reshape", "Flatten")  #: nodes that change no number
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -286,8 +290,7 @@ def return_logits(
     result.CopyFrom(model)
     graph = result.graph
     *nodes, flatten = graph.node
-    source = flatten.input[0]
-    maker = next((node for node in nodes if source in node.output), None)
+    source, maker = flatten.input[0], _maker(nodes, flatten.input[0])
     last = "" if maker is None else maker.op_type.lower()
     is_known = last == "sigmoid" or (last == "softmax" and _is_over_labels(maker))
     told = last if is_known else _guess(scores, activation)
@@ -311,13 +314,24 @@ def return_logits(
     return result, told
 
 
+def _maker(nodes: Sequence[Any], result: str) -> Any:
+    """Return the node that makes a result, before it is cast or reshaped; None for an input."""
+    node = next((node for node in nodes if result in node.output), None)
+    if node is not None and node.op_type in PASSING:
+        return _maker(nodes, node.input[0])
+    return node
+
+
 def _guess(scores: Floats, activation: str | None) -> str | None:
     """Return what made probabilities of these scores [N, K], or None if they may be logits."""
     if scores.min() < 0 or scores.max() > 1:
         return None
     if np.allclose(scores.sum(axis=1), 1, atol=SUM_TOLERANCE):
         return "softmax"
-    return "sigmoid" if activation is None else None  # few logits may lie within 0..1
+    if activation is None:
+        return "sigmoid"
+    log.warning("all outputs lie in 0..1, and are taken for logits, as --activation is given")
+    return None
 
 
 def _is_over_labels(softmax: Any) -> bool:

@@ -36,13 +36,14 @@ class Objective(ABC):
     def load_training(self) -> Loader:
         """Return the batches of an epoch of training, this process's share of each."""
         run, settings = self.run, self.run.config.train
+        if settings.minutes and run.cache and run.processes.is_main:
+            # A run by time has no room for shrinking the others once it is under way. They come
+            # first, as the photos that are learnt from are the last to make room.
+            for split in (run.splits.val, run.splits.test):
+                ImageDataset(split, run.preprocess, cache=run.cache)
         dataset = ImageDataset(
             run.splits.learnt, run.preprocess, run.config.augment, settings.seed, run.cache
         )
-        if settings.minutes and run.cache and run.processes.is_main:
-            # A run by time has no room for shrinking the others once it is under way.
-            for split in (run.splits.val, run.splits.test):
-                ImageDataset(split, run.preprocess, cache=run.cache)
         return make_loader(
             dataset,
             settings.batch_size,

@@ -13,6 +13,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from mltr.config.schema import TrainConfig
+from mltr.network.backbones import TimmBackbone
+from mltr.training.bound import BoundModule
 
 # PyTorch's OneCycleLR, which the field's recipe uses, starts at 1/25 and ends at 1/250,000.
 ONECYCLE_START = 1 / 25
@@ -49,15 +51,18 @@ def _layer_numbers(model: nn.Module) -> dict[str, int]:
     list index, such as `stages.2.blocks.5`. A head is one layer, whatever it is made of. An
     objective may hold the network under that name, and a network its backbone.
     """
-    names = {name: name.removeprefix("network.") for name, _ in model.named_parameters()}
-    network: Any = getattr(model, "network", model)
-    backbone = getattr(network, "backbone", network)
+    held = "network." if isinstance(model, BoundModule) and hasattr(model, "network") else ""
+    names = {name: name.removeprefix(held) for name, _ in model.named_parameters()}
+    network: Any = model.network if held else model
+    inside = "backbone." if isinstance(network, TimmBackbone) else ""
+    backbone: Any = network.backbone if inside else network
     is_timm = hasattr(backbone, "group_matcher")
-    known = group_parameters(backbone, backbone.group_matcher(), reverse=True) if is_timm else {}
+    grouped = group_parameters(backbone, backbone.group_matcher(), reverse=True) if is_timm else {}
+    known = {f"{inside}{name}": number for name, number in grouped.items()}
     layers: dict[object, int] = {number: number for number in sorted(set(known.values()))}
     numbers = {}
     for name, own in names.items():
-        layer = known.get(own if backbone is network else own.removeprefix("backbone."))
+        layer: object = known.get(own)
         if layer is None:
             indexed = None if own.startswith("head.") else re.match(r"(.*\.\d+)\.", own)
             layer = indexed[1] if indexed else own.split(".")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -53,20 +54,32 @@ class Saver:
         run = self.run
         self.saved_name = self.states.latest()
         shared, own = self.states.read(self.saved_name)
-        if shared.get("preprocess", self._preprocess()) != self._preprocess():
-            run.processes.fail(
-                f"{run.folder.path} began with images prepared as {shared['preprocess']}, and they "
-                f"are now {self._preprocess()}: model.init has other weights than then. Restore "
-                "them, or start again with --overwrite"
-            )
+        self._check_preprocess(shared.get("preprocess", {}))
         self.learner.load_state(shared)
         if own:  # nothing, where there are more processes now than then
             set_random_states(own)
         vars(run.progress).update(shared["progress"])
         run.rows = [row for row in run.rows if row["epoch"] <= run.progress.epoch]
 
-    def _preprocess(self) -> str:
-        return json.dumps(self.run.preprocess.to_dict())
+    def _preprocess(self) -> dict[str, Any]:
+        """Return how images are prepared, as it is read back: with lists for tuples."""
+        found: dict[str, Any] = json.loads(json.dumps(self.run.preprocess.to_dict()))
+        return found
+
+    def _check_preprocess(self, before: dict[str, Any]) -> None:
+        """Fail unless images are prepared as the run began, by the weights that it started from."""
+        now = self._preprocess()
+        changed = [
+            f"{name} was {before[name]} and is {now[name]}"
+            for name in before.keys() & now.keys()
+            if before[name] != now[name]
+        ]
+        if changed:
+            self.run.processes.fail(
+                f"{self.run.folder.path}: images are prepared otherwise than when it began: "
+                f"{'; '.join(sorted(changed))}. If model.init has other weights now, restore those "
+                "of then, or start again with --overwrite"
+            )
 
     def keep_if_best(self, goodness: list[float], candidates: list[dict[str, Tensor]]) -> None:
         """Write the best weights of all so far, if they are among those of `candidates`.

@@ -149,7 +149,7 @@ def load_mltr(
     for as many takes the rows of those that both have. Raises `MltrError` if nothing fits.
     """
     report = Report(source)
-    if labels[0] and labels[0] != labels[1]:
+    if all(labels) and labels[0] != labels[1]:
         state_dict = _relabelled(model, state_dict, *labels)
     their_name = _naming(model.state_dict(), state_dict)
     filled = {}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mltr.data.preprocess import first_side
 from mltr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = Non
         own = _resized_by_timm(bundle.model, own, model, name, image_size)
     model.load_state_dict({key: _adapted(model, key, own[key]) for key in model.state_dict()})
     check_image_size(model, image_size, "image size")
-    # A first squash to fewer pixels than the network sees would only blur.
-    base_size = bundle.preprocess.base_size if bundle.preprocess.base_size >= image_size else 0
+    base_size = first_side(bundle.preprocess.base_size, image_size)
     return replace(
         bundle,
         model=model.eval(),

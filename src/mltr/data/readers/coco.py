@@ -23,15 +23,19 @@ def read_coco(
     split: Literal["train", "val"] = "train",
     year: str = "",
     unlabelled: Literal["keep", "drop"] = "keep",
+    images: str = "",
 ) -> Split:
     """Read `root`/annotations/instances_{split}{year}.json; images lie in `root`/{split}{year}.
+
+    If `images` is given, they lie below that folder of `root`.
 
     The classes are in the order of their category ids. An image has a label if any annotation has
     it, crowds included, as in ASL, CSRA and ML-GCN. `unlabelled` keeps or drops images without any
     annotation (peers differ). An empty `year` finds the only one there.
     """
     path = _annotation_file(Path(root), split, str(year))
-    return read_coco_file(path, Path(root), split, unlabelled)
+    folder = Path(root) / images
+    return read_coco_file(path, folder, split, unlabelled, only_there=bool(images))
 
 
 def read_coco_file(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,15 +95,35 @@ def keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
     """
     sidecar = _sidecar(image, siblings)
     if sidecar is not None:
-        try:
-            with open_regular(sidecar) as file:
-                content = file.read(MAX_BYTES)
-            found = keywords_in_xmp(content)
-        except (OSError, MltrError) as error:
-            raise MltrError(f"{sidecar}: can't be read ({error})") from error
+        found, is_ours = _keywords_in_file(sidecar)
         if found:
-            is_ours = OWN.encode() in content
             return found, f"in files {'that mltr has added to' if is_ours else 'beside the photos'}"
+    return _keywords_within(image)
+
+
+def hidden_keywords(image: Path, sidecar: Path) -> list[str]:
+    """Return the keywords that a new file beside a photo would hide: in another file, or within.
+
+    Of a photo or a file that can't be read there are none.
+    """
+    for other in (image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp")):
+        if other != sidecar and other.is_file():
+            with suppress(MltrError):
+                return _keywords_in_file(other)[0]
+    return _keywords_within(image)[0]
+
+
+def _keywords_in_file(sidecar: Path) -> tuple[list[str], bool]:
+    """Return the keywords in a file beside a photo, and whether mltr has added to it."""
+    try:
+        with open_regular(sidecar) as file:
+            content = file.read(MAX_BYTES)
+        return keywords_in_xmp(content), OWN.encode() in content
+    except (OSError, MltrError) as error:
+        raise MltrError(f"{sidecar}: can't be read ({error})") from error
+
+
+def _keywords_within(image: Path) -> tuple[list[str], str]:
     xmp, iptc = _embedded(image)
     try:
         return keywords_in_xmp(xmp) if xmp else iptc, "in XMP" if xmp else "in IPTC"

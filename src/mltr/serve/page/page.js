@@ -298,7 +298,8 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 
 const quote = (text) => `"${text.replaceAll('"', '""')}"`;
 const asCell = (text) => {
-  const safe = /^'*[=+@\t\r-]/.test(text) ? `'${text}` : text; // no formula of a spreadsheet
+  const isNumber = /^[+-]?[0-9.]+(e[+-]?[0-9]+)?$/.test(text);
+  const safe = /^'*[=+@\t\r-]/.test(text) && !isNumber ? `'${text}` : text; // else a formula
   return /[",\n\r]/.test(safe) ? quote(safe) : safe;
 };
 const joinTags = (list, separator) =>
