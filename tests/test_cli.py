@@ -396,3 +396,34 @@ def test_data_takes_the_names_of_a_recipe(tmp_path: Path, capsys) -> None:
     assert "short for --data.labels: the file of labels" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_what_a_hurried_user_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--out", "runs/x", "coco", "--help"])
+    assert "(default: 2014)" in " ".join(capsys.readouterr().out.split())
+    assert main(["data", "scenes", "--quick"]) == 0
+    assert caplog.messages[-1] == "next: mltr demo"
+    assert main(["data", f"table:{write_photos(tmp_path / 'my photos')}", "--quick"]) == 0
+    wanted = f"{shlex.quote(str(tmp_path / 'my photos'))} --data.format table"
+    assert caplog.messages[-1] == f"next: mltr train probe {wanted}"
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+    assert main(["list"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("head_dim=0", "head_dim=0 must be a positive whole number"),
+        ("embed_dim=wide", "embed_dim='wide' must be a positive whole number"),
+        ("window_size=3.5", "window_size=3.5 must be a positive whole number"),
+    ],
+)
+def test_impossible_networks_are_refused_in_a_line(option: str, words: str, capsys) -> None:
+    assert main(["plan", "coco", "--gpus=L4", f"--model.overrides.{option}"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1

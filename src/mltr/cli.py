@@ -188,7 +188,11 @@ def console() -> NoReturn:
     it in.
     """
     keep_freed_memory(of_all_threads=True)
-    code = main()
+    code: Any
+    try:
+        code = main()
+    except SystemExit as end:  # by SIGTERM, and where another process has failed
+        code = end.code
     if launched_processes() > 1:
         logging.shutdown()
         sys.stderr.flush()
@@ -244,6 +248,16 @@ def _tell_next(
             line = " ".join([line, *_as_options(args, fields)])
         log.info("next: %s", line)
     return int(code)
+
+
+def _recipe_called(word: str) -> Any:
+    """Return the recipe that a word names; None if it is the value of an option."""
+    from mltr.config.recipe import find_recipe, load_recipe
+
+    try:
+        return load_recipe(find_recipe(word))
+    except MltrError:
+        return None
 
 
 def _as_options(args: argparse.Namespace, fields: Sequence[str]) -> list[str]:
@@ -319,14 +333,14 @@ class _Parser(argparse.ArgumentParser):
 
     def list_fields(self, arguments: Sequence[str] = ()) -> None:
         """Add recipe fields to the help, with defaults of the recipe in `arguments`."""
-        from mltr.config.recipe import fields, find_recipe, load_recipe, value_of
+        from mltr.config.recipe import fields, value_of
         from mltr.config.schema import Config
 
         takes_recipe = any(action.dest == "recipe" for action in self._actions)
         named = [argument for argument in arguments if not _is_option(argument)]
         config = Config()
-        if takes_recipe and named:
-            config = load_recipe(find_recipe(named[0]))
+        if takes_recipe:
+            config = next(filter(None, map(_recipe_called, named)), config)
         self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()} [--FIELD VALUE ...]"
         group: argparse._ActionsContainer = self
         for field in fields():

@@ -8,12 +8,12 @@ Conventions where several are in use (see the table in the documentation):
 
 * ``map`` is the macro mean of non-interpolated average precision; tied scores are one threshold, as
   in scikit-learn and torchmetrics. ``map_voc2010`` makes the precision monotone from the right.
-* * A class without positives has no average precision, recall or F1: it is left out of every macro
+* A class without positives has no average precision, recall or F1: it is left out of every macro
   mean, and `per_class` shows it as nan with a support of 0.
 * A score at or above the threshold counts as predicted. A class that is never predicted has
   precision 0.
 * ``cf1`` is the harmonic mean of ``cp`` and ``cr``; ``cf1_mean`` is the mean of class F1.
-* * ``_top3`` counts only the three best labels of an image, and of those only the ones at or above
+* ``_top3`` counts only the three best labels of an image, and of those only the ones at or above
   the threshold.
 """
 

@@ -85,6 +85,22 @@ def test_pictures_and_several_sources(photos: Path, tmp_path: Path, capsys) -> N
     assert main(["data", str(photos), f"table:{photos}/labels.csv", "--out", str(out)]) == 0
     assert (out / "photos" / "labels.png").stat().st_size > 5000
     assert "labels.csv" in capsys.readouterr().out
+    copy = shutil.copytree(photos, tmp_path / "copy" / photos.name)
+    assert main(["data", str(photos), str(copy), "--quick", "--out", str(out)]) == 0
+    assert (out / "photos-2" / "labels.png").is_file()
+
+
+def test_names_of_broken_files_act_on_no_terminal(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    (photos / "\x1b]0;x.png").write_bytes(b"broken")
+    with (photos / "labels.csv").open("a") as file:
+        file.write("\n\x1b]0;x.png,1,1,0,train\n")
+    assert main(["data", str(photos)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b]0;" not in printed
+    assert r"\x1b]0;x.png" in printed
 
 
 def test_real_sources(shared: Path, tmp_path: Path) -> None:

@@ -157,8 +157,9 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(
     monkeypatch.setattr(packing, "_pack", interrupted)
     assert pack(table, out) == 130
     assert not (out / "index.json").exists()
-    assert pack(table, out, "--side", "20") == 2
-    assert "begun with other" in capsys.readouterr().err
+    for others in (["--side", "20"], ["--missing", "negative"]):
+        assert pack(table, out, *others) == 2
+        assert "begun with other" in capsys.readouterr().err
     assert pack(table, out) == 0
     assert len(calls) == 4 + 6 + 2 + 2 - 3  # three shards were there
     files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
@@ -166,6 +167,23 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(
     assert pack(table, out) == 2
     assert "holds shards already" in capsys.readouterr().err
     assert pack(table, out, "--overwrite") == 0
+
+
+def test_nothing_of_others_is_replaced(table: Path, tmp_path: Path, capsys) -> None:
+    shards = tmp_path / "shards"
+    assert pack(table, shards) == 0
+    before = {path.name: path.read_bytes() for path in shards.iterdir()}
+    assert pack(shards, shards, "--side", "20", "--overwrite") == 2
+    assert "is where the images come from" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
+    for name in ("val.parquet", "train-000000.tar", "train-00001.tar"):
+        own = tmp_path / name / "own"
+        own.mkdir(parents=True)
+        (own / name).write_bytes(b"mine")
+        for option in ([], ["--overwrite"]):
+            assert pack(table, own, *option) == 2
+            assert f"holds {name}, which isn't of shards" in capsys.readouterr().err
+        assert [path.name for path in own.iterdir()] == [name]
 
 
 def test_images_are_shrunk_and_composed_ones_packed(tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_a_thousand_classes_cost_no_more_queries() -> None:
         ({"head": "csra", "head_options": {"lamda": 1}}, "lamda"),
         ({"head": "query2label", "head_options": {"dim": 30}}, "multiple of num_heads"),
         ({"head": "ml_decoder", "head_options": {"groups": -1}}, "groups must be >= 0"),
+        ({"head": "query2label", "head_options": {"num_heads": 0}}, "can't be built with"),
+        ({"head": "query2label", "head_options": {"dropout": 2}}, "can't be built with"),
         ({"head_options": {"lam": 1}}, "lam"),
         ({"name": "timm/resnet18", "head_options": {"lam": 1}}, "no options"),
     ],

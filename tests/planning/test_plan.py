@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import write_photos, write_plain
 from torch import nn
 
 from mltr.cli import main
 from mltr.config.schema import DataConfig
+from mltr.data.preprocess import Preprocess
+from mltr.network.model import create_model
 from mltr.planning.published import public_set
 from mltr.planning.workload import measure_step
+from mltr.weights.bundle import save_bundle
 
 ROOT = Path(__file__).parents[2]
 NANO = ["coco", "--model.name=mltr_nano", "--model.image_size=96"]
@@ -129,6 +133,49 @@ def test_own_photos_are_counted_or_reported(tmp_path: Path, capsys) -> None:
     assert [scenes["images"][name] for name in ("train", "val", "test")] == [30, 5, 6]
 
 
+def test_own_sources_are_opened_or_refused_as_in_training(tmp_path: Path, capsys) -> None:
+    photos = write_photos(tmp_path / "photos", 20)
+    more = write_plain(tmp_path / "more", 30)
+    known = plan("scratch", str(photos), "--gpus=L4", capsys=capsys)["images"]["train"]
+    command = ["scratch", str(photos), "--gpus=L4", f"--data.unlabelled_root={more}"]
+    taught = plan(*command, "--train.teacher=x", capsys=capsys)["images"]["train"]
+    assert taught == known + 30
+    capsys.readouterr()
+    assert main(["plan", "coco", "--data.root", str(tmp_path / "typo"), "--gpus=L4"]) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_the_size_is_that_of_the_weights(tmp_path: Path, capsys) -> None:
+    name, start = "timm/test_resnet", tmp_path / "start"
+    overrides = {"image_size": 64}
+    save_bundle(start, model=create_model(name, 1, **overrides), name=name, overrides=overrides,
+                classes=["a"], preprocess=Preprocess(64))  # fmt: skip
+    options = [f"--model.name={name}", f"--model.init={start}", "--gpus=L4", "--images=100"]
+    assert plan("photos", *options, capsys=capsys)["network"]["image_size"] == 64
+
+
+def test_disk_has_room_for_what_is_kept(capsys) -> None:
+    few, many = (
+        plan(*NANO, "--gpus=L4", f"--train.keep={keep}", capsys=capsys)["disk_gb"]["run"]
+        for keep in (2, 12)
+    )
+    states = plan(*NANO, "--gpus=L4", capsys=capsys)["memory_gib"]["states"]
+    assert many - few == pytest.approx(10 * states * 2**30 / 1e9, rel=0.01)
+    probe = ["probe", "--images=100000", "--gpus=L4", "--model.init=", "--data.cache=false"]
+    found = plan(*probe, "--train.views=2", capsys=capsys)["disk_gb"]["cache"]
+    photo = 2 * 7 * 7 * 1280 + 4 * 1280  # map and vector of EfficientNet-Lite0 at 224 px
+    assert found == pytest.approx((2 * 90_000 + 10_000 + 20_000) * photo / 1e9)
+
+
+def test_one_label_an_image_is_measured(capsys) -> None:
+    options = ["--images=100", "--classes=3", "--model.name=mltr_nano", "--model.image_size=32"]
+    figures = plan(
+        "imagenet1k", *options, "--data.workers=0", "--train.threads=1", "--train.batch_size=8",
+        "--gpus=cpu", capsys=capsys,
+    )  # fmt: skip
+    assert figures["speed"]["limited_by"] == "measured"
+
+
 def test_the_numbers_of_voc_are_those_of_its_lists(shared: Path) -> None:
     lists = shared / "data" / "voc2007_imagesets"
     known = public_set(DataConfig(format="voc", year="2007"))
@@ -154,8 +201,6 @@ def test_memory_of_a_step_by_hand() -> None:
 
 
 def test_bf16_and_checkpointing_keep_less() -> None:
-    from mltr.network.model import create_model
-
     def build() -> nn.Module:
         return create_model("mltr_nano", 10)
 

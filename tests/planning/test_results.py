@@ -58,6 +58,15 @@ def test_seeds_of_a_row_give_mean_and_range(tmp_path: Path, capsys) -> None:
     assert figures["deviating"] == []
 
 
+def test_map_is_map_where_each_photo_has_one_label(tmp_path: Path, capsys) -> None:
+    run = make_run(tmp_path / "run", "coco", "--data.format=class_folders", test_map=0.42)
+    figures = json.loads((run / "metrics.json").read_text()) | {"top1": 0.91}
+    (run / "metrics.json").write_text(json.dumps(figures))
+    page = results(capsys, run)[1]
+    assert "| 42.0 |" in page
+    assert "91.0" not in page
+
+
 def test_one_seed_is_said_to_be_one(tmp_path: Path, capsys) -> None:
     _, page = results(capsys, make_run(tmp_path / "run", "coco", WEIGHTS))
     assert cells(page, "MS-COCO 2014 | mltr_s, 224")[3] == "81.2 (one seed)"

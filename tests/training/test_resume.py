@@ -154,7 +154,9 @@ def test_auto_resume_overwrites_no_other_run(unfinished: Path, capsys) -> None:
     assert "train.lr was" in capsys.readouterr().err
     shutil.rmtree(unfinished / "checkpoint")
     assert train(unfinished, "--auto-resume") == 2
-    assert "already holds a run" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "already holds a run: continue it with `mltr train" in message
+    assert "--resume`" in message
     assert train(unfinished, "--auto-resume", "--overwrite") == 2
     assert "can't be combined with --resume or --overwrite" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -60,11 +61,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Describe each source; faults are reported, and don't make the command fail."""
-    from mltr.data.sources import open_splits
+    from mltr.data.sources import open_splits, parse_source
     from mltr.files.writing import write_figures
 
     console = make_console(quiet=args.json == "-")
-    reports = {}
+    reports, named = {}, Counter[str]()  # sources in several folders may have the same name
     for source in args.sources:
         config = source_config(source, args, overrides)
         splits = open_splits(config)
@@ -74,10 +75,18 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         _print(console, source, report)
         if args.out:
             folder = Path(args.out)
-            folder = folder / Path(source).name if len(args.sources) > 1 else folder
+            if len(args.sources) > 1:
+                name = Path(config.root).resolve().name or config.format
+                named[name] += 1
+                folder /= name if named[name] == 1 else f"{name}-{named[name]}"
             console.print(f"picture: {draw(folder, splits)}")
     if args.json:
         write_figures(args.json, reports)
+    form, args.root = parse_source(args.sources[0])
+    if form == "scenes":
+        args.next = "mltr demo"
+    elif form != "auto":
+        args.next = f"mltr train probe {{root}} --data.format {form}"
     return 0
 
 
@@ -283,7 +292,9 @@ def _print_findings(console: Console, report: dict[str, Any]) -> None:
         found = report[key]
         console.print(counted(len(found), one, several) + (":" if found else ""))
         for entry in found[:SHOWN]:
-            console.print("   ", entry if isinstance(entry, str) else " = ".join(entry))
+            members = [entry] if isinstance(entry, str) else entry
+            more = f" = and {len(members) - SHOWN} more" if len(members) > SHOWN else ""
+            console.print("   ", printable(" = ".join(members[:SHOWN]) + more))
 
 
 def draw(folder: Path, splits: Splits) -> Path:

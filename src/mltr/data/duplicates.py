@@ -118,20 +118,17 @@ def _link(thumbnails: NDArray[np.uint8]) -> NDArray[np.int32]:
     linked = np.arange(count, dtype=np.int32)
     for start in range(0, count, BLOCK):
         block = directions[start : start + BLOCK]
-        near = [
-            np.nonzero(block @ directions[k : k + BLOCK].T >= SAME_PICTURE)
-            for k in range(start, count, BLOCK)
-        ]
-        rows = np.concatenate([pair[0] + start for pair in near])
-        columns = np.concatenate(
-            [pair[1] + start + BLOCK * number for number, pair in enumerate(near)]
-        )
-        # What was linked before comes in as one pair a thumbnail, so memory stays bounded.
-        edges = (np.r_[rows, np.arange(count)], np.r_[columns, linked])
-        graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(count, count))
-        numbers = connected_components(graph, directed=False)[1]
-        firsts = np.unique(numbers, return_index=True)[1]
-        linked = firsts[numbers].astype(np.int32)
+        for other in range(start, count, BLOCK):
+            rows, columns = np.nonzero(block @ directions[other : other + BLOCK].T >= SAME_PICTURE)
+            rows, columns = rows + start, columns + other
+            if not (rows != columns).any():
+                continue
+            # What was linked before comes in as one pair a thumbnail, so memory stays bounded.
+            edges = (np.r_[rows, np.arange(count)], np.r_[columns, linked])
+            graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(count, count))
+            numbers = connected_components(graph, directed=False)[1]
+            firsts = np.unique(numbers, return_index=True)[1]
+            linked = firsts[numbers].astype(np.int32)
     found: NDArray[np.int32] = linked[group_of.ravel()]
     return found
 

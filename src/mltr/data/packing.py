@@ -26,6 +26,7 @@ from mltr.data.shards import (
     ShardRecords,
     ShardSplit,
     StoredFile,
+    is_shards,
     read_shards,
     seal,
     table_schema,
@@ -90,6 +91,7 @@ def write_shards(
     Raises `MltrError` if they are more than the share `max_broken`, or the disk is full, and
     `UsageError` if other images, or the same in another way, were begun in that folder.
     """
+    _refuse_foreign(out)
     if overwrite:
         _clear(out)
     orders = {split.name: _order(split) for split in splits}
@@ -151,7 +153,7 @@ def _check_plan(
     for split in splits:
         names = split.names
         digest.update(json.dumps([names[i] for i in orders[split.name]]).encode())
-        digest.update(split.positives.indices.tobytes())
+        digest.update(json.dumps(split.label_sums()).encode())
     plan = out / PARTS / "plan"
     if plan.is_file() and plan.read_text() != digest.hexdigest():
         raise UsageError(
@@ -271,10 +273,23 @@ def _finish_split(out: Path, split: Split, parts: list[dict[str, Any]]) -> dict[
 def _clear(out: Path) -> None:
     """Delete what this command has written into a folder, and nothing else."""
     _remove_parts(out)
-    (out / INDEX_FILE).unlink(missing_ok=True)
-    for name in SPLITS:
-        for path in (out / f"{name}.parquet", *out.glob(f"{name}-??????.tar")):
-            path.unlink(missing_ok=True)
+    for path in (out / INDEX_FILE, *_written(out)):
+        path.unlink(missing_ok=True)
+
+
+def _written(out: Path) -> list[Path]:
+    """Return the files in a folder that are called as shards and their tables are."""
+    patterns = (pattern.format(name) for name in SPLITS for pattern in ("{}.parquet", "{}-*.tar"))
+    return sorted(path for pattern in patterns for path in out.glob(pattern))
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise `UsageError` if a folder has such files that this command hasn't written."""
+    others = _written(out)
+    if others and not is_shards(out) and not (out / PARTS / "plan").is_file():
+        raise UsageError(
+            f"{out} holds {others[0].name}, which isn't of shards: choose another --out"
+        )
 
 
 def _remove_parts(out: Path) -> None:

@@ -104,6 +104,8 @@ def _write(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]
     if is_shards(out) and not args.overwrite:
         raise UsageError(f"{out} holds shards already: check them by --verify, or --overwrite them")
     config = source_config(args.source, args, overrides)
+    if config.root and out.resolve() == Path(config.root).resolve():
+        raise UsageError(f"--out {out} is where the images come from: choose another folder")
     config.max_broken = args.max_broken
     splits = open_images(config) if config.format == "images" else open_splits(config)
     tell_understood(splits)

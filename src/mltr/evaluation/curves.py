@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mltr import metrics
+from mltr.gallery import as_drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from mltr.evaluation.predictions import Predictions
-from mltr.gallery import as_drawn
 
+MOST_CURVES = 300  #: of the most frequent classes
+MOST_ANSWERS = 10_000_000  #: of which a curve is drawn
+MOST_POINTS = 1000  #: of a curve
 MANY_CLASSES = 25  #: maximum number of classes with curves of their own colour and name
 
 
@@ -42,21 +46,39 @@ def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
     """Draw a curve for each class (grey if there are many), and one for all decisions together."""
     probs, targets = predictions.probs, predictions.targets
     many = len(predictions.classes) > MANY_CLASSES
-    for index, name in enumerate(predictions.classes):
-        if not (targets[:, index] == 1).any():
-            continue
-        precision, recall = metrics.precision_recall_curve(probs[:, index], targets[:, index])
+    support = (targets == 1).sum(axis=0)
+    drawn = np.argsort(-support, kind="stable")[:MOST_CURVES]
+    for index in sorted(drawn[support[drawn] > 0]):
+        name = predictions.classes[index]
+        precision, recall = _curve(probs[:, index], targets[:, index])
         if many:
             axes.plot(recall, precision, color="0.8", lw=0.8)
         else:
             axes.plot(recall, precision, lw=1.4, label=as_drawn(name))
     if (targets == 1).any():
-        precision, recall = metrics.precision_recall_curve(probs.ravel(), targets.ravel())
+        precision, recall = _curve(probs, targets)
         axes.plot(recall, precision, color="black", lw=2.2, label="all decisions together")
         axes.legend(loc="lower left", fontsize="small", frameon=False)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.set_title("Precision and recall over all thresholds", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _curve(
+    probs: NDArray[np.float32], targets: NDArray[np.int8]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return precision and recall at no more thresholds than a picture shows, from many answers.
+
+    Of more answers than `MOST_ANSWERS`, some are drawn, whose curve looks the same.
+    """
+    probs, targets = probs.ravel(), targets.ravel()
+    if len(probs) > MOST_ANSWERS:
+        chosen = np.random.default_rng(0).integers(len(probs), size=MOST_ANSWERS)
+        if (targets[chosen] == 1).any():
+            probs, targets = probs[chosen], targets[chosen]
+    precision, recall = metrics.precision_recall_curve(probs, targets)
+    shown = np.unique(np.linspace(0, len(recall) - 1, MOST_POINTS).round().astype(int))
+    return precision[shown], recall[shown]
 
 
 def draw_average_precision(axes: Axes, predictions: Predictions) -> None:

@@ -54,13 +54,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     figures = report(predictions, args.threshold, thresholds_of(args.run, predictions.classes))
     if args.json != "-":
         print_report(figures, f"{Path(args.run).name}, {args.split}")
+    if args.json:
+        write_figures(args.json, figures)
     is_own = not views and not any(option.startswith("--data.") for option in overrides)
     if args.out or is_own:  # don't replace the curves of the run's own images
         pictures = save_curves(Path(args.out or args.run), predictions, args.split)
         if args.json != "-":
             print("curves:", ", ".join(map(str, pictures)))
-    if args.json:
-        write_figures(args.json, figures)
     if chooses_one_class(args.run):
         args.next = "mltr diagnose {run}"
     return 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from mltr import metrics
 from mltr.errors import counted
-from mltr.terminal import make_console
+from mltr.terminal import make_console, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,7 +99,7 @@ def print_report(figures: dict[str, Any], title: str) -> None:
         names = ", ".join(figures["classes_without_positives"])
         console.print(f"no positives, so left out of every mean: {names}")
     for error in figures["broken_images"][:10]:
-        console.print(f"left out, broken: {error}")
+        console.print(printable(f"left out, broken: {error}"))
 
 
 def _headline_table(figures: dict[str, Any], title: str) -> Table:

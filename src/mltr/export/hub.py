@@ -120,6 +120,10 @@ def push_to_hub(
         prepare(run, folder, repo_id, licence)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
+            if private and api.repo_info(repo_id).private is False:  # it was there before
+                raise MltrError(
+                    f"{repo_id} is public: make it private on the Hub, or leave --private out"
+                )
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         except (HfHubHTTPError, OSError) as error:
             raise MltrError(

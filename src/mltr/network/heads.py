@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mltr.errors import UsageError, did_you_mean
+from mltr.errors import MltrError, UsageError, did_you_mean
 
 # Temperatures of each number of heads (CSRA, arXiv 2108.02456, section 3.3); 99 means the maximum.
 CSRA_TEMPERATURES: dict[int, tuple[float, ...]] = {
@@ -282,5 +282,7 @@ def make_head(
         settings = settings | {"map_side": map_side}
     try:
         return kind(num_features, num_classes, **settings | options)
-    except TypeError as error:
+    except (TypeError, ValueError, ZeroDivisionError, AssertionError) as error:
+        if isinstance(error, MltrError):
+            raise
         raise UsageError(f"head {name!r} can't be built with {options}: {error}") from error

@@ -42,16 +42,18 @@ class Variant:
             numbers = getattr(self, name)
             if not isinstance(numbers, tuple) or not all(isinstance(n, int) for n in numbers):
                 raise UsageError(f"{name}={numbers!r} must be a list of whole numbers")
+        for name in ("embed_dim", "head_dim", "window_size"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 1:
+                raise UsageError(f"{name}={number!r} must be a positive whole number")
         if len(self.depths) == 0 or min(self.depths) < 0:
             raise UsageError(
                 f"depths={self.depths} must have one number (0 or more) for each stage"
             )
-        if self.embed_dim < 1 or self.embed_dim % self.head_dim:
+        if self.embed_dim % self.head_dim:
             raise UsageError(
                 f"embed_dim={self.embed_dim} must be a multiple of head_dim={self.head_dim}"
             )
-        if self.window_size < 1:
-            raise UsageError(f"window_size={self.window_size} must be positive")
         if min(self.image_hw) < 1:
             raise UsageError(f"image_size={self.image_size} must be positive")
         if any(self.conv_depths[len(self.depths) :]):

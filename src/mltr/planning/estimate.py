@@ -14,6 +14,7 @@ from torch import nn
 
 from mltr.config.schema import Config
 from mltr.data.preprocess import first_side
+from mltr.network.features import compute_features
 from mltr.network.model import create_model, default_image_size
 from mltr.planning.devices import (
     BEST_SHARE,
@@ -220,17 +221,33 @@ def _share(work: Workload, rate: float, place: Place, config: Config) -> float |
 def _disk(config: Config, images: Images, work: Workload) -> dict[str, float | None]:
     """Return the disk space of a run, its cache and its data, in 1e9 bytes.
 
-    A run has two checkpoints of the training state, a third while it is written, the best weights
-    twice, and the bundle.
+    A run has `train.keep` checkpoints of the training state, another one while it is written, the
+    best weights twice, and the bundle. With the photos, features of a frozen backbone are kept.
     """
     states = state_bytes(work, config.train.ema_decay > 0)
     side = first_side(config.data.base_size, image_side(config))
     total = images.train + images.val + images.test
+    photo = 3 * side**2 if config.data.cache else 0
+    features = 0
+    if config.train.freeze == "backbone":
+        views = (config.train.views * images.train + images.val + images.test) / max(total, 1)
+        features = round(
+            views * _feature_bytes(config.model.name, _overrides(config), image_side(config))
+        )
     return {
-        "run": (3 * states + 3 * work.weight_bytes) / 1e9,
-        "cache": 3 * side**2 * total / 1e9 if config.data.cache else 0.0,
+        "run": ((config.train.keep + 1) * states + 3 * work.weight_bytes) / 1e9,
+        "cache": total * (photo + features) / 1e9,
         "data": images.disk_gb or None,
     }
+
+
+@lru_cache(maxsize=64)
+def _feature_bytes(name: str, overrides: str, side: int) -> int:
+    """Return the bytes of what is kept of a photo: the map in bf16, the pooled vector in fp32."""
+    network = create_model(name, 1, **json.loads(overrides)).eval()
+    with torch.inference_mode():
+        maps, pooled = compute_features(network, torch.zeros(1, 3, side, side))
+    return 4 * pooled.numel() + (0 if maps is None else 2 * maps.numel())
 
 
 # -- what to change ----------------------------------------------------------------------------

@@ -6,10 +6,11 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mltr.errors import UsageError
+from mltr.errors import MltrError, UsageError
 from mltr.terminal import make_console
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ def make_plan(
     """
     from mltr.planning.devices import HERE
     from mltr.planning.estimate import advice, estimate, place_of
+    from mltr.training.build import settle
 
+    with suppress(MltrError):  # weights that aren't here needn't be, to plan for another machine
+        config, _ = settle(config)
     counted, splits = count_images(config, images, classes, recipe)
     if device in HERE:
         place = _this_machine(config, device, count, splits or counted.classes)
@@ -110,14 +114,16 @@ def count_images(
     config: Config, images: int | None, classes: int | None, recipe: str = ""
 ) -> tuple[Images, Splits | None]:
     """Return the image counts of a recipe's splits, and the splits if the data is available."""
-    from mltr.data.sources import open_splits
+    from mltr.data.sources import open_splits, open_unlabelled
     from mltr.planning.estimate import Images
     from mltr.planning.published import public_set
 
     data, known = config.data, public_set(config.data, recipe)
-    if images is None and (data.format == "scenes" or (data.root and Path(data.root).exists())):
+    if images is None and (data.format == "scenes" or data.root):
         splits = open_splits(data)
         train, val, test = map(len, splits)
+        if data.unlabelled_root:
+            train += len(open_unlabelled(data, splits))
         return Images(train, val, test, classes or len(splits.train.classes)), splits
     if images is not None:
         total, test, disk_gb = images, round(images * data.test_fraction), 0.0

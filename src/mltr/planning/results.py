@@ -417,7 +417,7 @@ def _other_lines(matches: Matches) -> list[str]:
 def _map(found: Run) -> str:
     if found.metrics is None:
         return "not finished"
-    figure = found.metrics["top1" if "top1" in found.metrics else "map"]
+    figure = found.metrics["top1" if found.config.loss.name == "ce" else "map"]
     return f"{100 * figure:.1f}"
 
 

@@ -86,8 +86,9 @@ def _trainer(
 ) -> Iterator[tuple[Trainer, Labels]]:
     """Yield a trainer with epochs of `steps` batches; its files are temporary."""
     config.train.batch_size = batch_size
-    train = _some(splits, "train", steps * batch_size)
-    val = _some(splits, "val", 2 * batch_size)
+    single = config.loss.name == "ce"
+    train = _some(splits, "train", steps * batch_size, single)
+    val = _some(splits, "val", 2 * batch_size, single)
     with tempfile.TemporaryDirectory(prefix="mltr-probe-") as name:
         folder = Path(name)
         run = prepare_run(
@@ -114,14 +115,14 @@ def _val_seconds(trainer: Trainer, labels: Labels) -> float:
     return time.perf_counter() - began
 
 
-def _some(splits: Splits | int, name: str, count: int) -> Split:
+def _some(splits: Splits | int, name: str, count: int, single: bool) -> Split:
     """Return `count` records, real or stand-ins, repeated if necessary."""
-    split = stand_ins(splits) if isinstance(splits, int) else getattr(splits, name)
+    split = stand_ins(splits, single) if isinstance(splits, int) else getattr(splits, name)
     return split.subset((number % min(len(split), count) for number in range(count)), name)
 
 
-def stand_ins(classes: int) -> Split:
-    """Return stand-in photos: JPEG files in memory, with random labels."""
+def stand_ins(classes: int, single: bool = False) -> Split:
+    """Return stand-in photos: JPEG files in memory, with random labels, or a `single` one each."""
     generator = np.random.default_rng(0)
     records = []
     for number in range(PHOTOS):
@@ -130,6 +131,8 @@ def stand_ins(classes: int) -> Split:
         file = io.BytesIO()
         photo.save(file, "JPEG", quality=90)
         labels = (generator.random(classes) < 0.1).astype(np.int8)
+        if single:
+            labels = (np.arange(classes) == number % classes).astype(np.int8)
         records.append(Record(file.getvalue(), f"stand-in {number}", labels))
     return Split(tuple(f"class {number}" for number in range(classes)), records)
 

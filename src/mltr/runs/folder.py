@@ -107,7 +107,10 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Return whether writing another run here would destroy anything."""
-        own = (self.recipe, self.path / WEIGHTS_FILE, self.path / CONFIG_FILE)
+        own = (
+            self.recipe, self.log, self.metrics, self.predictions,
+            self.path / WEIGHTS_FILE, self.path / CONFIG_FILE,
+        )  # fmt: skip
         return any(path.exists() for path in own) or self.holds_a_state()
 
     def holds_a_state(self) -> bool:
@@ -228,8 +231,8 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
         return folder
     if folder.holds_a_run() and not overwrite:
         raise UsageError(
-            f"{path} already holds a run: continue it with --resume, replace it with --overwrite, "
-            "or choose another --out"
+            f"{path} already holds a run: continue it with `{folder.resume_command()}`, replace it "
+            "with --overwrite, or choose another --out"
         )
     needed = {"model.init": config.model.init, "train.teacher": config.train.teacher}
     for option, name in needed.items():

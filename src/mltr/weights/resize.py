@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mltr.data.preprocess import first_side
 from mltr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ def resize_bundle(bundle: Bundle, image_size: int, window_size: int | None = Non
     For a timm backbone only the image size changes; timm resamples a transformer's own tables.
     Raises `UsageError` for sizes that are not positive, and for windows of a timm backbone.
     """
+    from mltr.data.preprocess import first_side
     from mltr.network.features import check_image_size
     from mltr.network.model import create_model
 
