@@ -521,7 +521,7 @@ def test_heic_without_its_package_is_skipped_and_reported(tmp_path: Path) -> Non
 def test_a_line_counts_many_photos_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     console = functools.partial(rich.console.Console, file=screen, force_terminal=True)
-    monkeypatch.setattr(rich.console, "Console", lambda stderr: console())
+    monkeypatch.setattr(rich.console, "Console", lambda stderr, **options: console(**options))
     assert list(with_count(range(1002), "looking for photos")) == list(range(1002))
     assert "looking for photos: 1,000 so far" in screen.getvalue()
 

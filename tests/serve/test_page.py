@@ -224,6 +224,27 @@ def test_a_key_is_asked_for_and_used(browser: Any) -> None:
         visit.page.close()
 
 
+def test_a_late_refusal_of_one_key_does_not_forget_the_next(browser: Any) -> None:
+    app, held = create_app(colour_predictor(), Settings(keys=("a-key-of-many-letters",))), []
+
+    def hold(route: Any) -> None:
+        is_wrong = "wrong" in route.request.headers.get("authorization", "")
+        held.append(route) if is_wrong else route.continue_()
+
+    with live_server(app) as server:
+        visit = Visit(browser, f"http://127.0.0.1:{server.port}")
+        visit.page.route("**/v1/labels", hold)
+        for key in ("wrong", "a-key-of-many-letters"):
+            visit.page.get_by_label("API key").fill(key)
+            visit.page.keyboard.press("Enter")
+        visit.wait("#about", "red")
+        with visit.page.expect_response("**/v1/labels"):
+            held[0].continue_()
+        visit.add(("one.png", picture("red")))
+        visit.wait("#status", "1 photo tagged")
+        assert "red" in visit.page.locator("#about").inner_text()
+
+
 def test_the_description_of_the_api_needs_no_other_server(browser: Any, served: str) -> None:
     visit = Visit(browser, f"{served}/docs")
     visit.page.wait_for_selector(".opblock-summary-path")

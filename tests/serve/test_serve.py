@@ -102,7 +102,8 @@ def test_options_mean_what_they_do_for_predict(client: Any) -> None:
 
 def test_labels_tell_thresholds_and_limits(client: Any) -> None:
     told = client.get("/v1/labels").json()
-    assert told["labels"] == [{"label": name, "threshold": 0.5} for name in COLOURS]
+    expected = [{"label": name, "threshold": 0.5, "implies": []} for name in COLOURS]
+    assert told["labels"] == expected
     assert (told["model"], told["image_size"], told["explains"]) == ("colours", 8, False)
     assert told["limits"]["max_files"] == 4
 

@@ -18,6 +18,8 @@ let underway = 0;
 
 class Refusal extends Error {}
 
+const isStill = (key) => sessionStorage.getItem("key") === key; // else there is another by now
+
 async function call(path, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
@@ -30,7 +32,7 @@ async function call(path, options = {}) {
       throw new Refusal("The server can’t be reached.");
     }
     if (answer.ok) return answer;
-    if (answer.status === 401) askForKey();
+    if (answer.status === 401 && isStill(key)) askForKey();
     if (answer.status !== 503 || attempt === MOST_TRIES) {
       const told = await answer.json().catch(() => ({}));
       throw new Refusal(sentence(told.detail || `The server answered ${answer.status}.`));
@@ -50,10 +52,11 @@ function post(path, photo) {
 }
 
 async function learnModel() {
+  const key = sessionStorage.getItem("key");
   try {
     model = await (await call("v1/labels")).json();
   } catch (error) {
-    find("about").textContent = error.message;
+    if (isStill(key) || !sessionStorage.getItem("key")) find("about").textContent = error.message;
     return;
   }
   find("key-form").hidden = true;
