@@ -22,6 +22,7 @@ class FakeHub(ThreadingHTTPServer):
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.requests: list[str] = []
         self.refuse_uploads = False
+        self.private: dict[str, bool] = {}  #: whether a repository is, as it was created
         self.gated: set[str] = set()  #: repositories with restricted access
 
     @property
@@ -60,6 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
             owner = asked.get("organization") or "me"
             name = f"{owner}/{asked['name']}"
             self.server.repositories.setdefault(name, {})
+            is_private = asked.get("private") or asked.get("visibility") == "private"
+            self.server.private.setdefault(name, bool(is_private))
             return self._json({"url": f"{self.server.endpoint}/{name}"})
         if match := re.match(r"/api/models/(.+/.+)/preupload/", self.path):
             files = [file["path"] for file in json.loads(body)["files"]]
@@ -93,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path):
+            return self._json({"id": match[1], "private": self.server.private[match[1]]})
         if match := re.match(r"/api/datasets/([^/]+/[^/?]+)(/tree/[^/]+/?)?", self.path):
             return self._describe(match[1], match[2])
         if match := re.match(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path):

@@ -140,6 +140,19 @@ def test_what_is_not_there_is_reported_in_one_line(
     assert "check the name and the login" in result.stderr
 
 
+def test_what_is_private_goes_to_no_public_repository(
+    hub: FakeHub, bundle: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    assert command(hub, home, "push", str(bundle), "me/own", "--private").returncode == 0
+    assert hub.private == {"me/own": True}
+    hub.repositories["me/open"], hub.private["me/open"] = {}, False
+    result = command(hub, home, "push", str(bundle), "me/open", "--private")
+    assert result.returncode == 1
+    assert "me/open is public" in result.stderr
+    assert hub.repositories["me/open"] == {}
+
+
 def test_damage_on_the_way_is_found(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
     prepare(bundle, tmp_path / "up", "me/x")
     files = {path.name: path.read_bytes() for path in (tmp_path / "up").iterdir()}

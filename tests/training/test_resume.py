@@ -161,6 +161,14 @@ def test_auto_resume_overwrites_no_other_run(unfinished: Path, capsys) -> None:
     assert "can't be combined with --resume or --overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "metrics.json", "predictions.npz"])
+def test_what_is_left_of_a_run_is_not_deleted(name: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / name).write_text("figures")
+    assert train(tmp_path) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "figures"
+
+
 def start(run: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mltr", "train", "scenes_nano", "--out", str(run), *TINY,
                EVERY_STEP, "--auto-resume", *options]  # fmt: skip
