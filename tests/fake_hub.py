@@ -97,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path):
+            if match[1] not in self.server.private:
+                return self._json({"error": "none"}, status=404, error="RepoNotFound")
             return self._json({"id": match[1], "private": self.server.private[match[1]]})
         if match := re.match(r"/api/datasets/([^/]+/[^/?]+)(/tree/[^/]+/?)?", self.path):
             return self._describe(match[1], match[2])
