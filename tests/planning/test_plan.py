@@ -216,7 +216,8 @@ def test_bf16_and_checkpointing_keep_less() -> None:
 def test_this_machine_is_measured(capsys, caplog) -> None:
     figures = plan(
         "scenes_nano", "--gpus=cpu", "--data.scenes.train=200", "--data.scenes.val=40",
-        "--data.scenes.test=40", "--data.workers=0", "--train.threads=1", capsys=capsys,
+        "--data.scenes.test=40", "--data.workers=0", "--train.threads=1",
+        "--train.precision=fp32", capsys=capsys,
     )  # fmt: skip
     assert figures["speed"]["limited_by"] == "measured"
     assert figures["speed"]["share_of_peak"] is None
