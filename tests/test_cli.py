@@ -404,6 +404,8 @@ def test_what_a_hurried_user_types(
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--out", "runs/x", "coco", "--help"])
     assert "(default: 2014)" in " ".join(capsys.readouterr().out.split())
+    assert main(["train", "cocoo", "--help"]) == 2
+    assert "did you mean 'coco'?" in capsys.readouterr().err
     assert main(["data", "scenes", "--quick"]) == 0
     assert caplog.messages[-1] == "next: mltr demo"
     assert main(["data", f"table:{write_photos(tmp_path / 'my photos')}", "--quick"]) == 0

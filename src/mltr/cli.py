@@ -333,14 +333,15 @@ class _Parser(argparse.ArgumentParser):
 
     def list_fields(self, arguments: Sequence[str] = ()) -> None:
         """Add recipe fields to the help, with defaults of the recipe in `arguments`."""
-        from mltr.config.recipe import fields, value_of
+        from mltr.config.recipe import fields, find_recipe, load_recipe, value_of
         from mltr.config.schema import Config
 
         takes_recipe = any(action.dest == "recipe" for action in self._actions)
         named = [argument for argument in arguments if not _is_option(argument)]
         config = Config()
-        if takes_recipe:
-            config = next(filter(None, map(_recipe_called, named)), config)
+        if takes_recipe and named:
+            found = next(filter(None, map(_recipe_called, named)), None)
+            config = found or load_recipe(find_recipe(named[0]))  # which says what it may be
         self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()} [--FIELD VALUE ...]"
         group: argparse._ActionsContainer = self
         for field in fields():

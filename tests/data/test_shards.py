@@ -176,6 +176,9 @@ def test_nothing_of_others_is_replaced(table: Path, tmp_path: Path, capsys) -> N
     assert pack(shards, shards, "--side", "20", "--overwrite") == 2
     assert "is where the images come from" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
+    (shards / "train-mine.tar").write_bytes(b"mine")
+    assert pack(table, shards, "--overwrite") == 0
+    assert (shards / "train-mine.tar").read_bytes() == b"mine"
     for name in ("val.parquet", "train-000000.tar", "train-00001.tar"):
         own = tmp_path / name / "own"
         own.mkdir(parents=True)

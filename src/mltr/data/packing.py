@@ -273,19 +273,19 @@ def _finish_split(out: Path, split: Split, parts: list[dict[str, Any]]) -> dict[
 def _clear(out: Path) -> None:
     """Delete what this command has written into a folder, and nothing else."""
     _remove_parts(out)
-    for path in (out / INDEX_FILE, *_written(out)):
+    for path in (out / INDEX_FILE, *_found(out, "??????")):
         path.unlink(missing_ok=True)
 
 
-def _written(out: Path) -> list[Path]:
-    """Return the files in a folder that are called as shards and their tables are."""
-    patterns = (pattern.format(name) for name in SPLITS for pattern in ("{}.parquet", "{}-*.tar"))
-    return sorted(path for pattern in patterns for path in out.glob(pattern))
+def _found(out: Path, number: str) -> list[Path]:
+    """Return the tables and shards in a folder, these by a pattern of their number."""
+    names = (name for split in SPLITS for name in (f"{split}.parquet", f"{split}-{number}.tar"))
+    return sorted(path for name in names for path in out.glob(name))
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise `UsageError` if a folder has such files that this command hasn't written."""
-    others = _written(out)
+    """Raise `UsageError` if a folder has files called so that this command hasn't written."""
+    others = _found(out, "*")
     if others and not is_shards(out) and not (out / PARTS / "plan").is_file():
         raise UsageError(
             f"{out} holds {others[0].name}, which isn't of shards: choose another --out"

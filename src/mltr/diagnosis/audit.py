@@ -355,7 +355,7 @@ def _print(
             f"not scored, with fewer than two positive or two negative images: {names}",
         )
     for error in found.errors[:SHOWN]:
-        console.print(f"left out, broken: {error}")
+        console.print(printable(f"left out, broken: {error}"))
     table = Table(
         title=f"{counted(len(found.likely), 'likely error')} among "
         f"{counted(len(found.issues), 'label')}",
@@ -409,7 +409,7 @@ def _print_duplicates(console: Console, groups: Sequence[dict[str, Any]]) -> Non
         words = " = ".join(group["images"])
         if group["conflict"]:
             words += f"; they differ in {', '.join(group['conflict'])}"
-        console.print("   ", words)
+        console.print("   ", printable(words))
 
 
 def _print_files(

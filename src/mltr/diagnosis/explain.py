@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mltr.config.schema import SPLITS
 from mltr.diagnosis import METHODS
 from mltr.errors import BrokenImage, UsageError
-from mltr.terminal import make_console
+from mltr.terminal import make_console, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,12 +99,12 @@ def _explain_all(
         try:
             found = explain(predictor, image, args.label, args.method)
         except BrokenImage as error:
-            console.print(f"left out, broken: {error}")
+            console.print(printable(f"left out, broken: {error}"))
             broken = 1
             continue
         picture = _save_overlays(out, Path(name_of(image)), to_image(image), found)
         labels = ", ".join(f"{one.label} {one.prob:.2f}" for one in found)
-        console.print(f"{picture}: {labels}", soft_wrap=True)
+        console.print(printable(f"{picture}: {labels}"), soft_wrap=True)
         figures[name_of(image)] = [
             {"label": one.label, "prob": one.prob, "logit": one.logit, "is_exact": one.is_exact,
              "cells": one.cells.tolist(), "picture": str(picture)}
