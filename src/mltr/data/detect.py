@@ -109,11 +109,11 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
     if beside == "sidecars" and all(_beside_photos(folder, ignore) for folder in folders):
         return "sidecars"
     if not have_keywords(map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))):
-        if len(folders) == 1:  # a single class is less likely than labels in such a file
-            _refuse_unread(root, (".json", ".xml"))
         are_parts = all(folder.name.lower() in PARTS for folder in folders)
-        if folders and are_parts and not has_train_part(root, ignore):
+        are_parts = bool(folders) and are_parts and not has_train_part(root, ignore)
+        if len(folders) == 1 or are_parts:  # labels in such a file are likelier than these classes
             _refuse_unread(root, (".json", ".xml"))
+        if are_parts:
             names = " and ".join(folder.name for folder in folders)
             raise UsageError(
                 f"{root}: the names of its folders are those of splits, {names}, not of classes: "

@@ -21,11 +21,16 @@ def head_of(model: Any) -> tuple[nn.Module, ...]:
     layers = model.get_classifier()
     found = list(layers) if isinstance(layers, tuple | list) else [layers]
     # Some networks, such as VOLO, classify by more layers than they say.
-    told = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    parts = dict(model.named_modules())
-    if not isinstance(told, str):
+    parts, told = dict(model.named_modules()), classifier_of(model)
+    if len(told) > 1:
         found += [parts[name] for name in told if name in parts and parts[name] not in found]
     return tuple(found)
+
+
+def classifier_of(backbone: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers that a timm network classifies by."""
+    names = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def head_names(model: nn.Module) -> set[str]:

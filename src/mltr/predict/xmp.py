@@ -9,7 +9,7 @@ when they no longer hold.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mltr.data.hierarchy import path_of
@@ -34,6 +34,11 @@ LABELS = f"{{{OWN}}}labels"
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+def _clean(names: Iterable[str]) -> list[str]:
+    """Return names without what XML can't hold."""
+    return [_FORBIDDEN.sub("\ufffd", name) for name in names]
+
+
 class Tree(NamedTuple):
     """A property with a tree of keywords; a keyword at the top is its plain name."""
 
@@ -47,7 +52,7 @@ class Tree(NamedTuple):
         """Return labels as they are called here, without those that would get other levels."""
         found = []
         for label in labels:
-            levels = [_FORBIDDEN.sub("\ufffd", name) for name in path_of(label, hierarchy)]
+            levels = _clean(path_of(label, hierarchy))
             if self.stand_in:
                 levels = [name.replace(self.separator, self.stand_in) for name in levels]
             if not any(self.separator in name for name in levels):
@@ -97,17 +102,16 @@ def set_labels(
     description = None if rdf is None else rdf.find(DESCRIPTION)
     if rdf is None or description is None:
         raise MltrError("not XMP: it has no rdf:Description")
-    labels = [_FORBIDDEN.sub("\ufffd", label) for label in labels]
+    labels = _clean(labels)
     if keywords and not content:
-        keywords = [_FORBIDDEN.sub("\ufffd", keyword) for keyword in keywords]
-        _update(_new_list(description, "dc", SUBJECT), keywords, [])
+        _update(_new_list(description, "dc", SUBJECT), _clean(keywords), [])
     subject, own = find_list(rdf, SUBJECT), find_list(rdf, LABELS)
     present, ours = list(texts_of(subject)), list(texts_of(own))
     added = [label for label in labels if label not in ours and label not in present]
     # A label of ours that a person has taken out stays among ours, so that it is never added again.
     removed = [label for label in ours if label in present and label not in labels]
     if judged is not None and removed:
-        known = {_FORBIDDEN.sub("\ufffd", label) for label in judged}
+        known = set(_clean(judged))
         removed = [label for label in removed if label in known]
     kept = [label for label in labels if label in added or (label in ours and label in present)]
     hierarchy = hierarchy or {}

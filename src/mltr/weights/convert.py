@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.files.download import reason_of
-from mltr.network.features import class_axes
+from mltr.network.features import class_axes, classifier_of
 from mltr.network.model import (
     Block,
     ConvPosition,
@@ -46,7 +46,6 @@ from mltr.weights.pretrained import (
     TIMM,
     TimmWeights,
     blaming,
-    classifier_of,
     find_weights,
     read_fitting,
 )

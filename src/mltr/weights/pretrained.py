@@ -23,6 +23,7 @@ from mltr.config.schema import PRETRAINED, START, ModelConfig
 from mltr.data.preprocess import IMAGENET
 from mltr.errors import MltrError, UsageError, did_you_mean
 from mltr.files.download import HUB_PREFIX, fetch, reason_of
+from mltr.network.features import classifier_of
 from mltr.weights.bundle import WEIGHT_SOURCES, not_finite, read_config
 from mltr.weights.foreign import IGNORED, Tensors, first_few, read_checkpoint
 from mltr.weights.metadata import CONFIG_FILE, WEIGHTS_FILE
@@ -328,12 +329,6 @@ def read_fitting(backbone: nn.Module, weights: TimmWeights) -> tuple[dict[str, T
     if damaged := not_finite(adapted):
         raise MltrError(f"NaN or infinity in {first_few(damaged)}")
     return adapted, by_order
-
-
-def classifier_of(backbone: nn.Module) -> tuple[str, ...]:
-    """Return the names of the layers that a timm network classifies by."""
-    names = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _misfits(
