@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MOST_CURVES = 300  #: of the most frequent classes
 MOST_ANSWERS = 10_000_000  #: of which a curve is drawn
-MOST_POINTS = 1000  #: of a curve
+PIXELS = 1000  #: of a picture's side: points of a curve that lie closer are one
 MANY_CLASSES = 25  #: maximum number of classes with curves of their own colour and name
 
 
@@ -67,7 +67,7 @@ def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
 def _curve(
     probs: NDArray[np.float32], targets: NDArray[np.int8]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return precision and recall at no more thresholds than a picture shows, from many answers.
+    """Return precision and recall at the thresholds that a picture tells apart.
 
     Of more answers than `MOST_ANSWERS`, some are drawn, whose curve looks the same.
     """
@@ -77,7 +77,8 @@ def _curve(
         if (targets[chosen] == 1).any():
             probs, targets = probs[chosen], targets[chosen]
     precision, recall = metrics.precision_recall_curve(probs, targets)
-    shown = np.unique(np.linspace(0, len(recall) - 1, MOST_POINTS).round().astype(int))
+    places = np.rint(PIXELS * np.stack([precision, recall]))
+    shown = np.r_[True, (np.diff(places) != 0).any(axis=0)]
     return precision[shown], recall[shown]
 
 
