@@ -92,13 +92,26 @@ def write_min(folder: Path) -> None:
 
 
 def write_csv(folder: Path) -> None:
+    """Write the columns in the order of their names, as Label Studio does."""
     rows = rows_of_label_studio()
     with (folder / "export.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, sorted(rows[0]))
         writer.writeheader()
         for row in rows:
             what = row["what"]
             writer.writerow(row | {"what": json.dumps(what) if isinstance(what, dict) else what})
+
+
+def write_voc_xml(root: Path) -> None:
+    """Write annotations as LabelImg does, beside the photos; the last object is difficult."""
+    for name, labels in LABELS.items():
+        write_image(root / name)
+        objects = "".join(
+            f"<object><name>{label}</name><difficult>0</difficult><bndbox/></object>"
+            for label in labels
+        )
+        text = f"<annotation><filename>{name}</filename>{objects}</annotation>"
+        (root / name).with_suffix(".xml").write_text(text)
 
 
 def annotations_of(names: list[str], order: list[str], **more: Any) -> str:

@@ -75,6 +75,8 @@ def test_the_file_beside_a_photo_counts_before_what_is_in_it(tmp_path: Path) -> 
         write_inside(tmp_path, name, [*labels, "Plane"])
         (tmp_path / f"{name}.xmp").write_bytes(xmp_with([*labels, "Other"]))
     assert open_splits(DataConfig(root=str(tmp_path))).train.classes == ("Boat", "Car", "Other")
+    (tmp_path / "3.jpg.xmp").write_bytes(b"")  # a program was interrupted
+    assert "Plane" in open_splits(DataConfig(root=str(tmp_path))).train.classes
     (tmp_path / "3.jpg.xmp").write_bytes(b"<x:xmpmeta")
     with pytest.raises(MltrError, match=r"3.jpg.xmp: can't be read \(not XMP"):
         open_splits(DataConfig(root=str(tmp_path)))
@@ -185,6 +187,13 @@ def test_a_file_beside_a_single_folder_is_asked_about(
     write_image(tmp_path / "images" / "1.jpg")
     (tmp_path / name).write_text("<annotations/>")
     with pytest.raises(UsageError, match=f"{name}: {words}"):
+        detect_format(tmp_path)
+
+
+def test_folders_of_kinds_of_files_are_no_classes(tmp_path: Path) -> None:
+    for folder in ("images", "Masks"):
+        write_image(tmp_path / folder / f"{folder}.png")
+    with pytest.raises(UsageError, match="those of kinds of files, Masks and images, not of class"):
         detect_format(tmp_path)
 
 

@@ -48,6 +48,7 @@ READ_RIGHT: dict[str, tuple[str | bytes, list[str]]] = {
     "CR": (answers(HEADER, "1", "0").replace("\n", "\r"), []),
     "trailing commas": (answers(HEADER, "1", "0").replace("\n", ",\n"), []),
     "commas after the header": (answers(HEADER + ",,", "1", "0").replace("jpg,", "jpg, "), []),
+    "an empty line at the top": ("\r\n\n" + answers(HEADER, "1", "0"), []),
     "an empty line": (answers(HEADER, "1", "0") + "\n,,\n", []),
     "blanks around": (answers(" path , sea,sky ", " 1", "0 "), []),
     "no header": (named(lambda own: "|".join(own)).split("\n", 1)[1], []),
@@ -60,6 +61,10 @@ READ_RIGHT: dict[str, tuple[str | bytes, list[str]]] = {
     "line breaks in a cell": (named(lambda own: '"' + "\n".join(own) + '"'), []),
     "quotes in a cell": (
         named(lambda own: '"' + "; ".join(f'""{name}""' for name in own) + '"'),
+        [],
+    ),
+    "quotes and line breaks": (
+        named(lambda own: '"' + ";\r\n".join(f'""{name}""' for name in own) + '"'),
         [],
     ),
     "JSON": (named(lambda own: json.dumps(own).replace('"', '""').join('""')), []),
@@ -311,7 +316,11 @@ def test_cp1252_of_a_german_excel(photos: Path) -> None:
     (photos / "labels.csv").write_bytes(text.encode("cp1252"))
     report = describe(photos)
     assert counts(report) == {"Küste": 6, "Grünfläche": 4}
-    assert report["understood"]["details"] == ["in cp1252", "columns separated by semicolons"]
+    assert report["understood"]["details"] == [
+        "in cp1252",
+        "columns separated by semicolons",
+        "in which it reads 'Küste', 'Grünfläche'",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ TRAINED: dict[str, tuple[str | bytes, list[str], str]] = {
     "German Excel": (
         answers("Foto;sea;sky", "1", "0", ";").replace("\n", ";schön\n").encode("cp1252"),
         [],
-        "in cp1252, columns separated by semicolons; photos from 'Foto'",
+        "columns separated by semicolons, in which it reads 'schön'; photos from 'Foto'",
     ),
     "names": (
         named(lambda own: " ".join(own)),

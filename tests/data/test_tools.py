@@ -14,8 +14,10 @@ import pytest
 from making import write_image
 from tool_labels import (
     LABELS,
+    annotations_of,
     described,
     labels_in,
+    rows_of_label_studio,
     tasks_of_label_studio,
     with_bytes,
     write_all,
@@ -34,6 +36,7 @@ from tool_labels import (
     write_plain_bytes,
     write_roboflow_coco,
     write_roboflow_csv,
+    write_voc_xml,
     write_yolo_beside,
     write_yolo_folders,
     write_yolo_lists,
@@ -95,6 +98,84 @@ def test_damaged_exports_are_named(tmp_path: Path, content: str, words: str) -> 
         open_splits(DataConfig(root=str(tmp_path)))
 
 
+def test_columns_that_may_be_answers_are_asked_about(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    rows = rows_of_label_studio()
+    lines = [f"{n},3,{row['image']},2.5,Rome,{n % 2}" for n, row in enumerate(rows)]
+    header = "annotation_id,id,image,lead_time,city,what"
+    (tmp_path / "export.csv").write_text("\n".join([header, *lines]))
+    with pytest.raises(UsageError, match="the columns city, what may be answers, or what the task"):
+        open_splits(DataConfig(root=str(tmp_path)))
+    for row in rows:
+        row["id"], row["caption"] = row.pop("id"), row.pop("caption")  # behind the answers, too
+        row["image"] = row.pop("image")
+    (tmp_path / "export.csv").unlink()
+    (tmp_path / "export.json").write_text(json.dumps([{**row, "city": "Rome"} for row in rows]))
+    with pytest.raises(UsageError, match="may be answers, or what the tasks came with"):
+        open_splits(DataConfig(root=str(tmp_path)))
+
+
+def test_the_photo_of_the_very_name_is_taken(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    for name in ("IMG_1.jpg", "IMG (1).jpg"):  # alike in the names of uploads
+        write_image(tmp_path / name)
+    tasks = tasks_of_label_studio()
+    tasks[0]["data"]["image"] = "photos/IMG (1).jpg"
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    assert "IMG (1).jpg" in labels_in(DataConfig(root=str(tmp_path)))
+
+
+def test_a_photo_under_any_key_of_a_task(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    tasks = tasks_of_label_studio()
+    for task in tasks:
+        task["data"]["scan_path"] = task["data"].pop("image")
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    assert labels_in(DataConfig(root=str(tmp_path))) == LABELS
+
+
+def test_createml_is_no_export_of_label_studio(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    box = {"label": "Boat", "coordinates": {"x": 1, "y": 1, "width": 2, "height": 2}}
+    rows = [{"image": name, "annotations": [box]} for name in LABELS]
+    path = tmp_path / "_annotations.createml.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(UsageError, match="in no known format: export the labels as COCO or CSV"):
+        open_splits(DataConfig(root=str(path)))
+    with pytest.raises(MltrError, match="not as Label Studio exports it"):
+        open_splits(DataConfig(root=str(tmp_path), labels=path.name, format="label_studio"))
+
+
+@pytest.mark.parametrize("folder", ["", "annotations", "Annotations"])
+def test_xml_as_in_voc(tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_voc_xml(tmp_path / "images")
+    if folder:
+        (tmp_path / folder).mkdir()
+        for path in sorted((tmp_path / "images").glob("*.xml")):
+            path.rename(tmp_path / folder / path.name)
+    assert labels_in(DataConfig(root=str(tmp_path))) == LABELS
+    assert described(capsys, tmp_path)["understood"]["form"] == "PASCAL VOC's XML"
+    path = tmp_path / (folder or "images") / "0.xml"
+    path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
+    for difficult, labels in (("positive", ["Boat", "Car"]), ("negative", []), ("ignore", [])):
+        found = labels_in(DataConfig(root=str(tmp_path), difficult=difficult))
+        assert found == {**LABELS, "0.jpg": labels}
+    path.write_text("<annotation><object/></annotation>")
+    with pytest.raises(MltrError, match=r"0.xml: not a VOC annotation \(an object has no name\)"):
+        open_splits(DataConfig(root=str(tmp_path)))
+
+
+def test_lists_of_photos_beside_xml_are_splits(tmp_path: Path) -> None:
+    write_voc_xml(tmp_path / "JPEGImages")
+    (tmp_path / "JPEGImages").rename(tmp_path / "Annotations")  # photos and all
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for part, names in (("train", "0 1 2 3 4 5"), ("val", "6 7 8"), ("test", "9 10 11")):
+        (lists / f"{part}.txt").write_text("\n".join(names.split()))
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert [len(split) for split in splits] == [6, 3, 3]
+
+
 def test_photos_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
     write_all(tmp_path / "one")
     write_all(tmp_path / "two", "x")
@@ -142,6 +223,28 @@ def test_coco_of_other_tools(
         [path] = tmp_path.rglob("*.json")
         report = described(capsys, path, "--images", str(tmp_path))
         assert report["understood"]["form"] == "COCO"
+
+
+def test_files_of_coco_joined_with_the_same_ids_are_refused(tmp_path: Path) -> None:
+    write_one_file(tmp_path)
+    path = tmp_path / "annotations.json"
+    content = json.loads(path.read_text())
+    for number, image in enumerate(content["images"]):
+        image["id"] = number % 6
+    path.write_text(json.dumps(content))
+    with pytest.raises(MltrError, match=r"the image id 0 is given to .*0.jpg and to .*6.jpg"):
+        open_splits(DataConfig(root=str(tmp_path)))
+
+
+def test_photos_of_one_name_in_the_subsets_of_cvat(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    for part in ("train", "val"):
+        write_all(tmp_path / "images" / part)
+        content = annotations_of(list(LABELS), ["Boat", "Car"], bbox=[])
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(content)
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert len(splits.val) == len(LABELS)
+    assert {Path(str(record.image)).parent.name for record in splits.val} == {"val"}
 
 
 def test_several_files_of_annotations_are_asked_about(tmp_path: Path) -> None:
@@ -221,6 +324,18 @@ def test_pipes_are_not_waited_for(tmp_path: Path, form: str, name: str) -> None:
         open_splits(DataConfig(root=str(tmp_path)))
 
 
+def test_names_of_numbered_classes_as_older_versions_of_datasets_keep_them(tmp_path: Path) -> None:
+    table = with_bytes(list(LABELS))
+    about = json.loads(table.schema.metadata[b"huggingface"])
+    about["info"]["features"] |= {
+        "labels": [{"names": ["Boat", "Car"], "_type": "ClassLabel"}],
+        "objects": [{"bbox": {"dtype": "float32", "_type": "Value"}}],
+    }
+    metadata = {"huggingface": json.dumps(about)}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    assert open_splits(DataConfig(root=str(tmp_path))).train.classes == ("Boat", "Car")
+
+
 def test_a_label_that_only_one_part_has_is_absent_in_the_others(tmp_path: Path) -> None:
     write_image_folder(tmp_path)
     path = tmp_path / "train" / "metadata.jsonl"
@@ -265,6 +380,19 @@ def test_classes_of_yolo_that_no_photo_has_are_named_and_left_out(
     (tmp_path / "classes.txt").write_text("Boat\nCar\nPlane\n")
     report = described(capsys, tmp_path)
     assert (report["classes"], report["understood"]["passed_over"]) == (["Boat", "Car"], ["Plane"])
+
+
+def test_a_list_of_categories_beside_yolo_is_no_coco(tmp_path: Path) -> None:
+    write_yolo_beside(tmp_path)
+    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "Boat"}], "info": {}}')
+    assert labels_in(DataConfig(root=str(tmp_path))) == LABELS
+
+
+def test_an_empty_line_among_numbered_classes_is_asked_about(tmp_path: Path) -> None:
+    write_yolo_beside(tmp_path)
+    (tmp_path / "classes.txt").write_text("Boat\n\nCar\n\n")
+    with pytest.raises(MltrError, match=r"classes.txt, line 2: empty, but each line names"):
+        open_splits(DataConfig(root=str(tmp_path)))
 
 
 def test_what_yolo_leaves_open_is_asked_for(tmp_path: Path) -> None:
@@ -350,6 +478,7 @@ DOCUMENTED: Mapping[str, Callable[[Path], None]] = {
     "PARQUET_PARTS": write_parts_in_parquet,
     "YOLO": write_yolo_folders,
     "DARKNET": write_yolo_beside,
+    "VOC_XML": write_voc_xml,
     "SIDECARS": each(write_beside),
     "XMP": each(write_inside),
     "IPTC": each(write_iptc),

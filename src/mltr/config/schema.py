@@ -88,6 +88,7 @@ class DataConfig:
         "class_folders",
         "yolo",
         "label_studio",
+        "voc_xml",
         "keywords",
         "huggingface",
         "shards",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mltr.data.readers.coco import is_coco
 from mltr.data.readers.huggingface import is_saved_dataset
 from mltr.data.readers.keywords import have_keywords
 from mltr.data.readers.label_studio import is_export
-from mltr.data.readers.labelled import WHOLE, part_of
+from mltr.data.readers.labelled import WHOLE, part_of, part_of_folder
 from mltr.data.readers.voc import find_voc
+from mltr.data.readers.voc_xml import have_voc_xml
 from mltr.data.readers.yolo import DESCRIPTIONS, find_label_file, holds_boxes
-from mltr.data.records import PARTS
 from mltr.data.shards import is_shards
 from mltr.data.tables.sheet import LINES_SUFFIX, PARQUET_SUFFIXES, TEXT_SUFFIXES
 from mltr.data.walk import Siblings, is_image, list_folders, walk_images, with_count
@@ -25,10 +25,13 @@ TABLE_SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  #: of Hugging Face's imagefolder
 PART_TABLES = ("_classes.csv", *METADATA)  #: the first is Roboflow's
+UNREAD = (".json", ".xml")  #: what labels may be in, if in no format that is known
 EXPORT_SUFFIXES = (".json", ".csv", ".tsv")
 #: Columns that the tables of `mltr predict` begin with, and those of its lists of broken images.
 OWN_COLUMNS = ("path", "labels", "probs", "error")
 ERRORS_HEADER = ("path", "error")
+#: Folders of pictures that are named for what they are rather than for what they show.
+NO_CLASSES = {"images", "image", "imgs", "photos", "masks", "mask", "annotations", "labels"}
 HEAD = 65536  #: bytes of a file that say what it is
 
 
@@ -67,9 +70,9 @@ def detect_format(root: str | Path, ignore: Sequence[str] = ()) -> str:
     raise UsageError(
         f"{root}: unknown format. Looked for annotations/instances_*.json (COCO), VOC2007 or "
         "VOC2012, Concepts81.txt (NUS-WIDE), an export of Label Studio, a .csv or .parquet table, "
-        "photos with .txt files of tags or of YOLO boxes, with keywords in XMP or IPTC, folders of "
-        "images named by class, shards, and a data set saved by Hugging Face datasets; set "
-        "data.format"
+        "photos with .txt files of tags or of YOLO boxes, with .xml files as in VOC, with keywords "
+        "in XMP or IPTC, folders of images named by class, shards, and a data set saved by Hugging "
+        "Face datasets; set data.format"
     )
 
 
@@ -83,6 +86,8 @@ def _detect_file(path: Path) -> str:
         return "table"
     if path.suffix.lower() in SPREADSHEETS:
         raise UsageError(f"{path}: save it as CSV, which any spreadsheet program can")
+    if path.suffix.lower() in UNREAD:
+        raise UsageError(f"{path}: in no known format: export the labels as COCO or CSV")
     raise UsageError(
         f"{path}: not called a table ({', '.join(known)}); rename it, or save it as CSV"
     )
@@ -108,24 +113,32 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
     folders = _class_folders(root, ignore)
     if beside == "sidecars" and all(_beside_photos(folder, ignore) for folder in folders):
         return "sidecars"
-    if not have_keywords(map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))):
-        are_parts = all(folder.name.lower() in PARTS for folder in folders)
-        are_parts = bool(folders) and are_parts and not has_train_part(root, ignore)
-        if len(folders) == 1 or are_parts:  # labels in such a file are likelier than these classes
-            _refuse_unread(root, (".json", ".xml"))
-        if are_parts:
-            names = " and ".join(folder.name for folder in folders)
+
+    def photos() -> Iterator[Path]:
+        return map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))
+
+    if have_voc_xml(photos()):
+        return "voc_xml"
+    named_for_splits = all(part_of_folder(folder.name) for folder in folders)
+    are_splits = bool(folders) and named_for_splits and not class_folder_parts(root, ignore)
+    if have_keywords(photos()):
+        if folders and not are_splits:
             raise UsageError(
-                f"{root}: the names of its folders are those of splits, {names}, not of classes: "
-                "name the labels with data.labels, or set data.format class_folders"
+                f"{root}: folders of photos that have keywords: set data.format class_folders to "
+                "learn the names of the folders, or keywords"
             )
-        return "class_folders" if folders else ""
-    if folders:
+        return "keywords"
+    names = [folder.name for folder in folders]
+    are_kinds = len(names) > 1 and NO_CLASSES.issuperset(name.lower() for name in names)
+    if len(folders) == 1 or are_splits or are_kinds:  # labels in a file are likelier than these
+        _refuse_unread(root, UNREAD)
+    if are_splits or are_kinds:
+        told = "splits" if are_splits else "kinds of files"
         raise UsageError(
-            f"{root}: folders of photos that have keywords: set data.format class_folders to learn "
-            "the names of the folders, or keywords"
+            f"{root}: the names of its folders are those of {told}, {' and '.join(names)}, not of "
+            "classes: name the labels with data.labels, or set data.format class_folders"
         )
-    return "keywords"
+    return "class_folders" if folders else ""
 
 
 def _beside_photos(root: Path, ignore: Sequence[str]) -> str:
@@ -165,7 +178,7 @@ def find_coco_files(root: Path) -> list[Path]:
 
 
 def _part_folders(root: Path) -> list[Path]:
-    return [folder for folder in list_folders(root) if folder.name.lower() in PARTS]
+    return [folder for folder in list_folders(root) if part_of_folder(folder.name)]
 
 
 def find_tables(root: Path) -> list[Path]:
@@ -203,7 +216,7 @@ def find_part_tables(root: Path) -> dict[str, list[Path]]:
     for folder in () if tables else _part_folders(root):
         path = next((folder / name for name in PART_TABLES if (folder / name).is_file()), None)
         if path is not None:
-            parts.setdefault(PARTS[folder.name.lower()], []).append(path)
+            parts.setdefault(part_of_folder(folder.name), []).append(path)
     if parts:
         return parts
     if not tables and (root / "data").is_dir():
@@ -213,13 +226,27 @@ def find_part_tables(root: Path) -> dict[str, list[Path]]:
     return parts if "train" in parts and WHOLE not in parts else {}
 
 
-def has_train_part(root: Path, ignore: Sequence[str]) -> bool:
-    """Whether class folders are in a folder `train`, which may also be a class itself."""
-    return (root / "train").is_dir() and bool(list_folders(root / "train", ignore))
+def class_folder_parts(root: Path, ignore: Sequence[str]) -> dict[str, Path]:
+    """Return the folders of splits that class folders are in; none where there isn't `train`.
+
+    A folder called so may also be a class itself. Raises `UsageError` for two of one split.
+    """
+    parts: dict[str, Path] = {}
+    for folder in list_folders(root, ignore):
+        part = part_of_folder(folder.name)
+        if not part or (part == "train" and not list_folders(folder, ignore)):
+            continue
+        if part in parts:
+            raise UsageError(
+                f"{root}: {parts[part].name} and {folder.name} are both folders of the split "
+                f"{part}: rename one, or leave it out by data.ignore"
+            )
+        parts[part] = folder
+    return parts if "train" in parts else {}
 
 
 def _class_folders(root: Path, ignore: Sequence[str]) -> list[Path]:
-    above = root / "train" if has_train_part(root, ignore) else root
+    above = class_folder_parts(root, ignore).get("train", root)
     return [folder for folder in list_folders(above, ignore) if _has_images(folder)]
 
 

@@ -283,11 +283,21 @@ def indices_of(names: Iterable[str], classes: Sequence[str], where: str) -> list
     return found
 
 
-def read_class_list(path: Path) -> tuple[str, ...]:
-    """Return the classes listed in a text file, one per line; blank lines are skipped."""
+def read_class_list(path: Path, *, numbered: bool = False) -> tuple[str, ...]:
+    """Return the classes listed in a text file, one per line; blank lines are skipped.
+
+    If lines count as the numbers of classes, one between them is refused.
+    """
     if not path.is_file():
         raise MltrError(f"{path}: no such list of classes (one name a line)")
     names = tuple(map(normal, read_text(path).splitlines()))
+    while names and not names[-1]:
+        names = names[:-1]
+    if numbered and "" in names:
+        raise MltrError(
+            f"{path}, line {names.index('') + 1}: empty, but each line names the class of its "
+            "number: write a name there, or delete the line if the numbers don't count it"
+        )
     names = tuple(name for name in names if name)
     doubles = sorted({name for name in names if names.count(name) > 1})
     if not names or doubles:

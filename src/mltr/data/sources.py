@@ -15,26 +15,27 @@ from numpy.typing import NDArray
 from mltr.config.schema import SPLITS, DataConfig
 from mltr.data.classes import leave_out_unannotated, unify_classes
 from mltr.data.detect import (
+    class_folder_parts,
     detect_format,
     find_coco_files,
     find_exports,
     find_part_tables,
     find_tables,
-    has_train_part,
 )
 from mltr.data.hierarchy import with_hierarchy
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.readers.coco import read_coco, read_coco_file
-from mltr.data.readers.folders import read_class_folders, read_folder
+from mltr.data.readers.folders import read_class_folders, read_sidecars
 from mltr.data.readers.huggingface import PREFIX, is_saved_dataset, read_dataset
 from mltr.data.readers.keywords import read_keywords
 from mltr.data.readers.label_studio import read_label_studio
-from mltr.data.readers.labelled import WHOLE, align_classes, part_of
+from mltr.data.readers.labelled import WHOLE, align_classes, part_of, part_of_folder
 from mltr.data.readers.nuswide import read_nuswide
 from mltr.data.readers.table import read_table
-from mltr.data.readers.voc import find_voc, has_list, read_voc
+from mltr.data.readers.voc import find_voc, has_list, holds_voc_classes, read_voc
+from mltr.data.readers.voc_xml import read_voc_xml
 from mltr.data.readers.yolo import read_yolo
-from mltr.data.records import PARTS, Record, Split, Splits, read_class_list, same_image
+from mltr.data.records import Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
 from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.tables.names import in_order
@@ -51,12 +52,14 @@ WITH_OWN_CLASSES = ("scenes", "coco", "voc", "nuswide", "yolo", "shards")
 OPTIONS = {
     "labels": ("table", "coco", "label_studio", "huggingface"),
     "images": ("table", "coco", "label_studio", "huggingface"),
-    "classes": ("table", "sidecars", "yolo", "keywords", "label_studio", "huggingface"),
+    "classes": (
+        "table", "sidecars", "yolo", "keywords", "label_studio", "voc_xml", "huggingface",
+    ),
     "label_column": ("table",),
     "path_column": ("table",),
     "separator": ("table",),
-    "ignore": ("sidecars", "class_folders", "yolo", "keywords", "label_studio"),
-}
+    "ignore": ("sidecars", "class_folders", "yolo", "keywords", "label_studio", "voc_xml"),
+}  # fmt: skip
 SHOWN = 12  #: classes named in a message at most
 
 
@@ -305,8 +308,7 @@ def _coco_parts(root: Path, labels: str) -> dict[str, Path]:
         return {WHOLE: root / labels if labels else root}
     parts: dict[str, Path] = {}
     for path in find_coco_files(root):
-        is_in_part = path.parent.name.lower() in PARTS
-        part = part_of(path.parent.name if is_in_part else path.stem)
+        part = part_of_folder(path.parent.name) or part_of(path.stem)
         if part in parts:
             raise UsageError(
                 f"{root}: set data.labels to one file of annotations; found: "
@@ -324,6 +326,8 @@ def _open_voc(root: Path, config: DataConfig) -> Splits:
         names = ("trainval", "test")
     elif has_list(folder, "train"):  # VOC 2012: the labels of its test were never published
         names = ("train", "val")
+    elif (folder / "Annotations").is_dir() and not holds_voc_classes(folder):
+        return _open_voc_xml(folder, config)
     else:
         return _divide(read_voc(folder, "all", difficult=config.difficult), config)
     train, test = (read_voc(folder, name, difficult=config.difficult) for name in names)  # type: ignore[arg-type]
@@ -341,9 +345,12 @@ def _open_table(root: Path, config: DataConfig) -> Splits:
     path, folder = root, root.parent
     classes = _classes(root if root.is_dir() else folder, config)
     if root.is_dir():
-        if not config.labels and (tables := find_part_tables(root)):
+        tables = {} if config.labels else find_part_tables(root)
+        if sum(map(len, tables.values())) > 1:
             return _by_part(_read_part_tables(root, tables, classes, config), config)
-        path, folder = _choose(root, config.labels, find_tables(root), "table"), root
+        only = next((paths[0] for paths in tables.values()), None)
+        path = only or _choose(root, config.labels, find_tables(root), "table")
+        folder = root
     images = folder / config.images if config.images else Path()
     split, parts = read_table(path, images, classes, config)
     if not parts:
@@ -365,9 +372,18 @@ def _read_part_tables(
     """Return a split of each part; those of one part are joined."""
     images = root / config.images if config.images else Path()
 
+    def read_one(path: Path, part: str, classes: Sequence[str] | None) -> Split:
+        split, parts = read_table(path, images, classes, config)
+        if other := next((name for name in parts if name != part), ""):
+            raise UsageError(
+                f"{path}: its name says {part}, and a column of it {other}: rename the file, or "
+                "leave out the column"
+            )
+        return split
+
     def read(classes: Sequence[str] | None) -> dict[str, list[Split]]:
         return {
-            part: [read_table(path, images, classes, config)[0] for path in paths]
+            part: [read_one(path, part, classes) for path in paths]
             for part, paths in tables.items()
         }
 
@@ -397,23 +413,26 @@ def _choose(root: Path, labels: str, candidates: Sequence[Path], what: str) -> P
 
 
 def _open_sidecars(root: Path, config: DataConfig) -> Splits:
-    return _divide(read_folder(root, _classes(root, config), _globs(config.ignore)), config)
+    return _by_part(read_sidecars(root, _classes(root, config), _globs(config.ignore)), config)
 
 
 def _open_class_folders(root: Path, config: DataConfig) -> Splits:
     ignore = _globs(config.ignore)
-    if not has_train_part(root, ignore):
+    folders = class_folder_parts(root, ignore)
+    if not folders:
         return _divide(read_class_folders(root, ignore=ignore), config)
-    train = read_class_folders(root / "train", ignore=ignore)
+    train = read_class_folders(folders.pop("train"), ignore=ignore)
     parts = {"train": train, "val": Split(train.classes, []), "test": Split(train.classes, [])}
-    for folder in list_folders(root, ignore):
-        if PARTS.get(folder.name) in ("val", "test"):
-            parts[PARTS[folder.name]] = read_class_folders(folder, train.classes, ignore)
-            train.understood |= parts[PARTS[folder.name]].understood
-            for other in list_folders(folder, ignore):
-                if other.name not in train.classes and (left := len(find_images(other, ignore))):
-                    what = f"photos in {folder.name}/{other.name}, which train lacks, left out"
-                    train.understood |= Understood(counts={what: left})
+    for part, folder in folders.items():
+        has_classes = any((folder / name).is_dir() for name in train.classes)
+        if has_classes:
+            parts[part] = read_class_folders(folder, train.classes, ignore)
+            train.understood |= parts[part].understood
+        for other in list_folders(folder, ignore) if has_classes else [folder]:
+            if other.name not in train.classes and (left := len(find_images(other, ignore))):
+                why = "which train lacks" if has_classes else "which has no class folders"
+                what = f"photos in {other.relative_to(root).as_posix()}, {why}, left out"
+                train.understood |= Understood(counts={what: left})
     if not len(parts["test"]):  # ImageNet: the validation images are what everybody reports on
         parts["val"], parts["test"] = parts["test"], parts["val"]
     return _complete(train, parts["val"], parts["test"], config)
@@ -435,6 +454,11 @@ def _open_label_studio(root: Path, config: DataConfig) -> Splits:
     images = folder / config.images if config.images else ""
     classes = _classes(folder, config)
     return _divide(read_label_studio(path, images, classes, _globs(config.ignore)), config)
+
+
+def _open_voc_xml(root: Path, config: DataConfig) -> Splits:
+    classes = _classes(root, config)
+    return _by_part(read_voc_xml(root, classes, config.difficult, _globs(config.ignore)), config)
 
 
 def _globs(ignore: str) -> list[str]:
@@ -482,6 +506,7 @@ OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
     "class_folders": _open_class_folders,
     "yolo": _open_yolo,
     "label_studio": _open_label_studio,
+    "voc_xml": _open_voc_xml,
     "keywords": _open_keywords,
     "huggingface": _open_huggingface,
     "shards": _open_shards,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -67,10 +68,12 @@ def read_coco_file(
 
 def is_coco(head: str) -> bool:
     """Whether a file may have COCO's annotations, by its first characters."""
-    keys = ('"images"', '"annotations"', '"categories"')
     is_object = head.lstrip("\ufeff \r\n\t").startswith("{")
     is_report = '"understood"' in head  # by `mltr data --json`, which has such keys further in
-    return is_object and not is_report and any(key in head for key in keys)
+    # Label Studio writes a list of categories alone beside boxes of YOLO.
+    is_list = re.search(r'"(images|annotations)"\s*:\s*\[', head)
+    is_long = '"categories"' in head and not head.rstrip().endswith("}")
+    return is_object and not is_report and bool(is_list or is_long)
 
 
 def _annotation_file(root: Path, split: str, year: str) -> Path:
@@ -92,6 +95,7 @@ def _to_split(
     categories = sorted(content["categories"], key=lambda category: category["id"])
     classes = tuple(dict.fromkeys(normal(category["name"]) for category in categories))
     index_of = {c["id"]: classes.index(normal(c["name"])) for c in categories}
+    _check_ids(content["images"], path)
     indices: dict[Any, set[int]] = {image["id"]: set() for image in content["images"]}
     boxes: dict[Any, list[Box]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -126,6 +130,18 @@ def _to_split(
     return result
 
 
+def _check_ids(images: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Raise `MltrError` for an id of two photos, which would share their labels."""
+    name_of: dict[Any, str] = {}
+    for image in images:
+        name = image["file_name"]
+        if name_of.setdefault(image["id"], name) != name:
+            raise MltrError(
+                f"{path}: the image id {image['id']} is given to {name_of[image['id']]} and to "
+                f"{name}: number the images anew when files are joined"
+            )
+
+
 def _box(annotation: dict[str, Any], index: int) -> Box:
     x, y, width, height = annotation["bbox"]
     area, crowd = annotation.get("area"), bool(annotation.get("iscrowd", 0))
@@ -138,8 +154,10 @@ def _locator(
     """Return a function from the name of an image to its path: where tools put it, or anywhere."""
     stem = path.stem.removeprefix("instances_")
     above = path.parent.parent
-    if usual and (above / stem).is_dir():  # train2017, as in MS-COCO
-        return lambda name: above / stem / name
+    if usual:  # train2017, as in MS-COCO; images/train, as CVAT writes it
+        for folder in (above / stem, above / "images" / stem):
+            if folder.is_dir():
+                return lambda name: folder / name
     names = [image["file_name"] for image in listed[:LOOKED_AT]]
     for folder in (*usual, images, images / "images"):
         if any((folder / name).is_file() for name in names):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mltr.data.readers.labelled import LabelledPhoto, to_splits
+from mltr.data.readers.labelled import LabelledPhoto, to_splits, with_parts_of_folders
 from mltr.data.readers.yolo import holds_boxes
 from mltr.data.records import Record, Split
 from mltr.data.tables.tags import split_tags
@@ -40,7 +40,21 @@ def read_folder(
     without a sidecar is left out and counted. Without `classes`, every tag is a class. Raises
     `MltrError` for a sidecar that can't be read or that two photos would share.
     """
-    root = Path(root)
+    tagged, understood = _read_tagged(Path(root), classes, ignore)
+    return to_splits(tagged, classes, understood, str(root))[""]
+
+
+def read_sidecars(
+    root: str | Path, classes: Sequence[str] | None = None, ignore: Sequence[str] = ()
+) -> dict[str, Split]:
+    """Read the same in the splits that the folders in `root` are named for, if they are."""
+    tagged, understood = _read_tagged(Path(root), classes, ignore)
+    return to_splits(with_parts_of_folders(tagged), classes, understood, str(root))
+
+
+def _read_tagged(
+    root: Path, classes: Sequence[str] | None, ignore: Sequence[str]
+) -> tuple[list[LabelledPhoto], Understood]:
     passed_over: Counter[str] = Counter()
     tagged: list[LabelledPhoto] = []
     siblings = Siblings()
@@ -60,8 +74,7 @@ def read_folder(
         raise MltrError(f"{root}: all {len(tagged)} .txt files of tags are empty")
     counts = {"photos without a .txt file, left out": untagged} | passed_over_kinds(passed_over)
     meanings = {"not in the .txt file": "absent"}
-    understood = Understood("photos with a .txt file of tags", meanings=meanings, counts=counts)
-    return to_splits(tagged, classes, understood, str(root))[""]
+    return tagged, Understood("photos with a .txt file of tags", meanings=meanings, counts=counts)
 
 
 def _read_tags(path: Path) -> list[str]:
@@ -77,26 +90,32 @@ def read_class_folders(
     """Read one folder of images per class, as in ImageNet: one label per image.
 
     A photo that is in several class folders, as the same file, becomes one with their labels.
+    Without `classes`, every folder with a photo in it or below is one.
     """
     root = Path(root)
     if not root.is_dir():
         raise MltrError(f"{root}: no such folder")
-    if classes is None:
-        classes = [folder.name for folder in list_folders(root, ignore)]
-    records = []
     passed_over: Counter[str] = Counter()
+    folders = classes or [folder.name for folder in list_folders(root, ignore)]
+    found = {
+        name: find_images(root / name, ignore, passed_over)
+        for name in folders
+        if (root / name).is_dir()
+    }
+    with_photos = [name for name in folders if found.get(name)]
+    classes = classes or with_photos
+    records = []
     for index, name in enumerate(classes):
-        if not (root / name).is_dir():
-            raise MltrError(f"{root / name}: no folder for the class {name!r}")
         labels = np.zeros(len(classes), np.int8)  # one for all images: ImageNet is large
         labels[index] = 1
-        for image in find_images(root / name, ignore, passed_over):
+        for image in found.get(name, ()):
             records.append(Record(image, image.relative_to(root).as_posix(), labels))
     if not records:
         raise MltrError(f"{root}: it contains no folders of images")
     merged = _merge_copies(records)
     counts = {
         "photos outside of the class folders, left out": sum(map(is_image, root.iterdir())),
+        "classes without a photo": len(folders) - len(with_photos),
         "copies of a photo in several class folders, merged": len(records) - len(merged),
     }
     understood = Understood(

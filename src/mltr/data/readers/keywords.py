@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageFile, IptcImagePlugin
 
 from mltr.data.images import FORMATS, told
-from mltr.data.readers.labelled import LabelledPhoto, to_splits
-from mltr.data.records import PARTS, Split, normal
+from mltr.data.readers.labelled import LabelledPhoto, to_splits, with_parts_of_folders
+from mltr.data.records import Split, normal
 from mltr.data.understood import Understood
-from mltr.data.walk import Siblings, find_images, list_folders, passed_over_kinds, with_count
+from mltr.data.walk import Siblings, find_images, passed_over_kinds, with_count
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.writing import open_regular
 
@@ -52,23 +52,21 @@ def read_keywords(
     passed_over: Counter[str] = Counter()
     photos, without, used, siblings = [], 0, Counter[str](), Siblings()
     known = set(classes or ())
-    has_parts = any(PARTS.get(folder.name.lower()) == "train" for folder in list_folders(root))
     for image in with_count(find_images(root, ignore, passed_over), "reading keywords"):
         keywords, where = keywords_of(image, siblings)
         without += not keywords
         if keywords:
             used[where] += 1
             path = image.relative_to(root)
-            part = PARTS.get(path.parts[0].lower(), "") if has_parts else ""
             labels = [word for word in map(normal, keywords) if not known or word in known]
-            photos.append(LabelledPhoto(image, path.as_posix(), labels, part=part))
+            photos.append(LabelledPhoto(image, path.as_posix(), labels))
     if not photos:
         raise MltrError(f"{root}: none of its {without} photos has a keyword")
     counts = {"photos without a keyword, left out": without} | passed_over_kinds(passed_over)
     details = tuple(f"{number:,} {where}" for where, number in sorted(used.items()))
     meanings = {"not among the keywords": "absent"}
     understood = Understood("keywords", (), details, meanings=meanings, counts=counts)
-    return to_splits(photos, classes, understood, str(root))
+    return to_splits(with_parts_of_folders(photos), classes, understood, str(root))
 
 
 def have_keywords(images: Iterable[Path]) -> bool:
@@ -118,7 +116,8 @@ def _keywords_in_file(sidecar: Path) -> tuple[list[str], bool]:
     try:
         with open_regular(sidecar) as file:
             content = file.read(MAX_BYTES)
-        return keywords_in_xmp(content), OWN.encode() in content
+        # An empty one is what is left where a program was interrupted.
+        return keywords_in_xmp(content) if content else [], OWN.encode() in content
     except (OSError, MltrError) as error:
         raise MltrError(f"{sidecar}: can't be read ({error})") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from mltr.data.records import Split
 from mltr.data.tables.columns import IS_REMARK
 from mltr.data.tables.sheet import read_sheet
 from mltr.data.understood import Understood
-from mltr.errors import MltrError
+from mltr.data.walk import is_image
+from mltr.errors import MltrError, UsageError
 from mltr.files.text import read_text
 
 FORM = "Label Studio"
@@ -32,6 +33,7 @@ ABOUT = {
     "cancelled_annotations",
     "comment_count",
     "project",
+    "history",
 }
 MARKS = ("annotation_id", "lead_time")  #: columns that say that a table is an export
 WRONG = (LookupError, TypeError, AttributeError, ValueError)  #: what other contents lead to
@@ -41,7 +43,9 @@ IMAGE_KEYS = ("image", "img", "photo", "picture", "url", "image_url")
 def is_export(head: str) -> bool:
     """Whether a file is an export, by its first characters."""
     if head.lstrip("\ufeff \r\n\t").startswith("["):
-        return any(f'"{key}"' in head for key in ("annotations", "completions", *MARKS))
+        is_createml = '"coordinates"' in head and not any(f'"{mark}"' in head for mark in MARKS)
+        keys = ("annotations", "completions", *MARKS)
+        return not is_createml and any(f'"{key}"' in head for key in keys)
     header = re.split(r"[,;\t]", head.partition("\n")[0].strip().replace('"', ""))
     return all(mark in header for mark in MARKS)
 
@@ -62,7 +66,8 @@ def read_label_studio(
     finder = PhotoIndex(Path(images) if images else path.parent, ignore)
     answers: dict[Path, list[set[str]]] = defaultdict(list)
     bare = 0
-    for reference, labels in _rows_of_table(path) if _is_table(path) else _tasks(path):
+    columns: dict[str, str] = {}
+    for reference, labels in _told(path, columns):
         bare += labels is None
         if labels is not None:
             answers[finder.find(reference)].append(labels)
@@ -75,30 +80,45 @@ def read_label_studio(
         "photos whose annotators disagree": sum(bool(photo.unknown) for photo in photos),
     }
     meanings = {"not chosen": "absent", "chosen by some annotators": "unknown"}
-    understood = Understood(FORM, (path.name,), meanings=meanings, counts=counts)
+    understood = Understood(FORM, (path.name,), (), columns, meanings=meanings, counts=counts)
     if not photos:
         raise MltrError(f"{path}: none of its {bare} tasks is annotated")
     return to_splits(photos, classes, understood, str(path))[""]
 
 
-def _tasks(path: Path) -> Iterator[tuple[str, set[str] | None]]:
-    """Yield from a JSON file a photo and what one annotator says of it; None for nobody."""
+def _told(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, set[str] | None]]:
+    """Yield a photo and what one annotator says of it, None for nobody.
+
+    Where the answers are in columns, or in keys of rows, these are added to `columns`.
+    """
     try:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            rows = _rows_of_table(path)
+            # Their order is that of the alphabet, or none.
+            yield from _of_rows(rows, _answers_of_table(path, rows), columns)
+            return
         tasks = json.loads(read_text(path))
-        for task in tasks:
-            if "data" not in task:  # JSON-MIN: an annotation each
-                yield _row(task)
-                continue
-            reference = _reference(task["data"])
-            given = task.get("annotations", task.get("completions", []))
-            given = [one for one in given if not one.get("was_cancelled")]
-            yield from ((reference, _labels(one["result"])) for one in given)
-            if not given:
-                yield reference, None
+        if all("data" in task for task in tasks):
+            for task in tasks:
+                yield from _of_task(task)
+        elif all(mark in task for task in tasks for mark in MARKS):
+            yield from _of_rows(tasks, _answers_of_json(path, tasks), columns)
+        else:
+            raise KeyError("data of a task")
     except (json.JSONDecodeError, RecursionError) as error:
         raise MltrError(f"{path}: not a complete JSON file ({error}); export it again") from error
     except WRONG as error:
-        raise MltrError(_told_wrong(path, error)) from error
+        reason = f" (no {error.args[0]})" if isinstance(error, LookupError) else ""
+        raise MltrError(f"{path}: not as Label Studio exports it{reason}") from error
+
+
+def _of_task(task: dict[str, Any]) -> Iterator[tuple[str, set[str] | None]]:
+    reference = str(task["data"][_photo_key(task["data"])])
+    given = task.get("annotations", task.get("completions", []))
+    given = [one for one in given if not one.get("was_cancelled")]
+    yield from ((reference, _labels(one["result"])) for one in given)
+    if not given:
+        yield reference, None
 
 
 def _labels(results: list[dict[str, Any]]) -> set[str]:
@@ -123,42 +143,72 @@ def _names(found: Any) -> set[str]:
     return {found} if isinstance(found, str) and found else set()
 
 
-def _row(row: dict[str, Any]) -> tuple[str, set[str] | None]:
-    """Return the photo and the labels in a row of JSON-MIN, or of a table.
-
-    What a task came with is in front of its id, the answers follow; a comment is no label.
-    """
-    keys = list(row)
-    answers = keys[keys.index("id") + 1 :] if "id" in keys else keys
-    told = [key for key in answers if key not in ABOUT and not IS_REMARK.fullmatch(key)]
-    found = {name for key in told for name in _names(row[key])}
-    return _reference(row), found if row.get("annotation_id") or found else None
-
-
-def _reference(data: dict[str, Any]) -> str:
-    """Return the path or URL of a task's photo."""
+def _photo_key(data: Mapping[str, Any]) -> str:
+    """Return the key of a task's photo: the usual ones first, then that of a path of one."""
     keys = [key for key in IMAGE_KEYS if data.get(key)]
+    keys += [key for key, value in data.items() if is_image(Path(str(value).partition("?")[0]))]
     if not keys:
         raise KeyError(f"photo among {', '.join(map(str, data))}")
-    return str(data[keys[0]])
+    return keys[0]
 
 
-def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in (".csv", ".tsv")
+# -- an annotation a row: JSON-MIN and tables --------------------------------------------------
 
 
-def _rows_of_table(path: Path) -> Iterator[tuple[str, set[str] | None]]:
+def _of_rows(
+    rows: Sequence[Mapping[str, Any]], told: Collection[str], columns: dict[str, str]
+) -> Iterator[tuple[str, set[str] | None]]:
+    """Yield what each row says in the columns of answers."""
+    columns |= {_photo_key(row): "photos" for row in rows} | dict.fromkeys(told, "labels")
+    for row in rows:
+        found = {name for key in told for name in _names(row.get(key))}
+        yield str(row[_photo_key(row)]), found if row.get("annotation_id") or found else None
+
+
+def _may_be_answers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of rows that may have answers: a comment is no label."""
+    photos = {_photo_key(row) for row in rows}
+    keys = dict.fromkeys(key for row in rows for key in row)
+    known = {*ABOUT, *photos}
+    return [
+        key
+        for key in keys
+        if key not in known and not IS_REMARK.fullmatch(key) and not key.startswith("_data_")
+    ]
+
+
+def _answers_of_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of answers: what a task came with is in front of its id, they follow.
+
+    A task that came with an id of its own has that in front, so that nothing can be said.
+    """
+    answers = _may_be_answers(rows)
+    behind = {key for row in rows for key in list(row)[list(row).index("id") + 1 :]}
+    if any(_photo_key(row) in behind for row in rows):
+        return _answers_of_table(path, rows)
+    return [key for key in answers if key in behind]
+
+
+def _answers_of_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the only key that may have answers, or those with several labels or regions in one.
+
+    Raises `UsageError` where others may be answers or what the tasks came with.
+    """
+    answers = _may_be_answers(rows)
+    sure = [key for key in answers if any(isinstance(row.get(key), dict | list) for row in rows)]
+    if len(answers) > 1 and answers != sure:
+        raise UsageError(
+            f"{path}: the columns {', '.join(answers)} may be answers, or what the tasks "
+            "came with: export as JSON, which tells them apart, or delete those without labels"
+        )
+    return answers
+
+
+def _rows_of_table(path: Path) -> list[dict[str, Any]]:
     sheet = read_sheet(path)
-    try:
-        for row in range(len(sheet)):
-            yield _row({column.name: _cell(column[row]) for column in sheet.columns})
-    except WRONG as error:
-        raise MltrError(_told_wrong(path, error)) from error
-
-
-def _told_wrong(path: Path, error: Exception) -> str:
-    reason = f" (no {error.args[0]})" if isinstance(error, LookupError) else ""
-    return f"{path}: not as Label Studio exports it{reason}; export it again"
+    return [
+        {column.name: _cell(column[row]) for column in sheet.columns} for row in range(len(sheet))
+    ]
 
 
 def _cell(text: str) -> Any:

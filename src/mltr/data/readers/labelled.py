@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -19,6 +19,8 @@ from mltr.data.walk import find_images
 from mltr.errors import MltrError
 
 WHOLE = ""  #: the split of a source that states none
+#: What folders of splits are called beside them, as in train_images.
+BESIDE_PARTS = ("", "image", "images", "img", "imgs", "photos", "set", "data")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,35 @@ def part_of(name: str) -> str:
     """
     words = re.split(r"[^a-z]+", name.lower())
     return next((PARTS[word] for word in words if word in PARTS), WHOLE)
+
+
+def part_of_folder(name: str) -> str:
+    """Return the split that the whole name of a folder states, in which other words are a place.
+
+    >>> [part_of_folder(name) for name in ("Training", "train2017", "images_val", "train station")]
+    ['train', 'train', 'val', '']
+    """
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in BESIDE_PARTS]
+    return PARTS.get(words[0], WHOLE) if len(words) == 1 else WHOLE
+
+
+def with_parts_of_folders(photos: Sequence[LabelledPhoto]) -> list[LabelledPhoto]:
+    """Return photos in the splits that the first folders in their names state.
+
+    They are as they were where only some are in a folder named so, and it could be a place or an
+    occasion: without one for training, and another split or all photos.
+    """
+    folders = [(photo.name.partition("/")[0] if "/" in photo.name else "") for photo in photos]
+    parts = [part_of_folder(folder) for folder in folders]
+    if not are_parts(parts):
+        return list(photos)
+    return [replace(photo, part=part) for photo, part in zip(photos, parts, strict=True)]
+
+
+def are_parts(parts: Collection[str]) -> bool:
+    """Whether the splits of photos that their folders are named for are meant as such."""
+    named = {*parts} - {WHOLE}
+    return bool(named) and (WHOLE not in parts or ("train" in named and len(named) > 1))
 
 
 def to_splits(
@@ -123,9 +154,10 @@ class PhotoIndex:
             exact, folded = self._by_name
             plain = _plain(name)
             found = exact.get(plain) or folded.get(plain.casefold(), [])
+            found = [own for own in found if own.name == name] or found
             if len(found) > 1:
-                longest = max(_common_tail(own, path) for own in found)
-                found = [own for own in found if _common_tail(own, path) == longest]
+                longest = max(common_tail(own, path) for own in found)
+                found = [own for own in found if common_tail(own, path) == longest]
             if len(found) > 1:
                 raise MltrError(
                     f"{reference}: may be {found[0]} or {found[1]}; leave one of them there"
@@ -154,7 +186,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
-def _common_tail(path: Path, other: PurePosixPath) -> int:
+def common_tail(path: PurePath, other: PurePosixPath) -> int:
     """Return how many folders above a file have the same names."""
     pairs = zip(path.parts[-2::-1], other.parts[-2::-1], strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -14,7 +14,7 @@ from mltr.config.schema import DataConfig
 from mltr.data.packed import PackedPhotos
 from mltr.data.records import PARTS, Record, Split, indices_of
 from mltr.data.tables.cells import to_answer
-from mltr.data.tables.columns import Roles, find_roles, kind_of
+from mltr.data.tables.columns import FLAGS, IS_FLAG, Roles, find_roles, kind_of
 from mltr.data.tables.labels import Labelled, read_names
 from mltr.data.tables.names import unify
 from mltr.data.tables.paths import PhotoFinder
@@ -210,12 +210,12 @@ def _read_parts(sheet: Sheet, column: Column | None, photos: Column) -> list[str
     """Return train, val or test for each row; nothing where no column says so."""
     if column is None:
         return []
-    flags = {"1": "val", "0": "train"}
-    part_of = []
-    for text in column.texts:
-        is_flag = column.name.casefold() != "split" and to_answer(text) in flags
-        part = flags[str(to_answer(text))] if is_flag else PARTS.get(text.casefold(), "")
-        part_of.append(part)
+    flag = IS_FLAG.fullmatch(column.name)
+    if flag:
+        meaning = FLAGS[flag[1].lower()]
+        part_of = [meaning.get(to_answer(text) or "", "") for text in column.texts]
+    else:
+        part_of = [PARTS.get(text.casefold(), "") for text in column.texts]
     for code, part in enumerate(part_of):
         if not part and (rows := np.flatnonzero(column.codes == code)).size:
             row = int(rows[0])

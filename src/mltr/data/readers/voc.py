@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +20,11 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor",
 )  # fmt: skip
+
+#: What else is named in VOC's annotations: parts of persons.
+VOC_CLASSES_AND_PARTS = {*VOC_CLASSES, "head", "hand", "foot"}
+NAME = re.compile(r"<name>([^<]*)</name>")
+LOOKED_AT = 50  #: annotations that tell whose classes they have
 
 Difficult = Literal["ignore", "negative", "positive"]
 DIFFICULT_LABEL: dict[Difficult, int] = {"ignore": -1, "negative": 0, "positive": 1}
@@ -87,6 +94,13 @@ def find_voc(root: Path, year: str = "") -> Path:
 def has_list(folder: Path, split: str) -> bool:
     """Whether the VOC folder has the lists of that split."""
     return (folder / "ImageSets" / "Main" / f"{VOC_CLASSES[0]}_{split}.txt").is_file()
+
+
+def holds_voc_classes(folder: Path) -> bool:
+    """Whether the first annotations of a folder are of VOC's classes, rather than of others."""
+    paths = islice(sorted((folder / "Annotations").glob("*.xml")), LOOKED_AT)
+    names = (name for path in paths for name in re.findall(NAME, read_text(path)))
+    return VOC_CLASSES_AND_PARTS.issuperset(name.strip() for name in names)
 
 
 def _names_in_xml(folder: Path) -> list[str]:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import yaml
 
 from mltr.config.schema import SPLITS
-from mltr.data.readers.labelled import LabelledPhoto, part_of, to_splits
+from mltr.data.readers.labelled import (
+    WHOLE,
+    LabelledPhoto,
+    are_parts,
+    common_tail,
+    part_of_folder,
+    to_splits,
+)
 from mltr.data.records import Split, read_class_list
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds
@@ -51,7 +59,6 @@ def read_yolo(
     root = Path(os.path.normpath(root))
     description = _description(root)
     names, source = _class_names(root, description) if classes is None else (tuple(classes), "")
-    listed = _listed_parts(root, description)
     passed_over: Counter[str] = Counter()
     photos, bare, siblings = [], 0, Siblings()
     for image in find_images(root, ignore, passed_over):
@@ -61,9 +68,7 @@ def read_yolo(
         if text is None and unlabelled == "drop":
             continue
         numbers = _read_numbers(text, len(names)) if text else set()
-        above = (listed.get(str(place), "") for place in (image, *image.parents))
-        part = next(filter(None, above), "") or part_of(" ".join(path.parts[:-1]))
-        photos.append(LabelledPhoto(image, path.as_posix(), [names[n] for n in numbers], part=part))
+        photos.append(LabelledPhoto(image, path.as_posix(), [names[n] for n in numbers]))
     if not any(photo.labels for photo in photos):
         raise MltrError(f"{root}: none of its {len(photos)} photos has a text file with a box")
     fate = "left out" if unlabelled == "drop" else "taken as without any class"
@@ -71,6 +76,8 @@ def read_yolo(
     files, details = (source,) if source else (), ("as labels of the whole photo",)
     meanings = {"no box": "absent"}
     understood = Understood("YOLO boxes", files, details, meanings=meanings, counts=counts)
+    parts = _parts(root, description, photos)
+    photos = [replace(photo, part=part) for photo, part in zip(photos, parts, strict=True)]
     return to_splits(photos, names, understood, str(root))
 
 
@@ -134,28 +141,79 @@ def _class_names(root: Path, description: dict[str, object]) -> tuple[tuple[str,
         for name in CLASS_LISTS:
             if (folder / name).is_file():
                 path = folder / name
-                return read_class_list(path), path.relative_to(root).as_posix()
+                return read_class_list(path, numbered=True), path.relative_to(root).as_posix()
     raise UsageError(
         f"{root}: YOLO boxes, but nothing names the classes: write the names to classes.txt there, "
         "one a line in the order of the numbers, or give the file with data.classes"
     )
 
 
-def _listed_parts(root: Path, description: dict[str, object]) -> dict[str, str]:
-    """Return the split of folders and of photos in lists (.txt) that the YAML file names."""
-    parts = {}
-    top = root / str(description.get("path") or "")
+def _parts(
+    root: Path, description: dict[str, object], photos: Sequence[LabelledPhoto]
+) -> list[str]:
+    """Return the split of each photo: as the YAML file says, or else as folders are named."""
+    listed = _listed_parts(root, description, [photo.name for photo in photos])
+    folders = [
+        next(filter(None, map(part_of_folder, PurePosixPath(photo.name).parts[:-1])), WHOLE)
+        for photo in photos
+    ]
+    if not are_parts(folders) and not listed:
+        return [WHOLE] * len(photos)
+    return [listed.get(photo.name, part) for photo, part in zip(photos, folders, strict=True)]
+
+
+def _listed_parts(
+    root: Path, description: dict[str, object], photos: Sequence[str]
+) -> dict[str, str]:
+    """Return the split of each photo in a folder or list (.txt) that the YAML file names.
+
+    A photo in several is in the first, as where val is train. Raises `MltrError` for a list
+    without any of the photos.
+    """
+    parts: dict[str, str] = {}
+    by_end = _PathsByEnd(photos)
+    top = str(description.get("path") or "")
     for key in SPLITS:
         for name in _texts(description.get(key)):
+            name = name.replace("\\", "/")
             # Roboflow counts from a folder that isn't there: ../train/images.
-            candidates = (top / name, root / name, root / name.removeprefix("../"))
-            path = next((path for path in candidates if path.exists()), root)
+            candidates = (root / top / name, root / name, root / name.removeprefix("../"))
+            path = next((path for path in candidates if path.exists()), root / Path(name).name)
             if path.is_dir() and path != root:
-                parts[os.path.normpath(path)] = key
-            elif path.suffix == ".txt":
-                for line in _lines(path):
-                    parts |= {os.path.normpath(place / line): key for place in (path.parent, root)}
+                below = f"{Path(os.path.relpath(path, root)).as_posix()}/"
+                found = [photo for photo in photos if photo.startswith(below)]
+            elif path.suffix == ".txt" and path.is_file():
+                found = [*filter(None, (by_end.find(line, path) for line in _lines(path)))]
+                if not found:
+                    raise MltrError(f"{path}: none of its photos is in {root}")
+            else:
+                continue
+            for photo in found:
+                parts.setdefault(photo, key)
     return parts
+
+
+class _PathsByEnd:
+    """Finds paths by the ends that they share with those of another machine."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths: dict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            self._paths[PurePosixPath(path).name].append(path)
+
+    def find(self, asked: str, where: Path) -> str:
+        """Return the path of that name whose folders are most alike, or "" if there is none.
+
+        Raises `MltrError`, which locates the name, where several are.
+        """
+        path = PurePosixPath(asked.replace("\\", "/"))
+        by_length: dict[int, list[str]] = defaultdict(list)
+        for own in self._paths.get(path.name, ()):
+            by_length[common_tail(PurePosixPath(own), path)].append(own)
+        found = by_length[max(by_length)] if by_length else [""]
+        if len(found) > 1:
+            raise MltrError(f"{where}: {asked} may be {found[0]} or {found[1]}")
+        return found[0]
 
 
 def _texts(value: object) -> list[str]:

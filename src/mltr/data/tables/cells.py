@@ -216,7 +216,8 @@ def split_cell(text: str, separator: str) -> list[str]:
     """
     parts = text.split(separator) if separator else [text]
     if '"' in text and separator in set(",;|#") and len(text) < LARGEST_QUOTED:
-        (parts,) = csv.reader([text.replace("\n", " ")], delimiter=separator, skipinitialspace=True)
+        line = re.sub(r"[\r\n]+", " ", text)
+        (parts,) = csv.reader([line], delimiter=separator, skipinitialspace=True)
     return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 

@@ -18,7 +18,14 @@ IS_PATH = re.compile(
     r"picture)s?",
     re.IGNORECASE,
 )
-IS_SPLIT = re.compile(r"split|subset|set|partition|fold|phase|is[ _]?valid", re.IGNORECASE)
+IS_SPLIT = re.compile(r"split|subset|set|partition|fold|phase", re.IGNORECASE)
+IS_FLAG = re.compile(r"is[ _]?(val|train|test)(id|idation|ing)?([ _]?(image|set))?", re.IGNORECASE)
+#: What 1 and 0 mean in a column called so, such as is_training_image, as in CUB-200.
+FLAGS = {
+    "val": {"1": "val", "0": "train"},
+    "train": {"1": "train", "0": "test"},
+    "test": {"1": "test", "0": "train"},
+}
 IS_LABELS = re.compile(
     r"(image|class|category)?[ _-]?(label|tag|class|classe|category|categorie|keyword|subject|"
     r"choice|annotation|target|genre|concept)s?[ _-]?(name|id)?s?",
@@ -65,13 +72,21 @@ def find_roles(
     """
     photos = _find_photos(sheet, config.path_column, is_photo)
     rest = [column for column in sheet.columns if column is not photos]
-    split = next((c for c in rest if c.name not in (classes or ()) and _is_split(c)), None)
+    found = [c for c in rest if c.name not in (classes or ()) and _is_split(c)]
+    flags = [column for column in found if IS_FLAG.fullmatch(column.name)]
+    others = [column for column in found if column not in flags]
+    split = next(iter(others or flags), None)
+    if len(flags) > 1 and not others:
+        raise UsageError(
+            f"{sheet.path}: {_listed(flags)} all say which split a photo is in: join them in a "
+            "column split, of train, val and test"
+        )
     rest = [column for column in rest if column is not split]
     if config.label_column:
         labels = _named(sheet, config.label_column)
         form = _form_of(labels)
     else:
-        labels, form = _find_labels(sheet, rest, classes or ())
+        labels, form = _find_labels(sheet, [c for c in rest if c not in flags], classes or ())
     if split in labels:
         split = None
     passed_over = [column for column in rest if column not in labels]
@@ -107,7 +122,7 @@ def _listed(columns: Collection[Column]) -> str:
 
 def is_told_apart(name: str) -> bool:
     """Whether a column of 1 and 0 of that name is that of a class, whatever else is in a table."""
-    others = (IS_REMARK, IS_MEASURE, IS_SPLIT, IS_LABELS)
+    others = (IS_REMARK, IS_MEASURE, IS_SPLIT, IS_FLAG, IS_LABELS)
     return not any(pattern.fullmatch(name.strip()) for pattern in others)
 
 
@@ -176,13 +191,15 @@ def _is_split(column: Column) -> bool:
     """Whether a column says train, val or test; one called `split` is meant to."""
     if column.name.casefold() == "split":
         return True
-    if not IS_SPLIT.fullmatch(column.name):
-        return False
+    if IS_FLAG.fullmatch(column.name):
+        return kind_of(column) == "answers"
     texts = {text.casefold() for text in column.texts}
-    is_flag = "valid" in column.name.casefold() and kind_of(column) == "answers"
-    # With a word that is no split's, too: whoever reads the splits will ask.
     parts = {PARTS.get(text) for text in texts}
-    return is_flag or (len(texts) > 1 and ("train" in parts or None not in parts))
+    if IS_SPLIT.fullmatch(column.name):
+        # With a word that is no split's, too: whoever reads the splits will ask.
+        return len(texts) > 1 and ("train" in parts or None not in parts)
+    is_label = IS_LABELS.fullmatch(column.name)  # else whatever it is called, if it says no more
+    return not is_label and len(texts) > 1 and "train" in parts and None not in parts
 
 
 def _find_labels(

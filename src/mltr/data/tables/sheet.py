@@ -30,6 +30,7 @@ LINES_SUFFIX = ".jsonl"  #: an object a line, as in the metadata.jsonl of Huggin
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SNIFFED = 1 << 18  #: bytes from which delimiter and types are guessed
 SAMPLED = 1000  #: rows, likewise
+WORDS_SHOWN = 3
 LARGEST_LABEL = 4096  #: bytes; a longer value is the content of an image, not a label
 
 
@@ -95,6 +96,8 @@ def _read_text(path: Path) -> Sheet:
     if encoding != "utf-8":
         content = content.decode(encoding, "strict").encode("utf-8")
     content = content.removeprefix(b"\xef\xbb\xbf")
+    blank = re.match(rb"[\r\n]*", content)[0].count(b"\n")  # type: ignore[index]
+    content = content.lstrip(b"\r\n")
     second_line = content.find(b"\n", content.find(b"\n") + 1) + 1  # beyond a very wide header
     head = content[: max(SNIFFED, second_line)].decode("utf-8", "ignore")
     if told := re.match(r"sep=(.)\r?\n", head):  # by which Excel tells itself
@@ -115,7 +118,19 @@ def _read_text(path: Path) -> Sheet:
     separated = DELIMITERS.get(delimiter, repr(delimiter))
     details = [f"in {encoding}", f"columns separated by {separated}"]
     details += [] if has_header else ["no header"]
-    return Sheet(path, columns, 1 + has_header, tuple(details))
+    if encoding == "cp1252":  # which is a guess that the reader of a word can check
+        details.append(f"in which it reads {_accented(head)}")
+    return Sheet(path, columns, blank + 1 + has_header, tuple(details))
+
+
+def _accented(text: str) -> str:
+    """Return the first words with other letters than those of ASCII.
+
+    >>> _accented("Küste;sea;schön;Küste")
+    "'Küste', 'schön'"
+    """
+    words = re.findall(r"\w*[^\W\x00-\x7f]\w*", text)
+    return ", ".join(map(repr, list(dict.fromkeys(words))[:WORDS_SHOWN]))
 
 
 def find_delimiter(head: str) -> str:
@@ -286,10 +301,19 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Return the names of the classes in columns of numbers, which `datasets` keeps beside them."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        inner = {name: feature.get("feature", feature) for name, feature in features.items()}
-        return {name: feature["names"] for name, feature in inner.items() if feature.get("names")}
+        inner = {name: _inner(feature) for name, feature in features.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+    return {name: feature["names"] for name, feature in inner.items() if feature.get("names")}
+
+
+def _inner(feature: Any) -> Mapping[str, Any]:
+    """Return the feature in one of lists, which older versions write as a list."""
+    if isinstance(feature, list):
+        feature = feature[0] if feature else {}
+    elif isinstance(feature, dict):
+        feature = feature.get("feature", feature)
+    return feature if isinstance(feature, dict) else {}
 
 
 def _with_names(column: Column, names: Sequence[str]) -> Column:
