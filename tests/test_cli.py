@@ -404,8 +404,9 @@ def test_what_a_hurried_user_types(
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--out", "runs/x", "coco", "--help"])
     assert "(default: 2014)" in " ".join(capsys.readouterr().out.split())
-    assert main(["train", "cocoo", "--help"]) == 2
-    assert "did you mean 'coco'?" in capsys.readouterr().err
+    for words in ([], ["--out", "runs/x"], ["--out", "probe"]):
+        assert main(["train", *words, "cocoo", "--help"]) == 2
+        assert "did you mean 'coco'?" in capsys.readouterr().err
     assert main(["data", "scenes", "--quick"]) == 0
     assert caplog.messages[-1] == "next: mltr demo"
     assert main(["data", f"table:{write_photos(tmp_path / 'my photos')}", "--quick"]) == 0
@@ -419,6 +420,12 @@ def test_what_a_hurried_user_types(
 @pytest.mark.parametrize(
     ("option", "words"),
     [
+        ("in_chans=0", "in_chans=0 must be a positive whole number"),
+        ("mlp_ratio=-1", "mlp_ratio=-1 must be positive"),
+        ("mlp_ratio=x", "mlp_ratio='x' must be a number"),
+        ("drop_path=x", "drop_path='x' must be a number"),
+        ("conv_depths=[-1]", "conv_depths=(-1,) must be 0 or more"),
+        ("head_dim=true", "head_dim=True must be a positive whole number"),
         ("head_dim=0", "head_dim=0 must be a positive whole number"),
         ("embed_dim=wide", "embed_dim='wide' must be a positive whole number"),
         ("window_size=3.5", "window_size=3.5 must be a positive whole number"),

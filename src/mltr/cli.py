@@ -340,8 +340,10 @@ class _Parser(argparse.ArgumentParser):
         named = [argument for argument in arguments if not _is_option(argument)]
         config = Config()
         if takes_recipe and named:
-            found = next(filter(None, map(_recipe_called, named)), None)
-            config = found or load_recipe(find_recipe(named[0]))  # which says what it may be
+            others = [argument for argument in arguments if argument not in ("-h", "--help")]
+            recipe = self.parse_known_args(others)[0].recipe
+            found = next(filter(None, map(_recipe_called, (recipe, *named))), None)
+            config = found or load_recipe(find_recipe(recipe))  # which says what it may be
         self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()} [--FIELD VALUE ...]"
         group: argparse._ActionsContainer = self
         for field in fields():

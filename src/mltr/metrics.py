@@ -97,7 +97,7 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     >>> average_precision([0.9, 0.8, 0.7, 0.6], [1, 0, 1, -1])  # (1/1 + 2/3) / 2
     0.8333333333333333
     """
-    scores, targets = _as_floats(np.asarray(scores)), np.asarray(targets)
+    scores, targets = _as_floats(_as_numpy(scores)), _as_numpy(targets)
     positive = np.sort(scores[targets == 1])
     return _average_precision(np.sort(scores[targets >= 0]), positive)[0]
 
@@ -110,7 +110,7 @@ def precision_recall_curve(scores: ArrayLike, targets: ArrayLike) -> tuple[Float
     >>> precision_recall_curve([0.9, 0.8, 0.7, 0.6], [1, 0, 1, -1])
     (array([1.        , 0.5       , 0.66666667]), array([0.5, 0.5, 1. ]))
     """
-    scores, targets = _as_floats(np.asarray(scores)), np.asarray(targets)
+    scores, targets = _as_floats(_as_numpy(scores)), _as_numpy(targets)
     ranked, positive = np.sort(scores[targets >= 0]), np.sort(scores[targets == 1])
     thresholds = np.unique(ranked)[::-1]
     hits = len(positive) - positive.searchsorted(thresholds)
@@ -325,15 +325,12 @@ def _as_floats(scores: NDArray[Any]) -> NDArray[Any]:
     return scores.astype(np.float32 if scores.dtype == np.float16 else np.float64)
 
 
-def _as_numpy(array: Array) -> NDArray[Any]:
+def _as_numpy(array: Any) -> NDArray[Any]:
     """Return a numpy view where possible; bfloat16, which numpy lacks, becomes float32."""
-    if isinstance(array, np.ndarray):
-        return array
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         if str(array.dtype) == "torch.bfloat16":
             array = array.float()
-        return array.numpy()
     return np.asarray(array)
 
 

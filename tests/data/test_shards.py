@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import tarfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -176,17 +177,27 @@ def test_nothing_of_others_is_replaced(table: Path, tmp_path: Path, capsys) -> N
     assert pack(shards, shards, "--side", "20", "--overwrite") == 2
     assert "is where the images come from" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
-    (shards / "train-mine.tar").write_bytes(b"mine")
+    (shards / "train-photos.tar").write_bytes(b"mine")  # six letters, where we have six digits
+    (shards / "train-000000.tar").unlink()  # as is left of an --overwrite that was interrupted
     assert pack(table, shards, "--overwrite") == 0
-    assert (shards / "train-mine.tar").read_bytes() == b"mine"
+    assert (shards / "train-photos.tar").read_bytes() == b"mine"
     for name in ("val.parquet", "train-000000.tar", "train-00001.tar"):
         own = tmp_path / name / "own"
         own.mkdir(parents=True)
         (own / name).write_bytes(b"mine")
         for option in ([], ["--overwrite"]):
             assert pack(table, own, *option) == 2
-            assert f"holds {name}, which isn't of shards" in capsys.readouterr().err
+            assert f"holds {name}, which `mltr shard` didn't write" in capsys.readouterr().err
         assert [path.name for path in own.iterdir()] == [name]
+
+
+def test_labels_that_are_named_count_before_shards_beside_them(table: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(table.parent, tmp_path / "both"))
+    assert pack(folder / table.name, tmp_path / "shards") == 0
+    shutil.copytree(tmp_path / "shards", folder, dirs_exist_ok=True)
+    named = open_splits(DataConfig(root=str(folder), format="table", labels=table.name))
+    assert not isinstance(named.train, ShardSplit)
+    assert isinstance(open_splits(DataConfig(root=str(folder))).train, ShardSplit)
 
 
 def test_images_are_shrunk_and_composed_ones_packed(tmp_path: Path) -> None:

@@ -211,7 +211,11 @@ def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> Non
     recipe.write_text(text.replace("teacher: ''", f"teacher: {tmp_path}/teacher"))
     prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")
     prepare(run, tmp_path / "card", "me/digits", "cc-by-4.0")  # again
-    for weights in (run, shutil.copytree(run, tmp_path / "other")):
+    clone = shutil.copytree(run, tmp_path / "clone")  # of anybody's repository
+    (clone / "README.md").write_text("---\nlibrary_name: timm\n---\n")
+    with pytest.raises(UsageError, match="is the folder to upload"):
+        prepare(tmp_path / "card", tmp_path / "card", "me/digits")
+    for weights in (run, clone, shutil.copytree(run, tmp_path / "other")):
         with pytest.raises(UsageError, match="holds model.safetensors, which isn't from a push"):
             prepare(run, weights, "me/digits")
     (tmp_path / "project").mkdir()
@@ -233,6 +237,20 @@ def test_the_card_of_a_run_tells_its_figures_and_no_paths(tmp_path: Path) -> Non
     published = json.loads((tmp_path / "card" / "metrics.json").read_text())
     assert figures.pop("broken_images") == figures.pop("broken_training_images") == []
     assert published == figures
+
+
+def test_no_secret_of_an_address_is_published(tmp_path: Path, bundle: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 24)
+    run = tmp_path / "run"
+    options = ["--data.root", str(photos), "--out", str(run), *TINY_ON_PHOTOS]
+    assert main(["train", "scratch", *options]) == 0
+    recipe = run / "config.yaml"
+    address = "https://alice:s3cret@host/shards?token=abc"
+    recipe.write_text(recipe.read_text().replace(f"root: {photos}", f"root: {address}"))
+    prepare(run, tmp_path / "card", "me/mine")
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "https://host/shards" in card
+    assert not any(secret in card for secret in ("alice", "s3cret", "abc"))
 
 
 def test_no_local_path_is_published(tmp_path: Path) -> None:

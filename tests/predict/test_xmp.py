@@ -14,7 +14,7 @@ from mltr.data.readers.keywords import keywords_in_xmp, keywords_of
 from mltr.data.walk import Siblings
 from mltr.errors import MltrError
 from mltr.predict.sidecars import XmpSidecars
-from mltr.predict.xmp import has_labels, set_labels
+from mltr.predict.xmp import EMPTY, has_labels, set_labels
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 SUBJECT = "{http://purl.org/dc/elements/1.1/}subject"
@@ -256,6 +256,19 @@ def test_separators_in_names_make_no_levels() -> None:
     assert listed(content, HIERARCHICAL) == ["pets|dog/wolf"]
 
 
+def test_labels_of_ours_and_of_others_photos_are_no_ones_keywords(tmp_path: Path) -> None:
+    photo = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(photo)
+    XmpSidecars(naming="photo.xmp").write(photo, ["cat"])
+    XmpSidecars().write(photo, ["dog"])
+    assert listed((tmp_path / "a.jpg.xmp").read_bytes()) == ["dog"]
+    for name in ("b.jpg", "b.png"):  # whose is b.xmp?
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        (tmp_path / "b.xmp").write_text(DIGIKAM)
+    XmpSidecars().write(tmp_path / "b.jpg", ["dog"])
+    assert listed((tmp_path / "b.jpg.xmp").read_bytes()) == ["dog"]
+
+
 def test_a_new_file_does_not_hide_keywords_that_are_elsewhere(tmp_path: Path) -> None:
     embedded, beside = tmp_path / "a.jpg", tmp_path / "b.jpg"
     Image.new("RGB", (8, 8)).save(embedded, xmp=LIGHTROOM.encode())
@@ -268,6 +281,21 @@ def test_a_new_file_does_not_hide_keywords_that_are_elsewhere(tmp_path: Path) ->
         assert found == list(dict.fromkeys([*keywords, "sea", "sky"]))
         assert XmpSidecars().write(photo, []) == ""  # a person's own stay
         assert keywords_of(photo, Siblings())[0] == keywords
+    rated = tmp_path / "d.jpg"  # beside it, a file with other things than keywords
+    Image.new("RGB", (8, 8)).save(rated, xmp=LIGHTROOM.encode())
+    empty = EMPTY.decode().replace(
+        "/>", ' xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="3"/>'
+    )
+    for name in ("d.jpg.xmp", "d.xmp"):
+        (tmp_path / name).write_text(empty)
+        assert XmpSidecars().write(rated, ["sky"]) == ""
+        assert keywords_of(rated, Siblings())[0] == ["holiday", "sea", "sky"]
+        (tmp_path / "d.jpg.xmp").unlink()
+    capital = tmp_path / "e.jpg"
+    Image.new("RGB", (8, 8)).save(capital)
+    (tmp_path / "e.XMP").write_text(DIGIKAM)
+    assert XmpSidecars().write(capital, ["sky"]) == ""
+    assert keywords_of(capital, Siblings())[0] == ["Anna", "sky"]
     damaged = tmp_path / "c.jpg"
     Image.new("RGB", (8, 8)).save(damaged)
     (tmp_path / "c.xmp").write_text("no XMP")

@@ -21,6 +21,7 @@ import timm
 import torch
 from fake_hub import running_hub
 from making import write_image
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from scipy.special import expit, softmax
 from small_taggers import NAMES, SIDE, write_onnx, write_timm, write_wd
@@ -82,6 +83,10 @@ def test_a_wd_tagger_says_what_it_says_by_its_own_code(
     assert tagger.classes == NAMES
     assert tagger.categories == ("rating", "rating", "general", "general", "general", "character")
     np.testing.assert_allclose(tagger.thresholds, [0.5, 0.5, 0.35, 0.35, 0.35, 0.85])
+    labels = tmp_path / "in German.txt"
+    labels.write_text("\n".join(f"label {number}" for number in range(len(NAMES))))
+    assert convert(folder, tmp_path / "named", "--labels", str(labels)) == 0
+    np.testing.assert_allclose(probs_of(tmp_path / "named", photos), expected, atol=1e-5)
     for option, limits in {
         "character=0.9": [0.5, 0.5, 0.35, 0.35, 0.35, 0.9],
         "0.4,character=0.9": [0.4, 0.4, 0.4, 0.4, 0.4, 0.9],
@@ -192,6 +197,7 @@ def test_logits_within_0_and_1_are_logits_if_that_is_said(
         assert convert(path.parent, out, "--activation", name) == 0
         np.testing.assert_allclose(probs_of(out, photos), function(scores), atol=1e-4)
         assert "are taken for logits, as --activation is given" in caplog.text
+        caplog.clear()
     for last in ("Softmax", "Softmax Identity", "Softmax Neg Neg"):
         write_onnx(path, last=last, nhwc=False)
         capsys.readouterr()
@@ -211,6 +217,34 @@ def test_a_graph_of_another_layout_is_no_wd_tagger(
     expected = run_original(folder / "model.onnx", images)
     np.testing.assert_allclose(probs_of(tmp_path / "out", photos), expected, atol=1e-4)
     np.testing.assert_allclose(mltr.load(tmp_path / "out").thresholds, 0.5)
+
+
+def test_a_graph_with_branches_that_share_a_weight(tmp_path: Path, photos: list[Path]) -> None:
+    path = write_onnx(tmp_path / "model.onnx", nhwc=False)
+    model = onnx.load(path)
+    last = model.graph.node.pop()
+    name = model.graph.node[-1].output[0]
+
+    def branch(kind: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(f"{kind} out", TensorProto.FLOAT, None)
+        node = helper.make_node("Add", [name, "shared"], [f"{kind} out"])
+        return helper.make_graph([node], kind, [], [out])
+
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([0.5] * 6), "shared"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    model.graph.node.append(
+        helper.make_node(
+            "If", ["always"], ["either"], then_branch=branch("then"), else_branch=branch("else")
+        )
+    )
+    last.input[0] = "either"
+    model.graph.node.append(last)
+    onnx.save(model, path)
+    (tmp_path / "labels.txt").write_text("\n".join(NAMES))
+    assert convert(path, tmp_path / "out") == 0
+    images = [prepare(p, *IMAGENET, 1, False, False).astype(np.float32) for p in photos]
+    expected = run_original(path, images)
+    np.testing.assert_allclose(probs_of(tmp_path / "out", photos), expected, atol=1e-4)
 
 
 def test_weights_beside_the_file_come_along(tmp_path: Path, photos: list[Path]) -> None:
@@ -317,6 +351,7 @@ def test_what_is_wrong_with_a_source_is_reported_in_one_line(
         (list("abc"), {}, None, "--activation sigmoid", "has 6 outputs, and"),
         (list(NAMES), {}, None, "", "give --activation"),
         (list(NAMES), {}, None, "--activation sigmoid --layout nchw", "--layout is for ONNX"),
+        (list(NAMES), {"input_size": [3, 16, 32]}, None, "--activation sigmoid", "only square"),
         (list(NAMES), {"input_size": 7}, None, "--activation sigmoid", "isn't as timm writes"),
         (list(NAMES), {"mean": [1, 2]}, None, "--activation sigmoid", "three numbers"),
         (list(NAMES), {}, drop("model.safetensors"), "--activation sigmoid", "has no weights"),

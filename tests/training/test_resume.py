@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -77,7 +78,7 @@ def test_images_are_prepared_as_before(whole: Path, tmp_path: Path, capsys) -> N
                 classes=bundle.classes, preprocess=preprocess)  # fmt: skip
     assert train(run, EVERY_STEP, f"--model.init={start}", "--resume") == 1
     assert (
-        "images are prepared otherwise than when it began: mean was [0.0, 0.0, 0.0] and is"
+        "images are prepared differently from when it began: mean was [0.0, 0.0, 0.0] and is"
         in capsys.readouterr().err
     )
 
@@ -144,7 +145,8 @@ def test_auto_resume_starts_resumes_and_accepts_a_finished_run(
     assert "is already finished" in caplog.text
     begun = tmp_path / "begun"
     begun.mkdir()
-    shutil.copy(whole / "config.yaml", begun)  # killed before its first checkpoint
+    for name in ("config.yaml", "versions.json"):  # killed before its first checkpoint
+        shutil.copy(whole / name, begun)
     assert train(begun, *options) == 0
     assert same_weights(whole, begun)
 
@@ -152,21 +154,49 @@ def test_auto_resume_starts_resumes_and_accepts_a_finished_run(
 def test_auto_resume_overwrites_no_other_run(unfinished: Path, capsys) -> None:
     assert train(unfinished, "--auto-resume", "--train.lr=0.5") == 2
     assert "train.lr was" in capsys.readouterr().err
-    shutil.rmtree(unfinished / "checkpoint")
-    assert train(unfinished, "--auto-resume") == 2
+    assert train(unfinished) == 2
     message = capsys.readouterr().err
     assert "already holds a run: continue it with `mltr train" in message
-    assert "--resume`" in message
+    assert "--resume`, replace it" in message
+    shutil.rmtree(unfinished / "checkpoint")  # so it can't be continued
+    assert train(unfinished, "--auto-resume") == 2
+    assert "already holds a run: replace it" in capsys.readouterr().err
     assert train(unfinished, "--auto-resume", "--overwrite") == 2
     assert "can't be combined with --resume or --overwrite" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "metrics.json", "predictions.npz"])
-def test_what_is_left_of_a_run_is_not_deleted(name: str, tmp_path: Path, capsys) -> None:
-    (tmp_path / name).write_text("figures")
-    assert train(tmp_path) == 2
+@pytest.mark.parametrize("options", [(), ("--auto-resume",)])
+@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl", "metrics.json", "predictions.npz"])
+def test_what_is_left_of_a_run_is_not_deleted(
+    name: str, options: tuple[str, ...], tmp_path: Path, capsys
+) -> None:
+    (tmp_path / name).write_text("figures: []")
+    assert train(tmp_path, *options) == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert (tmp_path / name).read_text() == "figures"
+    assert (tmp_path / name).read_text() == "figures: []"
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_kept(
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    before = checkpoints(unfinished)
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mltr.runs.checkpoints.sha256_of", fail)
+        assert resume(unfinished) == 1
+    assert "part-0.pt: can't be read (Input/output error)" in capsys.readouterr().err
+    assert checkpoints(unfinished) == before
+
+
+def test_what_was_exported_of_a_deleted_run_is_deleted(unfinished: Path) -> None:
+    others = ("model.onnx", "model.int8.onnx", "model.pt2", "mine.onnx")
+    for name in others:
+        (unfinished / name).write_bytes(b"of before")
+    assert train(unfinished, "--overwrite", epochs=1) == 0
+    assert [name for name in others if (unfinished / name).exists()] == ["mine.onnx"]
 
 
 def start(run: Path, *options: str) -> subprocess.Popen[str]:

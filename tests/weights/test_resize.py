@@ -138,17 +138,18 @@ def test_same_size_gives_the_same_bits(tmp_path: Path) -> None:
         ("timm/swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
         ("timm/vit_tiny_patch16_224", {"depth": 1, "head": "csra"}),
         ("mltr_nano", {"head": "query2label"}),
-        ("timm/test_resnet", {"head": "mltr", "head_options": {"dim": 32, "window_size": 1}}),
+        ("timm/test_resnet", {"head": "mltr", "head_options": {"dim": 32}}),
     ],
 )
 def test_timm_backbones_and_heads_are_resized_too(
     tmp_path: Path, name: str, overrides: dict[str, Any]
 ) -> None:
-    size = 64 if name in ("mltr_nano", "timm/resnet10t", "timm/test_resnet") else 224
-    save(tmp_path / "a", name, **overrides | {"image_size": size})
-    resize_by_command(tmp_path / "a", tmp_path / "b", "--image-size", "96")
+    sizes = {"mltr_nano": 64, "timm/resnet10t": 64, "timm/test_resnet": 256}
+    save(tmp_path / "a", name, **overrides | {"image_size": sizes.get(name, 224)})
+    size = 320 if name == "timm/test_resnet" else 96  # whose windows of the map then grow
+    resize_by_command(tmp_path / "a", tmp_path / "b", "--image-size", str(size))
     tagger = mltr.load(tmp_path / "b", device="cpu")
-    assert tagger.preprocess.image_size == 96
+    assert tagger.preprocess.image_size == size
     assert np.isfinite(tagger(np.zeros((50, 40, 3), np.uint8)).probs).all()
 
 

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -97,6 +98,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loader = yaml.SafeLoader(path.read_text("utf-8"))
         root = loader.get_single_node()
+        if (key := _repeated_key(root, set())) is not None:
+            line = key.start_mark.line + 1
+            raise UsageError(f"{path}, line {line}: {key.value} is there a second time")
         if _count_values(root, {}) > MAX_VALUES:
             raise UsageError(f"{path}: more than {MAX_VALUES:,} values after expanding its aliases")
         content: Any = loader.construct_document(root) if root else None
@@ -126,6 +130,24 @@ def _translate(content: dict[str, Any]) -> None:
     epochs = section.get("epochs", TrainConfig().epochs)
     if isinstance(section.get("warmup_epochs"), int | float) and isinstance(epochs, int) and epochs:
         section["warmup"] = round(min(section.pop("warmup_epochs") / epochs, 1.0), 4)
+
+
+def _repeated_key(node: yaml.Node | None, seen: set[int]) -> yaml.Node | None:
+    """Return a key that an earlier one of its mapping equals; YAML would drop that in silence."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+        return None
+    seen.add(id(node))
+    names: set[str] = set()
+    for entry in node.value:
+        key, *parts = entry if isinstance(entry, tuple) else (None, entry)
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in names:
+                return key
+            names.add(key.value)
+        for part in parts:
+            if (found := _repeated_key(part, seen)) is not None:
+                return found
+    return None
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, int]) -> int:
@@ -233,7 +255,16 @@ def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Con
     except jsonargparse.ArgumentError as error:
         raise UsageError(f"{blamed}{_plain(str(error))}") from error
     assert isinstance(config, Config)
+    _check_nulls(config, path)
     return config
+
+
+def _check_nulls(config: Config, path: Path) -> None:
+    """Raise `UsageError` for a field without a value that can't be null, as ``lr:`` in YAML is."""
+    for field in fields():
+        may_be_null = type(None) in get_args(field.kind)
+        if not may_be_null and attrgetter(field.key)(config) is None:
+            raise UsageError(f"{path}: {field.key} has no value: give one, or leave the line out")
 
 
 def _plain(message: str) -> str:

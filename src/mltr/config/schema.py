@@ -127,7 +127,7 @@ class DataConfig:
     max_broken: Share = 0.01  #: a larger share of missing or unreadable images stops a run
     #: processes that load images (0: the main process, -1: by cores)
     workers: Annotated[int, _at_least(-1)] = -1
-    #: first resize each image to a square of this side, or 8/7 of a larger network's (0: don't)
+    #: first resize to a square of this side, or 8/7 of a larger model.image_size (0: don't)
     base_size: Whole = 0
     cache: bool = False  #: keep the images of `base_size` in a memory-mapped file
     cache_gb: Positive = 100.0  #: total size of these files; the least recently used are evicted

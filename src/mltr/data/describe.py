@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     from mltr.files.writing import write_figures
 
     console = make_console(quiet=args.json == "-")
-    reports, named = {}, Counter[str]()  # sources in several folders may have the same name
+    reports, drawn = {}, set[str]()  # sources in several folders may have the same name
     for source in args.sources:
         config = source_config(source, args, overrides)
         splits = open_splits(config)
@@ -77,8 +77,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
             folder = Path(args.out)
             if len(args.sources) > 1:
                 name = Path(config.root).resolve().name or config.format
-                named[name] += 1
-                folder /= name if named[name] == 1 else f"{name}-{named[name]}"
+                numbered = (f"{name}-{number}" for number in count(2))
+                name = next(free for free in chain([name], numbered) if free not in drawn)
+                drawn.add(name)
+                folder /= name
             console.print(f"picture: {draw(folder, splits)}")
     if args.json:
         write_figures(args.json, reports)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ class MappedRows:
             errors = self._read_errors(size)
             if errors is None or not (self._is_new or all(map(is_broken, errors))):
                 # Cut off, as by a power cut; or an image that couldn't be read can be now.
-                if self.path.exists() and self.path.stat().st_ino == seen:  # no one has mended it
-                    self.path.unlink(missing_ok=True)
-                self.path = cache.get(name, size + 1, lambda path: self._make(path, fill))
-                errors = self._read_errors(size)
+                with suppress(*([PermissionError] if errors is not None else ())):
+                    if self.path.exists() and self.path.stat().st_ino == seen:
+                        self.path.unlink(missing_ok=True)  # no one has mended it
+                    self.path = cache.get(name, size + 1, lambda path: self._make(path, fill))
+                    errors = self._read_errors(size)
         except (OSError, MltrError) as error:
             reason = getattr(error, "strerror", None) or error
             raise MltrError(

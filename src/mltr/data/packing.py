@@ -272,9 +272,10 @@ def _finish_split(out: Path, split: Split, parts: list[dict[str, Any]]) -> dict[
 
 def _clear(out: Path) -> None:
     """Delete what this command has written into a folder, and nothing else."""
-    _remove_parts(out)
-    for path in (out / INDEX_FILE, *_found(out, "??????")):
+    # In this order, what an interruption leaves is known for shards.
+    for path in (*_found(out, "[0-9]" * 6), out / INDEX_FILE):
         path.unlink(missing_ok=True)
+    _remove_parts(out)
 
 
 def _found(out: Path, number: str) -> list[Path]:
@@ -288,7 +289,7 @@ def _refuse_foreign(out: Path) -> None:
     others = _found(out, "*")
     if others and not is_shards(out) and not (out / PARTS / "plan").is_file():
         raise UsageError(
-            f"{out} holds {others[0].name}, which isn't of shards: choose another --out"
+            f"{out} holds {others[0].name}, which `mltr shard` didn't write: choose another --out"
         )
 
 

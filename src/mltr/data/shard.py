@@ -10,6 +10,7 @@ from typing import Any
 
 from mltr.data.describe import add_source_options, source_config
 from mltr.errors import UsageError, counted
+from mltr.terminal import printable
 
 SAMPLES = 1000  #: in a shard, as the field packs ImageNet: about 110 MB
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     problems = 0
     for problem in verify(place):
         problems += 1
-        print(problem)
+        print(printable(problem))
     print(f"{place}: {problems or 'no'} problems")
     return 1 if problems else 0
 

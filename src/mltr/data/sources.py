@@ -242,7 +242,8 @@ def _find_format(config: DataConfig) -> str:
             f"data.root {root}: no such file or folder; if it has moved, give the new location "
             "with --data.root NEW"
         )
-    if is_shards(root):  # of a source in any format, which a recipe may name
+    has_labels = bool(config.labels) and (root / config.labels).is_file()
+    if is_shards(root) and not has_labels:  # of a source in any format, which a recipe may name
         return "shards"
     if config.format != "auto":
         return config.format

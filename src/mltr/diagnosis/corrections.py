@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
-from mltr.data.records import Record, Split, Splits, indices_of
+from mltr.data.records import Record, Split, Splits, indices_of, original_of
 from mltr.data.tables.cells import row_writer, to_answer, to_cells
 from mltr.data.tables.columns import is_told_apart
 from mltr.data.tables.sheet import read_sheet
@@ -129,10 +129,11 @@ def write_labels(path: Path, splits: Splits) -> Path | None:
     rows: list[list[Any]] = [[*label_header(classes), free_name(SPLIT_NAMES, classes)]]
     for split in splits:
         for record in split:
-            if not isinstance(record.image, Path):
+            image = original_of(record.image)
+            if not isinstance(image, Path):
                 return None
             cells = ["" if label < 0 else int(label) for label in record.labels]
-            rows.append([record.image.resolve(), *cells, split.name])
+            rows.append([image.resolve(), *cells, split.name])
     listed = class_list_of(path)
     listed.unlink(missing_ok=True)
     if not all(map(is_told_apart, classes)):

@@ -163,12 +163,14 @@ def _first_copies(paths: Sequence[Path]) -> list[int]:
 
 def _own_images(run: str) -> set[Path]:
     """Return the photos that a run has labels of; none, with a warning, if they can't be had."""
+    from mltr.data.records import original_of
+
     try:
         splits = _open_own(run)
     except MltrError as error:
         log.warning("no photo is known to have labels already: %s", error)
         return set()
-    files = (record.image for split in splits for record in split)
+    files = (original_of(record.image) for split in splits for record in split)
     return {image.resolve() for image in files if isinstance(image, Path)}
 
 

@@ -18,7 +18,11 @@ from mltr.diagnosis.display import draw_confusions, draw_matrix
 from mltr.diagnosis.figures import Subject, diagnose
 from mltr.diagnosis.problems import describe_problems
 from mltr.errors import BrokenImage, MltrError, UsageError, counted
-from mltr.evaluation.curves import draw_average_precision, draw_precision_recall
+from mltr.evaluation.curves import (
+    MOST_CURVES,
+    draw_average_precision,
+    draw_precision_recall,
+)
 from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
 from mltr.evaluation.predictions import Predictions, as_predicted
@@ -190,7 +194,9 @@ def _curves(opened: OpenRun, predictions: Predictions, subject: Subject) -> list
     drawn = []
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
     draw_precision_recall(axes, predictions)
-    drawn.append(_drawn(figure, "Precision and recall of each class over all thresholds."))
+    few = len(predictions.classes) <= MOST_CURVES
+    which = "each class" if few else f"the {MOST_CURVES} most frequent classes"
+    drawn.append(_drawn(figure, f"Precision and recall of {which} over all thresholds."))
     height = min(max(2.4, 0.6 + 0.26 * len(predictions.classes)), 24)
     figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
     draw_average_precision(axes, predictions)

@@ -12,6 +12,7 @@ from mltr.gallery import as_drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
     from numpy.typing import NDArray
 
     from mltr.evaluation.predictions import Predictions
@@ -43,24 +44,33 @@ def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> 
 
 
 def draw_precision_recall(axes: Axes, predictions: Predictions) -> None:
-    """Draw a curve for each class (grey if there are many), and one for all decisions together."""
+    """Draw a curve for each class (grey if there are many), and one for all decisions together.
+
+    Of more than `MOST_CURVES` classes the most frequent have one.
+    """
     probs, targets = predictions.probs, predictions.targets
     many = len(predictions.classes) > MANY_CLASSES
     support = (targets == 1).sum(axis=0)
     drawn = np.argsort(-support, kind="stable")[:MOST_CURVES]
+    lines: list[Line2D] = []
+    names: list[str] = []
     for index in sorted(drawn[support[drawn] > 0]):
         name = predictions.classes[index]
         precision, recall = _curve(probs[:, index], targets[:, index])
         if many:
             axes.plot(recall, precision, color="0.8", lw=0.8)
         else:
-            axes.plot(recall, precision, lw=1.4, label=as_drawn(name))
+            lines += axes.plot(recall, precision, lw=1.4)
+            names.append(as_drawn(name))
     if (targets == 1).any():
         precision, recall = _curve(probs, targets)
-        axes.plot(recall, precision, color="black", lw=2.2, label="all decisions together")
-        axes.legend(loc="lower left", fontsize="small", frameon=False)
+        lines += axes.plot(recall, precision, color="black", lw=2.2)
+        names.append("all decisions together")
+        # With the lines given, names that begin with _ are there, too.
+        axes.legend(lines, names, loc="lower left", fontsize="small", frameon=False)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title("Precision and recall over all thresholds", loc="left")
+    of_some = f", {MOST_CURVES} most frequent classes" if len(support) > MOST_CURVES else ""
+    axes.set_title(f"Precision and recall over all thresholds{of_some}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
 
 

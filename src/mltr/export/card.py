@@ -7,6 +7,7 @@ from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -69,14 +70,27 @@ def write_card(run: Path, bundle: Bundle, repo_id: str, licence: str | None) -> 
 
 
 def _shorten_paths(config: Config) -> None:
-    """Leave of each absolute path in a recipe only the name at its end."""
+    """Leave of each absolute path in a recipe only the name at its end; of a URL no secrets."""
     for section in (getattr(config, part.name) for part in fields(config)):
         for field in fields(section):
             value = getattr(section, field.name)
-            if isinstance(value, str):
+            if isinstance(value, str) and "://" in value:
+                setattr(section, field.name, _without_secrets(value))
+            elif isinstance(value, str):
                 kind, colon, path = value.rpartition(":")  # as in cat:FILE
                 if Path(path).is_absolute():
                     setattr(section, field.name, f"{kind}{colon}{Path(path).name}")
+
+
+def _without_secrets(url: str) -> str:
+    """Return a URL without user, password, query and fragment.
+
+    >>> _without_secrets("https://me:secret@host:80/shards?token=1")
+    'https://host:80/shards'
+    """
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def _results(figures: dict[str, Any] | None, data: str) -> list[EvalResult] | None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mltr.data.preprocess import Pixels, Preprocess
 from mltr.data.records import ImageSource, Labels
-from mltr.errors import BrokenImage, MltrError, counted
+from mltr.errors import BrokenImage, MltrError, UsageError, counted
 from mltr.evaluation.open_run import open_scored
 from mltr.metrics import evaluate
 from mltr.predict.engines import PROB_TOLERANCE
@@ -56,6 +56,8 @@ def find_photos(
     can't be opened.
     """
     if images is not None:
+        if overrides:
+            raise UsageError(f"--images {images} and {overrides[0]} both give photos: use one")
         paths = list(Inputs([images]))
         pixels, kept = _read(_spread(paths, 2 * MOST_IMAGES), bundle.preprocess)
         if not kept:

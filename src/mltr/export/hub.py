@@ -22,6 +22,7 @@ from mltr.weights.bundle import Bundle, load_bundle
 from mltr.weights.metadata import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
+OWN = "library_name: mltr"  #: a line of its own cards
 
 
 def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | None = None) -> None:
@@ -38,18 +39,30 @@ def prepare(run: str | Path, folder: str | Path, repo_id: str, licence: str | No
         raise UsageError(f"{repo_id!r} is not OWNER/NAME: put the owner in front of it")
     written = (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
     held = [name for name in written if (folder / name).exists()]
-    if held and not {WEIGHTS_FILE, CARD_FILE} <= set(held):
+    if held and not _is_from_a_push(folder):
         raise UsageError(
             f"{folder} holds {held[0]}, which isn't from a push: choose another folder"
         )
+    if folder.resolve() == run.resolve():
+        raise UsageError(f"{folder} is the folder to upload: write its copy into another")
     bundle = load_bundle(run)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run / WEIGHTS_FILE, folder / WEIGHTS_FILE)
     if (run / METRICS_FILE).is_file():
         figures = json.loads((run / METRICS_FILE).read_text("utf-8"))
         write_json(folder / METRICS_FILE, without_files(figures))
-    write_json(folder / CONFIG_FILE, bundle.config | timm_config(bundle))
+    else:
+        (folder / METRICS_FILE).unlink(missing_ok=True)  # of an earlier push
+    extra = dict(bundle.config.get("extra") or {})
+    if isinstance(extra.get("test"), dict):
+        extra["test"] = without_files(extra["test"])
+    write_json(folder / CONFIG_FILE, bundle.config | {"extra": extra} | timm_config(bundle))
     (folder / CARD_FILE).write_text(write_card(run, bundle, repo_id, licence), encoding="utf-8")
+
+
+def _is_from_a_push(folder: Path) -> bool:
+    card = folder / CARD_FILE
+    return card.is_file() and OWN in card.read_text("utf-8", errors="replace").splitlines()
 
 
 def timm_config(bundle: Bundle) -> dict[str, Any]:

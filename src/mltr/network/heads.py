@@ -70,7 +70,7 @@ class CSRAHead(nn.Module):
         if num_heads not in CSRA_TEMPERATURES:
             raise UsageError(f"csra: num_heads={num_heads} is not one of {[*CSRA_TEMPERATURES]}")
         self.temperatures = CSRA_TEMPERATURES[num_heads]
-        self.lam = lam
+        self.lam = float(lam)
         self.weight = nn.Parameter(torch.empty(num_heads, num_classes, num_features))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as its 1x1 convolution starts
 
@@ -282,7 +282,7 @@ def make_head(
         settings = settings | {"map_side": map_side}
     try:
         return kind(num_features, num_classes, **settings | options)
-    except (TypeError, ValueError, ZeroDivisionError, AssertionError) as error:
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         if isinstance(error, MltrError):
             raise
         raise UsageError(f"head {name!r} can't be built with {options}: {error}") from error

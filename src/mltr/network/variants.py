@@ -10,6 +10,10 @@ from mltr.errors import UsageError, did_you_mean
 Attention = Literal["both", "pixel", "cross"]
 
 
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 @dataclass(frozen=True)
 class Variant:
     """What defines a network except its number of classes; each field can be overridden."""
@@ -40,12 +44,19 @@ class Variant:
     def _check(self) -> None:
         for name in ("depths", "conv_depths"):
             numbers = getattr(self, name)
-            if not isinstance(numbers, tuple) or not all(isinstance(n, int) for n in numbers):
+            if not isinstance(numbers, tuple) or not all(map(_is_whole, numbers)):
                 raise UsageError(f"{name}={numbers!r} must be a list of whole numbers")
-        for name in ("embed_dim", "head_dim", "window_size"):
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < 1:
+        for name in ("embed_dim", "head_dim", "window_size", "in_chans"):
+            if not _is_whole(number := getattr(self, name)) or number < 1:
                 raise UsageError(f"{name}={number!r} must be a positive whole number")
+        for name in ("mlp_ratio", "drop_path"):
+            if not isinstance(number := getattr(self, name), int | float):
+                raise UsageError(f"{name}={number!r} must be a number")
+        if not self.mlp_ratio > 0:
+            raise UsageError(f"mlp_ratio={self.mlp_ratio} must be positive")
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
+        if len(sides) > 2 or not all(map(_is_whole, sides)):
+            raise UsageError(f"image_size={self.image_size!r} must be one or two whole numbers")
         if len(self.depths) == 0 or min(self.depths) < 0:
             raise UsageError(
                 f"depths={self.depths} must have one number (0 or more) for each stage"
@@ -56,6 +67,8 @@ class Variant:
             )
         if min(self.image_hw) < 1:
             raise UsageError(f"image_size={self.image_size} must be positive")
+        if min(self.conv_depths, default=0) < 0:
+            raise UsageError(f"conv_depths={self.conv_depths} must be 0 or more")
         if any(self.conv_depths[len(self.depths) :]):
             raise UsageError(
                 f"conv_depths={self.conv_depths} has more stages than depths={self.depths}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mltr.config.schema import Config
     from mltr.data.records import Splits
     from mltr.planning.estimate import Images, Place
+
+log = logging.getLogger(__name__)
 
 OWN_CLASSES = 20  #: number of classes if neither the data nor --classes gives it (assumed)
 
@@ -88,8 +90,12 @@ def make_plan(
     from mltr.planning.estimate import advice, estimate, place_of
     from mltr.training.build import settle
 
-    with suppress(MltrError):  # weights that aren't here needn't be, to plan for another machine
+    try:
         config, _ = settle(config)
+    except UsageError:
+        raise
+    except MltrError as error:  # of weights that aren't here, which needn't be to plan
+        log.warning("planned without what the weights say: %s", error)
     counted, splits = count_images(config, images, classes, recipe)
     if device in HERE:
         place = _this_machine(config, device, count, splits or counted.classes)

@@ -88,8 +88,8 @@ class XmpSidecars:
         path = self.path_for(image)
         before = read_target(path, MAX_BYTES, self.follow_links)
         try:
-            # A new file would hide keywords that are in the photo, or in another file beside it.
-            keywords = [] if before else hidden_keywords(image, path)
+            # Keywords in the file would hide those in the photo, or in another file beside it.
+            keywords = [] if b"subject" in before else hidden_keywords(image, path)
             after = set_labels(before, labels, self.hierarchy, self.judged, keywords)
         except MltrError as error:
             return str(error)

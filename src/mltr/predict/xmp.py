@@ -16,6 +16,7 @@ from mltr.data.hierarchy import path_of
 from mltr.data.readers.keywords import (
     DC,
     DESCRIPTION,
+    LABELS,
     OWN,
     RDF,
     SUBJECT,
@@ -29,7 +30,6 @@ from mltr.errors import MltrError
 if TYPE_CHECKING:
     from lxml.etree import _Element
 
-LABELS = f"{{{OWN}}}labels"
 # What XML can't hold at all.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -92,7 +92,8 @@ def set_labels(
     are taken out, if they are among those `judged` (None: all). A keyword that was there before,
     and a label that a person has taken out, stay as they are. `hierarchy` has the parent of each
     child: with it, labels get their places in trees of keywords, which are added where there are
-    none. A new file begins with the `keywords` that the photo has elsewhere. Raises `MltrError` if
+    none. A file without keywords, ours or others, begins with the `keywords` that the photo has
+    elsewhere. Raises `MltrError` if
     this is no XMP, or its keywords are no list.
     """
     from lxml import etree
@@ -103,7 +104,7 @@ def set_labels(
     if rdf is None or description is None:
         raise MltrError("not XMP: it has no rdf:Description")
     labels = _clean(labels)
-    if keywords and not content:
+    if keywords and find_list(rdf, SUBJECT) is None and find_list(rdf, LABELS) is None:
         _update(_new_list(description, "dc", SUBJECT), _clean(keywords), [])
     subject, own = find_list(rdf, SUBJECT), find_list(rdf, LABELS)
     present, ours = list(texts_of(subject)), list(texts_of(own))

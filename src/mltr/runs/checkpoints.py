@@ -88,23 +88,27 @@ class States:
     def latest(self) -> str:
         """Return the name of the latest valid state. Damaged ones are reported and deleted.
 
-        Raises `MltrError` if none is valid.
+        Raises `MltrError` if none is valid, or one can't be read, which may pass: it is kept.
         """
         found: str = ""
-        if self.processes.is_main:
-            for path in sorted(self.folder.glob(STATES), key=_place, reverse=True):
-                damage = self._damage(path)
-                if not damage:
-                    found = path.name
-                    break
-                log.warning("%s; deleted it and going back to the one before", damage)
-                shutil.rmtree(path, ignore_errors=True)
+        problem = f"{self.folder} holds no valid checkpoint: start again with --overwrite"
+        try:
+            found = self._latest_valid() if self.processes.is_main else ""
+        except OSError as error:
+            problem = f"{error.filename or self.folder}: can't be read ({error.strerror or error})"
         found = self.processes.from_main(found)
         if not found:
-            self.processes.fail(
-                f"{self.folder} holds no valid checkpoint: start again with --overwrite"
-            )
+            self.processes.fail(problem)
         return found
+
+    def _latest_valid(self) -> str:
+        for path in sorted(self.folder.glob(STATES), key=_place, reverse=True):
+            damage = self._damage(path)
+            if not damage:
+                return path.name
+            log.warning("%s; deleted it and going back to the one before", damage)
+            shutil.rmtree(path, ignore_errors=True)
+        return ""
 
     def _damage(self, path: Path) -> str:
         """Return what is wrong with a state or the one it needs, or "" if both are valid."""
@@ -113,7 +117,7 @@ class States:
             for name, expected in sums["sha256"].items():
                 if sha256_of(path / name) != expected:
                     return f"{path / name} is damaged"
-        except (OSError, MltrError) as error:
+        except (FileNotFoundError, MltrError) as error:
             return f"{path} is damaged: {error}"
         return self._damage(self.folder / sums["needs"]) if sums["needs"] else ""
 
@@ -122,7 +126,7 @@ class States:
         kept = sorted(self.folder.glob(STATES), key=_place)[-keep:]
         needed = set()
         for path in kept:
-            with contextlib.suppress(MltrError):  # damaged
+            with contextlib.suppress(MltrError, OSError):  # damaged
                 needed.add(self.folder / _read_sums(path)["needs"])
         for pattern in (STATES, BEST, f"{UNFINISHED}*"):
             for path in self.folder.glob(pattern):
@@ -152,7 +156,7 @@ def _read_sums(path: Path) -> dict[str, Any]:
     try:
         sums: dict[str, Any] = json.loads((path / SUMS).read_text())
         return {"needs": sums["needs"], "sha256": dict(sums["sha256"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise MltrError(f"{path / SUMS} can't be read: {error}") from error
 
 

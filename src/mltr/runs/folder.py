@@ -51,6 +51,8 @@ STATES = "epoch-*"  #: glob of the states that a run can resume from
 BEST = "best-*"  #: glob of the best weights
 UNFINISHED = ".tmp-"  #: prefix of a state that is being written
 FREE_KEYS = ("overrides", "head_options")  #: recipe fields that are dictionaries with any keys
+#: Globs of what `mltr export` and `mltr calibrate` make of a run.
+EXPORTS = ("model.onnx", "model.*.onnx", "model.pt2", "model.*.pt2", "reliability.png")
 TOLD = 3  #: maximum number of image names in a message
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
 
@@ -60,6 +62,12 @@ class RunFolder:
     """The files of a run, and how they are written."""
 
     path: Path
+
+    def how_to_go_on(self) -> str:
+        """Return how an unfinished run goes on, as part of an advice; "" if it can't."""
+        if self.recipe.is_file() and self.holds_a_state() and not self.metrics.is_file():
+            return f"continue it with `{self.resume_command()}`, "
+        return ""
 
     def resume_command(self) -> str:
         """Return the command that goes on with the run."""
@@ -89,6 +97,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """The test figures. They are written last and so mark a finished run."""
         return self.path / METRICS_FILE
+
+    @property
+    def versions(self) -> Path:
+        """The versions of packages."""
+        return self.path / "versions.json"
 
     @property
     def predictions(self) -> Path:
@@ -121,6 +134,7 @@ class RunFolder:
         """Return whether a run was started here and ended before its first checkpoint."""
         return (
             self.recipe.exists()
+            and self.versions.exists()  # a config.yaml alone may be anyone's
             and not self.holds_a_state()
             and not (self.path / WEIGHTS_FILE).exists()
         )
@@ -135,7 +149,9 @@ class RunFolder:
             self.tracker,
             self.path / WEIGHTS_FILE,
             self.path / CONFIG_FILE,
+            self.versions,
             *self.tensorboard.glob("events.out.tfevents.*"),
+            *(path for name in EXPORTS for path in self.path.glob(name)),
         ]
         for name in names:
             name.unlink(missing_ok=True)
@@ -147,7 +163,7 @@ class RunFolder:
         """Delete a previous run and write this one's recipe, package versions and splits."""
         self.clear()
         self.write_recipe(config)
-        write_json(self.path / "versions.json", _versions())
+        write_json(self.versions, _versions())
         content: dict[str, Any] = {"classes": splits.train.classes}
         content |= {split.name: names_in_json(split) for split in splits.parts}
         content["label_sums"] = {split.name: split.label_sums() for split in splits.parts}
@@ -231,8 +247,8 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
         return folder
     if folder.holds_a_run() and not overwrite:
         raise UsageError(
-            f"{path} already holds a run: continue it with `{folder.resume_command()}`, replace it "
-            "with --overwrite, or choose another --out"
+            f"{path} already holds a run: {folder.how_to_go_on()}replace it with --overwrite, or "
+            "choose another --out"
         )
     needed = {"model.init": config.model.init, "train.teacher": config.train.teacher}
     for option, name in needed.items():

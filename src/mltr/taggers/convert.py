@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ from mltr.weights.metadata import (
 if TYPE_CHECKING:
     import onnx
     from torch import nn
+
+log = logging.getLogger(__name__)
 
 EXPECTED = (
     f"a folder with {ONNX_FILE} and {TAGS_FILE}, one of timm's with {CONFIG_FILE} and "
@@ -181,7 +184,8 @@ def convert_onnx(path: Path, options: argparse.Namespace) -> OnnxTagger:
     model = graph.load(path)
     given = graph.read_input(model, path, options.layout)
     chosen = {key: value for key, value in vars(options).items() if value is not None}
-    is_wd = labels.name == TAGS_FILE and given.channels_last
+    has_tags = labels.name == TAGS_FILE or (path.parent / TAGS_FILE).is_file()
+    is_wd = has_tags and given.channels_last
     if is_wd:
         chosen = WD_OPTIONS | chosen
     preprocess = _read_preprocess(chosen, given, path)
@@ -338,8 +342,18 @@ def _timm_preprocess(config: Mapping[str, Any]) -> Preprocess:
     """Return what timm's own evaluation does, its squash without a margin."""
     mean, std = config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1])
     mode = config.get("crop_mode", "center")
+    _, height, width = config["input_size"]
+    if height != width:
+        raise MltrError(f"it takes images of {width} x {height} pixels; only square ones are read")
+    if mode != "center" and (config.get("crop_pct") or 1) < 1:
+        log.warning(
+            "timm cuts a margin off the photo (crop_pct %g of %s), which isn't done here: "
+            "probabilities will differ",
+            config["crop_pct"],
+            mode,
+        )
     values = {
-        "image_size": int(config["input_size"][-1]),
+        "image_size": int(width),
         "mean": mean,
         "std": std,
         "interpolation": config.get("interpolation", "bilinear"),

@@ -169,6 +169,21 @@ def _describe(kind: Any) -> str:
     return f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()} [{', '.join(sizes)}]"
 
 
+def _prefix_in_branches(graph: onnx.GraphProto, outer: set[str], *, inner: bool = False) -> None:
+    """Give the weights of a graph that its branches use the prefix that they have in it.
+
+    `compose.add_prefix` leaves them as they were called.
+    """
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if inner and name in outer:
+                node.input[place] = PREFIX + name
+        for attribute in node.attribute:
+            for branch in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                own = {tensor.name for tensor in branch.initializer}
+                _prefix_in_branches(branch, outer - own, inner=True)
+
+
 def take_pixels(
     model: onnx.ModelProto, path: Path, given: Input, preprocess: Preprocess, is_bgr: bool
 ) -> onnx.ModelProto:
@@ -190,8 +205,10 @@ def take_pixels(
             f"{path} is of ONNX opset {opset}; convert it to {LEAST_OPSET} or later with "
             "onnx.version_converter"
         )
+    outer = {tensor.name for tensor in model.graph.initializer}
     model = compose.add_prefix(model, PREFIX)
     graph = model.graph
+    _prefix_in_branches(graph, outer)
     weights = {tensor.name for tensor in graph.initializer}
     source = next(each for each in graph.input if each.name not in weights)
     steps: list[Step] = [("Cast", {"to": TensorProto.FLOAT}, None)]
@@ -330,7 +347,10 @@ def _guess(scores: Floats, activation: str | None) -> str | None:
         return "softmax"
     if activation is None:
         return "sigmoid"
-    log.warning("all outputs lie in 0..1, and are taken for logits, as --activation is given")
+    log.warning(
+        "all outputs lie in 0..1, and are taken for logits, as --activation is given: if they are "
+        "probabilities, leave it out"
+    )
     return None
 
 

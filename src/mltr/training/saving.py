@@ -76,9 +76,9 @@ class Saver:
         ]
         if changed:
             self.run.processes.fail(
-                f"{self.run.folder.path}: images are prepared otherwise than when it began: "
-                f"{'; '.join(sorted(changed))}. If model.init has other weights now, restore those "
-                "of then, or start again with --overwrite"
+                f"{self.run.folder.path}: images are prepared differently from when it began: "
+                f"{'; '.join(sorted(changed))}. If model.init has other weights now, restore the "
+                "earlier ones, or start again with --overwrite"
             )
 
     def keep_if_best(self, goodness: list[float], candidates: list[dict[str, Tensor]]) -> None:

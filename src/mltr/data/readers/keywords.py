@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, IptcImagePlugin
 
-from mltr.data.images import FORMATS, told
+from mltr.data.images import FORMATS, IMAGE_SUFFIXES, told
 from mltr.data.readers.labelled import LabelledPhoto, to_splits, with_parts_of_folders
 from mltr.data.records import Split, normal
 from mltr.data.understood import Understood
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 DC = "http://purl.org/dc/elements/1.1/"
 OWN = "urn:mltr:xmp:1.0/"  #: of the labels that `mltr predict` has added
+LABELS = f"{{{OWN}}}labels"
 DESCRIPTION = f"{{{RDF}}}Description"
 SUBJECT = f"{{{DC}}}subject"
 CONTAINERS = tuple(f"{{{RDF}}}{name}" for name in ("Bag", "Seq", "Alt"))
@@ -100,24 +101,50 @@ def keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
 
 
 def hidden_keywords(image: Path, sidecar: Path) -> list[str]:
-    """Return the keywords that a new file beside a photo would hide: in another file, or within.
+    """Return what keywords in a file beside a photo would hide: those in another file, or within.
 
-    Of a photo or a file that can't be read there are none.
+    Not those that mltr has added there, or of a file that other photos share. Of a photo or a file
+    that can't be read there are none.
     """
-    for other in (image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp")):
-        if other != sidecar and other.is_file():
-            with suppress(MltrError):
-                return _keywords_in_file(other)[0]
+    names = (f"{name}{suffix}" for name in (image.name, image.stem) for suffix in (".xmp", ".XMP"))
+    for other in map(image.with_name, names):
+        if not other.is_file() or (sidecar.is_file() and other.samefile(sidecar)):
+            continue
+        if other.stem == image.stem and _has_namesake(image):
+            continue
+        with suppress(MltrError):
+            found, added = _lists_in_file(other)
+            if own := [word for word in found if word not in (added or ())]:
+                return own
     return _keywords_within(image)[0]
+
+
+def _has_namesake(image: Path) -> bool:
+    """Whether there is a photo beside it that differs in its suffix alone."""
+    others = (image.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
+    return any(other.name != image.name and other.is_file() for other in others)
 
 
 def _keywords_in_file(sidecar: Path) -> tuple[list[str], bool]:
     """Return the keywords in a file beside a photo, and whether mltr has added to it."""
+    found, added = _lists_in_file(sidecar)
+    return found, added is not None
+
+
+def _lists_in_file(sidecar: Path) -> tuple[list[str], list[str] | None]:
+    """Return the keywords in a file, and those of them that mltr has added, if it has been there.
+
+    An empty file, as is left where a program was interrupted, has none.
+    """
     try:
         with open_regular(sidecar) as file:
             content = file.read(MAX_BYTES)
-        # An empty one is what is left where a program was interrupted.
-        return keywords_in_xmp(content) if content else [], OWN.encode() in content
+        rdf = find_rdf(parse_xmp(content)) if content else None
+        if rdf is None:
+            return [], None
+        found = _distinct(texts_of(find_list(rdf, SUBJECT)))
+        added = _distinct(texts_of(find_list(rdf, LABELS)))
+        return found, added if OWN.encode() in content else None
     except (OSError, MltrError) as error:
         raise MltrError(f"{sidecar}: can't be read ({error})") from error
 
