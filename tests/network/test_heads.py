@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 import mltr
 from mltr.errors import UsageError
+from mltr.network.features import check_image_size
 from mltr.network.heads import CSRAHead, QueryHead, make_head, sine_positions
 from mltr.network.model import HEADS, TripleHead
 
@@ -141,6 +145,11 @@ def test_a_thousand_classes_cost_no_more_queries() -> None:
         ({"head": "query2label", "head_options": {"dim": 30}}, "multiple of num_heads"),
         ({"head": "ml_decoder", "head_options": {"groups": -1}}, "groups must be >= 0"),
         ({"head": "query2label", "head_options": {"num_heads": 0}}, "can't be built with"),
+        ({"head": "query2label", "head_options": {"dim": -64}}, "can't be built with"),
+        ({"head": "mltr", "head_options": {"num_classes": 4}}, "can't be built with"),
+        ({"head": "csra", "head_options": {"map_side": 4}}, "can't be built with"),
+        ({"head": "csra", "head_options": {"lam": "a"}}, "can't be built with"),
+        ({"head": "csra", "head_options": {"lam": math.nan}}, "lam=nan must be a finite number"),
         ({"head": "query2label", "head_options": {"dropout": 2}}, "can't be built with"),
         ({"head_options": {"lam": 1}}, "lam"),
         ({"name": "timm/resnet18", "head_options": {"lam": 1}}, "no options"),
@@ -172,7 +181,7 @@ def test_layer_decay_treats_a_head_as_one_layer(backbone: str, head: str) -> Non
 
 def test_four_windows_cover_the_map_that_mltrs_head_is_built_for() -> None:
     for side, window in ((7, 4), (8, 4), (14, 7), (3, 2), (1, 1)):
-        head = make_head("mltr", 64, 3, map_side=side)
+        head = make_head("mltr", 64, 3, side)
         assert isinstance(head, TripleHead)
         assert head.stage.blocks[1].attn.window_size == window
     wide = make_head("mltr", 1280, 3)
@@ -183,7 +192,7 @@ def test_four_windows_cover_the_map_that_mltrs_head_is_built_for() -> None:
 
 def test_the_cross_windows_of_mltrs_head_see_the_whole_map() -> None:
     """A pixel of one window changes the class map in all the others; average's stays elsewhere."""
-    head = make_head("mltr", 32, 3, map_side=8).double().eval()
+    head = make_head("mltr", 32, 3, 8).double().eval()
     maps = torch.randn(1, 8, 8, 32, dtype=torch.float64)
     changed = maps.clone()
     changed[0, 0, 0] = torch.randn(32)
@@ -211,3 +220,10 @@ def test_mltrs_head_is_spared_and_recomputed_as_its_network_is() -> None:
     assert model.head.stage.grad_checkpointing
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
+
+
+def test_an_image_size_is_judged_where_weights_are_tied() -> None:
+    network = timm.create_model("coat_lite_tiny", num_classes=3)  # its parts share position tables
+    check_image_size(network, 64, "model.image_size")
+    with pytest.raises(UsageError, match="model.image_size 0 doesn't suit this network: ."):
+        check_image_size(network, 0, "model.image_size")

@@ -312,6 +312,9 @@ def test_the_first_stage_of_mltr_stays(
         ("scratch", ["--train.views=2"], "train.views needs train.freeze backbone"),
         ("probe", ["--model.init=", "--model.name=timm/deit_tiny_distilled_patch16_224"],
          "choose another head"),
+        ("probe", ["--model.init=", "--model.name=timm/efficientvit_m0", "--model.image_size=64"],
+         "choose another head"),  # a norm stands between its pooling and its linear layer
+        ("scratch", ["--train.freeze=1", "--model.name=timm/rdnet_tiny"], "tells no stages"),
     ],
 )  # fmt: skip
 def test_what_cant_be_frozen_is_reported(

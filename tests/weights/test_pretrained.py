@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -27,7 +28,7 @@ from mltr.cli import main
 from mltr.config.recipe import load_recipe
 from mltr.config.schema import AugmentConfig, Config, ModelConfig
 from mltr.data import Preprocess
-from mltr.errors import MltrError
+from mltr.errors import MltrError, UsageError
 from mltr.training.build import build_model, model_overrides, settle
 from mltr.weights.bundle import load_bundle, save_bundle
 from mltr.weights.pretrained import START_FOLDER
@@ -298,7 +299,7 @@ def test_preprocessing_is_the_weights_own_in_every_command(
 
 @pytest.mark.parametrize("size", [(500, 375), (41, 333), (64, 64), (71, 71), (30, 50)])
 @pytest.mark.parametrize(("side", "crop_pct"), [(64, 0.9), (63, 0.875), (50, 1.0)])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
 def test_cropping_is_timms_to_the_bit(
     size: tuple[int, int], side: int, crop_pct: float, interpolation: str, tmp_path: Path
 ) -> None:
@@ -310,6 +311,28 @@ def test_cropping_is_timms_to_the_bit(
     )  # fmt: skip
     expected = transform(Image.open(path)).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(preprocess.read(path), expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    [
+        ({}, 0.875),
+        ({"crop_pct": 0.95}, 0.95),
+        ({"crop_pct": 1.0, "crop_mode": "squash"}, 0),
+        ({"crop_pct": 0.9, "crop_mode": "squash"}, None),
+        ({"crop_pct": 1.0, "crop_mode": "border"}, None),
+        ({"crop_pct": 1.15}, None),
+    ],
+)
+def test_a_crop_is_what_timm_does_with_these_weights(
+    weights: dict[str, Any], share: float | None
+) -> None:
+    if share is None:
+        with pytest.raises(UsageError, match="augment.resize crop: timm prepares"):
+            Preprocess.from_config(AugmentConfig(resize="crop"), 64, 0, weights)
+    else:
+        found = Preprocess.from_config(AugmentConfig(resize="crop"), 64, 0, weights)
+        assert found.crop_pct == share
 
 
 def test_training_without_variation_crops_as_evaluation_does(photos: list[Path]) -> None:
@@ -405,6 +428,18 @@ def test_weights_of_another_network_are_refused_with_its_name(tmp_path: Path) ->
     )
     (folder / "config.json").write_text('{"model_type": "bert"}')
     assert "names no timm network" in refused(name="timm/test_vit", init=str(folder))
+    for text, words in (
+        ('{"architecture": "test_vit", "model_args": [1]}', "model_args in its config.json must"),
+        (
+            '{"architecture": "test_vit", "pretrained_cfg": "x"}',
+            "pretrained_cfg in its config.json",
+        ),
+        ('{"architecture": "test_vit", "input_size": [3, "x"]}', "input_size in its config.json"),
+        ('{"architecture": "test_vit", "interpolation": "random"}', "interpolation 'random' must"),
+    ):
+        (folder / "config.json").write_text(text)
+        told = refused(name="timm/test_vit", init=str(folder))
+        assert words in told and str(folder) in told
     (folder / "config.json").write_text("{")
     assert "can't be read as JSON" in refused(name="timm/test_vit", init=str(folder))
     (folder / "config.json").unlink()
@@ -438,6 +473,19 @@ def test_wrong_starts_are_reported_in_one_line(model: dict[str, Any], words: str
     assert words in refused(**model)
 
 
+def test_checkpoints_of_timms_own_training_and_of_compiled_networks(tmp_path: Path) -> None:
+    network = shaken(timm.create_model("test_resnet", num_classes=3))
+    tensors = {f"module._orig_mod.{key}": value for key, value in network.state_dict().items()}
+    content = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "state_dict": tensors}
+    torch.save(content, tmp_path / "last.pth.tar")
+    config, preprocess = settle(
+        Config(model=ModelConfig(name="timm/test_resnet", init=str(tmp_path / "last.pth.tar")))
+    )
+    found = build_model(config.model, 5, preprocess.image_size).state_dict()
+    for key, value in network.state_dict().items():
+        assert key.startswith("fc") or torch.equal(found[key], value), key
+
+
 def test_a_pickled_program_is_not_run(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
@@ -461,7 +509,7 @@ TRY = """
 import json, sys
 from mltr.training.build import build_model, settle
 from mltr.config.schema import Config, ModelConfig
-from mltr.errors import MltrError
+from mltr.errors import MltrError, UsageError
 for name, init in json.loads(sys.argv[1]):
     try:
         config, preprocess = settle(Config(model=ModelConfig(name=name, init=init)))
@@ -498,6 +546,8 @@ def test_timm_networks_come_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
         "config.json": files["config.json"],
         pickled.name: pickled.read_bytes(),
     }
+    tagged = json.loads(files["config.json"]) | {"architecture": "test_vit.r160_in1k"}
+    hub.repositories["me/tag"] = files | {"config.json": json.dumps(tagged).encode()}
     hub.repositories["me/bare"] = {"model.safetensors": files["model.safetensors"]}
     hub.gated.add("me/gated")
     starts = [
@@ -509,16 +559,19 @@ def test_timm_networks_come_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
         ("hf-hub:me/bare", ""),
         ("timm/test_resnet", "hf-hub:me/vit"),
         ("timm/test_resnet", "pretrained"),
+        ("hf-hub:me/vit", "pretrained"),  # as of a recipe that says pretrained
+        ("hf-hub:me/tag", ""),
+        ("hf-hub:me/vit@none", ""),
     ]
     total = sum(float(p.detach().sum()) for p in network.parameters())
     lines = try_from(hub.endpoint, tmp_path / "home", starts)
-    for line in lines[:3]:
+    for line in (*lines[:3], *lines[8:10]):
         name, side, found = line.split()
         assert (name, side) == ("timm/test_vit", "64")
         assert float(found) == pytest.approx(total, rel=1e-5)
     assert "hf-hub:me/vti can't be fetched: no such repository, or a private one" in lines[3]
     assert "restricted: request it on its page, then log in with hf auth login" in lines[4]
-    assert "hf-hub:me/bare can't be fetched" in lines[5]
+    assert lines[5].startswith("hf-hub:me/bare has no config.json, so the network of its weights")
     assert "use --model.name hf-hub:me/vit" in lines[6]
     assert "model.init pretrained: " in lines[7]
     assert len(lines) == len(starts)

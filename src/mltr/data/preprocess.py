@@ -14,7 +14,7 @@ from PIL import Image
 from mltr.config.schema import AugmentConfig
 from mltr.data.images import MAX_PIXELS, Region, open_image, open_reduced
 from mltr.data.records import ImageSource
-from mltr.errors import MltrError
+from mltr.errors import MltrError, UsageError
 
 # Mean and standard deviation of ImageNet's training images, as everywhere in the field.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -27,7 +27,9 @@ NORMALIZATIONS = {
 CROP_PCT = 0.875  #: of weights that don't say; timm's default
 LARGER = 8 / 7  #: first squash, in the side of images: 256 px for 224 leave room for crops
 LONGEST = 32  #: how many times longer than wide a picture may be to be resized whole
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = {
+    name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos", "nearest")
+}
 
 #: Side of a tile as a share of the image's: overlapping tiles cut fewer objects in two.
 TILE = 0.6
@@ -47,6 +49,22 @@ def first_side(base_size: int, image_size: int) -> int:
     return base_size if not 0 < base_size < image_size else round(image_size * LARGER)
 
 
+def _share_of_crop(weights: Mapping[str, Any]) -> float:
+    """Return the share of the shorter side that timm cuts out for its weights; 0 for a squash.
+
+    Raises `UsageError` for what timm prepares in another way.
+    """
+    mode, share = weights.get("crop_mode") or "center", weights.get("crop_pct") or CROP_PCT
+    if mode == "squash" and share == 1:
+        return 0.0
+    if mode != "center" or share > 1:
+        raise UsageError(
+            f"augment.resize crop: timm prepares the images of these weights in another way "
+            f"(crop_mode {mode}, crop_pct {share:g}); leave it out"
+        )
+    return float(share)
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """What every image goes through at evaluation: resize to a square, scale, normalise.
@@ -60,7 +78,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     base_size: int = 0  #: side in pixels of a first squash, as images are cached (0: none)
-    interpolation: str = "bilinear"  #: or bicubic
+    interpolation: str = "bilinear"  #: or another of `FILTERS`
     crop_pct: float = 0.0  #: share of the shorter side that the network sees (0: no crop)
     padding: tuple[int, int, int] | None = None  #: red, green and blue of the borders, 0..255
 
@@ -80,15 +98,15 @@ class Preprocess:
         weights = weights or {}
         mean, std = NORMALIZATIONS["none" if augment.normalize == "auto" else augment.normalize]
         if augment.normalize == "auto":
-            mean, std = weights.get("mean", mean), weights.get("std", std)
+            mean, std = weights.get("mean") or mean, weights.get("std") or std
         return cls.from_dict(
             {
                 "image_size": image_size,
                 "mean": mean,
                 "std": std,
                 "base_size": first_side(base_size, image_size),
-                "interpolation": weights.get("interpolation", "bilinear"),
-                "crop_pct": (weights.get("crop_pct") or CROP_PCT) * (augment.resize == "crop"),
+                "interpolation": weights.get("interpolation") or "bilinear",
+                "crop_pct": _share_of_crop(weights) if augment.resize == "crop" else 0.0,
             }
         )
 

@@ -45,7 +45,7 @@ def fetch(name: str, files: list[str]) -> Path:
     malformed name, and `MltrError` if a file doesn't exist or the Hub can't be reached.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     revision = _commits.get(name, revision)
@@ -55,8 +55,10 @@ def fetch(name: str, files: list[str]) -> Path:
             revision = path.parent.name  # take the other files from the same commit
     except HFValidationError as error:
         raise UsageError(f"{name}: expected {HUB_PREFIX}OWNER/NAME ({error})") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise MltrError(f"{name} can't be fetched: {reason_of(error)}") from error
+    except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
+        missing = isinstance(error, EntryNotFoundError) and not isinstance(error, OSError)
+        reason = f"it has no {file}" if missing else reason_of(error)
+        raise MltrError(f"{name} can't be fetched: {reason}") from error
     _commits[name] = revision
     return path.parent
 
@@ -75,6 +77,8 @@ def reason_of(error: Exception) -> str:
         return (
             f"it isn't in the cache, and {constants.ENDPOINT} can't be reached: check the network"
         )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "no such revision: check what is behind the @"
     if isinstance(error, OSError) and error.errno in OWN_ERRORS:
         home = constants.HF_HOME
         return f"{home}: {os.strerror(error.errno)}; make room, or set HF_HOME to another folder"

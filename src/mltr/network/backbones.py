@@ -132,9 +132,7 @@ def create_timm(
         return model
     num_features: int = model.num_features  # type: ignore[assignment]
     map_side = -(-(image_size or timm_image_size(name)) // _stride(model))
-    return TimmBackbone(
-        model, make_head(head, num_features, num_classes, map_side=map_side, **head_options)
-    )
+    return TimmBackbone(model, make_head(head, num_features, num_classes, map_side, **head_options))
 
 
 def _stride(backbone: nn.Module) -> int:

@@ -70,16 +70,20 @@ def check_image_size(model: nn.Module, side: int, option: str) -> None:
     Shapes alone are computed, where all of its operations can do without numbers.
     """
     model.eval()
-    entries = (*model.named_parameters(), *model.named_buffers())
+    entries = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    alone = {id(tensor): tensor.to("meta") for _, tensor in entries}  # one for those that are tied
     try:
         with torch.no_grad():
             try:
-                shapes = {name: tensor.to("meta") for name, tensor in entries}
+                shapes = {name: alone[id(tensor)] for name, tensor in entries}
                 functional_call(model, shapes, torch.empty(1, 3, side, side, device="meta"))
             except Exception:  # what an operation that needs numbers raises is its own affair
                 model(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UsageError(f"{option} {side} doesn't suit this network: {reason}") from error
     finally:
         model.train()

@@ -71,6 +71,8 @@ class CSRAHead(nn.Module):
             raise UsageError(f"csra: num_heads={num_heads} is not one of {[*CSRA_TEMPERATURES]}")
         self.temperatures = CSRA_TEMPERATURES[num_heads]
         self.lam = float(lam)
+        if not math.isfinite(self.lam):
+            raise UsageError(f"csra: lam={lam} must be a finite number")
         self.weight = nn.Parameter(torch.empty(num_heads, num_classes, num_features))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as its 1x1 convolution starts
 
@@ -266,7 +268,7 @@ HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 
 
 def make_head(
-    name: str, num_features: int, num_classes: int, map_side: int = 7, **options: Any
+    name: str, num_features: int, num_classes: int, map_side: int = 7, /, **options: Any
 ) -> nn.Module:
     """Return the head `name`, one of `HEADS`, or no classifier if there are no classes.
 

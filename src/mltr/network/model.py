@@ -430,7 +430,7 @@ class MlTr(nn.Module):
         self.norm = nn.LayerNorm(self.num_features)
         map_side = -(-max(variant.image_hw) // (4 * 2 ** (len(variant.depths) - 1)))
         self.head = make_head(
-            head, self.num_features, num_classes, map_side=map_side, **(head_options or {})
+            head, self.num_features, num_classes, map_side, **(head_options or {})
         )
         self.apply(_initialise)
 

@@ -30,8 +30,8 @@ def settle(config: Config) -> tuple[Config, Preprocess]:
     with blaming(network.init):
         weights = find_weights(network.name, network.init)
         known = known_preprocessing(network.name, network.init, weights)
-    side = network.image_size or known.get("image_size") or default_image_size(network.name)
-    preprocess = Preprocess.from_config(config.augment, side, config.data.base_size, known)
+        side = network.image_size or known.get("image_size") or default_image_size(network.name)
+        preprocess = Preprocess.from_config(config.augment, side, config.data.base_size, known)
     if preprocess.base_size != config.data.base_size:
         log.info("photos are first squashed to %d px, for images of %d", preprocess.base_size, side)
     if known:

@@ -166,12 +166,37 @@ class FeatureStore:
         def make(path: Path) -> None:
             side = self.preprocess.image_size
             maps, pooled = self._run(torch.zeros(1, 3, side, side))
+            self._check_pooled()
             shapes = {} if maps is None else {"maps": maps.shape[1:]}
             write_json(path, shapes | {"pooled": pooled.shape[1:]})
 
         name = f"features-{hashlib.sha256(self._key().encode()).hexdigest()[:16]}.json"
         layout: dict[str, list[int]] = json.loads(self.cache.get(name, 1, make).read_bytes())
         return layout
+
+    @torch.inference_mode()
+    def _check_pooled(self) -> None:
+        """Raise `UsageError` if the network's own classifier sees another vector.
+
+        So it is where a norm stands between timm's pooling and the linear layer.
+        """
+        if isinstance(self.network, MlTr | TimmBackbone):
+            return
+        side = self.preprocess.image_size
+        images = torch.linspace(0, 1, 3 * side * side).view(1, 3, side, side)
+        network = self.network.cpu().float().eval()
+        seen: list[Tensor] = []
+        hook = self.head.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            network(images)
+        finally:
+            hook.remove()
+        pooled = compute_features(network, images)[1]
+        if seen[0].shape != pooled.shape or not torch.allclose(seen[0], pooled, 1e-3, 1e-3):
+            raise UsageError(
+                f"{self.name} classifies by more than one linear layer, which train.freeze "
+                "backbone needs: choose another head, such as --model.head csra"
+            )
 
     @torch.inference_mode()
     def _run(self, images: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -56,7 +56,10 @@ def _stages(model: nn.Module) -> list[list[str]]:
         return []
     # What timm matches with no stage, such as the head, is in one group with this name.
     named = zip([*names, UNMATCHED], count(), strict=False)
-    groups = group_with_matcher(named, matcher(coarse=True))
+    try:
+        groups = group_with_matcher(named, matcher(coarse=True))
+    except AssertionError:  # of a network that has no coarse groups
+        return []
     ordered = [group for _, group in sorted(groups.items()) if UNMATCHED not in group]
     if len(ordered) < 2:
         return []

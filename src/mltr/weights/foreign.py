@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import pickle
 import re
@@ -54,20 +55,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 def _plain(tensors: Tensors) -> dict[str, Tensor]:
     """Return tensors by their names without what a wrapper of the network has put in front."""
-    return {key.removeprefix("module."): value for key, value in tensors.items()}
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in tensors.items()}
 
 
 def _load_pickled(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # timm's training keeps its options beside the tensors.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
             raise MltrError(f"{path} is damaged or not a PyTorch file") from error
         raise MltrError(
             f"{path} contains more than tensors ({found[1]}), which could execute arbitrary code; "
-            "it was not loaded, and nothing in it was run. If you trust its origin, save only its "
-            "tensors: torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
+            "it was not loaded, and nothing in it was run. If you trust its origin, save only the "
+            "dict of its tensors: torch.save(torch.load(FILE, weights_only=False)[KEY], NEW)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -183,7 +183,16 @@ def _config_of(name: str) -> dict[str, Any]:
 
 def _read_folder_config(init: str) -> dict[str, Any] | None:
     """Return the config.json of a folder or a name on the Hub; None if it is a bundle's."""
-    folder = fetch(init, [CONFIG_FILE]) if init.startswith(HUB_PREFIX) else Path(init)
+    try:
+        folder = fetch(init, [CONFIG_FILE]) if init.startswith(HUB_PREFIX) else Path(init)
+    except MltrError as error:
+        cause = error.__cause__
+        if not isinstance(cause, EntryNotFoundError) or isinstance(cause, OSError):
+            raise  # an OSError is of a copy that isn't there, for want of a network
+        raise MltrError(
+            f"{init} has no {CONFIG_FILE}, so the network of its weights is unknown: download its "
+            "file, and give the network, too: --model.name timm/NAME --model.init FILE"
+        ) from error
     path = folder / CONFIG_FILE
     if not path.is_file():
         weights = [name for name in WEIGHT_FILES if (folder / name).is_file()]
@@ -205,11 +214,16 @@ def _read_folder_config(init: str) -> dict[str, Any] | None:
 def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
     """Return the weights that a config.json in timm's words describes."""
     architecture = config.get("architecture")
+    if isinstance(architecture, str):
+        architecture = architecture.split(".")[0]  # without the tag of its weights
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise MltrError(
             f"{source}: its {CONFIG_FILE} names no timm network (architecture: "
             f"{architecture!r}); only timm networks and mltr bundles can be loaded"
         )
+    for key in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise MltrError(f"{source}: {key} in its {CONFIG_FILE} must be an object")
     given = dict(config.get("model_args") or {})
     arguments = {key: value for key, value in given.items() if key not in WEIGHT_SOURCES}
     known = dict(config.get("pretrained_cfg") or config)  # once all stood at the top
@@ -217,7 +231,10 @@ def _from_config(source: str, config: Mapping[str, Any]) -> TimmWeights:
     if size is not None:
         side = size if isinstance(size, int) else size[-1]
         known["input_size"] = [3, side, side]
-    channels = arguments.get("in_chans") or known.get("input_size", [3])[0]
+    inputs = known.get("input_size") or [3]
+    if not isinstance(inputs, list) or not all(isinstance(side, int) for side in inputs):
+        raise MltrError(f"{source}: input_size in its {CONFIG_FILE} must be a list of numbers")
+    channels = arguments.get("in_chans") or inputs[0]
     if channels != 3:
         raise MltrError(f"{source}: its network needs images with {channels} channels, not RGB")
     if "num_classes" in config:
@@ -265,7 +282,7 @@ def resolve_name(model: ModelConfig) -> ModelConfig:
     return replace(
         model,
         name=TIMM + found.architecture,
-        init=model.init or model.name,
+        init=model.name if model.init in ("", PRETRAINED) else model.init,
         overrides=found.overrides | model.overrides,
     )
 
