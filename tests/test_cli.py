@@ -226,6 +226,11 @@ def test_one_of_several_processes_ends_with_its_own_exit_code() -> None:
     done = run_mltr("predict", "nowhere", "photo.png", WORLD_SIZE="2")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "mltr: error: no such file or folder: photo.png\n"
+    # Also where it leaves as by SIGTERM.
+    code = "from mltr import cli\ndef main(): raise SystemExit(3)\ncli.main = main\ncli.console()"
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
+    left = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert left.returncode == 3
 
 
 @pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if c.sections == cli.DATA])
