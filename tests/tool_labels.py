@@ -103,7 +103,7 @@ def write_csv(folder: Path) -> None:
 
 
 def write_voc_xml(root: Path) -> None:
-    """Write annotations as LabelImg does, beside the photos; the last object is difficult."""
+    """Write annotations as LabelImg does, beside the photos."""
     for name, labels in LABELS.items():
         write_image(root / name)
         objects = "".join(

@@ -191,12 +191,19 @@ def test_nothing_of_others_is_replaced(table: Path, tmp_path: Path, capsys) -> N
         assert [path.name for path in own.iterdir()] == [name]
 
 
-def test_labels_that_are_named_count_before_shards_beside_them(table: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(table.parent, tmp_path / "both"))
-    assert pack(folder / table.name, tmp_path / "shards") == 0
+def test_labels_that_are_named_count_before_shards_beside_them(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(table, tmp_path / "both"))
+    assert pack(table, tmp_path / "shards") == 0
     shutil.copytree(tmp_path / "shards", folder, dirs_exist_ok=True)
-    named = open_splits(DataConfig(root=str(folder), format="table", labels=table.name))
+    named = open_splits(DataConfig(root=str(folder), format="table", labels="labels.csv"))
     assert not isinstance(named.train, ShardSplit)
+    monkeypatch.chdir(folder)  # where a recipe's labels.csv is one, too
+    packed = open_splits(
+        DataConfig(root=str(tmp_path / "shards"), format="table", labels="labels.csv")
+    )
+    assert isinstance(packed.train, ShardSplit)
     assert isinstance(open_splits(DataConfig(root=str(folder))).train, ShardSplit)
 
 

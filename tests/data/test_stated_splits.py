@@ -24,7 +24,7 @@ def photos_in(root: Path) -> dict[str, set[str]]:
     return {split.name: {Path(record.name).name for record in split} for split in splits}
 
 
-def as_stated(**words: str) -> dict[str, set[str]]:
+def as_stated() -> dict[str, set[str]]:
     return {part: set(names) for part, names in PARTS.items()}
 
 
@@ -45,12 +45,34 @@ def test_splits_in_folders(tmp_path: Path, called: tuple[str, ...], kind: str) -
     assert photos_in(tmp_path) == as_stated()
 
 
-def test_a_folder_that_happens_to_be_called_so_is_no_split(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "folders", [("2019", "train station", "Training"), ("Test 1", "Test 2"), ("Test",), ("dev1",)]
+)
+def test_a_folder_that_happens_to_be_called_so_is_no_split(
+    tmp_path: Path, folders: tuple[str, ...]
+) -> None:
     for number, name in enumerate(NAMES):
-        folder = ("2019", "train station", "Training")[number % 3]
-        path = write_image(tmp_path / folder / name)
+        path = write_image(tmp_path / folders[number % len(folders)] / name)
         path.with_suffix(".txt").write_text(", ".join(LABELS[name]) or "Plane")
     assert sum(map(len, photos_in(tmp_path).values())) == len(NAMES)
+
+
+def test_photos_beside_splits_are_asked_about(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        path = write_image(tmp_path / ("train", "train", "test", "holidays")[number % 4] / name)
+        path.with_suffix(".txt").write_text(", ".join(LABELS[name]) or "Plane")
+    with pytest.raises(UsageError, match="holidays holds photos, and is none of the splits"):
+        open_splits(DataConfig(root=str(tmp_path)))
+    assert sum(map(len, open_splits(DataConfig(root=str(tmp_path), ignore="holidays")))) == 9
+
+
+def test_classes_that_are_called_like_splits(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES * 2):
+        label = ("Training/2019", "Matches/2020", "Travel/2019")[number % 3]
+        write_image(tmp_path / label / f"{number}-{name}")
+    splits = open_splits(DataConfig(root=str(tmp_path), format="class_folders"))
+    assert splits.train.classes == ("Matches", "Training", "Travel")
+    assert sum(map(len, splits)) == 2 * len(NAMES)
 
 
 def test_a_class_that_a_split_lacks_has_no_photo_there(
@@ -91,6 +113,30 @@ def test_lists_of_yolo_by_paths_of_another_machine(tmp_path: Path, start: str) -
         open_splits(DataConfig(root=str(tmp_path)))
 
 
+def test_lists_of_yolo_name_photos_by_the_whole_path_first(tmp_path: Path) -> None:
+    write_yolo_lists(tmp_path)
+    for name in NAMES:
+        write_image(tmp_path / "backup" / "images" / name)
+    found = open_splits(DataConfig(root=str(tmp_path), unlabelled="drop"))
+    assert [len(split) for split in found] == [6, 3, 3]
+    (tmp_path / "train.txt").write_text("/elsewhere/0.jpg\n")
+    with pytest.raises(MltrError, match=r"may be one of several photos called 0.jpg"):
+        open_splits(DataConfig(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("called", ["obj_{}_data", "VisDrone2019-DET-{}", "clips-{}"])
+def test_folders_of_yolo_that_say_their_split_among_other_words(
+    tmp_path: Path, called: str
+) -> None:
+    for part, names in PARTS.items():
+        folder = tmp_path / called.format(part)
+        for name in names:
+            write_image(folder / "images" / name)
+            write_boxes((folder / "labels" / name).with_suffix(".txt"), LABELS[name])
+    (tmp_path / "classes.txt").write_text("Boat\nCar\n")
+    assert photos_in(tmp_path) == as_stated()
+
+
 def test_photos_of_yolo_in_two_splits_are_in_the_first(tmp_path: Path) -> None:
     for name, labels in LABELS.items():
         write_image(tmp_path / "images" / "train2017" / name)
@@ -112,6 +158,7 @@ def test_photos_of_yolo_in_two_splits_are_in_the_first(tmp_path: Path) -> None:
         ("usage", ("Training", "Validation", "Test")),
         ("is_valid", ("0", "1", None)),
         ("is_training_image", ("1", None, "0")),
+        ("coco_split,split", ("val,train", "train,val", "train,test")),
         ("is_test", ("False", None, "True")),
     ],
 )
@@ -129,6 +176,29 @@ def test_columns_that_divide(
     found = {part: split["images"] for part, split in report["splits"].items()}
     assert all(found[part] == size for part, size in sizes.items() if size and part != "train")
     assert report["classes"] == ["Boat", "Car", "Plane"]
+
+
+def test_a_column_divides_the_table_for_training(tmp_path: Path) -> None:
+    for name in NAMES:
+        write_image(tmp_path / name)
+    rows = [f"{name},Boat,{part}" for part in ("train", "val") for name in PARTS[part]]
+    write_rows(tmp_path, "path,labels,split", rows, "train.csv")
+    write_rows(tmp_path, "path,labels", [f"{name},Boat" for name in PARTS["test"]], "test.csv")
+    assert photos_in(tmp_path) == as_stated()
+
+
+@pytest.mark.parametrize(
+    "header", ["path,is_car,is_bus,is_train", "path,is_valid_image,car,is_train"]
+)
+def test_a_class_or_a_mark_that_is_called_like_a_flag(
+    tmp_path: Path, header: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{name},{n % 2},{n % 3 % 2},{n % 4 % 2}" for n, name in enumerate(NAMES)]
+    for name in NAMES:
+        write_image(tmp_path / name)
+    write_rows(tmp_path, header, rows, "labels.csv")
+    report = described(capsys, tmp_path)
+    assert report["classes"] == header.split(",")[1:]
 
 
 def test_columns_and_tables_that_disagree_are_asked_about(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from making import write_image
+from making import write_image, write_voc
 from tool_labels import (
     LABELS,
     annotations_of,
@@ -46,6 +47,7 @@ from mltr.cli import main
 from mltr.config.schema import DataConfig
 from mltr.data import open_splits
 from mltr.data.detect import detect_format
+from mltr.data.readers.voc import VOC_CLASSES
 from mltr.data.records import PackedImage, Record, same_image
 from mltr.errors import MltrError, UsageError
 
@@ -165,15 +167,48 @@ def test_xml_as_in_voc(tmp_path: Path, folder: str, capsys: pytest.CaptureFixtur
         open_splits(DataConfig(root=str(tmp_path)))
 
 
+def test_xml_beside_photos_in_folders_of_classes_is_asked_about(tmp_path: Path) -> None:
+    write_voc_xml(tmp_path / "rose")
+    write_image(tmp_path / "tulip" / "x.jpg")
+    with pytest.raises(UsageError, match="photos with .xml files: set data.format class_folders"):
+        open_splits(DataConfig(root=str(tmp_path)))
+
+
+def test_annotations_outside_of_the_source_are_no_ones_labels(tmp_path: Path) -> None:
+    write_voc_xml(tmp_path / "annotations")
+    write_all(tmp_path / "holiday")
+    with pytest.raises(UsageError, match="unknown format"):
+        open_splits(DataConfig(root=str(tmp_path / "holiday")))
+
+
+def test_vocs_own_annotations_have_its_classes(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOC2007")
+    shutil.rmtree(tmp_path / "VOC2007" / "ImageSets")
+    for path in (tmp_path / "VOC2007" / "Annotations").glob("*.xml"):
+        owner = "<owner><name>Jinky the Fruit Bat</name></owner></annotation>"
+        path.write_text(path.read_text().replace("</annotation>", owner))
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert splits.train.classes == VOC_CLASSES
+
+
 def test_lists_of_photos_beside_xml_are_splits(tmp_path: Path) -> None:
     write_voc_xml(tmp_path / "JPEGImages")
     (tmp_path / "JPEGImages").rename(tmp_path / "Annotations")  # photos and all
     lists = tmp_path / "ImageSets" / "Main"
     lists.mkdir(parents=True)
-    for part, names in (("train", "0 1 2 3 4 5"), ("val", "6 7 8"), ("test", "9 10 11")):
-        (lists / f"{part}.txt").write_text("\n".join(names.split()))
-    splits = open_splits(DataConfig(root=str(tmp_path)))
-    assert [len(split) for split in splits] == [6, 3, 3]
+    (tmp_path / "Annotations" / "0.jpg").rename(tmp_path / "Annotations" / "my photo 0.jpg")
+    (tmp_path / "Annotations" / "0.xml").rename(tmp_path / "Annotations" / "my photo 0.xml")
+    named = {"train": ["my photo 0", "1  1", "2 -1", "3", "4", "5.jpg"], "val": ["6", "7", "8"]}
+    named |= {"test": ["9", "10", "11", "1"], "trainval": [*map(str, range(1, 9))]}
+    for part, names in named.items():
+        (lists / f"{part}.txt").write_text("\n".join(names))
+    assert [len(split) for split in open_splits(DataConfig(root=str(tmp_path)))] == [6, 3, 3]
+    for part in ("train", "val"):
+        (lists / f"{part}.txt").unlink()
+    assert len(open_splits(DataConfig(root=str(tmp_path))).test) == 4
+    (lists / "test.txt").write_text("x\n")
+    with pytest.raises(MltrError, match=r"test.txt: none of its photos is in .*, e.g. x"):
+        open_splits(DataConfig(root=str(tmp_path)))
 
 
 def test_photos_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
@@ -245,6 +280,11 @@ def test_photos_of_one_name_in_the_subsets_of_cvat(tmp_path: Path) -> None:
     splits = open_splits(DataConfig(root=str(tmp_path)))
     assert len(splits.val) == len(LABELS)
     assert {Path(str(record.image)).parent.name for record in splits.val} == {"val"}
+    for part in ("train", "val"):  # the folder may be in the names, too
+        content = annotations_of([f"{part}/{name}" for name in LABELS], ["Boat", "Car"], bbox=[])
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(content)
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert all(Path(str(record.image)).is_file() for split in splits for record in split)
 
 
 def test_several_files_of_annotations_are_asked_about(tmp_path: Path) -> None:

@@ -509,7 +509,7 @@ TRY = """
 import json, sys
 from mltr.training.build import build_model, settle
 from mltr.config.schema import Config, ModelConfig
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError
 for name, init in json.loads(sys.argv[1]):
     try:
         config, preprocess = settle(Config(model=ModelConfig(name=name, init=init)))

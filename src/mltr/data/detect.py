@@ -12,7 +12,7 @@ from mltr.data.readers.huggingface import is_saved_dataset
 from mltr.data.readers.keywords import have_keywords
 from mltr.data.readers.label_studio import is_export
 from mltr.data.readers.labelled import WHOLE, part_of, part_of_folder
-from mltr.data.readers.voc import find_voc
+from mltr.data.readers.voc import find_voc, is_voc
 from mltr.data.readers.voc_xml import have_voc_xml
 from mltr.data.readers.yolo import DESCRIPTIONS, find_label_file, holds_boxes
 from mltr.data.shards import is_shards
@@ -52,8 +52,7 @@ def detect_format(root: str | Path, ignore: Sequence[str] = ()) -> str:
     if (root / "Concepts81.txt").is_file():
         return "nuswide"
     try:
-        find_voc(root)
-        return "voc"
+        return "voc" if is_voc(find_voc(root)) else "voc_xml"
     except UsageError:
         return "voc"  # several years of it
     except MltrError:
@@ -117,10 +116,17 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
     def photos() -> Iterator[Path]:
         return map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))
 
-    if have_voc_xml(photos()):
-        return "voc_xml"
     named_for_splits = all(part_of_folder(folder.name) for folder in folders)
     are_splits = bool(folders) and named_for_splits and not class_folder_parts(root, ignore)
+    names = [folder.name for folder in folders]
+    are_kinds = len(names) > 1 and NO_CLASSES.issuperset(name.lower() for name in names)
+    if have_voc_xml(root, photos()):
+        if len(folders) > 1 and not are_splits and not are_kinds:
+            raise UsageError(
+                f"{root}: folders of photos with .xml files: set data.format class_folders to "
+                "learn the names of the folders, or voc_xml"
+            )
+        return "voc_xml"
     if have_keywords(photos()):
         if folders and not are_splits:
             raise UsageError(
@@ -128,8 +134,6 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
                 "learn the names of the folders, or keywords"
             )
         return "keywords"
-    names = [folder.name for folder in folders]
-    are_kinds = len(names) > 1 and NO_CLASSES.issuperset(name.lower() for name in names)
     if len(folders) == 1 or are_splits or are_kinds:  # labels in a file are likelier than these
         _refuse_unread(root, UNREAD)
     if are_splits or are_kinds:
@@ -229,20 +233,41 @@ def find_part_tables(root: Path) -> dict[str, list[Path]]:
 def class_folder_parts(root: Path, ignore: Sequence[str]) -> dict[str, Path]:
     """Return the folders of splits that class folders are in; none where there isn't `train`.
 
-    A folder called so may also be a class itself. Raises `UsageError` for two of one split.
+    A folder called so may also be a class itself, as it is beside others unless another split has
+    its classes, too. Raises `UsageError` for two of one split.
     """
+    folders = list_folders(root, ignore)
+    named: dict[str, list[Path]] = {}
+    for folder in folders:
+        if part := part_of_folder(folder.name):
+            named.setdefault(part, []).append(folder)
+    inside = {folder: list_folders(folder, ignore) for part in named.values() for folder in part}
     parts: dict[str, Path] = {}
-    for folder in list_folders(root, ignore):
-        part = part_of_folder(folder.name)
-        if not part or (part == "train" and not list_folders(folder, ignore)):
-            continue
-        if part in parts:
+    for part, found in named.items():
+        with_classes = [folder for folder in found if inside[folder]]
+        parts[part] = (with_classes or found)[0]
+    if "train" not in parts or not inside[parts["train"]]:
+        return {}
+    classes = {folder.name for folder in inside[parts["train"]]}
+    others = [folder for folder in folders if folder not in inside]
+    is_confirmed = any(
+        folder.name in classes
+        for part in ("val", "test")
+        for folder in inside.get(parts.get(part, root), ())
+    )
+    if not is_confirmed and any(_holds_photos(folder, ignore) for folder in others):
+        return {}
+    for part, found in named.items():
+        if len(several := [folder for folder in found if inside[folder]]) > 1:
             raise UsageError(
-                f"{root}: {parts[part].name} and {folder.name} are both folders of the split "
+                f"{root}: {several[0].name} and {several[1].name} are both folders of the split "
                 f"{part}: rename one, or leave it out by data.ignore"
             )
-        parts[part] = folder
-    return parts if "train" in parts else {}
+    return parts
+
+
+def _holds_photos(folder: Path, ignore: Sequence[str]) -> bool:
+    return any(True for _ in walk_images(folder, ignore=ignore, passed_over=Counter()))
 
 
 def _class_folders(root: Path, ignore: Sequence[str]) -> list[Path]:

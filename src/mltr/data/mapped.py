@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +44,14 @@ class MappedRows:
             errors = self._read_errors(size)
             if errors is None or not (self._is_new or all(map(is_broken, errors))):
                 # Cut off, as by a power cut; or an image that couldn't be read can be now.
-                with suppress(*([PermissionError] if errors is not None else ())):
+                try:
                     if self.path.exists() and self.path.stat().st_ino == seen:
                         self.path.unlink(missing_ok=True)  # no one has mended it
                     self.path = cache.get(name, size + 1, lambda path: self._make(path, fill))
                     errors = self._read_errors(size)
+                except PermissionError:  # of a cache that others keep; most of it serves
+                    if errors is None:
+                        raise
         except (OSError, MltrError) as error:
             reason = getattr(error, "strerror", None) or error
             raise MltrError(

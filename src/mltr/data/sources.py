@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -32,7 +32,7 @@ from mltr.data.readers.label_studio import read_label_studio
 from mltr.data.readers.labelled import WHOLE, align_classes, part_of, part_of_folder
 from mltr.data.readers.nuswide import read_nuswide
 from mltr.data.readers.table import read_table
-from mltr.data.readers.voc import find_voc, has_list, holds_voc_classes, read_voc
+from mltr.data.readers.voc import find_voc, has_list, read_voc
 from mltr.data.readers.voc_xml import read_voc_xml
 from mltr.data.readers.yolo import read_yolo
 from mltr.data.records import Record, Split, Splits, read_class_list, same_image
@@ -242,9 +242,10 @@ def _find_format(config: DataConfig) -> str:
             f"data.root {root}: no such file or folder; if it has moved, give the new location "
             "with --data.root NEW"
         )
-    has_labels = bool(config.labels) and (root / config.labels).is_file()
-    if is_shards(root) and not has_labels:  # of a source in any format, which a recipe may name
-        return "shards"
+    if is_shards(root):  # of a source in any format, which a recipe may name
+        labels = root / config.labels
+        if not (config.labels and labels.is_relative_to(root) and labels.is_file()):
+            return "shards"
     if config.format != "auto":
         return config.format
     if config.labels and root.is_dir() and not is_saved_dataset(root):
@@ -309,7 +310,8 @@ def _coco_parts(root: Path, labels: str) -> dict[str, Path]:
         return {WHOLE: root / labels if labels else root}
     parts: dict[str, Path] = {}
     for path in find_coco_files(root):
-        part = part_of_folder(path.parent.name) or part_of(path.stem)
+        above = path.parent.name if path.parent != root else ""
+        part = part_of_folder(above) or part_of(path.stem)
         if part in parts:
             raise UsageError(
                 f"{root}: set data.labels to one file of annotations; found: "
@@ -327,8 +329,6 @@ def _open_voc(root: Path, config: DataConfig) -> Splits:
         names = ("trainval", "test")
     elif has_list(folder, "train"):  # VOC 2012: the labels of its test were never published
         names = ("train", "val")
-    elif (folder / "Annotations").is_dir() and not holds_voc_classes(folder):
-        return _open_voc_xml(folder, config)
     else:
         return _divide(read_voc(folder, "all", difficult=config.difficult), config)
     train, test = (read_voc(folder, name, difficult=config.difficult) for name in names)  # type: ignore[arg-type]
@@ -373,20 +373,13 @@ def _read_part_tables(
     """Return a split of each part; those of one part are joined."""
     images = root / config.images if config.images else Path()
 
-    def read_one(path: Path, part: str, classes: Sequence[str] | None) -> Split:
-        split, parts = read_table(path, images, classes, config)
-        if other := next((name for name in parts if name != part), ""):
-            raise UsageError(
-                f"{path}: its name says {part}, and a column of it {other}: rename the file, or "
-                "leave out the column"
-            )
-        return split
-
     def read(classes: Sequence[str] | None) -> dict[str, list[Split]]:
-        return {
-            part: [read_one(path, part, classes) for path in paths]
-            for part, paths in tables.items()
-        }
+        found: dict[str, list[Split]] = {}
+        for part, paths in tables.items():
+            for path in paths:
+                for name, split in _parts_of_table(path, part, images, classes, config):
+                    found.setdefault(name, []).append(split)
+        return found
 
     found = read(classes)
     named = [split.classes for part in found.values() for split in part]
@@ -400,6 +393,27 @@ def _read_part_tables(
             first.notes = dict(Counter(first.notes) + Counter(split.notes))
         parts[part] = first
     return parts
+
+
+def _parts_of_table(
+    path: Path, part: str, images: Path, classes: Sequence[str] | None, config: DataConfig
+) -> Iterator[tuple[str, Split]]:
+    """Yield a table named for a split; that for training may be divided by a column.
+
+    Raises `UsageError` where name and column disagree.
+    """
+    split, stated = read_table(path, images, classes, config)
+    known = {"train", "val"} if part == "train" else {part}
+    if other := next((name for name in stated if name not in known), ""):
+        raise UsageError(
+            f"{path}: its name says {part}, and a column of it {other}: rename the file, or leave "
+            "out the column"
+        )
+    if len({*stated}) < 2:
+        yield part, split
+        return
+    for name in ("train", "val"):
+        yield name, split.subset([i for i, own in enumerate(stated) if own == name], name)
 
 
 def _choose(root: Path, labels: str, candidates: Sequence[Path], what: str) -> Path:
@@ -422,7 +436,12 @@ def _open_class_folders(root: Path, config: DataConfig) -> Splits:
     folders = class_folder_parts(root, ignore)
     if not folders:
         return _divide(read_class_folders(root, ignore=ignore), config)
+    others = [folder for folder in list_folders(root, ignore) if folder not in folders.values()]
     train = read_class_folders(folders.pop("train"), ignore=ignore)
+    for other in others:
+        if left := len(find_images(other, ignore)):
+            what = f"photos in {other.name}, which is no split, left out"
+            train.understood |= Understood(counts={what: left})
     parts = {"train": train, "val": Split(train.classes, []), "test": Split(train.classes, [])}
     for part, folder in folders.items():
         has_classes = any((folder / name).is_dir() for name in train.classes)
@@ -441,7 +460,8 @@ def _open_class_folders(root: Path, config: DataConfig) -> Splits:
 
 def _open_yolo(root: Path, config: DataConfig) -> Splits:
     ignore = _globs(config.ignore)
-    return _by_part(read_yolo(root, _classes(root, config), config.unlabelled, ignore), config)
+    classes = _classes(root, config, numbered=True)
+    return _by_part(read_yolo(root, classes, config.unlabelled, ignore), config)
 
 
 def _open_keywords(root: Path, config: DataConfig) -> Splits:
@@ -466,8 +486,10 @@ def _globs(ignore: str) -> list[str]:
     return [glob.strip() for glob in ignore.split(",") if glob.strip()]
 
 
-def _classes(folder: Path, config: DataConfig) -> tuple[str, ...] | None:
-    return read_class_list(folder / config.classes) if config.classes else None
+def _classes(folder: Path, config: DataConfig, *, numbered: bool = False) -> tuple[str, ...] | None:
+    if not config.classes:
+        return None
+    return read_class_list(folder / config.classes, numbered=numbered)
 
 
 def _by_part(parts: dict[str, Split], config: DataConfig) -> Splits:

@@ -113,8 +113,9 @@ def is_image(path: Path) -> bool:
 def list_folders(folder: str | Path, ignore: Sequence[str] = ()) -> list[Path]:
     """Return the folders in a folder that may be classes or splits, sorted."""
     ignored = _pattern((*IGNORED, *ignore))
-    paths = sorted(path for path in Path(folder).iterdir() if path.is_dir())
-    return [path for path in paths if not ignored.match(path.name)]
+    with os.scandir(folder) as entries:  # which knows what is a folder without asking again
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    return [Path(folder) / name for name in names if not ignored.match(name)]
 
 
 class Siblings:

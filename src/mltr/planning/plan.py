@@ -92,7 +92,7 @@ def make_plan(
 
     try:
         config, _ = settle(config)
-    except UsageError:
+    except UsageError:  # training would refuse this, too
         raise
     except MltrError as error:  # of weights that aren't here, which needn't be to plan
         log.warning("planned without what the weights say: %s", error)

@@ -6,7 +6,6 @@ is written last. The folder gets its final name once all files are on disk.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import pickle
@@ -126,8 +125,12 @@ class States:
         kept = sorted(self.folder.glob(STATES), key=_place)[-keep:]
         needed = set()
         for path in kept:
-            with contextlib.suppress(MltrError, OSError):  # damaged
+            try:
                 needed.add(self.folder / _read_sums(path)["needs"])
+            except MltrError:  # damaged
+                continue
+            except OSError:  # it can't be read now, and what it needs isn't known
+                return
         for pattern in (STATES, BEST, f"{UNFINISHED}*"):
             for path in self.folder.glob(pattern):
                 if path not in kept and path not in needed:

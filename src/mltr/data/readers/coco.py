@@ -154,12 +154,12 @@ def _locator(
     """Return a function from the name of an image to its path: where tools put it, or anywhere."""
     stem = path.stem.removeprefix("instances_")
     above = path.parent.parent
-    if usual:  # train2017, as in MS-COCO; images/train, as CVAT writes it
-        for folder in (above / stem, above / "images" / stem):
-            if folder.is_dir():
-                return lambda name: folder / name
+    # train2017, as in MS-COCO; images/train, as CVAT writes it
+    by_name = (above / stem, above / "images" / stem) if usual else ()
     names = [image["file_name"] for image in listed[:LOOKED_AT]]
-    for folder in (*usual, images, images / "images"):
+    for folder in (*by_name, *usual, images, images / "images"):
         if any((folder / name).is_file() for name in names):
             return lambda name: folder / name
+    if usual and (above / stem).is_dir():
+        return lambda name: above / stem / name
     return PhotoIndex(images).find

@@ -49,7 +49,7 @@ def read_sidecars(
 ) -> dict[str, Split]:
     """Read the same in the splits that the folders in `root` are named for, if they are."""
     tagged, understood = _read_tagged(Path(root), classes, ignore)
-    return to_splits(with_parts_of_folders(tagged), classes, understood, str(root))
+    return to_splits(with_parts_of_folders(Path(root), tagged), classes, understood, str(root))
 
 
 def _read_tagged(
@@ -115,7 +115,7 @@ def read_class_folders(
     merged = _merge_copies(records)
     counts = {
         "photos outside of the class folders, left out": sum(map(is_image, root.iterdir())),
-        "classes without a photo": len(folders) - len(with_photos),
+        f"classes without a photo in {root.name}": len(folders) - len(with_photos),
         "copies of a photo in several class folders, merged": len(records) - len(merged),
     }
     understood = Understood(

@@ -67,7 +67,7 @@ def read_keywords(
     details = tuple(f"{number:,} {where}" for where, number in sorted(used.items()))
     meanings = {"not among the keywords": "absent"}
     understood = Understood("keywords", (), details, meanings=meanings, counts=counts)
-    return to_splits(with_parts_of_folders(photos), classes, understood, str(root))
+    return to_splits(with_parts_of_folders(root, photos), classes, understood, str(root))
 
 
 def have_keywords(images: Iterable[Path]) -> bool:
@@ -94,9 +94,12 @@ def keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
     """
     sidecar = _sidecar(image, siblings)
     if sidecar is not None:
-        found, is_ours = _keywords_in_file(sidecar)
+        found, added = _lists_in_file(sidecar)
         if found:
-            return found, f"in files {'that mltr has added to' if is_ours else 'beside the photos'}"
+            return (
+                found,
+                f"in files {'beside the photos' if added is None else 'that mltr has added to'}",
+            )
     return _keywords_within(image)
 
 
@@ -125,12 +128,6 @@ def _has_namesake(image: Path) -> bool:
     return any(other.name != image.name and other.is_file() for other in others)
 
 
-def _keywords_in_file(sidecar: Path) -> tuple[list[str], bool]:
-    """Return the keywords in a file beside a photo, and whether mltr has added to it."""
-    found, added = _lists_in_file(sidecar)
-    return found, added is not None
-
-
 def _lists_in_file(sidecar: Path) -> tuple[list[str], list[str] | None]:
     """Return the keywords in a file, and those of them that mltr has added, if it has been there.
 
@@ -139,12 +136,9 @@ def _lists_in_file(sidecar: Path) -> tuple[list[str], list[str] | None]:
     try:
         with open_regular(sidecar) as file:
             content = file.read(MAX_BYTES)
-        rdf = find_rdf(parse_xmp(content)) if content else None
-        if rdf is None:
-            return [], None
-        found = _distinct(texts_of(find_list(rdf, SUBJECT)))
-        added = _distinct(texts_of(find_list(rdf, LABELS)))
-        return found, added if OWN.encode() in content else None
+        found = keywords_in_xmp(content) if content else []
+        is_ours = OWN.encode() in content
+        return found, keywords_in_xmp(content, LABELS) if is_ours else None
     except (OSError, MltrError) as error:
         raise MltrError(f"{sidecar}: can't be read ({error})") from error
 
@@ -198,10 +192,10 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 # -- XMP ---------------------------------------------------------------------------------------
 
 
-def keywords_in_xmp(content: bytes) -> list[str]:
-    """Return the keywords in XMP, each once; raises `MltrError` for what is no XMP."""
+def keywords_in_xmp(content: bytes, name: str = SUBJECT) -> list[str]:
+    """Return the texts of a list in XMP, each once; raises `MltrError` for what is no XMP."""
     rdf = find_rdf(parse_xmp(content))
-    return [] if rdf is None else _distinct(texts_of(find_list(rdf, SUBJECT)))
+    return [] if rdf is None else _distinct(texts_of(find_list(rdf, name)))
 
 
 def parse_xmp(content: bytes) -> _Element:

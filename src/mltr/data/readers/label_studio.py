@@ -199,7 +199,8 @@ def _answers_of_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str
     if len(answers) > 1 and answers != sure:
         raise UsageError(
             f"{path}: the columns {', '.join(answers)} may be answers, or what the tasks "
-            "came with: export as JSON, which tells them apart, or delete those without labels"
+            "came with: export as JSON (not JSON-MIN), which tells them apart, or delete those "
+            "without labels"
         )
     return answers
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -16,11 +16,12 @@ import numpy as np
 from mltr.data.records import PARTS, ImageSource, Record, Split, indices_of, normal
 from mltr.data.understood import Understood
 from mltr.data.walk import find_images
-from mltr.errors import MltrError
+from mltr.errors import MltrError, UsageError
 
 WHOLE = ""  #: the split of a source that states none
 #: What folders of splits are called beside them, as in train_images.
-BESIDE_PARTS = ("", "image", "images", "img", "imgs", "photos", "set", "data")
+BESIDE_PARTS = ("image", "images", "img", "imgs", "photos", "set", "data")
+YEAR = r"(19|20)\d\d"
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,34 @@ def part_of(name: str) -> str:
 def part_of_folder(name: str) -> str:
     """Return the split that the whole name of a folder states, in which other words are a place.
 
-    >>> [part_of_folder(name) for name in ("Training", "train2017", "images_val", "train station")]
-    ['train', 'train', 'val', '']
+    >>> [part_of_folder(name) for name in ("Training", "train2017", "test_images")]
+    ['train', 'train', 'test']
+    >>> [part_of_folder(name) for name in ("train station", "Test 1")]
+    ['', '']
     """
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in BESIDE_PARTS]
+    words = re.findall(r"[^\W\d_]+|\d+", name.lower())
+    words = [word for word in words if word not in BESIDE_PARTS and not re.fullmatch(YEAR, word)]
     return PARTS.get(words[0], WHOLE) if len(words) == 1 else WHOLE
 
 
-def with_parts_of_folders(photos: Sequence[LabelledPhoto]) -> list[LabelledPhoto]:
-    """Return photos in the splits that the first folders in their names state.
+def with_parts_of_folders(root: Path, photos: Sequence[LabelledPhoto]) -> list[LabelledPhoto]:
+    """Return photos in the splits that the folders in `root` are named for.
 
-    They are as they were where only some are in a folder named so, and it could be a place or an
-    occasion: without one for training, and another split or all photos.
+    If there is none for training, or that alone beside other folders, they are no splits: such
+    names may be of places and occasions. Raises `UsageError` where some photos are in others.
     """
-    folders = [(photo.name.partition("/")[0] if "/" in photo.name else "") for photo in photos]
+    folders = [photo.name.partition("/")[0] if "/" in photo.name else "" for photo in photos]
     parts = [part_of_folder(folder) for folder in folders]
-    if not are_parts(parts):
-        return list(photos)
-    return [replace(photo, part=part) for photo, part in zip(photos, parts, strict=True)]
-
-
-def are_parts(parts: Collection[str]) -> bool:
-    """Whether the splits of photos that their folders are named for are meant as such."""
     named = {*parts} - {WHOLE}
-    return bool(named) and (WHOLE not in parts or ("train" in named and len(named) > 1))
+    if "train" not in named or (WHOLE in parts and len(named) == 1):
+        return list(photos)
+    if WHOLE in parts:
+        other = root / folders[parts.index(WHOLE)]
+        raise UsageError(
+            f"{other} holds photos, and is none of the splits beside it ({', '.join(sorted(named))}"
+            "): leave it out by data.ignore, or rename the folders if they are no splits"
+        )
+    return [replace(photo, part=part) for photo, part in zip(photos, parts, strict=True)]
 
 
 def to_splits(
@@ -156,8 +161,8 @@ class PhotoIndex:
             found = exact.get(plain) or folded.get(plain.casefold(), [])
             found = [own for own in found if own.name == name] or found
             if len(found) > 1:
-                longest = max(common_tail(own, path) for own in found)
-                found = [own for own in found if common_tail(own, path) == longest]
+                longest = max(_common_tail(own, path) for own in found)
+                found = [own for own in found if _common_tail(own, path) == longest]
             if len(found) > 1:
                 raise MltrError(
                     f"{reference}: may be {found[0]} or {found[1]}; leave one of them there"
@@ -186,7 +191,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
-def common_tail(path: PurePath, other: PurePosixPath) -> int:
+def _common_tail(path: Path, other: PurePosixPath) -> int:
     """Return how many folders above a file have the same names."""
     pairs = zip(path.parts[-2::-1], other.parts[-2::-1], strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

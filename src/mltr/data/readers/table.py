@@ -212,7 +212,7 @@ def _read_parts(sheet: Sheet, column: Column | None, photos: Column) -> list[str
         return []
     flag = IS_FLAG.fullmatch(column.name)
     if flag:
-        meaning = FLAGS[flag[1].lower()]
+        meaning = FLAGS[(flag[1] or flag[3]).lower()]
         part_of = [meaning.get(to_answer(text) or "", "") for text in column.texts]
     else:
         part_of = [PARTS.get(text.casefold(), "") for text in column.texts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from mltr.data.records import Box, Labels, Record, Split
 from mltr.data.understood import Understood
 from mltr.errors import MltrError, UsageError
 from mltr.files.text import read_text
+from mltr.files.writing import open_regular
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -21,9 +21,6 @@ VOC_CLASSES = (
     "train", "tvmonitor",
 )  # fmt: skip
 
-#: What else is named in VOC's annotations: parts of persons.
-VOC_CLASSES_AND_PARTS = {*VOC_CLASSES, "head", "hand", "foot"}
-NAME = re.compile(r"<name>([^<]*)</name>")
 LOOKED_AT = 50  #: annotations that tell whose classes they have
 
 Difficult = Literal["ignore", "negative", "positive"]
@@ -96,11 +93,28 @@ def has_list(folder: Path, split: str) -> bool:
     return (folder / "ImageSets" / "Main" / f"{VOC_CLASSES[0]}_{split}.txt").is_file()
 
 
-def holds_voc_classes(folder: Path) -> bool:
-    """Whether the first annotations of a folder are of VOC's classes, rather than of others."""
-    paths = islice(sorted((folder / "Annotations").glob("*.xml")), LOOKED_AT)
-    names = (name for path in paths for name in re.findall(NAME, read_text(path)))
-    return VOC_CLASSES_AND_PARTS.issuperset(name.strip() for name in names)
+def is_voc(folder: Path) -> bool:
+    """Whether a folder in VOC's layout has its lists of classes, or objects of these alone."""
+    if has_list(folder, "test") or has_list(folder, "train"):
+        return True
+    paths = [*islice(sorted((folder / "Annotations").glob("*.xml")), LOOKED_AT)]
+    try:
+        names = {(o.findtext("name") or "").strip() for p in paths for o in read_objects(p)}
+    except MltrError:  # whoever reads it will tell
+        return True
+    return bool(paths) and names <= {*VOC_CLASSES}
+
+
+def read_objects(path: Path) -> list[ET.Element]:
+    """Return the objects in an XML file of annotations; raises `MltrError` for another file."""
+    try:
+        with open_regular(path) as file:
+            annotation = ET.fromstring(file.read())  # in the encoding that it states
+    except (ET.ParseError, ValueError, LookupError, OSError) as error:
+        raise MltrError(f"{path}: not a VOC annotation ({error})") from error
+    if annotation.tag != "annotation":
+        raise MltrError(f"{path}: not a VOC annotation (it begins with <{annotation.tag}>)")
+    return [*annotation.iter("object")]
 
 
 def _names_in_xml(folder: Path) -> list[str]:
@@ -140,8 +154,8 @@ def _boxes(path: Path, required: bool) -> tuple[Box, ...] | None:
             raise MltrError(f"{path} is missing: it has the labels of its image")
         return None
     try:
-        return tuple(_box(element) for element in ET.parse(path).getroot().iter("object"))
-    except (ET.ParseError, ValueError, AttributeError, TypeError) as error:
+        return tuple(map(_box, read_objects(path)))
+    except (ValueError, AttributeError, TypeError) as error:
         raise MltrError(f"{path}: not a VOC annotation ({error})") from error
 
 

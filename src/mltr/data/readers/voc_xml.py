@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from mltr.config.schema import SPLITS
+from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.readers.labelled import LabelledPhoto, to_splits, with_parts_of_folders
-from mltr.data.readers.voc import Difficult
+from mltr.data.readers.voc import Difficult, find_voc, read_objects
 from mltr.data.records import Split
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds
-from mltr.errors import MltrError
+from mltr.errors import MltrError, UsageError
 from mltr.files.text import read_text
 
 #: Folders of annotations beside a folder of photos, or in it.
 FOLDERS = ("annotations", "Annotations", "annots", "labels", "xml", "xmls")
 LONGEST_HEAD = 1000  #: characters in front of the first element: a declaration and comments
 LOOKED_AT = 50  #: photos beside which annotations are looked for, to find out what a folder is
+#: Lists of photos in ImageSets/Main, and the splits that they state; the first one counts.
+LISTS = {"train": "train", "val": "val", "test": "test", "trainval": "train"}
 
 
 def read_voc_xml(
@@ -39,9 +42,9 @@ def read_voc_xml(
     """
     root = Path(root)
     passed_over: Counter[str] = Counter()
-    photos, bare, siblings = [], 0, Siblings()
+    photos, bare, finder = [], 0, XmlFinder(root)
     for image in find_images(root, ignore, passed_over):
-        path = find_xml(siblings, image)
+        path = finder.find(image)
         if path is None:
             bare += 1
             continue
@@ -59,48 +62,74 @@ def read_voc_xml(
     return to_splits(_with_parts(root, photos), classes, understood, str(root))
 
 
-def have_voc_xml(images: Iterable[Path]) -> bool:
-    """Whether one of the first photos has such a file."""
-    siblings = Siblings()
-    found = filter(None, (find_xml(siblings, image) for image in islice(images, LOOKED_AT)))
-    return any("<annotation" in read_text(path)[:LONGEST_HEAD] for path in islice(found, 1))
+def have_voc_xml(root: Path, images: Iterable[Path]) -> bool:
+    """Whether the first of the first photos that has such a file has VOC's."""
+    finder = XmlFinder(root)
+    found = filter(None, (finder.find(image) for image in islice(images, LOOKED_AT)))
+    try:
+        return any("<annotation" in read_text(path)[:LONGEST_HEAD] for path in islice(found, 1))
+    except MltrError:  # in another encoding: its own parser knows it
+        return True
 
 
-def find_xml(siblings: Siblings, image: Path) -> Path | None:
-    """Return the annotations of a photo: beside it, or in a folder beside one that it is in."""
-    candidates = [image.with_suffix(".xml")]
-    for above in islice(image.parents, 3):  # images/a.jpg, and images/train/a.jpg
-        below = image.relative_to(above).with_suffix(".xml")
-        within = Path(*below.parts[1:]) if len(below.parts) > 1 else below
-        candidates += [above / name / within for name in FOLDERS]
-    return siblings.find(image, *candidates)
+class XmlFinder:
+    """Finds the annotations of photos below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._siblings = root, Siblings()
+        self._folders_of = cache(self._list_folders)  # one folder has many photos
+
+    def find(self, image: Path) -> Path | None:
+        """Return the file of a photo: beside it, or in a folder beside one that it is in."""
+        name = f"{image.stem}.xml"
+        folders = self._folders_of(image.parent)
+        return self._siblings.find(image, image.with_name(name), *(f / name for f in folders))
+
+    def _list_folders(self, parent: Path) -> list[Path]:
+        found = []
+        for above in (parent, *parent.parents):
+            for folder in (above / name for name in FOLDERS):
+                if folder.is_dir():  # annotations/train/a.xml for images/train/a.jpg, or flat
+                    below = parent.relative_to(above).parts[1:]
+                    found += [folder.joinpath(*below), folder]
+            if above == self._root:
+                break
+        return found
 
 
 def _labels_in(path: Path) -> tuple[set[str], set[str]]:
     """Return the labels of the objects in a file, and those of objects that are difficult."""
     found: tuple[set[str], set[str]] = (set(), set())
-    try:
-        annotation = ET.fromstring(read_text(path))
-        if annotation.tag != "annotation":
-            raise ValueError(f"it begins with <{annotation.tag}>")
-        for item in annotation.iter("object"):
-            name = (item.findtext("name") or "").strip()
-            if not name:
-                raise ValueError("an object has no name")
-            found[(item.findtext("difficult") or "0").strip() == "1"].add(name)
-    except (ET.ParseError, ValueError) as error:
-        raise MltrError(f"{path}: not a VOC annotation ({error})") from error
+    for item in read_objects(path):
+        name = (item.findtext("name") or "").strip()
+        if not name:
+            raise MltrError(f"{path}: not a VOC annotation (an object has no name)")
+        found[(item.findtext("difficult") or "0").strip() == "1"].add(name)
     return found
 
 
 def _with_parts(root: Path, photos: Sequence[LabelledPhoto]) -> list[LabelledPhoto]:
-    lists = root / "ImageSets" / "Main"
-    parts = {name: part for part in SPLITS for name in _names_in(lists / f"{part}.txt")}
-    if "train" not in parts.values():
-        return with_parts_of_folders(photos)
+    """Return photos in the splits that lists state, or else folders. Raises `MltrError`."""
+    try:
+        lists = find_voc(root) / "ImageSets" / "Main"
+    except (MltrError, UsageError):
+        lists = root / "ImageSets" / "Main"
+    parts: dict[str, str] = {}
+    known = {Path(photo.name).stem for photo in photos}
+    for name, part in LISTS.items():
+        listed = [*_names_in(path := lists / f"{name}.txt", known)]
+        if listed and not known.intersection(listed):
+            raise MltrError(f"{path}: none of its photos is in {root}, e.g. {listed[0]}")
+        for photo in listed:
+            parts.setdefault(photo, part)
+    if not parts:
+        return with_parts_of_folders(root, photos)
     return [replace(photo, part=parts.get(Path(photo.name).stem, "")) for photo in photos]
 
 
-def _names_in(path: Path) -> Iterator[str]:
-    if path.is_file():
-        yield from (line.split()[0] for line in read_text(path).splitlines() if line.strip())
+def _names_in(path: Path, known: Collection[str]) -> Iterator[str]:
+    """Yield the photos in a list without their suffixes, and without a class's 1, 0 or -1."""
+    lines = read_text(path).splitlines() if path.is_file() else ()
+    for line in filter(None, map(str.strip, lines)):
+        name = line if line in known else re.sub(r"\s+(1|0|-1)$", "", line)
+        yield Path(name).stem if name.lower().endswith(IMAGE_SUFFIXES) else Path(name).name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -15,9 +15,7 @@ from mltr.config.schema import SPLITS
 from mltr.data.readers.labelled import (
     WHOLE,
     LabelledPhoto,
-    are_parts,
-    common_tail,
-    part_of_folder,
+    part_of,
     to_splits,
 )
 from mltr.data.records import Split, read_class_list
@@ -153,13 +151,14 @@ def _parts(
 ) -> list[str]:
     """Return the split of each photo: as the YAML file says, or else as folders are named."""
     listed = _listed_parts(root, description, [photo.name for photo in photos])
-    folders = [
-        next(filter(None, map(part_of_folder, PurePosixPath(photo.name).parts[:-1])), WHOLE)
+    parts = [
+        next(filter(None, map(part_of, PurePosixPath(photo.name).parts[:-1])), WHOLE)
         for photo in photos
     ]
-    if not are_parts(folders) and not listed:
-        return [WHOLE] * len(photos)
-    return [listed.get(photo.name, part) for photo, part in zip(photos, folders, strict=True)]
+    named = {*parts} - {WHOLE}
+    if not listed and ("train" not in named or (WHOLE in parts and len(named) == 1)):
+        return [WHOLE] * len(photos)  # a place or an occasion
+    return [listed.get(photo.name, part) for photo, part in zip(photos, parts, strict=True)]
 
 
 def _listed_parts(
@@ -194,26 +193,30 @@ def _listed_parts(
 
 
 class _PathsByEnd:
-    """Finds paths by the ends that they share with those of another machine."""
+    """Finds paths by those of another machine, with the same folders at their ends."""
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._paths: dict[str, list[str]] = defaultdict(list)
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._ends: dict[str, str | None] = {}  #: None: of several
         for path in paths:
-            self._paths[PurePosixPath(path).name].append(path)
+            parts = path.split("/")
+            for start in range(1, len(parts)):
+                end = "/".join(parts[start:])
+                self._ends[end] = None if end in self._ends else path
+        self._ends |= {path: path for path in paths}
 
     def find(self, asked: str, where: Path) -> str:
-        """Return the path of that name whose folders are most alike, or "" if there is none.
+        """Return the path with the longest end of the one asked for, or "" if there is none.
 
-        Raises `MltrError`, which locates the name, where several are.
+        Raises `MltrError`, which locates the name, where several have it.
         """
-        path = PurePosixPath(asked.replace("\\", "/"))
-        by_length: dict[int, list[str]] = defaultdict(list)
-        for own in self._paths.get(path.name, ()):
-            by_length[common_tail(PurePosixPath(own), path)].append(own)
-        found = by_length[max(by_length)] if by_length else [""]
-        if len(found) > 1:
-            raise MltrError(f"{where}: {asked} may be {found[0]} or {found[1]}")
-        return found[0]
+        parts = [part for part in asked.replace("\\", "/").split("/") if part not in ("", ".")]
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            if end in self._ends:
+                if found := self._ends[end]:
+                    return found
+                raise MltrError(f"{where}: {asked} may be one of several photos called {end}")
+        return ""
 
 
 def _texts(value: object) -> list[str]:

@@ -19,7 +19,9 @@ IS_PATH = re.compile(
     re.IGNORECASE,
 )
 IS_SPLIT = re.compile(r"split|subset|set|partition|fold|phase", re.IGNORECASE)
-IS_FLAG = re.compile(r"is[ _]?(val|train|test)(id|idation|ing)?([ _]?(image|set))?", re.IGNORECASE)
+IS_FLAG = re.compile(
+    r"is[ _]?(val)(id|idation)?|is[ _]?(train|test)(ing)?([ _]?(image|set))?", re.IGNORECASE
+)
 #: What 1 and 0 mean in a column called so, such as is_training_image, as in CUB-200.
 FLAGS = {
     "val": {"1": "val", "0": "train"},
@@ -72,23 +74,16 @@ def find_roles(
     """
     photos = _find_photos(sheet, config.path_column, is_photo)
     rest = [column for column in sheet.columns if column is not photos]
-    found = [c for c in rest if c.name not in (classes or ()) and _is_split(c)]
-    flags = [column for column in found if IS_FLAG.fullmatch(column.name)]
-    others = [column for column in found if column not in flags]
-    split = next(iter(others or flags), None)
-    if len(flags) > 1 and not others:
-        raise UsageError(
-            f"{sheet.path}: {_listed(flags)} all say which split a photo is in: join them in a "
-            "column split, of train, val and test"
-        )
-    rest = [column for column in rest if column is not split]
-    if config.label_column:
-        labels = _named(sheet, config.label_column)
-        form = _form_of(labels)
+    named = _named(sheet, config.label_column) if config.label_column else []
+    others = [
+        column for column in rest if column not in named and column.name not in (classes or ())
+    ]
+    found, split = _find_split(sheet, others)
+    if named:
+        labels, form = named, _form_of(named)
     else:
-        labels, form = _find_labels(sheet, [c for c in rest if c not in flags], classes or ())
-    if split in labels:
-        split = None
+        labels, form = _find_labels(sheet, [c for c in rest if c not in found], classes or ())
+    rest = [column for column in rest if column is not split]
     passed_over = [column for column in rest if column not in labels]
     return Roles(photos, labels, form, split, passed_over)
 
@@ -187,19 +182,43 @@ def _is_number(text: str) -> bool:
     )
 
 
-def _is_split(column: Column) -> bool:
-    """Whether a column says train, val or test; one called `split` is meant to."""
+def _find_split(sheet: Sheet, columns: Sequence[Column]) -> tuple[list[Column], Column | None]:
+    """Return the columns that say train, val or test, and the one to go by, if there is any.
+
+    One called `split` is meant to say it, and comes first. Raises `UsageError` for several that
+    are answered by 1 and 0, each of which says a part of it.
+    """
+    flags = [c for c in columns if IS_FLAG.fullmatch(c.name) and kind_of(c) == "answers"]
+    are_classes = [c for c in columns if c.name.casefold().startswith("is") and c not in flags]
+    if any(kind_of(column) == "answers" for column in are_classes):
+        flags = []  # as is_train beside is_car is
+    ranks = {column: _rank_of_split(column) for column in columns}
+    stated = sorted((c for c in columns if ranks[c]), key=lambda column: ranks[column])
+    if len(flags) > 1 and not stated:
+        raise UsageError(
+            f"{sheet.path}: {_listed(flags)} all say which split a photo is in: join them in a "
+            "column split, of train, val and test"
+        )
+    found = [*stated, *flags]
+    return found, found[0] if found else None
+
+
+def _rank_of_split(column: Column) -> int:
+    """Return how little the name of a column of train, val and test says so: 1 to 3, 0 for others.
+
+    A column of any name is one if it says nothing else.
+    """
     if column.name.casefold() == "split":
-        return True
-    if IS_FLAG.fullmatch(column.name):
-        return kind_of(column) == "answers"
+        return 1
     texts = {text.casefold() for text in column.texts}
     parts = {PARTS.get(text) for text in texts}
+    if len(texts) < 2:
+        return 0
     if IS_SPLIT.fullmatch(column.name):
         # With a word that is no split's, too: whoever reads the splits will ask.
-        return len(texts) > 1 and ("train" in parts or None not in parts)
-    is_label = IS_LABELS.fullmatch(column.name)  # else whatever it is called, if it says no more
-    return not is_label and len(texts) > 1 and "train" in parts and None not in parts
+        return 2 * ("train" in parts or None not in parts)
+    is_label = IS_LABELS.fullmatch(column.name)
+    return 3 * (not is_label and "train" in parts and None not in parts)
 
 
 def _find_labels(
