@@ -27,8 +27,10 @@ from mltr.config.schema import (
 )
 from mltr.data import open_splits, read_csv
 from mltr.data.records import Record, Split, Splits
-from mltr.diagnosis.corrections import write_labels
+from mltr.diagnosis.audit import training_command
+from mltr.diagnosis.corrections import write_corrected, write_labels
 from mltr.diagnosis.label_issues import OWN, PROBES
+from mltr.errors import MltrError
 
 CLASSES = ("red", "green", "blue")
 PARTS = ("train", "train", "train", "val", "test")
@@ -342,6 +344,66 @@ def test_a_review_keeps_the_run_s_own_splits(tmp_path: Path) -> None:
     assert corrected(run / "audit").keys() == before.keys()
 
 
+def test_photos_that_came_later_leave_the_others_in_their_splits(tmp_path: Path, caplog) -> None:
+    labels = write_photos(tmp_path / "photos", 40)
+    table = tmp_path / "photos" / "labels.csv"
+
+    def write(labels: dict[str, list[int]]) -> None:  # without splits, which then follow the labels
+        rows = [f"{name},{','.join(map(str, own))}" for name, own in labels.items()]
+        table.write_text("\n".join([f"path,{','.join(CLASSES)}", *rows]))
+
+    write(labels)
+    run = tmp_path / "run"
+    options = ["--data.root", str(tmp_path / "photos"), "--out", str(run), *TINY_ON_PHOTOS]
+    assert main(["train", "scratch", *options]) == 0
+    then = json.loads((run / "splits.json").read_text())
+    write(labels | write_photos(tmp_path / "photos", 6, first=40))
+    run_audit(tmp_path, "--apply", "1")
+    for _ in range(2):  # as the audit and as the review writes it
+        found = labels_of(open_splits(DataConfig(root=str(run / "audit" / "corrected.csv"))))
+        for part in ("val", "test"):
+            assert {name for split, name in found if split == part} == set(then[part])
+        assert len(found) == 46
+        run_audit(tmp_path, "--review", run / "audit" / "issues.csv")
+    assert "6 images that came after" in caplog.text and "in the training split" in caplog.text
+    # What is fine-tuned from it on another division is told.
+    caplog.clear()
+    again = ["train", "scratch", *options, "--model.init", str(run), "--data.split_seed", "5"]
+    assert main([*again, "--out", str(tmp_path / "again")]) == 0
+    assert "of the validation and test images here, whose figures will be too good" in caplog.text
+
+
+def test_folds_of_a_run_that_started_from_one_on_the_same_photos_are_refused(
+    flipped: dict[str, int], tmp_path: Path, capsys
+) -> None:
+    photos = ["--data.root", str(tmp_path / "photos"), *TINY_ON_PHOTOS]
+    assert main(["train", "scratch", *photos, "--out", str(tmp_path / "first")]) == 0
+    start = ["--model.init", str(tmp_path / "first"), "--out", str(tmp_path / "run"), "--overwrite"]
+    assert main(["train", "scratch", *photos, *start]) == 0
+    capsys.readouterr()
+    command = ["audit", str(tmp_path / "run"), "--split", "train", "--folds", "2"]
+    assert main(command) == 2
+    assert "was trained on these images, so no fold would be new" in capsys.readouterr().err
+
+
+def test_corrections_that_contradict_the_labels_beside_them_are_refused(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_image(photos / "a.png")
+    write_image(photos / "b.png")
+    labels = np.array([[1, 1, 0], [0, 0, 1]], np.int8)
+    records = [Record(photos / f"{n}.png", f"{n}.png", labels[i]) for i, n in enumerate("ab")]
+    train = Split(("animal", "dog", "sea"), records, "train")
+    empty = Split(train.classes, [])
+    splits = Splits(train, empty, empty, hierarchy={"dog": "animal"})
+    with pytest.raises(MltrError, match="a.png: animal can't be absent there"):
+        write_corrected(tmp_path, splits, {("train", "a.png"): {0: 0}})
+    assert write_corrected(tmp_path, splits, {("train", "a.png"): {0: 0, 1: 0}})
+    single = Splits(train, empty, empty)
+    with pytest.raises(MltrError, match=r"b.png: it would have 2 labels, and each image has one"):
+        write_corrected(tmp_path, single, {("train", "b.png"): {1: 1}}, one_each=True)
+    assert write_corrected(tmp_path, single, {("train", "b.png"): {1: 1, 2: 0}}, one_each=True)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -365,6 +427,11 @@ def test_mistakes_in_a_review_are_named(
     edit(path, change)
     assert main(["audit", "--run", str(tmp_path / "run"), "--review", str(path)]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_the_printed_command_leaves_out_what_a_table_has_no_use_for(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", tmp_path / "photos", ignore="*.bak")
+    assert "--data.ignore=" in training_command(str(tmp_path / "run"), tmp_path / "corrected.csv")
 
 
 def test_the_printed_command_trains(flipped: dict[str, int], tmp_path: Path, capsys) -> None:

@@ -101,6 +101,16 @@ def test_the_whole_run_takes_its_minutes(
     assert 2 * 8 * image_s * (validations - 2) < 0.12 * machine.spent  # raw and averaged weights
 
 
+def test_a_slow_first_step_leaves_the_warm_up_its_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slow = iter([True])  # while a network is compiled
+    machine = Machine(lambda spent: 20.0 if next(slow, False) else 0.5, 0.02)
+    machine.train(monkeypatch, tmp_path / "run", "--train.warmup", "0.25")
+    rates = [row["lr"] for row in rows(tmp_path / "run")]
+    assert len(rates) > 4 and rates[0] < 0.8e-3
+
+
 @pytest.mark.parametrize("power", [2.0, 1.0])  # small images cost less, or not that much less
 def test_images_grow_with_the_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, power: float

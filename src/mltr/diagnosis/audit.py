@@ -172,7 +172,8 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     groups = [] if args.no_duplicates else _repeated(opened.splits)
     listed = found.issues[: max(args.top or len(found.likely), args.apply or 0)]
     accepted = _accept(listed, args)
-    paths = _write_files(folder, opened.splits, found, listed, accepted, groups)
+    one_each = opened.config.loss.name == "ce"
+    paths = _write_files(folder, opened.splits, found, listed, accepted, groups, one_each)
     figures = _figures(found, groups, None if args.no_duplicates else opened.splits)
     figures |= {"accepted": len(accepted), "files": [str(path) for path in paths]}
     console = make_console(quiet=args.json == "-")
@@ -199,11 +200,12 @@ def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     data = recipe_of(args.run, _fields(args, overrides)).data
     splits = open_splits(data)
     if not divides(overrides):
-        splits = as_trained(Path(args.run), splits)
+        splits = as_trained(Path(args.run), splits, "" if overrides else "train")
     tell_understood(splits)
     corrections = read_review(path, splits)
     folder = Path(args.out) if args.out else path.parent
-    written = write_corrected(folder, splits, corrections)
+    one_each = recipe_of(args.run).loss.name == "ce"
+    written = write_corrected(folder, splits, corrections, one_each=one_each)
     if written is None:
         raise MltrError("the images of this source are not files, so a table can't list them")
     changed = sum(map(len, corrections.values()))
@@ -220,12 +222,18 @@ def _write_files(
     listed: Sequence[Issue],
     accepted: Sequence[Issue],
     groups: Sequence[Sequence[Seen]],
+    one_each: bool,
 ) -> list[Path]:
     """Write all lists, tables and contact sheets; return their paths."""
     from mltr.diagnosis import corrections
 
     paths = [corrections.write_issues(folder, found, listed, accepted)]
-    table = corrections.write_corrected(folder, splits, corrections.as_corrections(found, accepted))
+    table = corrections.write_corrected(
+        folder,
+        splits,
+        corrections.as_corrections(found, accepted),
+        one_each=one_each,
+    )
     if table is None:
         log.warning("no corrected.csv: the images of this source are not files it could list")
     else:
@@ -446,7 +454,8 @@ def training_command(run: str, table: Path) -> str:
     train = ["mltr", "train", f"{run}/config.yaml", "--data.root", str(table)]
     if own.format not in ("auto", "table"):
         train += ["--data.format", "table"]
-    columns = ("classes", "label_column", "path_column")  # of the labels that the run had
+    columns = ["classes", "label_column", "path_column"]  # of the labels that the run had
+    columns += [] if own.unlabelled_root else ["ignore"]  # which a table has no use for
     train += [f"--data.{name}=" for name in columns if getattr(own, name)]
     if class_list_of(table).is_file():
         train += ["--data.classes", str(class_list_of(table))]

@@ -10,6 +10,7 @@ Shapes: N images, K classes, R resamples.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,9 +23,12 @@ from mltr.data.records import Record
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+log = logging.getLogger(__name__)
+
 LEVEL = 0.95  #: confidence level of every interval
 COCO_EDGES = (32.0**2, 96.0**2)  #: areas in pixels between small, medium and large objects
 BUCKETS = ("small", "medium", "large")
+MOST_PAIRED = 100  #: classes among which confusions are looked for: 9,900 pairs
 MIN_IMAGES = 10  #: minimum number of images behind a figure
 SELDOM = 0.5  #: maximum lift of classes that rarely occur together and may be confused
 LIKELY = 0.5  #: minimum P(b|a) of a companion b of a
@@ -274,11 +278,19 @@ class ConfusionFigures:
 
 
 def measure_confusions(scored: Scored, company: Company, shown: int = 30) -> ConfusionFigures:
-    """Measure all pairs that rarely occur together and have enough images; keep `shown`."""
+    """Measure all pairs that rarely occur together and have enough images; keep `shown`.
+
+    Of very many classes these are the pairs among the `MOST_PAIRED` with the most images, since
+    there are as many pairs as the square of that.
+    """
     K = scored.targets.shape[1]
     present, absent = scored.targets == 1, scored.targets == 0
     rate, excess, p_values = {}, np.full((K, K), np.nan), {}
-    for a, b in np.argwhere(company.seldom):
+    looked_at = np.zeros(K, bool)
+    looked_at[np.argsort(-present.sum(axis=0), kind="stable")[:MOST_PAIRED]] = True
+    if K > MOST_PAIRED:
+        log.info("confusions: among the %d most frequent of %s classes", MOST_PAIRED, f"{K:,}")
+    for a, b in np.argwhere(company.seldom & looked_at & looked_at[:, None]):
         with_a, without_a = present[:, a] & absent[:, b], absent[:, a] & absent[:, b]
         if with_a.sum() < MIN_IMAGES or without_a.sum() < MIN_IMAGES:
             continue

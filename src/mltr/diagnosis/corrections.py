@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mltr.data.duplicates import Seen, conflicting_classes, reaches_over_splits, similarity
-from mltr.data.records import Record, Split, Splits, indices_of, original_of
+from mltr.data.hierarchy import ancestors, implied
+from mltr.data.records import Labels, Record, Split, Splits, indices_of, original_of
 from mltr.data.tables.cells import row_writer, to_answer, to_cells
 from mltr.data.tables.columns import is_told_apart
 from mltr.data.tables.sheet import read_sheet
 from mltr.data.tables.tags import join_tags
 from mltr.diagnosis.label_issues import Audit, Issue
-from mltr.errors import MltrError
+from mltr.errors import MltrError, counted
 from mltr.files.writing import text_writer, write_atomically
 from mltr.gallery import Tile, contact_sheet, write_picture
 from mltr.predict.results import make_tile
@@ -103,15 +106,40 @@ def read_issues(path: Path, needed: set[str]) -> list[dict[str, str]]:
     return [{name: columns[name][row] for name in needed} for row in range(len(sheet))]
 
 
-def write_corrected(folder: Path, splits: Splits, corrections: Corrections) -> Path | None:
-    """Write all labels of a source, corrected, as `write_labels` does."""
+def write_corrected(
+    folder: Path, splits: Splits, corrections: Corrections, *, one_each: bool = False
+) -> Path | None:
+    """Write all labels of a source, corrected, as `write_labels` does.
+
+    Raises `MltrError` for a correction after which a label would lack one that it implies, or, if
+    images have `one_each`, an image would have none or several.
+    """
+    above = ancestors(splits.train.classes, splits.hierarchy)
+
+    def check(name: str, labels: Labels) -> None:
+        present = labels == 1
+        lacking = np.flatnonzero(implied(present, above) & ~present)
+        if len(lacking):
+            label = splits.train.classes[lacking[0]]
+            raise MltrError(
+                f"{name}: {label} can't be absent there, as one of its labels implies it: correct "
+                "that, too"
+            )
+        if one_each and present.sum() != 1:
+            raise MltrError(
+                f"{name}: it would have {counted(int(present.sum()), 'label')}, and each image has "
+                "one here (loss.name ce): correct the others of it, too, by --review"
+            )
 
     def correct(split: Split) -> Split:
         records = []
         for record in split:
             labels = record.labels.copy()
-            for class_index, label in corrections.get((split.name, record.name), {}).items():
+            own = corrections.get((split.name, record.name), {})
+            for class_index, label in own.items():
                 labels[class_index] = label
+            if own:
+                check(record.name, labels)
             records.append(replace(record, labels=labels))
         return replace(split, records=records)
 

@@ -50,6 +50,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.resamples < 20:
         raise UsageError(f"--resamples {args.resamples}: an interval needs at least 20")
     console = make_console(quiet=args.json == "-")
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed} must be at least 0")
     views = parse_views(args.views)
     subjects = [Subject.open(folder, args.split, overrides, views) for folder in args.runs]
     if len(subjects) == 2:

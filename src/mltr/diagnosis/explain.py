@@ -17,6 +17,7 @@ from mltr.config.schema import SPLITS
 from mltr.diagnosis import METHODS
 from mltr.errors import BrokenImage, UsageError
 from mltr.terminal import make_console, printable
+from mltr.weights.metadata import RECIPE_FILE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         figures, broken = _explain_all(console, predictor, args)
     if args.json:
         write_figures(args.json, figures)
+    if not (Path(args.run) / RECIPE_FILE).is_file():  # a bundle, of which there are no figures
+        args.next = "mltr predict {run} PHOTOS"
     return 0 if args.pointing else broken
 
 

@@ -235,6 +235,8 @@ def compare(first: Subject, second: Subject, resamples: int = 500, seed: int = 0
         a, targets=targets, probs=b.probs[rows_of_b], hierarchy=b.hierarchy
     )
     second.split = first.split
+    # The second's pairs and sizes for both, too: figures over other ones can't be compared.
+    first.company, first.edges = second.company, second.edges
     found = [_headlines(subject, resamples, seed) for subject in (first, second)]
     rows = {}
     for name, (_, less_is_better) in HEADLINES.items():

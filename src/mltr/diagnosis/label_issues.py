@@ -22,7 +22,7 @@ from mltr.config.schema import SPLITS
 from mltr.data.records import Labels, Record, Split, Splits
 from mltr.data.stratify import stratified_split
 from mltr.errors import UsageError, counted
-from mltr.evaluation.open_run import OpenRun
+from mltr.evaluation.open_run import OpenRun, trained_on
 from mltr.evaluation.predictions import Predictions, load_predictions
 from mltr.predict.features import as_embedder
 from mltr.predict.predictor import Prediction, predict_paths
@@ -260,6 +260,15 @@ def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predi
 
     if folds > len(part):
         raise UsageError(f"--folds {folds}: there are only {len(part)} images to split")
+    for option, source in (
+        ("model.init", run.config.model.init),
+        ("train.teacher", run.config.train.teacher),
+    ):
+        if trained_on(source, part):
+            raise UsageError(
+                f"--folds {folds}: {option} {source} was trained on these images, so no fold would "
+                f"be new to its network: audit that run, or leave --folds out"
+            )
     probs = np.full((len(part), len(part.classes)), np.nan, np.float32)
     targets = np.full(probs.shape, -1, np.int8)
     errors: list[str] = []

@@ -180,7 +180,8 @@ def _open_own(run: str) -> Splits:
     from mltr.diagnosis.audit import recipe_of
     from mltr.evaluation.open_run import as_trained
 
-    return as_trained(Path(run), open_splits(replace(recipe_of(run).data, max_broken=1.0)))
+    splits = open_splits(replace(recipe_of(run).data, max_broken=1.0))
+    return as_trained(Path(run), splits, "train")
 
 
 # -- answers -----------------------------------------------------------------------------------

@@ -49,15 +49,16 @@ def write_report(run: Path, path: Path, examples: int, overrides: Sequence[str] 
     opened = open_scored(run, overrides)
     predictions = scores_of(run, "test", overrides)
     subject = Subject.of(opened, predictions, "test")
-    page = render("report.html.j2", **_content(opened, predictions, subject, examples))
+    content = _content(opened, predictions, subject, examples, is_own=not overrides)
+    page = render("report.html.j2", **content)
     write_atomically(path, text_writer(page))
     return len(page.encode())
 
 
 def _content(
-    opened: OpenRun, predictions: Predictions, subject: Subject, examples: int
+    opened: OpenRun, predictions: Predictions, subject: Subject, examples: int, is_own: bool
 ) -> dict[str, Any]:
-    """Return the variables of the template."""
+    """Return the variables of the template; `is_own` tells that the images are the run's own."""
     from mltr.config.recipe import to_yaml
 
     figures = report(predictions, thresholds=opened.bundle.thresholds)
@@ -86,7 +87,7 @@ def _content(
         "remarks": _remarks(figures) + _audit_remarks(opened.path / "audit" / "issues.csv"),
         "class_headings": CLASS_HEADINGS,
         "classes": _class_rows(figures, subject.thresholds),
-        "curves": _curves(opened, predictions, subject),
+        "curves": _curves(opened, predictions, subject, is_own),
         "problems": describe_problems(problems),
         "maps": _maps(problems),
         "examples": tiles,
@@ -186,7 +187,9 @@ def _drawn(figure: Figure, caption: str, wide: bool = False) -> Picture:
     return stream.getvalue(), caption, wide
 
 
-def _curves(opened: OpenRun, predictions: Predictions, subject: Subject) -> list[Picture]:
+def _curves(
+    opened: OpenRun, predictions: Predictions, subject: Subject, is_own: bool
+) -> list[Picture]:
     from mltr.evaluation.reliability import draw_reliability
     from mltr.gallery import pyplot
 
@@ -202,8 +205,10 @@ def _curves(opened: OpenRun, predictions: Predictions, subject: Subject) -> list
     draw_average_precision(axes, predictions)
     drawn.append(_drawn(figure, "Average precision of each class, and its number of images."))
     raw = predictions
-    if (opened.path / PREDICTIONS_FILE).is_file() and opened.bundle.calibration is not None:
-        raw = as_predicted(saved_scores(opened.path))
+    if opened.bundle.calibration is not None:
+        has_saved = is_own and (opened.path / PREDICTIONS_FILE).is_file()
+        found = saved_scores(opened.path) if has_saved else opened.score_uncalibrated("test")
+        raw = as_predicted(found)
     words = "Observed frequency of a label against its predicted probability."
     if opened.bundle.calibration is None:
         words += " Not calibrated; see mltr calibrate."

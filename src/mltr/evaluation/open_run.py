@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mltr.config.recipe import load_recipe
 from mltr.config.schema import SPLITS, Config
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 SOURCE_FIELDS = ("format", "root", "labels", "images", "scenes")  #: fields that identify a source
 DIVIDING = ("data.split_seed", "data.val_fraction", "data.test_fraction")
+
+
+NewOnes = Literal["", "left out", "train"]  #: what becomes of images that a run has not seen
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def open_scored(
     splits = open_splits(config.data, known=bundle.classes)
     is_own = _is_same_source(load_recipe(recipe), config)
     if not divides(overrides):
-        splits = as_trained(path, splits, is_own and not all_images)
+        new_ones: NewOnes = "train" if all_images else "left out"
+        splits = as_trained(path, splits, new_ones if is_own else "")
     if not all_images:
         _check_held_out(path, splits, is_own)
     if splits.train.classes != bundle.classes:
@@ -122,12 +126,13 @@ def divides(overrides: Sequence[str]) -> bool:
     return any(option.removeprefix("--").startswith(DIVIDING) for option in overrides)
 
 
-def as_trained(folder: Path, splits: Splits, may_have_changed: bool = False) -> Splits:
+def as_trained(folder: Path, splits: Splits, new_ones: NewOnes = "") -> Splits:
     """Return the images in the splits that the run has recorded, if they are the same images.
 
     A new version may split a source differently, and so may one image more; a run keeps its own
-    test images. If images `may_have_changed`, those that are new are left out with a warning.
-    Raises `MltrError` if the recorded splits can't be read.
+    test images. If other images may be there, `new_ones` says what becomes of those that came
+    later, with a warning: they are left out, or put into the training split. Raises `MltrError` if
+    the recorded splits can't be read.
     """
     then = _recorded(folder)
     now = {split.name: names_in_json(split) for split in splits}
@@ -135,7 +140,7 @@ def as_trained(folder: Path, splits: Splits, may_have_changed: bool = False) -> 
     before = list(chain(*(then.get(split.name, ()) for split in splits)))
     if now == then or len({*names}) < len(names) or len({*before}) < len(before):
         return splits
-    if {*names} != {*before} and not (may_have_changed and {*names} & {*before}):
+    if {*names} != {*before} and not (new_ones and {*names} & {*before}):
         return splits
     records = dict(zip(names, chain(*splits), strict=True))
     train, val, test = (
@@ -148,10 +153,35 @@ def as_trained(folder: Path, splits: Splits, may_have_changed: bool = False) -> 
         )
         for split in splits
     )
-    new = len({*names} - {*before})
-    if new:
-        log.warning("%s that came after %s was trained: left out", counted(new, "image"), folder)
+    known = {*before}
+    if later := [name for name in names if name not in known]:
+        what = "left out" if new_ones == "left out" else "in the training split"
+        told = counted(len(later), "image")
+        log.warning("%s that came after %s was trained: %s", told, folder, what)
+        if new_ones == "train":
+            train.records = [*train.records, *(records[name] for name in later)]
     return replace(splits, train=train, val=val, test=test)
+
+
+def trained_on(source: str, split: Split) -> int:
+    """Return how many images of a split, by their names, a run was trained on; 0 for no run."""
+    trained = {*_recorded(Path(source)).get("train", ())} if source else set()
+    return sum(name in trained for name in names_in_json(split))
+
+
+def warn_of_known(option: str, source: str, config: Config, splits: Splits) -> None:
+    """Warn if a run that a training starts or learns from was trained on images held out here."""
+    folder = Path(source)
+    if not (source and (folder / RECIPE_FILE).is_file()):
+        return
+    if not _is_same_source(load_recipe(folder / RECIPE_FILE), config):  # names alone say little
+        return
+    if seen := trained_on(source, splits.val) + trained_on(source, splits.test):
+        log.warning(
+            "%s %s was trained on %s of the validation and test images here, whose figures will be "
+            "too good: start from other weights, or give its splits in a table",
+            option, source, counted(seen, "image"),
+        )  # fmt: skip
 
 
 def _recorded(folder: Path) -> dict[str, list[str]]:

@@ -54,6 +54,10 @@ class OpenTagger:
         return self._score(self.split(name), plain)
 
     def _score(self, split: Split, predictor: Predictor) -> Predictions:
+        if not len(split):
+            raise UsageError(
+                f"{self.path} is no run, so it has no {split.name} images here: use another --split"
+            )
         probs = np.zeros((len(split), len(self.columns)), np.float32)
         targets = np.full(probs.shape, -1, np.int8)
         errors = []

@@ -56,7 +56,7 @@ def measure_speed(config: Config, splits: Splits | int) -> Speed:
     """
     log.info("measuring the speed of this machine")
     config = deepcopy(config)
-    config.model.init, config.train.min_size = "", 0
+    config.model.init, config.train.min_size, config.train.minutes = "", 0, 0
     wanted = config.train.batch_size
 
     with _quiet(), _trainer(config, splits, TRIAL_BATCH, TRIAL_STEPS) as (trainer, _):

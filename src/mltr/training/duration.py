@@ -37,6 +37,7 @@ class Duration:
         self.total_steps = settings.epochs * self.steps
         self.window, self.until, self.since = 0, 1, 0.0  #: steps, how many, from which second on
         self.work = 0.0  #: of the window, in steps with images of full size
+        self.is_first = True  #: whether no step of this process has been measured
 
     def __str__(self) -> str:
         epochs = counted(self.last, "epoch")
@@ -104,7 +105,7 @@ class Duration:
     def start(self) -> None:
         """Begin to measure: the next step is the first of this process."""
         self.window, self.until, self.since = 0, 1, self._trained()
-        self.work = 0.0
+        self.work, self.is_first = 0.0, True
 
     def count_step(self) -> None:
         """Note that a step is made, and lay out what remains where that is due."""
@@ -142,7 +143,10 @@ class Duration:
         if self.is_bounded:
             steps = min(steps, self.total_steps - progress.step)
         progress.gain = (1 - progress.share) / max(steps, 1)
-        if steps < 1:
+        if self.is_first:  # its step has a network compiled, and workers started: it says little
+            progress.gain = min(progress.gain, FIRST_STEP)
+            self.is_first = False
+        elif steps < 1:
             progress.share = 1.0
         self.until = max(1, min(2 * self.until, int(self.seconds / LAYOUTS / step_s)))
         self.window, self.work, self.since = 0, 0.0, self._trained()

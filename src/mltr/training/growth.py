@@ -42,7 +42,8 @@ class Growth:
         """Return the image side in pixels when so large a share of the run is done."""
         if not self.grows or share >= GROWN_AT:
             return self.full
-        return self.first + int((self.full - self.first) * share / GROWN_AT) // STEP * STEP
+        grown = (self.full - self.first) * max(share, 0.0) / GROWN_AT
+        return self.first + int(grown) // STEP * STEP
 
     def work(self, share: float) -> float:
         """Return the time of a step there, in steps with images of full size."""

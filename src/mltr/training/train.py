@@ -130,7 +130,7 @@ def train_for(
     resume: bool = False, quiet: bool = False, began: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Begin or resume a run for an objective, and bring it to its end; return its figures."""
-    from mltr.evaluation.open_run import as_trained
+    from mltr.evaluation.open_run import as_trained, warn_of_known
     from mltr.training.progress import tell_images
     from mltr.training.run import prepare_run
     from mltr.training.trainer import Trainer
@@ -138,6 +138,12 @@ def train_for(
     if resume:
         splits = as_trained(folder.path, splits)
         folder.check_images(splits)
+    if not (resume or quiet):
+        for option, source in (
+            ("model.init", config.model.init),
+            ("train.teacher", config.train.teacher),
+        ):
+            warn_of_known(option, source, config, splits)
     tell_images(splits)  # before features are computed or images shrunk, which may take long
     run = prepare_run(config, splits, folder)
     run.clock = run.clock if began is None else began
