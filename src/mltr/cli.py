@@ -341,9 +341,13 @@ class _Parser(argparse.ArgumentParser):
         config = Config()
         if takes_recipe and named:
             others = [argument for argument in arguments if argument not in ("-h", "--help")]
-            recipe = self.parse_known_args(others)[0].recipe
-            found = next(filter(None, map(_recipe_called, (recipe, *named))), None)
-            config = found or load_recipe(find_recipe(recipe))  # which says what it may be
+            parsed, rest = self.parse_known_args(others)
+            # The value of a field, which the parser doesn't know, may be in the recipe's place.
+            own = [action.dest for action in self._actions if not action.option_strings]
+            positional = [getattr(parsed, name) for name in own]
+            candidates = [word for word in (*positional, *rest) if word in named]
+            found = next(filter(None, map(_recipe_called, candidates)), None)
+            config = found or load_recipe(find_recipe(parsed.recipe))  # which says what it may be
         self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()} [--FIELD VALUE ...]"
         group: argparse._ActionsContainer = self
         for field in fields():

@@ -373,17 +373,21 @@ def test_photos_that_came_later_leave_the_others_in_their_splits(tmp_path: Path,
     assert "of the validation and test images here, whose figures will be too good" in caplog.text
 
 
-def test_folds_of_a_run_that_started_from_one_on_the_same_photos_are_refused(
+def test_folds_start_from_no_run_that_knows_the_photos(
     flipped: dict[str, int], tmp_path: Path, capsys
 ) -> None:
     photos = ["--data.root", str(tmp_path / "photos"), *TINY_ON_PHOTOS]
-    assert main(["train", "scratch", *photos, "--out", str(tmp_path / "first")]) == 0
-    start = ["--model.init", str(tmp_path / "first"), "--out", str(tmp_path / "run"), "--overwrite"]
+    run, first = str(tmp_path / "run"), str(tmp_path / "first")
+    assert main(["train", "scratch", *photos, "--out", first]) == 0
+    start = ["--model.init", first, "--train.teacher", first, "--out", run, "--overwrite"]
     assert main(["train", "scratch", *photos, *start]) == 0
     capsys.readouterr()
-    command = ["audit", str(tmp_path / "run"), "--split", "train", "--folds", "2"]
+    command = ["audit", run, "--split", "train", "--folds", "2"]
     assert main(command) == 2
     assert "was trained on these images, so no fold would be new" in capsys.readouterr().err
+    assert main([*command, "--train.teacher="]) == 0
+    fold = load_recipe(tmp_path / "run" / "audit" / "folds" / "fold1" / "config.yaml")
+    assert fold.model.init == ""  # as the first run's
 
 
 def test_corrections_that_contradict_the_labels_beside_them_are_refused(tmp_path: Path) -> None:

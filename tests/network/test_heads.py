@@ -224,6 +224,6 @@ def test_mltrs_head_is_spared_and_recomputed_as_its_network_is() -> None:
 
 def test_an_image_size_is_judged_where_weights_are_tied() -> None:
     network = timm.create_model("coat_lite_tiny", num_classes=3)  # its parts share position tables
-    check_image_size(network, 64, "model.image_size")
-    with pytest.raises(UsageError, match="model.image_size 0 doesn't suit this network: ."):
-        check_image_size(network, 0, "model.image_size")
+    check_image_size(network, 224, "model.image_size")
+    with pytest.raises(UsageError, match="model.image_size 64 doesn't suit this network: Input"):
+        check_image_size(network, 64, "model.image_size")

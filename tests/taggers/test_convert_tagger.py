@@ -352,7 +352,7 @@ def test_what_is_wrong_with_a_source_is_reported_in_one_line(
         (list(NAMES), {}, None, "", "give --activation"),
         (list(NAMES), {}, None, "--activation sigmoid --layout nchw", "--layout is for ONNX"),
         (list(NAMES), {"input_size": [3, 16, 32]}, None, "--activation sigmoid", "only square"),
-        (list(NAMES), {"input_size": 7}, None, "--activation sigmoid", "isn't as timm writes"),
+        (list(NAMES), {"input_size": 7}, None, "--activation sigmoid", "input_size in its config"),
         (list(NAMES), {"mean": [1, 2]}, None, "--activation sigmoid", "three numbers"),
         (list(NAMES), {}, drop("model.safetensors"), "--activation sigmoid", "has no weights"),
         (list(NAMES), {"interpolation": "magic"}, None, "--activation sigmoid", "interpolation"),

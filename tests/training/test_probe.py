@@ -312,8 +312,6 @@ def test_the_first_stage_of_mltr_stays(
         ("scratch", ["--train.views=2"], "train.views needs train.freeze backbone"),
         ("probe", ["--model.init=", "--model.name=timm/deit_tiny_distilled_patch16_224"],
          "choose another head"),
-        ("probe", ["--model.init=", "--model.name=timm/efficientvit_m0", "--model.image_size=64"],
-         "choose another head"),  # a norm stands between its pooling and its linear layer
         ("scratch", ["--train.freeze=1", "--model.name=timm/rdnet_tiny"], "tells no stages"),
     ],
 )  # fmt: skip
@@ -323,6 +321,15 @@ def test_what_cant_be_frozen_is_reported(
     assert main(["train", recipe, str(photos), "--out", str(tmp_path / "run"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_norm_between_pooling_and_linear_layer_is_no_linear_probe(
+    photos: Path, cache: Path, tmp_path: Path, capsys
+) -> None:
+    weights = write_weights(tmp_path, "efficientvit_m0")
+    options = [f"--model.init={weights}", "--model.image_size=224"]
+    assert probe(photos, tmp_path / "run", *options, name="efficientvit_m0") == 2
+    assert "classifies by more than one linear layer" in capsys.readouterr().err
 
 
 # -- what comes after --------------------------------------------------------------------------

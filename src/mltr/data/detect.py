@@ -267,7 +267,7 @@ def class_folder_parts(root: Path, ignore: Sequence[str]) -> dict[str, Path]:
 
 
 def _holds_photos(folder: Path, ignore: Sequence[str]) -> bool:
-    return any(True for _ in walk_images(folder, ignore=ignore, passed_over=Counter()))
+    return next(walk_images(folder, ignore=ignore, passed_over=Counter()), "") != ""
 
 
 def _class_folders(root: Path, ignore: Sequence[str]) -> list[Path]:

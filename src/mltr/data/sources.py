@@ -403,7 +403,7 @@ def _parts_of_table(
     Raises `UsageError` where name and column disagree.
     """
     split, stated = read_table(path, images, classes, config)
-    known = {"train", "val"} if part == "train" else {part}
+    known = {"train", "val"} if part == "train" and "train" in stated else {part}
     if other := next((name for name in stated if name not in known), ""):
         raise UsageError(
             f"{path}: its name says {part}, and a column of it {other}: rename the file, or leave "
@@ -412,8 +412,12 @@ def _parts_of_table(
     if len({*stated}) < 2:
         yield part, split
         return
-    for name in ("train", "val"):
-        yield name, split.subset([i for i, own in enumerate(stated) if own == name], name)
+    train, val = (
+        split.subset([i for i, own in enumerate(stated) if own == name], name)
+        for name in ("train", "val")
+    )
+    train.notes = split.notes
+    yield from (("train", train), ("val", val))
 
 
 def _choose(root: Path, labels: str, candidates: Sequence[Path], what: str) -> Path:

@@ -17,7 +17,6 @@ from mltr.config.schema import SPLITS
 from mltr.diagnosis import METHODS
 from mltr.errors import BrokenImage, UsageError
 from mltr.terminal import make_console, printable
-from mltr.weights.metadata import RECIPE_FILE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Explain pictures, or score the maps."""
     from mltr.files.writing import write_figures
     from mltr.predict.predictor import load
+    from mltr.weights.metadata import RECIPE_FILE
 
     if bool(args.images) == args.pointing:
         raise UsageError("give either images to explain, or --pointing to score the maps")

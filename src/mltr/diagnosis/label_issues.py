@@ -7,8 +7,9 @@ Multi-Label Classification Data" (arXiv 2211.13895).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import nn
 
-from mltr.config.schema import SPLITS
+from mltr.config.recipe import load_recipe
+from mltr.config.schema import SPLITS, Config
 from mltr.data.records import Labels, Record, Split, Splits
 from mltr.data.stratify import stratified_split
 from mltr.errors import UsageError, counted
@@ -28,6 +30,9 @@ from mltr.predict.features import as_embedder
 from mltr.predict.predictor import Prediction, predict_paths
 from mltr.runs.folder import RunFolder
 from mltr.terminal import make_console
+from mltr.weights.metadata import RECIPE_FILE
+
+log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
@@ -254,21 +259,35 @@ def _to_device(model: nn.Module) -> torch.device:
     return device
 
 
+def _without_knowledge(config: Config, part: Split) -> Config:
+    """Return a recipe whose network starts from weights that have seen none of these images.
+
+    In the place of a run that was trained on them come the weights that this one started from.
+    Raises `UsageError` for a teacher that was.
+    """
+    if trained_on(config.train.teacher, part):
+        raise UsageError(
+            f"--folds: train.teacher {config.train.teacher} was trained on these images, so no "
+            "fold would be new to its student: leave --folds out, or give --train.teacher="
+        )
+    init = config.model.init
+    while trained_on(init, part):
+        init = load_recipe(Path(init) / RECIPE_FILE).model.init
+    if init != config.model.init:
+        log.info(
+            "each fold starts from %s: %s was trained on these images",
+            init or "random weights", config.model.init,
+        )  # fmt: skip
+    return replace(config, model=replace(config.model, init=init))
+
+
 def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predictions:
     """Return predictions of networks trained on the other folds, each in its own run folder."""
     from mltr.training.train import train_on
 
     if folds > len(part):
         raise UsageError(f"--folds {folds}: there are only {len(part)} images to split")
-    for option, source in (
-        ("model.init", run.config.model.init),
-        ("train.teacher", run.config.train.teacher),
-    ):
-        if trained_on(source, part):
-            raise UsageError(
-                f"--folds {folds}: {option} {source} was trained on these images, so no fold would "
-                f"be new to its network: audit that run, or leave --folds out"
-            )
+    config = _without_knowledge(run.config, part)
     probs = np.full((len(part), len(part.classes)), np.nan, np.float32)
     targets = np.full(probs.shape, -1, np.int8)
     errors: list[str] = []
@@ -278,7 +297,7 @@ def _network_probs(run: OpenRun, part: Split, folds: int, folder: Path) -> Predi
         splits = Splits(part.subset(others, "train"), run.splits.val, part.subset(rows, "test"))
         target = RunFolder(folder / f"fold{number}")
         target.path.mkdir(parents=True, exist_ok=True)
-        train_on(run.config, splits, target, quiet=True)
+        train_on(config, splits, target, quiet=True)
         found = load_predictions(target.predictions)
         probs[rows], targets[rows] = found.probs, found.targets
         errors += found.errors

@@ -45,7 +45,12 @@ def fetch(name: str, files: list[str]) -> Path:
     malformed name, and `MltrError` if a file doesn't exist or the Hub can't be reached.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     revision = _commits.get(name, revision)
@@ -56,7 +61,8 @@ def fetch(name: str, files: list[str]) -> Path:
     except HFValidationError as error:
         raise UsageError(f"{name}: expected {HUB_PREFIX}OWNER/NAME ({error})") from error
     except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
-        missing = isinstance(error, EntryNotFoundError) and not isinstance(error, OSError)
+        is_there = not isinstance(error, LocalEntryNotFoundError)  # the Hub, which has answered
+        missing = isinstance(error, EntryNotFoundError) and is_there
         reason = f"it has no {file}" if missing else reason_of(error)
         raise MltrError(f"{name} can't be fetched: {reason}") from error
     _commits[name] = revision

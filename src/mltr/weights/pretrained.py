@@ -16,7 +16,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from mltr.config.schema import PRETRAINED, START, ModelConfig
@@ -187,8 +187,9 @@ def _read_folder_config(init: str) -> dict[str, Any] | None:
         folder = fetch(init, [CONFIG_FILE]) if init.startswith(HUB_PREFIX) else Path(init)
     except MltrError as error:
         cause = error.__cause__
-        if not isinstance(cause, EntryNotFoundError) or isinstance(cause, OSError):
-            raise  # an OSError is of a copy that isn't there, for want of a network
+        is_missing = isinstance(cause, EntryNotFoundError)
+        if not is_missing or isinstance(cause, LocalEntryNotFoundError):  # for want of a network
+            raise
         raise MltrError(
             f"{init} has no {CONFIG_FILE}, so the network of its weights is unknown: download its "
             "file, and give the network, too: --model.name timm/NAME --model.init FILE"

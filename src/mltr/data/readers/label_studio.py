@@ -101,7 +101,7 @@ def _told(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, set[str] |
         if all("data" in task for task in tasks):
             for task in tasks:
                 yield from _of_task(task)
-        elif all(mark in task for task in tasks for mark in MARKS):
+        elif all(any(mark in task for mark in MARKS) for task in tasks):
             yield from _of_rows(tasks, _answers_of_json(path, tasks), columns)
         else:
             raise KeyError("data of a task")
