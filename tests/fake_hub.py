@@ -24,6 +24,7 @@ class FakeHub(ThreadingHTTPServer):
         self.refuse_uploads = False
         self.private: dict[str, bool] = {}  #: whether a repository is, as it was created
         self.gated: set[str] = set()  #: repositories with restricted access
+        self.dropped: set[str] = set()  #: repositories at which the connection breaks off
 
     @property
     def endpoint(self) -> str:
@@ -60,6 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             owner = asked.get("organization") or "me"
             name = f"{owner}/{asked['name']}"
+            if name in self.server.dropped:
+                self.close_connection = True
+                return None
             self.server.repositories.setdefault(name, {})
             is_private = asked.get("private") or asked.get("visibility") == "private"
             self.server.private.setdefault(name, bool(is_private))
@@ -103,6 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.match(r"/api/datasets/([^/]+/[^/?]+)(/tree/[^/]+/?)?", self.path):
             return self._describe(match[1], match[2])
         if match := re.match(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path):
+            if match[1] in self.server.dropped:
+                self.close_connection = True
+                return None
             if match[1] in self.server.gated:
                 return self._json({"error": "ask first"}, status=403, error="GatedRepo")
             if match[1] not in self.server.repositories:

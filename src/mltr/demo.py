@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     if args.json:
         write_figures(args.json, figures)
     if args.json != "-":
+        place = shlex.quote(str(folder.path))
         print(
             f"\nOpen {page} in a browser: it shows test scenes with predicted labels.\n"
             f"The weights are in {folder.path}. Next:\n"
-            f"  mltr predict {folder.path} PHOTO...      predict labels\n"
-            f"  mltr evaluate {folder.path}              compute every metric\n"
+            f"  mltr predict {place} PHOTO...      predict labels\n"
+            f"  mltr evaluate {place}              compute every metric\n"
             "  mltr data YOUR_PHOTOS                  check your own data, then train on it"
         )
     if args.serve:

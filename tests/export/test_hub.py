@@ -133,6 +133,15 @@ def test_what_is_not_there_is_reported_in_one_line(
         assert result.returncode in (1, 2)
         assert words in result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
+    hub.dropped |= {"me/far", "me/new"}
+    for arguments, words in (
+        (["predict", "hf-hub:me/far", str(bundle)], "hf-hub:me/far can't be fetched: "),
+        (["push", str(bundle), "me/new"], "me/new can't be uploaded: "),
+    ):
+        result = command(hub, home, *arguments)
+        assert result.returncode == 1
+        assert words in result.stderr and "check the network, and try again" in result.stderr
+        assert result.stderr.count("\n") == 1, result.stderr
     hub.refuse_uploads = True
     result = command(hub, home, "push", str(bundle), "me/beach")
     assert result.returncode == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import stat
 import tarfile
@@ -146,8 +147,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"already unpacked; to download it again, delete {out / DOWNLOADS}")
     print(
         f"{args.name} is in {out}. Look at it, then train:\n"
-        f"  mltr data {out} --year {chosen.year} --quick\n"
-        f"  mltr train {chosen.train} --data.root {out} --data.year {chosen.year}"
+        f"  mltr data {shlex.quote(str(out))} --year {chosen.year} --quick\n"
+        f"  mltr train {chosen.train} --data.root {shlex.quote(str(out))} --data.year {chosen.year}"
     )
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
                 f"{sum(file['size'] for file in entry['shards']) / 1e6:,.1f} MB; "
                 f"{len(entry['broken'])} broken left out"
             )
-        print(f"train from them: mltr train RECIPE --data.root {args.out}")
+        print(f"train from them: mltr train RECIPE --data.root {shlex.quote(args.out)}")
     if not args.verify:
         return 0
     place = args.out or args.source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     )
     print(f"{out}: {args.precision}, {out.stat().st_size / 1e6:.1f} MB, takes {args.input}")
     print("\n".join(f"  {line}" for line in tell(result)))
-    print(f"To use it: mltr predict {out} PHOTOS")
+    print(f"To use it: mltr predict {shlex.quote(str(out))} PHOTOS")
     return 0
 
 

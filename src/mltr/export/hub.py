@@ -16,7 +16,7 @@ from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.evaluation.figures import without_files
 from mltr.export.card import write_card
-from mltr.files.download import first_line
+from mltr.files.download import first_line, hub_errors
 from mltr.files.writing import write_json
 from mltr.weights.bundle import Bundle, load_bundle
 from mltr.weights.metadata import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
@@ -138,9 +138,14 @@ def push_to_hub(
                     f"{repo_id} is public: make it private on the Hub, or leave --private out"
                 )
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
-        except (HfHubHTTPError, OSError) as error:
+        except hub_errors() as error:
+            has_answered = isinstance(error, HfHubHTTPError)
+            advice = (
+                "check the name and the login (hf auth login)"
+                if has_answered
+                else ("check the network, and try again")
+            )
             raise MltrError(
-                f"{repo_id} can't be uploaded: {first_line(error)}; check the name and the login "
-                "(hf auth login)"
+                f"{repo_id} can't be uploaded: {first_line(error)}; {advice}"
             ) from error
     return str(commit.commit_url).partition("/commit/")[0]

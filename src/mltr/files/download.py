@@ -47,7 +47,6 @@ def fetch(name: str, files: list[str]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
     )
@@ -60,13 +59,23 @@ def fetch(name: str, files: list[str]) -> Path:
             revision = path.parent.name  # take the other files from the same commit
     except HFValidationError as error:
         raise UsageError(f"{name}: expected {HUB_PREFIX}OWNER/NAME ({error})") from error
-    except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
+    except hub_errors() as error:
         is_there = not isinstance(error, LocalEntryNotFoundError)  # the Hub, which has answered
         missing = isinstance(error, EntryNotFoundError) and is_there
         reason = f"it has no {file}" if missing else reason_of(error)
         raise MltrError(f"{name} can't be fetched: {reason}") from error
     _commits[name] = revision
     return path.parent
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the Hub's client raises, and the library by which it speaks HTTP.
+
+    That is another one in other versions of the client, whose own error derives from its.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, EntryNotFoundError, OSError)
 
 
 def reason_of(error: Exception) -> str:
@@ -88,6 +97,8 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in OWN_ERRORS:
         home = constants.HF_HOME
         return f"{home}: {os.strerror(error.errno)}; make room, or set HF_HOME to another folder"
+    if not isinstance(error, OSError | errors.HfHubHTTPError):  # the Hub has not answered
+        return f"{first_line(error)}; check the network, and try again"
     return first_line(error)
 
 

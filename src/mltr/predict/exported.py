@@ -8,6 +8,7 @@ float32 [B, K]. `mltr export` writes them.
 from __future__ import annotations
 
 import importlib
+import shlex
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -228,8 +229,8 @@ def _read_config_beside(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise MltrError(
-            f"{folder} is no bundle: make one of it with `mltr convert tagger {folder} --out "
-            "BUNDLE`"
+            f"{folder} is no bundle: make one of it with "
+            f"`mltr convert tagger {shlex.quote(str(folder))} --out BUNDLE`"
         )
     return _with_export(read_config_file(path), path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from mltr.errors import MltrError
 
@@ -55,5 +56,6 @@ def run(args: argparse.Namespace) -> int:
     )
     drop_others(args.out, WEIGHTS_FILE)
     print(report)
-    print(f"{args.out}: {name}; train from it: mltr train RECIPE --model.init {args.out}")
+    init = shlex.quote(args.out)
+    print(f"{args.out}: {name}; train from it: mltr train RECIPE --model.init {init}")
     return 0

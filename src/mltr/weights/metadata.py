@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def parse_config(text: str, path: Path) -> dict[str, Any]:
     if "architecture" in config and "format_version" not in config:
         raise MltrError(
             f"{path} is timm's: make a bundle of it with "
-            f"`mltr convert tagger {path.parent} --out BUNDLE`"
+            f"`mltr convert tagger {shlex.quote(str(path.parent))} --out BUNDLE`"
         )
     for key in REQUIRED_KEYS:
         if key not in config:

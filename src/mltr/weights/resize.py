@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -119,10 +120,11 @@ def run(args: argparse.Namespace) -> int:
     )
     drop_others(args.out, WEIGHTS_FILE)
     _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
+    out = shlex.quote(args.out)
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
         f"(before: {before} px). The figures of {args.bundle} no longer apply: check it with mltr "
-        f"evaluate {args.out}, or continue training: mltr train RECIPE --model.init {args.out}"
+        f"evaluate {out}, or continue training: mltr train RECIPE --model.init {out}"
     )
     return 0
 
