@@ -109,7 +109,9 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
     beside = _beside_photos(root, ignore)
     if beside == "yolo" or any((root / name).is_file() for name in DESCRIPTIONS):
         return "yolo"
-    folders = _class_folders(root, ignore)
+    parts = class_folder_parts(root, ignore)
+    classes = list_folders(parts.get("train", root), ignore)
+    folders = [folder for folder in classes if _has_images(folder)]
     if beside == "sidecars" and all(_beside_photos(folder, ignore) for folder in folders):
         return "sidecars"
 
@@ -117,7 +119,7 @@ def _detect_by_photos(root: Path, ignore: Sequence[str]) -> str:
         return map(Path, walk_images(root, ignore=ignore, passed_over=Counter()))
 
     named_for_splits = all(part_of_folder(folder.name) for folder in folders)
-    are_splits = bool(folders) and named_for_splits and not class_folder_parts(root, ignore)
+    are_splits = bool(folders) and named_for_splits and not parts
     names = [folder.name for folder in folders]
     are_kinds = len(names) > 1 and NO_CLASSES.issuperset(name.lower() for name in names)
     if have_voc_xml(root, photos()):
@@ -237,42 +239,31 @@ def class_folder_parts(root: Path, ignore: Sequence[str]) -> dict[str, Path]:
     its classes, too. Raises `UsageError` for two of one split.
     """
     folders = list_folders(root, ignore)
-    named: dict[str, list[Path]] = {}
-    for folder in folders:
-        if part := part_of_folder(folder.name):
-            named.setdefault(part, []).append(folder)
-    inside = {folder: list_folders(folder, ignore) for part in named.values() for folder in part}
+    inside = {f: list_folders(f, ignore) for f in folders if part_of_folder(f.name)}
     parts: dict[str, Path] = {}
-    for part, found in named.items():
-        with_classes = [folder for folder in found if inside[folder]]
-        parts[part] = (with_classes or found)[0]
+    doubles: list[tuple[Path, Path]] = []
+    for folder in sorted(inside, key=lambda folder: not inside[folder]):  # those with classes first
+        known = parts.setdefault(part_of_folder(folder.name), folder)
+        if known is not folder and inside[folder]:
+            doubles.append((known, folder))
     if "train" not in parts or not inside[parts["train"]]:
         return {}
     classes = {folder.name for folder in inside[parts["train"]]}
-    others = [folder for folder in folders if folder not in inside]
-    is_confirmed = any(
-        folder.name in classes
-        for part in ("val", "test")
-        for folder in inside.get(parts.get(part, root), ())
-    )
+    held_out = [parts[part] for part in ("val", "test") if part in parts]
+    is_confirmed = any(own.name in classes for folder in held_out for own in inside[folder])
+    others = (folder for folder in folders if folder not in inside)
     if not is_confirmed and any(_holds_photos(folder, ignore) for folder in others):
         return {}
-    for part, found in named.items():
-        if len(several := [folder for folder in found if inside[folder]]) > 1:
-            raise UsageError(
-                f"{root}: {several[0].name} and {several[1].name} are both folders of the split "
-                f"{part}: rename one, or leave it out by data.ignore"
-            )
+    for first, second in doubles:
+        raise UsageError(
+            f"{root}: {first.name} and {second.name} are both folders of the split "
+            f"{part_of_folder(first.name)}: rename one, or leave it out by data.ignore"
+        )
     return parts
 
 
 def _holds_photos(folder: Path, ignore: Sequence[str]) -> bool:
     return next(walk_images(folder, ignore=ignore, passed_over=Counter()), "") != ""
-
-
-def _class_folders(root: Path, ignore: Sequence[str]) -> list[Path]:
-    above = class_folder_parts(root, ignore).get("train", root)
-    return [folder for folder in list_folders(above, ignore) if _has_images(folder)]
 
 
 def _has_images(folder: Path) -> bool:

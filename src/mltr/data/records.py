@@ -290,9 +290,7 @@ def read_class_list(path: Path, *, numbered: bool = False) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise MltrError(f"{path}: no such list of classes (one name a line)")
-    names = tuple(map(normal, read_text(path).splitlines()))
-    while names and not names[-1]:
-        names = names[:-1]
+    names = tuple(map(normal, read_text(path).rstrip().splitlines()))
     if numbered and "" in names:
         raise MltrError(
             f"{path}, line {names.index('') + 1}: empty, but each line names the class of its "

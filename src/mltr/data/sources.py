@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from mltr.data.detect import (
     find_tables,
 )
 from mltr.data.hierarchy import with_hierarchy
+from mltr.data.holding_out import complete, divide, hold_out_val
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.readers.coco import read_coco, read_coco_file
 from mltr.data.readers.folders import read_class_folders, read_sidecars
@@ -37,7 +37,6 @@ from mltr.data.readers.voc_xml import read_voc_xml
 from mltr.data.readers.yolo import read_yolo
 from mltr.data.records import Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
-from mltr.data.stratify import part_sizes, stratified_split
 from mltr.data.tables.names import in_order
 from mltr.data.truncated import salvage
 from mltr.data.understood import Understood
@@ -180,7 +179,7 @@ def open_images(config: DataConfig) -> Splits:
     photos = Split((), records, understood=Understood("photos without labels"))
     if not records:
         raise MltrError(f"{root}: no images; looked for {', '.join(IMAGE_SUFFIXES)}")
-    return _hold_out_val(photos, Split((), []), config)
+    return hold_out_val(photos, Split((), []), config)
 
 
 def open_unlabelled(config: DataConfig, splits: Splits) -> Split:
@@ -292,7 +291,7 @@ def _open_coco(root: Path, config: DataConfig) -> Splits:
         )
         align_classes((train, test))
         train.understood |= test.understood
-        return _hold_out_val(train, test, config)
+        return hold_out_val(train, test, config)
     parts: dict[str, Split] = {}
     for part, path in _coco_parts(root, config.labels).items():
         images = path.parent if root.is_file() else root
@@ -330,16 +329,16 @@ def _open_voc(root: Path, config: DataConfig) -> Splits:
     elif has_list(folder, "train"):  # VOC 2012: the labels of its test were never published
         names = ("train", "val")
     else:
-        return _divide(read_voc(folder, "all", difficult=config.difficult), config)
+        return divide(read_voc(folder, "all", difficult=config.difficult), config)
     train, test = (read_voc(folder, name, difficult=config.difficult) for name in names)  # type: ignore[arg-type]
     train.understood |= test.understood
-    return _hold_out_val(train, test, config)
+    return hold_out_val(train, test, config)
 
 
 def _open_nuswide(root: Path, config: DataConfig) -> Splits:
     train = read_nuswide(root, "train", config.protocol)
     test = read_nuswide(root, "test", config.protocol)
-    return _hold_out_val(train, test, config)
+    return hold_out_val(train, test, config)
 
 
 def _open_table(root: Path, config: DataConfig) -> Splits:
@@ -355,13 +354,13 @@ def _open_table(root: Path, config: DataConfig) -> Splits:
     images = folder / config.images if config.images else Path()
     split, parts = read_table(path, images, classes, config)
     if not parts:
-        return _divide(split, config)
+        return divide(split, config)
     named = {
         name: split.subset([i for i, part in enumerate(parts) if part == name], name)
         for name in SPLITS
     }
     named["train"].notes = split.notes
-    return _complete(named["train"], named["val"], named["test"], config)
+    return complete(named["train"], named["val"], named["test"], config)
 
 
 def _read_part_tables(
@@ -439,7 +438,7 @@ def _open_class_folders(root: Path, config: DataConfig) -> Splits:
     ignore = _globs(config.ignore)
     folders = class_folder_parts(root, ignore)
     if not folders:
-        return _divide(read_class_folders(root, ignore=ignore), config)
+        return divide(read_class_folders(root, ignore=ignore), config)
     others = [folder for folder in list_folders(root, ignore) if folder not in folders.values()]
     train = read_class_folders(folders.pop("train"), ignore=ignore)
     for other in others:
@@ -459,7 +458,7 @@ def _open_class_folders(root: Path, config: DataConfig) -> Splits:
                 train.understood |= Understood(counts={what: left})
     if not len(parts["test"]):  # ImageNet: the validation images are what everybody reports on
         parts["val"], parts["test"] = parts["test"], parts["val"]
-    return _complete(train, parts["val"], parts["test"], config)
+    return complete(train, parts["val"], parts["test"], config)
 
 
 def _open_yolo(root: Path, config: DataConfig) -> Splits:
@@ -478,7 +477,7 @@ def _open_label_studio(root: Path, config: DataConfig) -> Splits:
         path, folder = _choose(root, config.labels, find_exports(root), "export"), root
     images = folder / config.images if config.images else ""
     classes = _classes(folder, config)
-    return _divide(read_label_studio(path, images, classes, _globs(config.ignore)), config)
+    return divide(read_label_studio(path, images, classes, _globs(config.ignore)), config)
 
 
 def _open_voc_xml(root: Path, config: DataConfig) -> Splits:
@@ -500,7 +499,7 @@ def _by_part(parts: dict[str, Split], config: DataConfig) -> Splits:
     """Keep the splits that a source states, and hold out those that it doesn't."""
     loose = parts.pop(WHOLE, None)
     if not parts and loose is not None:
-        return _divide(loose, config)
+        return divide(loose, config)
     if "train" not in parts:
         raise MltrError(f"{config.root}: no training split, only {' and '.join(parts)}")
     train = parts["train"]
@@ -510,14 +509,14 @@ def _by_part(parts: dict[str, Split], config: DataConfig) -> Splits:
     if loose is not None:
         train.notes["photos_in_no_split_left_out"] = len(loose)
     empty = Split(train.classes, [])
-    return _complete(train, parts.get("val", empty), parts.get("test", empty), config)
+    return complete(train, parts.get("val", empty), parts.get("test", empty), config)
 
 
 def _open_huggingface(root: Path, config: DataConfig) -> Splits:
     classes = read_class_list(Path(config.classes)) if config.classes else None
     parts = read_dataset(config.root, config.images, config.labels, classes)
     empty = Split(parts["train"].classes, [])
-    return _complete(parts["train"], parts.get("val", empty), parts.get("test", empty), config)
+    return complete(parts["train"], parts.get("val", empty), parts.get("test", empty), config)
 
 
 def _open_shards(root: Path, config: DataConfig) -> Splits:
@@ -540,63 +539,7 @@ OPENERS: dict[str, Callable[[Path, DataConfig], Splits]] = {
 }
 
 
-# -- holding out -------------------------------------------------------------------------------
-
-
-def _divide(whole: Split, config: DataConfig) -> Splits:
-    """Split a source that has no splits of its own."""
-    return _complete(whole, Split(whole.classes, []), Split(whole.classes, []), config)
-
-
-def _complete(train: Split, val: Split, test: Split, config: DataConfig) -> Splits:
-    """Hold out missing validation and test splits from the training part."""
-    notes = train.notes
-    missing = [n for n, part in (("test_fraction", test), ("val_fraction", val)) if not len(part)]
-    _check_number(len(train), missing, config)
-    if not len(test):
-        train, test = _hold_out(train, config.test_fraction, config.split_seed)
-    if not len(val):
-        splits = _hold_out_val(train, test, config)
-    else:
-        splits = Splits(_named(train, "train"), _named(val, "val"), _named(test, "test"))
-    splits.train.notes = notes | splits.train.notes
-    return splits
-
-
-def _check_number(number: int, names: Sequence[str], config: DataConfig) -> None:
-    """Raise `MltrError` if some part would be empty after holding out these fractions."""
-    fractions = [getattr(config, name) for name in names]
-
-    def suffices(left: int) -> bool:
-        for fraction in fractions:
-            left, held_out = part_sizes(left, (1 - fraction, fraction))
-            if not (left and held_out):
-                return False
-        return True
-
-    if not suffices(number):
-        shares = " and ".join(f"data.{name} {getattr(config, name):g}" for name in names)
-        raise MltrError(
-            f"{counted(number, 'image')} can't be split with {shares}: at least "
-            f"{next(filter(suffices, count(1)))} images are needed; add more, or raise these shares"
-        )
-
-
-def _hold_out_val(train: Split, test: Split, config: DataConfig) -> Splits:
-    _check_number(len(train), ["val_fraction"], config)
-    kept, val = _hold_out(train, config.val_fraction, config.split_seed)
-    kept.notes = dict(train.notes)
-    return Splits(_named(kept, "train"), _named(val, "val"), _named(test, "test"))
-
-
-def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    kept, held_out = stratified_split(split.positives, (1 - fraction, fraction), seed)
-    return split.subset(kept, split.name), split.subset(held_out, split.name)
-
-
-def _named(split: Split, name: str) -> Split:
-    split.name = name
-    return split
+# -- checks -----------------------------------------------------------------------------------
 
 
 def _check_parts(splits: Splits) -> None:

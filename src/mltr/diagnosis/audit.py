@@ -228,12 +228,8 @@ def _write_files(
     from mltr.diagnosis import corrections
 
     paths = [corrections.write_issues(folder, found, listed, accepted)]
-    table = corrections.write_corrected(
-        folder,
-        splits,
-        corrections.as_corrections(found, accepted),
-        one_each=one_each,
-    )
+    changes = corrections.as_corrections(found, accepted)
+    table = corrections.write_corrected(folder, splits, changes, one_each=one_each)
     if table is None:
         log.warning("no corrected.csv: the images of this source are not files it could list")
     else:

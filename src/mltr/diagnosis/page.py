@@ -18,11 +18,7 @@ from mltr.diagnosis.display import draw_confusions, draw_matrix
 from mltr.diagnosis.figures import Subject, diagnose
 from mltr.diagnosis.problems import describe_problems
 from mltr.errors import BrokenImage, MltrError, UsageError, counted
-from mltr.evaluation.curves import (
-    MOST_CURVES,
-    draw_average_precision,
-    draw_precision_recall,
-)
+from mltr.evaluation.curves import MOST_CURVES, draw_average_precision, draw_precision_recall
 from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
 from mltr.evaluation.predictions import Predictions, as_predicted

@@ -163,10 +163,10 @@ def as_trained(folder: Path, splits: Splits, new_ones: NewOnes = "") -> Splits:
     return replace(splits, train=train, val=val, test=test)
 
 
-def trained_on(source: str, split: Split) -> int:
-    """Return how many images of a split, by their names, a run was trained on; 0 for no run."""
+def trained_on(source: str, *splits: Split) -> int:
+    """Return how many images of splits, by their names, a run was trained on; 0 for no run."""
     trained = {*_recorded(Path(source)).get("train", ())} if source else set()
-    return sum(name in trained for name in names_in_json(split))
+    return sum(name in trained for split in splits for name in names_in_json(split))
 
 
 def warn_of_known(option: str, source: str, config: Config, splits: Splits) -> None:
@@ -176,7 +176,7 @@ def warn_of_known(option: str, source: str, config: Config, splits: Splits) -> N
         return
     if not _is_same_source(load_recipe(folder / RECIPE_FILE), config):  # names alone say little
         return
-    if seen := trained_on(source, splits.val) + trained_on(source, splits.test):
+    if seen := trained_on(source, splits.val, splits.test):
         log.warning(
             "%s %s was trained on %s of the validation and test images here, whose figures will be "
             "too good: start from other weights, or give its splits in a table",

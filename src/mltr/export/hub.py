@@ -16,7 +16,7 @@ from mltr.data.preprocess import Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.evaluation.figures import without_files
 from mltr.export.card import write_card
-from mltr.files.download import first_line, hub_errors
+from mltr.files.download import first_line, hub_errors, reason_of
 from mltr.files.writing import write_json
 from mltr.weights.bundle import Bundle, load_bundle
 from mltr.weights.metadata import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
@@ -139,13 +139,8 @@ def push_to_hub(
                 )
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         except hub_errors() as error:
-            has_answered = isinstance(error, HfHubHTTPError)
-            advice = (
-                "check the name and the login (hf auth login)"
-                if has_answered
-                else ("check the network, and try again")
-            )
-            raise MltrError(
-                f"{repo_id} can't be uploaded: {first_line(error)}; {advice}"
-            ) from error
+            reason = reason_of(error)
+            if isinstance(error, HfHubHTTPError):  # the Hub has answered
+                reason = f"{first_line(error)}; check the name and the login (hf auth login)"
+            raise MltrError(f"{repo_id} can't be uploaded: {reason}") from error
     return str(commit.commit_url).partition("/commit/")[0]

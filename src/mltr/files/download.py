@@ -45,11 +45,7 @@ def fetch(name: str, files: list[str]) -> Path:
     malformed name, and `MltrError` if a file doesn't exist or the Hub can't be reached.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError
 
     repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     revision = _commits.get(name, revision)
@@ -60,12 +56,18 @@ def fetch(name: str, files: list[str]) -> Path:
     except HFValidationError as error:
         raise UsageError(f"{name}: expected {HUB_PREFIX}OWNER/NAME ({error})") from error
     except hub_errors() as error:
-        is_there = not isinstance(error, LocalEntryNotFoundError)  # the Hub, which has answered
-        missing = isinstance(error, EntryNotFoundError) and is_there
-        reason = f"it has no {file}" if missing else reason_of(error)
+        reason = f"it has no {file}" if lacks_file(error) else reason_of(error)
         raise MltrError(f"{name} can't be fetched: {reason}") from error
     _commits[name] = revision
     return path.parent
+
+
+def lacks_file(error: BaseException | None) -> bool:
+    """Whether the Hub has answered that a repository doesn't have a file."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    is_local = isinstance(error, LocalEntryNotFoundError)  # no copy, and no answer
+    return isinstance(error, EntryNotFoundError) and not is_local
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

@@ -226,6 +226,11 @@ def default_folder(recipe: str) -> Path:
     return Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def sources_of(config: Config) -> dict[str, str]:
+    """Return what a run starts from and learns from, by the options that name it."""
+    return {"model.init": config.model.init, "train.teacher": config.train.teacher}
+
+
 def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> RunFolder:
     """Return the folder of a new or resumed run, without touching its files.
 
@@ -250,8 +255,7 @@ def open_run(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Ru
             f"{path} already holds a run: {folder.how_to_go_on()}replace it with --overwrite, or "
             "choose another --out"
         )
-    needed = {"model.init": config.model.init, "train.teacher": config.train.teacher}
-    for option, name in needed.items():
+    for option, name in sources_of(config).items():
         source = Path(name).resolve()
         if name and source.exists() and source.is_relative_to(path.resolve()):
             raise UsageError(f"{option} {name} would be overwritten: choose another --out")

@@ -131,6 +131,7 @@ def train_for(
 ) -> dict[str, Any]:  # fmt: skip
     """Begin or resume a run for an objective, and bring it to its end; return its figures."""
     from mltr.evaluation.open_run import as_trained, warn_of_known
+    from mltr.runs.folder import sources_of
     from mltr.training.progress import tell_images
     from mltr.training.run import prepare_run
     from mltr.training.trainer import Trainer
@@ -139,10 +140,7 @@ def train_for(
         splits = as_trained(folder.path, splits)
         folder.check_images(splits)
     if not (resume or quiet):
-        for option, source in (
-            ("model.init", config.model.init),
-            ("train.teacher", config.train.teacher),
-        ):
+        for option, source in sources_of(config).items():
             warn_of_known(option, source, config, splits)
     tell_images(splits)  # before features are computed or images shrunk, which may take long
     run = prepare_run(config, splits, folder)

@@ -16,13 +16,13 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
 from mltr.config.schema import PRETRAINED, START, ModelConfig
 from mltr.data.preprocess import IMAGENET
 from mltr.errors import MltrError, UsageError, did_you_mean
-from mltr.files.download import HUB_PREFIX, fetch, reason_of
+from mltr.files.download import HUB_PREFIX, fetch, lacks_file, reason_of
 from mltr.network.features import classifier_of
 from mltr.weights.bundle import WEIGHT_SOURCES, not_finite, read_config
 from mltr.weights.foreign import IGNORED, Tensors, first_few, read_checkpoint
@@ -186,9 +186,7 @@ def _read_folder_config(init: str) -> dict[str, Any] | None:
     try:
         folder = fetch(init, [CONFIG_FILE]) if init.startswith(HUB_PREFIX) else Path(init)
     except MltrError as error:
-        cause = error.__cause__
-        is_missing = isinstance(cause, EntryNotFoundError)
-        if not is_missing or isinstance(cause, LocalEntryNotFoundError):  # for want of a network
+        if not lacks_file(error.__cause__):
             raise
         raise MltrError(
             f"{init} has no {CONFIG_FILE}, so the network of its weights is unknown: download its "

@@ -96,10 +96,8 @@ def keywords_of(image: Path, siblings: Siblings) -> tuple[list[str], str]:
     if sidecar is not None:
         found, added = _lists_in_file(sidecar)
         if found:
-            return (
-                found,
-                f"in files {'beside the photos' if added is None else 'that mltr has added to'}",
-            )
+            where = "beside the photos" if added is None else "that mltr has added to"
+            return found, f"in files {where}"
     return _keywords_within(image)
 
 
@@ -136,9 +134,9 @@ def _lists_in_file(sidecar: Path) -> tuple[list[str], list[str] | None]:
     try:
         with open_regular(sidecar) as file:
             content = file.read(MAX_BYTES)
-        found = keywords_in_xmp(content) if content else []
-        is_ours = OWN.encode() in content
-        return found, keywords_in_xmp(content, LABELS) if is_ours else None
+        rdf = find_rdf(parse_xmp(content)) if content else None
+        added = _list_in(rdf, LABELS) if OWN.encode() in content else None
+        return _list_in(rdf, SUBJECT), added
     except (OSError, MltrError) as error:
         raise MltrError(f"{sidecar}: can't be read ({error})") from error
 
@@ -192,9 +190,12 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 # -- XMP ---------------------------------------------------------------------------------------
 
 
-def keywords_in_xmp(content: bytes, name: str = SUBJECT) -> list[str]:
-    """Return the texts of a list in XMP, each once; raises `MltrError` for what is no XMP."""
-    rdf = find_rdf(parse_xmp(content))
+def keywords_in_xmp(content: bytes) -> list[str]:
+    """Return the keywords in XMP, each once; raises `MltrError` for what is no XMP."""
+    return _list_in(find_rdf(parse_xmp(content)), SUBJECT)
+
+
+def _list_in(rdf: _Element | None, name: str) -> list[str]:
     return [] if rdf is None else _distinct(texts_of(find_list(rdf, name)))
 
 

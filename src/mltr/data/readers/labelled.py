@@ -58,22 +58,30 @@ def part_of_folder(name: str) -> str:
     return PARTS.get(words[0], WHOLE) if len(words) == 1 else WHOLE
 
 
-def with_parts_of_folders(root: Path, photos: Sequence[LabelledPhoto]) -> list[LabelledPhoto]:
-    """Return photos in the splits that the folders in `root` are named for.
+def are_splits(parts: Collection[str]) -> bool:
+    """Whether the parts that the folders of photos are named for are splits.
 
-    If there is none for training, or that alone beside other folders, they are no splits: such
-    names may be of places and occasions. Raises `UsageError` where some photos are in others.
+    Such names may be of places and occasions, as where there is none for training, or that alone
+    beside other folders.
+    """
+    named = {*parts} - {WHOLE}
+    return "train" in named and (WHOLE not in parts or len(named) > 1)
+
+
+def with_parts_of_folders(root: Path, photos: Sequence[LabelledPhoto]) -> list[LabelledPhoto]:
+    """Return photos in the splits that the folders in `root` are named for, if `are_splits`.
+
+    Raises `UsageError` where some photos are in other folders.
     """
     folders = [photo.name.partition("/")[0] if "/" in photo.name else "" for photo in photos]
     parts = [part_of_folder(folder) for folder in folders]
-    named = {*parts} - {WHOLE}
-    if "train" not in named or (WHOLE in parts and len(named) == 1):
+    if not are_splits(parts):
         return list(photos)
     if WHOLE in parts:
-        other = root / folders[parts.index(WHOLE)]
+        other, named = root / folders[parts.index(WHOLE)], ", ".join(sorted({*parts} - {WHOLE}))
         raise UsageError(
-            f"{other} holds photos, and is none of the splits beside it ({', '.join(sorted(named))}"
-            "): leave it out by data.ignore, or rename the folders if they are no splits"
+            f"{other} holds photos, and is none of the splits beside it ({named}): leave it out by "
+            "data.ignore, or rename the folders if they are no splits"
         )
     return [replace(photo, part=part) for photo, part in zip(photos, parts, strict=True)]
 

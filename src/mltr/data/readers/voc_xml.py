@@ -16,7 +16,7 @@ from mltr.data.readers.voc import Difficult, find_voc, read_objects
 from mltr.data.records import Split
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds
-from mltr.errors import MltrError, UsageError
+from mltr.errors import MltrError
 from mltr.files.text import read_text
 
 #: Folders of annotations beside a folder of photos, or in it.
@@ -112,7 +112,7 @@ def _with_parts(root: Path, photos: Sequence[LabelledPhoto]) -> list[LabelledPho
     """Return photos in the splits that lists state, or else folders. Raises `MltrError`."""
     try:
         lists = find_voc(root) / "ImageSets" / "Main"
-    except (MltrError, UsageError):
+    except MltrError:  # its layout is another one
         lists = root / "ImageSets" / "Main"
     parts: dict[str, str] = {}
     known = {Path(photo.name).stem for photo in photos}

@@ -12,12 +12,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from mltr.config.schema import SPLITS
-from mltr.data.readers.labelled import (
-    WHOLE,
-    LabelledPhoto,
-    part_of,
-    to_splits,
-)
+from mltr.data.readers.labelled import WHOLE, LabelledPhoto, are_splits, part_of, to_splits
 from mltr.data.records import Split, read_class_list
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds
@@ -155,9 +150,8 @@ def _parts(
         next(filter(None, map(part_of, PurePosixPath(photo.name).parts[:-1])), WHOLE)
         for photo in photos
     ]
-    named = {*parts} - {WHOLE}
-    if not listed and ("train" not in named or (WHOLE in parts and len(named) == 1)):
-        return [WHOLE] * len(photos)  # a place or an occasion
+    if not listed and not are_splits(parts):
+        return [WHOLE] * len(photos)
     return [listed.get(photo.name, part) for photo, part in zip(photos, parts, strict=True)]
 
 

@@ -96,8 +96,8 @@ def _read_text(path: Path) -> Sheet:
     if encoding != "utf-8":
         content = content.decode(encoding, "strict").encode("utf-8")
     content = content.removeprefix(b"\xef\xbb\xbf")
-    blank = re.match(rb"[\r\n]*", content)[0].count(b"\n")  # type: ignore[index]
-    content = content.lstrip(b"\r\n")
+    lines, content = content.count(b"\n"), content.lstrip(b"\r\n")
+    blank = lines - content.count(b"\n")
     second_line = content.find(b"\n", content.find(b"\n") + 1) + 1  # beyond a very wide header
     head = content[: max(SNIFFED, second_line)].decode("utf-8", "ignore")
     if told := re.match(r"sep=(.)\r?\n", head):  # by which Excel tells itself
