@@ -302,3 +302,4 @@ def test_top_accuracy_of_ties_and_broken_images() -> None:
     assert not is_single_label(targets)
     with pytest.raises(ValueError, match="exactly one label"):
         top_accuracy(same, targets)
+    assert not is_single_label([[1, 0, 0], [1, 1, -1]])  # the second has two for certain

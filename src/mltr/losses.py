@@ -2,8 +2,9 @@
 
 Shapes: logits and targets [B, K]. A target is 1, 0, any value between them (mixed or smoothed
 labels), or negative if the label is unknown; unknown labels contribute neither loss nor gradient.
-Everything is computed in float32 (float64 for float64 logits) from log-sigmoids, so that a
-confident wrong prediction keeps its gradient and no logit, however large, gives infinity.
+Everything is computed in float32 (float64 for float64 logits) from log-sigmoids, so that no logit,
+however large, gives infinity, and what remains of the gradient of a confident wrong prediction is
+what the loss says: ASL's `clip`, for one, lets that of negatives vanish.
 """
 
 from __future__ import annotations
@@ -141,8 +142,7 @@ def asymmetric_loss(
     Positives cost -(1-p)^gamma_pos log(p), negatives -(p_m)^gamma_neg log(1-p_m) with the shifted
     probability p_m = max(p - clip, 0). `detach_focus` keeps the gradient out of the focusing
     weights, as ASL's training script does. The result equals the public code, except where that
-    clamps probabilities with an epsilon (logits beyond about 17): there its gradient vanishes and
-    ours doesn't.
+    clamps probabilities with an epsilon (logits beyond about 17).
 
     >>> asymmetric_loss(torch.tensor([[0.0, -9.0]]), torch.tensor([[1.0, 0.0]]))  # -9: below clip
     tensor(0.6931)

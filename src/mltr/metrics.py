@@ -118,14 +118,16 @@ def precision_recall_curve(scores: ArrayLike, targets: ArrayLike) -> tuple[Float
 
 
 def is_single_label(targets: Array) -> bool:
-    """Whether each image with known labels has exactly one: targets [N, K] of 1, 0, -1.
+    """Whether each image has at most one label, and exactly one where all are known.
+
+    The targets [N, K] are 1, 0, or -1 for unknown.
 
     >>> is_single_label([[1, 0], [0, 1], [-1, 0]]), is_single_label([[1, 1], [0, 1]])
     (True, False)
     """
     targets = _as_numpy(targets)
-    known = (targets >= 0).all(1)
-    return bool(known.any() and ((targets[known] == 1).sum(1) == 1).all())
+    known, labels = (targets >= 0).all(1), (targets == 1).sum(1)
+    return bool(known.any() and (labels[known] == 1).all() and (labels <= 1).all())
 
 
 def top_accuracy(probs: Array, targets: Array, k: int = 1) -> float:

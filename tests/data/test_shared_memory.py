@@ -59,6 +59,19 @@ def test_images_that_find_no_shared_memory_come_through_pipes(
     assert done.stderr.count("/dev/shm is full: images come through pipes") == warns
 
 
+def test_a_temporary_folder_of_a_long_name_slows_down_and_does_not_hang(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sockets, by which workers hand over memory, are files of at most 107 bytes in it."""
+    folder = photos / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    done = load(photos, str(10_000_000))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "workers 2\n"
+    assert done.stderr.count("too long a name for sockets: images come through pipes") == 1
+
+
 @pytest.mark.parametrize(
     ("size", "workers", "words"),
     [("64k", 0, "the main process loads the images"), ("200k", 2, "images come through pipes")],

@@ -96,6 +96,16 @@ def test_a_part_is_resized_as_in_evaluation() -> None:
 
 
 @settings(deadline=None, max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 300), st.integers(0, 2**31))
+def test_the_smallest_part_has_a_pixel(short: int, long: int, seed: int) -> None:
+    crop = AugmentConfig(crop="random", min_scale=0.08, randaugment_ops=0, cutout=0.0)
+    for size in ((short, long), (long, short)):
+        assert vary(crop, Image.new("RGB", size, (9, 99, 199)), 8, seed)[:, 0, 0].tolist() in (
+            [9, 99, 199],
+        )
+
+
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), st.floats(0.05, 1.0))
 def test_random_regions_lie_inside_and_have_the_area(seed: int, min_scale: float) -> None:
     left, top, right, bottom = random_region(np.random.default_rng(seed), min_scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,33 @@ def test_the_command_writes_pictures_and_figures(
     for rows in found.values():
         assert [row["label"] for row in rows] == ["sea", "trees"]
         assert np.sum(rows[0]["cells"]) == pytest.approx(rows[0]["logit"], abs=1e-4)
+
+
+def test_pictures_that_it_has_written_are_not_explained(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    write_image(Path("a.png"), (60, 40))
+    for _ in range(2):
+        assert main(["explain", str(bundle), ".", "--json", "figures.json"]) == 0
+        assert list(json.loads(Path("figures.json").read_text())) == ["a.png"]
+    assert main(["explain", str(bundle), "explained", "--json", "figures.json"]) == 0
+    assert len(json.loads(Path("figures.json").read_text())) == 2  # if they are asked for
+    Path("a.png").unlink()
+    capsys.readouterr()
+    assert main(["explain", str(bundle), "."]) == 2
+    assert "no images in . except those in explained" in capsys.readouterr().err
+
+
+def test_a_large_photo_takes_no_more_memory_than_its_map(bundle: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "large.jpg"
+    Image.new("RGB", (4000, 3000), (200, 100, 50)).save(photo)
+    tracemalloc.start()
+    assert main(["explain", str(bundle), str(photo), "--out", str(tmp_path / "out")]) == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6  # of numpy's arrays and PyTorch's objects; 24 bytes a pixel are 288 MB
 
 
 def test_evidence_for_and_against_look_different() -> None:

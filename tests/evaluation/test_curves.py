@@ -43,3 +43,15 @@ def test_of_very_many_classes_the_most_frequent_are_drawn_and_it_is_said(
     lines, words = drawn(["a", "b", "c", "d"], monkeypatch, most=2)
     assert lines == 3
     assert "over all thresholds, 2 most frequent classes" in words
+
+
+def test_of_very_many_classes_the_worst_and_the_best_have_bars() -> None:
+    targets = np.eye(200, dtype=np.int8)
+    probs = np.where(targets == 1, np.linspace(0, 1, 200), 0.5).astype(np.float32)
+    names = tuple(f"class {k}" for k in range(200))
+    predictions = Predictions(probs, targets, images=names, classes=names)
+    figure = curves.draw_average_precision(predictions)
+    (axes,) = figure.axes
+    assert len(axes.patches) == 80
+    assert axes.get_title(loc="left").endswith(": the 40 best and the 40 worst of 200")
+    assert figure.get_figheight() < 25

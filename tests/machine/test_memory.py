@@ -1,12 +1,15 @@
-"""Freed memory stays with the process, so that reusing it causes no page faults."""
+"""What memory there is; freed memory stays, so that reusing it causes no page faults."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from mltr.machine.memory import memory_bytes
 
 BLOCKS = """
 import resource, sys
@@ -61,3 +64,18 @@ def test_what_the_environment_says_is_left_alone():
         False,
         pytest.approx(24_400, rel=0.1),
     )
+
+
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [("0::/job/step", "memory.max"), ("4:memory:/job/step", "memory/memory.limit_in_bytes")],
+)
+def test_the_memory_of_a_job_is_its_limit(own: str, file: str, tmp_path: Path) -> None:
+    everything = memory_bytes(tmp_path, tmp_path / "absent")
+    (tmp_path / "cgroup").write_text(f"1:cpu:/\n{own}\n")
+    assert memory_bytes(tmp_path, tmp_path / "cgroup") == everything > 0
+    folder, name = (tmp_path / file).parent, Path(file).name
+    for place, limit in (("", everything + 1), ("job", 2_000_000_000), ("job/step", "max")):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        (folder / place / name).write_text(f"{limit}\n")
+    assert memory_bytes(tmp_path, tmp_path / "cgroup") == min(everything, 2_000_000_000)

@@ -138,17 +138,19 @@ def test_a_thousand_classes_cost_no_more_queries() -> None:
     ("arguments", "words"),
     [
         ({"head": "mltr", "head_options": {"depth": 0}}, "depth=0"),
-        ({"head": "mltr", "head_options": {"dim": 40}}, "multiple of head_dim"),
+        ({"head": "mltr", "head_options": {"dim": 40}}, "dim=40 must be a multiple of 32"),
         ({"head": "csar"}, "did you mean 'csra'"),
         ({"head": "csra", "head_options": {"num_heads": 3}}, "num_heads=3"),
         ({"head": "csra", "head_options": {"lamda": 1}}, "lamda"),
         ({"head": "query2label", "head_options": {"dim": 30}}, "multiple of num_heads"),
         ({"head": "ml_decoder", "head_options": {"groups": -1}}, "groups must be >= 0"),
+        ({"head": "ml_decoder", "head_options": {"groups": 1.5}}, "must be a whole number"),
+        ({"head": "ml_decoder", "head_options": {"positions": 1}}, "must be true or false"),
         ({"head": "query2label", "head_options": {"num_heads": 0}}, "can't be built with"),
         ({"head": "query2label", "head_options": {"dim": -64}}, "can't be built with"),
         ({"head": "mltr", "head_options": {"num_classes": 4}}, "can't be built with"),
         ({"head": "csra", "head_options": {"map_side": 4}}, "can't be built with"),
-        ({"head": "csra", "head_options": {"lam": "a"}}, "can't be built with"),
+        ({"head": "csra", "head_options": {"lam": "a"}}, "lam='a' must be a number"),
         ({"head": "csra", "head_options": {"lam": math.nan}}, "lam=nan must be a finite number"),
         ({"head": "query2label", "head_options": {"dropout": 2}}, "can't be built with"),
         ({"head_options": {"lam": 1}}, "lam"),
@@ -227,3 +229,13 @@ def test_an_image_size_is_judged_where_weights_are_tied() -> None:
     check_image_size(network, 224, "model.image_size")
     with pytest.raises(UsageError, match="model.image_size 64 doesn't suit this network: Input"):
         check_image_size(network, 64, "model.image_size")
+
+
+@pytest.mark.parametrize("num_classes", [5, 80])
+def test_csra_starts_as_a_convolution_does(num_classes: int) -> None:
+    """Its directions have length one, so their first length sets how fast they turn."""
+    torch.manual_seed(0)
+    head = make_head("csra", 768, num_classes)
+    convolution = torch.nn.Conv2d(768, num_classes, 1, bias=False)
+    weight = head.get_parameter("weight")
+    assert float(weight.std()) == pytest.approx(float(convolution.weight.std()), rel=0.05)

@@ -345,6 +345,20 @@ def test_checkpointing_changes_neither_loss_nor_gradients() -> None:
         torch.testing.assert_close(plain, checkpointed)
 
 
+def test_checkpointing_counts_a_batch_once() -> None:
+    model = mltr.create_model("mltr_nano", num_classes=3)
+    model.set_grad_checkpointing(True)
+    model(torch.randn(2, 3, 96, 96)).sum().backward()
+    counts = {int(n) for name, n in model.named_buffers() if name.endswith("batches_tracked")}
+    assert counts == {1}
+
+
+@torch.no_grad()
+def test_a_batch_may_be_empty() -> None:
+    model = mltr.create_model("mltr_nano", num_classes=3).eval()
+    assert model(torch.zeros(0, 3, 96, 96)).shape == (0, 3)
+
+
 def test_stochastic_depth_rises_linearly_and_rests_in_evaluation() -> None:
     model = mltr.create_model("cat_t", num_classes=2, **TINY | {"drop_path": 0.5})
     rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]

@@ -108,6 +108,7 @@ def test_advice_fits_when_it_is_followed(capsys) -> None:
         (["coco", "--gpus=8xA100"], "did you mean 'A100-"),
         (["coco", "--gpus=0xH200"], "at least one"),
         (["coco", "--gpus=2xcpu"], "this machine counts as one"),
+        (["coco", "--gpus=256xH200"], "128 images a batch can't be shared by 256 processes"),
         (["coco", "--gpus=H200", "--images=0"], "--images 0 must be positive"),
         (["scratch", "--gpus=H200"], "the number of images is unknown: give it with --images N"),
         (["coco", "--gpus=H200", "--model.name=mltr_sx"], "did you mean 'mltr_s'?"),

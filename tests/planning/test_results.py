@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,21 @@ def test_the_page_of_the_documents_has_every_row(tmp_path: Path) -> None:
     assert all(line in kept for line in fresh)
     for row in ROWS:
         assert f"| {row.data} | {row.network}, " in kept
+
+
+def test_a_figure_that_is_none_stops_no_other(tmp_path: Path, capsys) -> None:
+    run = make_run(tmp_path / "one", "coco", WEIGHTS, "--train.tracker=none", test_map=0.812)
+    empty = make_run(tmp_path / "two", "coco", WEIGHTS, test_map=math.nan)
+    text = (empty / "metrics.json").read_text().replace("NaN", "null")
+    (empty / "metrics.json").write_text(text)
+    figures, page = results(capsys, run, empty)
+    assert cells(page, "MS-COCO 2014 | mltr_s, 224 px")[2:] == ["81.9", "81.2 (one seed)", ""]
+    assert figures["deviating"] == []
+    assert cells(page, "two |") == ["two", "coco", "mltr_s", "none"]
+
+
+def test_rows_are_planned_for_devices_of_the_table(capsys) -> None:
+    assert main(["results", "--gpus", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "--gpus cpu: the rows are planned for devices of the table only" in error
+    assert error.count("\n") == 1

@@ -27,6 +27,7 @@ from mltr.data.readers.keywords import read_keywords
 from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.predict import command as predict
 from mltr.predict.predictor import Prediction, Predictor, predict_paths
+from mltr.predict.results import errors_path
 from mltr.predict.tagging import choose_classes
 from mltr.weights.bundle import TorchNetwork, load_bundle, update_config
 from mltr.weights.metadata import Calibration
@@ -464,12 +465,23 @@ def test_wrong_usage_is_reported_before_anything_is_done(
     assert files_in(photos) == before
 
 
-def test_a_shared_sidecar_is_refused_and_commas_stay_in_their_label(
+def test_a_sidecar_is_of_the_first_photo_of_its_name_alone(
     bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     (photos / "0.jpg").write_bytes((photos / "0.png").read_bytes())
-    with pytest.raises(UsageError, match=r"0\.jpg and .*0\.png would share a sidecar"):
-        command(bundle, photos, "--sidecars")
+    (photos / "1.jpg").write_bytes((photos / "1.png").read_bytes())
+    out = tmp_path / "out.csv"
+    for _ in range(2):
+        assert command(bundle, photos, "--sidecars", "--overwrite", "--out", out) == 1
+        with errors_path(out).open() as file:
+            told = {Path(row["path"]).name: row["error"] for row in csv.DictReader(file)}
+        assert set(told) >= {"0.png", "1.png"}
+        owner = f"{photos / '0.txt'} has the labels of {photos / '0.jpg'}"
+        assert told["0.png"] == f"{owner}: rename one of them"
+    assert (photos / "0.txt").read_text()
+
+
+def test_commas_stay_in_their_label(bundle: Path, photos: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((bundle / name).read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())

@@ -243,8 +243,11 @@ def test_a_refusal_is_heard_though_the_body_still_comes() -> None:
         ("", 403),
     ],
 )
-def test_only_known_names_are_answered(host: str, status: int) -> None:
-    settings = Settings(hosts=("localhost", "photos.example"))
+@pytest.mark.parametrize(
+    "spelling", ["photos.example", "Photos.example:8000", "https://photos.example"]
+)
+def test_only_known_names_are_answered(spelling: str, host: str, status: int) -> None:
+    settings = Settings(hosts=("localhost", spelling))
     client = TestClient(create_app(colour_predictor(), settings))
     answer = client.get("/healthz", headers={"Host": host})
     assert answer.status_code == status
@@ -446,3 +449,13 @@ def test_the_server_survives_hostile_clients_and_stops_silently(tmp_path: Path) 
     assert list(found["log"]["levels"]) == ["info"]
     assert found["log"]["bytes"] < 1_000_000
     assert found["log"]["exit_code"] == 0
+
+
+def test_a_form_that_is_cut_off_is_refused(client: Any) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="i"; filename="a.png"\r\n\r\n'
+    body = part + picture() + b"\r\n" + part + picture()[:-20]
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = client.post(PREDICT, content=body, headers=kind)
+    assert answer.status_code == 400
+    assert "its end is missing" in answer.json()["detail"]
+    assert client.post(PREDICT, content=body + b"\r\n--b--", headers=kind).status_code == 200

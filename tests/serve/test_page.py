@@ -167,7 +167,7 @@ def test_what_cannot_be_read_says_why_on_its_card(browser: Any, served: str) -> 
     visit.wait("#about", "red")
     name = "<img src=x onerror=alert(1)>.png"
     visit.add((name, b"nothing to see"), ("huge.png", bytes(1_000_001)))
-    visit.wait("#status", "2 can")
+    visit.wait("#status", "2 failed")
     cards = visit.page.locator(".card.failed")
     assert "Not an image" in cards.nth(0).locator(".message").inner_text()
     assert cards.nth(0).locator("h2").inner_text() == name
@@ -200,7 +200,7 @@ def test_a_phone_scrolls_down_only(browser: Any, served: str, scheme: str) -> No
     visit = Visit(browser, served, viewport=PHONE, color_scheme=scheme)
     visit.wait("#about", "red")
     visit.add(("x" * 90 + ".png", picture("red")), ("two.png", b"broken"))
-    visit.wait("#status", "1 can")
+    visit.wait("#status", "1 failed")
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     background = visit.page.locator("body").evaluate("b => getComputedStyle(b).backgroundColor")
     brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3

@@ -31,11 +31,14 @@ from serving import (
     save_tiny_bundle,
 )
 
+import mltr
 from mltr.cli import main
+from mltr.data.preprocess import Preprocess
 from mltr.diagnosis.evidence import explain
 from mltr.errors import MltrError, UsageError
 from mltr.predict.predictor import load
 from mltr.serve.settings import Settings, read_keys
+from mltr.weights.bundle import save_bundle
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
@@ -369,6 +372,10 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
     assert read_keys(file, {}) == ("first-key-of-the-file",)
     assert read_keys(None, {"MLTR_API_KEYS": "one,two"}) == ("one", "two")
     assert read_keys(None, {}) == ()
+    file.write_text("\ufefffirst-key-of-the-file\n", "utf-8")  # as Windows' editor begins it
+    assert read_keys(file, {}) == ("first-key-of-the-file",)
+    with pytest.raises(MltrError, match="MLTR_API_KEYS is set, but contains no key"):
+        read_keys(None, {"MLTR_API_KEYS": " "})
     file.write_text("# none\n")
     with pytest.raises(MltrError, match="no API key"):
         read_keys(file, {})
@@ -379,11 +386,33 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_files": 0}, {"max_files": 200}, {"timeout_s": 0}, {"max_body_mb": float("nan")}]
+    "wrong",
+    [
+        {"max_files": 0},
+        {"max_files": 200},
+        {"timeout_s": 0},
+        {"max_body_mb": float("nan")},
+        {"max_held_mb": 31},  # less than a request
+        {"cors_origins": ("https://photos.example/",)},
+        {"cors_origins": ("photos.example",)},
+    ],
 )
 def test_limits_check_themselves(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(wrong))):
+    with pytest.raises(UsageError, match=next(iter(wrong)).removesuffix("_origins")):
         Settings(**wrong)
+
+
+def test_a_network_with_a_class_token_has_no_maps(tmp_path: Path) -> None:
+    for name, has_maps in (("test_vit", False), ("test_resnet", True)):
+        model = mltr.create_model(f"timm/{name}", 2, image_size=160)
+        save_bundle(
+            tmp_path / name, model=model, name=f"timm/{name}", overrides={"image_size": 160},
+            classes=("a", "b"), preprocess=Preprocess(160),
+        )  # fmt: skip
+        with TestClient(create_app(load(tmp_path / name, "cpu"))) as client:
+            assert client.get("/v1/labels").json()["explains"] is has_maps
+            told = client.post("/v1/explain", files=[as_image("red")])
+            assert told.status_code == (200 if has_maps else 501)
 
 
 def test_other_sites_may_call_only_where_that_is_set(client: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from making import TINY
+from making import TINY, train
 from torch import nn
 
 from mltr.cli import main
@@ -61,3 +62,10 @@ def test_a_network_of_one_size_is_told(tmp_path: Path, caplog: pytest.LogCapture
     run = ["train", "scenes_nano", f"--out={tmp_path / 'run'}", *options, "--train.epochs=1"]
     assert main([*run, *network]) == 0
     assert "full size from the start: train.min_size 16 doesn't suit" in caplog.text
+
+
+def test_a_run_that_stops_early_ends_at_full_size(tmp_path: Path) -> None:
+    sizes = ["--model.image_size=64", "--train.min_size=32", "--train.epochs=8"]
+    assert train(tmp_path / "run", *sizes, "--train.stop_epoch=4") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert [row["image_size"] for row in rows][::3] == [32, 64]

@@ -143,8 +143,10 @@ def test_ctrl_c_reaches_the_workers_too_and_is_reported_once(tmp_path: Path) -> 
     """A terminal sends it to the whole process group."""
     command = [sys.executable, "-m", "mltr", "train", "scenes_nano", "--out", "run", *TINY,
                "--train.epochs=500", "--data.workers=1"]  # fmt: skip
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -156,6 +158,7 @@ def test_ctrl_c_reaches_the_workers_too_and_is_reported_once(tmp_path: Path) -> 
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
     assert messages.count("interrupted:") == 1
+    assert not list(temporary.glob("pymp-*"))
 
 
 def test_patience_that_ended_a_run_still_ends_it_when_resumed(

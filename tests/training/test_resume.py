@@ -151,6 +151,11 @@ def test_auto_resume_starts_resumes_and_accepts_a_finished_run(
     assert same_weights(whole, begun)
 
 
+def test_what_changes_no_result_may_change(unfinished: Path) -> None:
+    free = ["--train.timeout_s=7200", "--train.save_minutes=5", "--train.keep=3"]
+    assert train(unfinished, *free, "--train.threads=1", "--resume") == 0
+
+
 def test_auto_resume_overwrites_no_other_run(unfinished: Path, capsys) -> None:
     assert train(unfinished, "--auto-resume", "--train.lr=0.5") == 2
     assert "train.lr was" in capsys.readouterr().err

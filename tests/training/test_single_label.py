@@ -124,6 +124,13 @@ def test_a_multi_label_training_starts_from_it(run: Path, tmp_path: Path, capsys
     assert main([*command, "--loss.name=ce", "--out", str(tmp_path / "wrong")]) == 2
     message = capsys.readouterr().err
     assert "needs one label per image; " in message
+    table = [
+        "path,sea,sky,sand",
+        *(f"{i}.png,{('1,0,', ',1,0', '0,,1')[i % 3]}" for i in range(24)),
+    ]
+    (tmp_path / "photos" / "labels.csv").write_text("\n".join(table))
+    assert main([*command, "--loss.name=ce", "--out", str(tmp_path / "wrong")]) == 2
+    assert "--data.missing negative takes them as absent" in capsys.readouterr().err
 
 
 def test_the_folders_of_imagenet_and_their_splits(imagenet: Path, tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ class DataConfig:
     ] = "auto"
     #: the file of labels, in `root` or the current folder; huggingface: the column of labels
     labels: str = ""
-    #: table: the folder of photos, in `root` or the current folder; huggingface: their column
+    #: table, coco and label_studio: the folder of photos, in `root` or the current folder;
+    #: huggingface: their column
     images: str = ""
     classes: str = ""  #: file that lists the classes, in `root` or the current folder
     label_column: str = ""  #: table: column of labels, or several separated by commas
@@ -119,9 +120,11 @@ class DataConfig:
     unlabelled: Literal["keep", "drop"] = "keep"  #: coco and yolo: images without annotations
     #: folder of additional photos without labels, which `train.teacher` labels
     unlabelled_root: str = ""
-    difficult: Literal["ignore", "negative", "positive"] = "ignore"  #: voc: difficult-only classes
+    #: voc and voc_xml: difficult-only classes
+    difficult: Literal["ignore", "negative", "positive"] = "ignore"
     protocol: Literal["official", "labelled", "ratio_70_30"] = "official"  #: nuswide: which split
-    val_fraction: InnerShare = 0.1  #: share of the training images held out to choose the epoch
+    #: share of the training images held out to choose the epoch if the source has no such split
+    val_fraction: InnerShare = 0.1
     test_fraction: InnerShare = 0.2  #: share held out for testing if the source has no test split
     split_seed: Whole = 0  #: seed of the random splits
     max_broken: Share = 0.01  #: a larger share of missing or unreadable images stops a run
@@ -150,7 +153,7 @@ class AugmentConfig:
     flip: bool = True  #: horizontal flip with probability 0.5
     jitter: ShareBelow1 = 0.0  #: maximum relative change of brightness, contrast and saturation
     randaugment_ops: Whole = 2  #: RandAugment operations per image (0: off)
-    randaugment_magnitude: Magnitude = 9  #: RandAugment magnitude
+    randaugment_magnitude: Magnitude = 9  #: RandAugment magnitude, of 30 (timm's m9 is 27)
     cutout: ShareBelow1 = 0.5  #: side of the erased square as a share of the image's side (0: off)
     erasing: Share = 0.0  #: probability that noise replaces a rectangle (random erasing)
     repeats: Count = 1  #: consecutive uses of an image, each augmented anew (1: off)
@@ -199,7 +202,7 @@ class LossConfig:
 
     #: ce: softmax, one label per image; hill, splc and wan: for missing positive labels
     name: Literal["asl", "bce", "focal", "ce", "hill", "splc", "wan"] = "asl"
-    gamma_neg: NotNegative = 4.0  #: asl: focusing of negatives (focal: of all)
+    gamma_neg: NotNegative = 4.0  #: asl: focusing of negatives (focal: of all, usually 2)
     gamma_pos: NotNegative = 0.0  #: asl: focusing of positives
     clip: ShareBelow1 = 0.05  #: asl: probability margin of negatives
     detach_focus: bool = True  #: asl: no gradient through the focusing weight
@@ -226,9 +229,9 @@ class TrainConfig:
     optimizer: Literal["adamw", "adam"] = "adamw"  #: the optimiser
     lr: Positive = 1e-3  #: highest learning rate
     weight_decay: NotNegative = 0.05  #: not applied to biases, 1-D weights and position tables
-    layer_decay: ShareAbove0 = 1.0  #: learning-rate factor for each stage further from the head
+    layer_decay: ShareAbove0 = 1.0  #: learning-rate factor for each layer further from the head
     schedule: Literal["onecycle", "cosine"] = "cosine"  #: learning-rate schedule
-    warmup: ShareOfRun = 0.05  #: linear increase of the learning rate
+    warmup: ShareOfRun = 0.05  #: increase of the learning rate, linear or (onecycle) by a cosine
     clip_grad: NotNegative = 5.0  #: maximum norm of the gradient (0: off)
     ema_decay: ShareBelow1 = 0.0  #: decay of the exponential moving average of the weights (0: off)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  #: auto: bf16 if fast

@@ -172,7 +172,8 @@ def told(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     except BrokenImage:
         raise
     except Image.DecompressionBombError as error:  # found before our own check could
-        raise BrokenImage(f"{name}: more pixels than the limit of {max_pixels:,}") from error
+        most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # where Pillow raises
+        raise BrokenImage(f"{name}: more pixels than the limit of {most:,}") from error
     except Exception as error:  # its readers trip over damage in ways that no list can name
         raise BrokenImage(f"{name}: {_reason(error)}") from error
 

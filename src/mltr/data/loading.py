@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 SideOf = Callable[[int], int]
 SHARED_MEMORY = "/dev/shm"  #: where Linux keeps what processes share; 64 MB in containers
 SEMAPHORES = 1 << 15  #: bytes of shared memory for those of a worker, at most
+LONGEST_SOCKET = 103  #: bytes of a socket's path, of which Linux takes 107
+SOCKET_NAME = len("/pymp-12345678/listener-12345678")  #: as Python's multiprocessing names it
 MOST_WORKERS = 8  #: that are started unless a number is asked for
 
 
@@ -246,6 +249,10 @@ class Loader(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End what draws them: there are no more batches."""
+        ...
+
 
 class BatchLoader:
     """Batches of a data set, epoch by epoch; workers are kept between epochs."""
@@ -288,9 +295,13 @@ class BatchLoader:
             ) from error
         return map(self._receive, parcels)
 
+    def close(self) -> None:
+        """End the workers, which would else be killed with the program and leave their files."""
+        del self.loader
+
     def _receive(self, parcel: Parcel) -> Batch:
         if not parcel.is_shared:
-            _tell_full("images come through pipes")
+            (_tell_full if _has_short_name() else _tell_long)("images come through pipes")
         return parcel.unpack().ready(self.dataset.preprocess, self.device)
 
 
@@ -335,6 +346,22 @@ def _tell_full(instead: str) -> None:
     )
 
 
+@functools.cache
+def _tell_long(instead: str) -> None:
+    """Log once that sockets can't have a name, and what is done instead."""
+    log.warning(
+        "%s, the temporary folder, has too long a name for sockets: %s, which is slower; set "
+        "TMPDIR to a shorter one",
+        tempfile.gettempdir(),
+        instead,
+    )
+
+
+def _has_short_name() -> bool:
+    """Whether sockets, by which workers hand over memory, can lie in the temporary folder."""
+    return len(os.fsencode(tempfile.gettempdir())) + SOCKET_NAME <= LONGEST_SOCKET
+
+
 def _can_start(workers: int) -> bool:
     """Whether shared memory has room for the semaphores of so many workers."""
     try:
@@ -351,13 +378,8 @@ def suitable_workers(device: torch.device) -> int:
 
 
 def _pack(samples: list[Sample]) -> Parcel:
-    images, is_shared = torch.stack([sample.image for sample in samples]), True
-    if get_worker_info() is not None:
-        # Here, and not when it is sent: nobody would hear of an error then, and wait for ever.
-        try:
-            images.share_memory_()  # type: ignore[no-untyped-call]
-        except RuntimeError:
-            is_shared = False
+    images = torch.stack([sample.image for sample in samples])
+    is_shared = get_worker_info() is None or _share(images)
     return Parcel(
         images if is_shared else images.numpy(),
         np.stack([sample.targets for sample in samples]),
@@ -366,6 +388,20 @@ def _pack(samples: list[Sample]) -> Parcel:
         np.array([bool(sample.error) for sample in samples]),
         is_shared,
     )
+
+
+def _share(images: Tensor) -> bool:
+    """Move images into shared memory; return whether the training process can get at them there.
+
+    Now, and not when they are sent: nobody would hear of an error then, and wait for ever.
+    """
+    if not _has_short_name():
+        return False
+    try:
+        images.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return False
+    return True
 
 
 def _settle_worker(worker: int) -> None:

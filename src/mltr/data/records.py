@@ -234,6 +234,13 @@ class Splits:
     def check_single_label(self) -> None:
         """Raise `UsageError` unless each image has exactly one label, as a softmax needs."""
         for split in self:
+            unknown = [row for row, record in enumerate(split.records) if record.labels.min() < 0]
+            if unknown:
+                raise UsageError(
+                    "loss.name ce needs to know the label of each image; with unknown ones: "
+                    f"{len(unknown)} of {counted(len(split), f'{split.name} image')}, e.g. "
+                    f"{split[unknown[0]].name}: --data.missing negative takes them as absent"
+                )
             wrong = np.flatnonzero(split.positives.sum(axis=1) != 1)
             if len(wrong):
                 raise UsageError(

@@ -76,15 +76,17 @@ def resize(
     torch has vector instructions for it, which evaluation does without for the sake of exported
     networks. The left and top borders are rounded to whole pixels.
     """
-    left, top = math.floor(place[0] + 0.5), math.floor(place[1] + 0.5)
     right, bottom = place[2:]
+    # At least a pixel, of which the place may be a part.
+    left = min(math.floor(place[0] + 0.5), math.ceil(right) - 1)
+    top = min(math.floor(place[1] + 0.5), math.ceil(bottom) - 1)
     pixels = _as_tensor(image)[top : math.ceil(bottom), left : math.ceil(right)]
     resized: Tensor = RESIZERS[interpolation](
         pixels.permute(2, 0, 1)[None],
         [side, side],
         False,
-        side / (bottom - top),
-        side / (right - left),
+        side / max(bottom - top, 1),
+        side / max(right - left, 1),
     )
     return resized[0, :3].numpy()
 

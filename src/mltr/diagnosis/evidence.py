@@ -78,6 +78,21 @@ def evidence_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, boo
     )
 
 
+@torch.inference_mode()
+def has_maps(predictor: Predictor) -> bool:
+    """Whether `explain` has maps for a network; a plain one of timm's is tried on a black image."""
+    if not predictor.has_model:
+        return False
+    if isinstance(predictor.model, MlTr | TimmBackbone):
+        return True
+    side = predictor.preprocess.image_size
+    try:
+        evidence_maps(predictor.model, torch.zeros(1, 3, side, side, device=predictor.device))
+    except UsageError:
+        return False
+    return True
+
+
 # -- rollout -----------------------------------------------------------------------------------
 
 

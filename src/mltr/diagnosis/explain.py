@@ -21,6 +21,7 @@ from mltr.terminal import make_console, printable
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mltr.data.records import PackedImage
     from mltr.diagnosis.evidence import Explanation
     from mltr.predict.predictor import Predictor
 
@@ -93,14 +94,15 @@ def _explain_all(
 ) -> tuple[dict[str, Any], int]:
     """Explain every picture; report and skip those that can't be read."""
     from mltr.diagnosis.evidence import explain
-    from mltr.predict.inputs import Inputs, name_of
+    from mltr.diagnosis.overlay import HEAT_MAP_SIDE
+    from mltr.predict.inputs import name_of
     from mltr.predict.predictor import to_image
 
     out = Path(args.out)
     figures, broken = {}, 0
-    for image in Inputs(args.images):
+    for image in _choose_images(args.images, out):
         try:
-            found = explain(predictor, image, args.label, args.method)
+            found = explain(predictor, image, args.label, args.method, HEAT_MAP_SIDE)
         except BrokenImage as error:
             console.print(printable(f"left out, broken: {error}"))
             broken = 1
@@ -114,6 +116,20 @@ def _explain_all(
             for one in found
         ]  # fmt: skip
     return figures, broken
+
+
+def _choose_images(arguments: Sequence[str], out: Path) -> list[Path | PackedImage]:
+    """Return the images, without those that a folder has from explaining it before."""
+    from mltr.predict.inputs import Inputs, exists
+
+    own, named = out.resolve(), [Path(word).resolve() for word in arguments if exists(word)]
+    images = list(Inputs(arguments))  # before the first picture is written
+    if any(path.is_relative_to(own) for path in named):
+        return images
+    found = [one for one in images if not (isinstance(one, Path) and own in one.resolve().parents)]
+    if not found:
+        raise UsageError(f"no images in {', '.join(arguments)} except those in {out}")
+    return found
 
 
 def _save_overlays(

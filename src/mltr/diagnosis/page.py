@@ -13,16 +13,26 @@ import numpy as np
 from PIL import Image
 
 from mltr import __version__
+from mltr.data.images import open_image
+from mltr.data.records import Record
 from mltr.diagnosis.corrections import read_issues
 from mltr.diagnosis.display import draw_confusions, draw_matrix
+from mltr.diagnosis.evidence import explain, has_maps
 from mltr.diagnosis.figures import Subject, diagnose
+from mltr.diagnosis.overlay import HEAT_MAP_SIDE, overlay
 from mltr.diagnosis.problems import describe_problems
-from mltr.errors import BrokenImage, MltrError, UsageError, counted
-from mltr.evaluation.curves import MOST_CURVES, draw_average_precision, draw_precision_recall
+from mltr.errors import BrokenImage, MltrError, counted
+from mltr.evaluation.curves import (
+    MOST_BARS,
+    MOST_CURVES,
+    draw_average_precision,
+    draw_precision_recall,
+)
 from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
 from mltr.evaluation.predictions import Predictions, as_predicted
 from mltr.gallery import Tile, render
+from mltr.predict.predictor import Prediction, Predictor, as_predictor
 from mltr.weights.metadata import PREDICTIONS_FILE
 
 if TYPE_CHECKING:
@@ -30,6 +40,9 @@ if TYPE_CHECKING:
 
 CLASS_HEADINGS = ("class", "AP, %", "precision, %", "recall, %", "F1, %", "images", "threshold")
 AUDITED = 15  #: maximum number of labels listed from the audit
+EVIDENCE = (
+    " The map beside or below each shows the evidence for its first label: red for, blue against."
+)
 DOTS = 110  #: resolution of the figures in dots per inch
 
 log = logging.getLogger(__name__)
@@ -59,7 +72,9 @@ def _content(
 
     figures = report(predictions, thresholds=opened.bundle.thresholds)
     problems = diagnose(subject)
-    tiles = _examples(opened, predictions, examples)
+    predictor = as_predictor(opened.bundle)
+    is_explained = has_maps(predictor)
+    tiles = _examples(opened, predictions, examples, predictor, is_explained)
     contents = [
         ("figures", "All figures"),
         ("classes", "Classes"),
@@ -87,8 +102,8 @@ def _content(
         "problems": describe_problems(problems),
         "maps": _maps(problems),
         "examples": tiles,
-        "examples_intro": "The most confident mistakes come first, then a sample of the rest. The "
-        "map beside or below each shows the evidence for its first label: red for, blue against.",
+        "examples_intro": "The most confident mistakes come first, then a sample of the rest."
+        + (EVIDENCE if is_explained else ""),
         "recipe": to_yaml(opened.config),
     }
 
@@ -196,10 +211,10 @@ def _curves(
     few = len(predictions.classes) <= MOST_CURVES
     which = "each class" if few else f"the {MOST_CURVES} most frequent classes"
     drawn.append(_drawn(figure, f"Precision and recall of {which} over all thresholds."))
-    height = min(max(2.4, 0.6 + 0.26 * len(predictions.classes)), 24)
-    figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
-    draw_average_precision(axes, predictions)
-    drawn.append(_drawn(figure, "Average precision of each class, and its number of images."))
+    figure = draw_average_precision(predictions)
+    few = len(predictions.classes) <= MOST_BARS
+    which = "each class" if few else f"the {MOST_BARS // 2} worst and the {MOST_BARS // 2} best"
+    drawn.append(_drawn(figure, f"Average precision of {which}, and the number of images."))
     raw = predictions
     if opened.bundle.calibration is not None:
         has_saved = is_own and (opened.path / PREDICTIONS_FILE).is_file()
@@ -230,8 +245,17 @@ def _maps(problems: dict[str, Any]) -> list[Picture]:
     ]
 
 
-def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Tile]:
-    """Return pictures with their labels and heat maps: half mistakes, half evenly from the rest."""
+def _examples(
+    opened: OpenRun,
+    predictions: Predictions,
+    count: int,
+    predictor: Predictor,
+    is_explained: bool,
+) -> list[Tile]:
+    """Return pictures with their labels: half mistakes, half evenly from the rest.
+
+    With heat maps if each `is_explained`.
+    """
     wrong = np.abs(predictions.probs - (predictions.targets == 1)) * (predictions.targets >= 0)
     order = np.argsort(-wrong.max(axis=1), kind="stable")
     mistakes = order[: count // 2]
@@ -239,36 +263,33 @@ def _examples(opened: OpenRun, predictions: Predictions, count: int) -> list[Til
     evenly = rest[np.linspace(0, len(rest) - 1, min(count - len(mistakes), len(rest))).astype(int)]
     tiles = []
     split = opened.split("test")
+    classes = predictions.classes
     for row in dict.fromkeys([*mistakes.tolist(), *evenly.tolist()]):
         try:
-            tiles.append(_example(opened, split[row], predictions, row))
+            truth = [classes[k] for k in np.flatnonzero(predictions.targets[row] == 1)]
+            found = predictor.to_prediction(predictions.probs[row])
+            tiles.append(_example(predictor, split[row], found, truth, is_explained))
         except BrokenImage:
             continue
     return tiles
 
 
-def _example(opened: OpenRun, record: Any, predictions: Predictions, row: int) -> Tile:
-    from mltr.data.images import open_image
-    from mltr.diagnosis.evidence import explain
-    from mltr.diagnosis.overlay import overlay
-    from mltr.predict.predictor import as_predictor
-
+def _example(
+    predictor: Predictor, record: Record, found: Prediction, truth: list[str], is_explained: bool
+) -> Tile:
     picture = open_image(record.image)
-    predictor = as_predictor(opened.bundle)
-    probs, classes = predictions.probs[row], predictions.classes
-    found = predictor.to_prediction(probs)
-    said = found.labels
-    truth = [classes[k] for k in np.flatnonzero(predictions.targets[row] == 1)]
-    shown = picture
-    try:
-        (map_of_first,) = explain(predictor, picture, [(said or found.top(1))[0][0]])
-        shown = _side_by_side(picture, overlay(picture, map_of_first.heat))
-    except UsageError:  # no maps for this network: show only the picture
-        pass
-    return Tile(shown, said, truth, record.name)
+    if is_explained:
+        first = [(found.labels or found.top(1))[0][0]]
+        (evidence,) = explain(predictor, picture, first, longest=HEAT_MAP_SIDE)
+        shown = _side_by_side(picture, overlay(picture, evidence.heat))
+    else:
+        shown = picture
+        shown.thumbnail((HEAT_MAP_SIDE, HEAT_MAP_SIDE))
+    return Tile(shown, found.labels, truth, record.name)
 
 
-def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+def _side_by_side(picture: Image.Image, right: Image.Image) -> Image.Image:
+    left = picture.resize(right.size, reducing_gap=3.0)
     stacked = left.width >= left.height
     size = (left.width, 2 * left.height) if stacked else (2 * left.width, left.height)
     both = Image.new("RGB", size)

@@ -12,6 +12,7 @@ from mltr.gallery import as_drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MOST_CURVES = 300  #: of the most frequent classes
 MOST_ANSWERS = 10_000_000  #: of which a curve is drawn
 PIXELS = 1000  #: of a picture's side: points of a curve that lie closer are one
+MOST_BARS = 80  #: of the worst and the best classes
 MANY_CLASSES = 25  #: maximum number of classes with curves of their own colour and name
 
 
@@ -36,10 +38,7 @@ def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> 
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
     draw_precision_recall(axes, predictions)
     write_figure(paths[0], figure)
-    height = max(2.4, 0.6 + 0.26 * len(predictions.classes))
-    figure, axes = plt.subplots(figsize=(7, min(height, 40)), layout="constrained")
-    draw_average_precision(axes, predictions)
-    write_figure(paths[1], figure)
+    write_figure(paths[1], draw_average_precision(predictions))
     return paths
 
 
@@ -92,14 +91,28 @@ def _curve(
     return precision[shown], recall[shown]
 
 
-def draw_average_precision(axes: Axes, predictions: Predictions) -> None:
-    """Draw the average precision of each class as a bar; classes without positives have none."""
+def draw_average_precision(predictions: Predictions) -> Figure:
+    """Draw the average precision of each class as a bar; classes without positives have none.
+
+    Of more than `MOST_BARS` classes, the worst half of as many and the best have one.
+    """
+    from mltr.gallery import pyplot
+
     classes = metrics.per_class(predictions.probs, predictions.targets)
     order = [i for i in np.argsort(classes["ap"]) if not np.isnan(classes["ap"][i])]
+    title = "Average precision by class"
+    if len(order) > MOST_BARS:
+        half = MOST_BARS // 2
+        title += f": the {half} best and the {half} worst of {len(order)}"
+        order = order[:half] + order[-half:]
+    size = (7, max(2.4, 0.6 + 0.26 * len(order)))
+    figure: Figure
+    figure, axes = pyplot().subplots(figsize=size, layout="constrained")
     values = 100 * classes["ap"][order]
     names = [f"{as_drawn(predictions.classes[i])} ({classes['support'][i]:.0f})" for i in order]
     bars = axes.barh(names, values, color="#3b7dd8", height=0.7)
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
     axes.set(xlabel="average precision, % (images with the class)", xlim=(0, 108))
-    axes.set_title("Average precision by class", loc="left")
+    axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,9 +1,12 @@
-"""Settings of the C library's allocator."""
+"""How much memory a process may have, and settings of the C library's allocator."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
 
 # Constants from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -32,3 +35,33 @@ def keep_freed_memory(of_all_threads: bool = False) -> bool:
     if of_all_threads:
         mallopt(_ARENA_MAX, 1)
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))
+
+
+def memory_bytes(groups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return this machine's memory, or what its container or job may have, if that is less.
+
+    Linux tells the limit in `memory.max` of the process's control group and of those above it, or,
+    in version 1, in `memory.limit_in_bytes`.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # another system
+        return memory
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = groups / controllers
+            file = "memory.limit_in_bytes" if controllers else "memory.max"
+            place = top / name.lstrip("/")
+            for folder in (place, *place.parents):
+                if folder.is_relative_to(top):
+                    memory = min(memory, _limit(folder / file) or memory)
+    return memory
+
+
+def _limit(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # not there, or `max`
+        return None

@@ -125,7 +125,14 @@ def create_timm(
         model: nn.Module = timm.create_model(
             name, num_classes=num_classes if keeps_own else 0, **overrides
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+    ) as error:
         raise UsageError(f"timm/{name} can't be built with {overrides}: {error}") from error
     train_depthwise_in_float32(model)
     if keeps_own:

@@ -6,6 +6,7 @@ Shapes as in `model.py`: maps are B H W C, logits B K. Each head turns the one i
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -74,7 +75,8 @@ class CSRAHead(nn.Module):
         if not math.isfinite(self.lam):
             raise UsageError(f"csra: lam={lam} must be a finite number")
         self.weight = nn.Parameter(torch.empty(num_heads, num_classes, num_features))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as its 1x1 convolution starts
+        bound = num_features**-0.5  # as its 1x1 convolutions start: their length sets the pace
+        nn.init.uniform_(self.weight, -bound, bound)
 
     def class_axes(self) -> dict[str, int | None]:
         """Return the axis of the classes in each entry that has one."""
@@ -267,6 +269,19 @@ HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 }  # and mltr, which `model.py` adds, since it is made of the blocks there
 
 
+def _check_kind(head: str, option: str, value: Any, parameter: inspect.Parameter | None) -> None:
+    """Raise `UsageError` for a value of another kind than an option's; others come to nothing."""
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    kind = kinds.get(str(parameter.annotation)) if parameter else None
+    fits = {
+        "a whole number": type(value) is int,
+        "a number": type(value) in (int, float),
+        "true or false": type(value) is bool,
+    }
+    if kind and not fits[kind]:
+        raise UsageError(f"head {head}: {option}={value!r} must be {kind}")
+
+
 def make_head(
     name: str, num_features: int, num_classes: int, map_side: int = 7, /, **options: Any
 ) -> nn.Module:
@@ -280,6 +295,8 @@ def make_head(
     if num_classes == 0:
         return PoolHead()
     kind, settings = HEADS[name]
+    for option, value in options.items():
+        _check_kind(name, option, value, inspect.signature(kind).parameters.get(option))
     if name == "mltr":  # its windows depend on the map; the others have none
         settings = settings | {"map_side": map_side}
     try:

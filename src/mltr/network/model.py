@@ -9,6 +9,7 @@ for the details; what is ours says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain, groupby
@@ -335,7 +336,7 @@ class Stage(nn.Module):
         """
         if not _may_slice(maps):  # asked first: an exported graph has no one batch size
             return self._forward(maps)
-        count = max(1, SLICE // maps[0].numel())
+        count = max(1, SLICE // math.prod(maps.shape[1:]))
         if count >= len(maps):
             return self._forward(maps)
         return torch.cat([self._forward(part) for part in torch.split(maps, count)])
@@ -353,7 +354,8 @@ class Stage(nn.Module):
 
     def _run(self, parts: list[nn.Module], values: Tensor, *rest: Tensor | None) -> Tensor:
         for part in parts:
-            if self.grad_checkpointing and self.training:
+            # Batch norms of other parts would count the batch twice.
+            if self.grad_checkpointing and self.training and isinstance(part, Block):
                 values = checkpoint(part, values, *rest, use_reentrant=False)
             else:
                 values = part(values, *rest)
@@ -507,6 +509,8 @@ class TripleHead(nn.Module):
         super().__init__()
         if depth < 1:
             raise UsageError(f"head mltr: depth={depth} must be at least 1")
+        if dim % 32:
+            raise UsageError(f"head mltr: dim={dim} must be a multiple of 32")
         variant = Variant(
             dim or max(32, min(num_features, WIDEST_TRIPLE) // 32 * 32), (depth,),
             window_size or max(2, -(-map_side // 2)), 4 * map_side, drop_path=drop_path,

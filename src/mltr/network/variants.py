@@ -55,7 +55,7 @@ class Variant:
         if not self.mlp_ratio > 0:
             raise UsageError(f"mlp_ratio={self.mlp_ratio} must be positive")
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
-        if len(sides) > 2 or not all(map(_is_whole, sides)):
+        if not 1 <= len(sides) <= 2 or not all(map(_is_whole, sides)):
             raise UsageError(f"image_size={self.image_size!r} must be one or two whole numbers")
         if len(self.depths) == 0 or min(self.depths) < 0:
             raise UsageError(

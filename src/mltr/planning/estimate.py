@@ -156,7 +156,7 @@ def _times(
     growth = Growth(train.min_size, image_side(config))
     if growth.grows:
         growth = _growth(config.model.name, images.classes, _overrides(config), growth)
-    full_epochs = epochs * growth.mean_work(end=epochs / last)
+    full_epochs = epochs * growth.mean_work()
     train_s = full_epochs * steps * train.batch_size / train_rate
     scored = images.val * -(-epochs // train.eval_every) * (2 if train.ema_decay else 1)
     scored_s = (scored + images.test) / val_rate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,7 @@ def make_plan(
     from mltr.planning.devices import HERE
     from mltr.planning.estimate import advice, estimate, place_of
     from mltr.training.build import settle
+    from mltr.training.run import check_shares
 
     try:
         config, _ = settle(config)
@@ -97,6 +98,7 @@ def make_plan(
     except MltrError as error:  # of weights that aren't here, which needn't be to plan
         log.warning("planned without what the weights say: %s", error)
     counted, splits = count_images(config, images, classes, recipe)
+    check_shares(config.train.batch_size, counted.train, count)
     if device in HERE:
         place = _this_machine(config, device, count, splits or counted.classes)
     else:
@@ -155,6 +157,7 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
     """Return this machine's device, with its speed measured over a few steps of the recipe."""
     import torch
 
+    from mltr.machine.memory import memory_bytes
     from mltr.machine.precision import choose_precision
     from mltr.planning.devices import CONTEXT_GIB
     from mltr.planning.estimate import GIB, Place
@@ -167,15 +170,18 @@ def _this_machine(config: Config, device: str, count: int, splits: Splits | int)
         )
     if device == "cpu" and count > 1:
         raise UsageError(f"--gpus {count}xcpu: this machine counts as one device; use --gpus cpu")
+    if device == "cuda" and count > (here := torch.cuda.device_count()):
+        raise UsageError(f"--gpus {count}xcuda: this machine has {here}")
     precision = choose_precision(config.train.precision, torch.device(device))
     config.train.precision = precision  # type: ignore[assignment]
     if device == "cpu":
-        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+        memory_gib = memory_bytes() / GIB
         context_gib = _program_gib()
     else:
         memory_gib = torch.cuda.get_device_properties(0).total_memory / GIB
         context_gib = CONTEXT_GIB
-    speed = measure_speed(config, splits)
+    share = replace(config.train, batch_size=-(-config.train.batch_size // count))
+    speed = measure_speed(replace(config, train=share), splits)
     return Place(
         device,
         count,

@@ -187,7 +187,7 @@ FREE_FIELDS = frozenset(
         "data.split_seed", "data.shard_cache", "data.shard_cache_gb",
         "model.init", "train.seed", "train.threads", "train.compile", "train.grad_checkpointing",
         "train.precision", "train.batch_size", "train.accumulation", "train.sharding",
-        "train.save_minutes", "train.keep", "train.timeout_s",
+        "train.save_minutes", "train.keep", "train.timeout_s", "train.tracker",
     }
 )  # fmt: skip
 

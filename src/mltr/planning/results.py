@@ -17,7 +17,7 @@ from statistics import mean
 from typing import Any
 
 from mltr.config.schema import Config
-from mltr.errors import MltrError
+from mltr.errors import MltrError, UsageError
 from mltr.planning.published import (
     FREE_FIELDS,
     PAPER,
@@ -52,9 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare the runs with the published rows."""
     from mltr.files.writing import text_writer, write_atomically, write_figures
-    from mltr.planning.devices import parse_gpus
+    from mltr.planning.devices import DEVICES, HERE, parse_gpus
 
     devices = [parse_gpus(text) for text in args.gpus]
+    for _, name in devices:
+        if name in HERE:
+            raise UsageError(
+                f"--gpus {name}: the rows are planned for devices of the table only, which are "
+                f"{', '.join(DEVICES)}"
+            )
     matches = match_runs(args.runs)
     plans = [[_plan(row, name, count) for count, name in devices] for row in ROWS]
     text = to_markdown(matches, plans, args.gpus)
@@ -80,6 +86,12 @@ class Run:
     origin: Origin
     metrics: dict[str, Any] | None
 
+    @property
+    def figure(self) -> float | None:
+        """The figure that it is compared by; None also where no test image has a label."""
+        name = "top1" if self.config.loss.name == "ce" else "map"
+        return (self.metrics or {}).get(name)
+
 
 @dataclass
 class Matches:
@@ -101,7 +113,7 @@ def match_runs(folders: Sequence[str | Path]) -> Matches:
         seen.add(folder.resolve())
         found = read_run(folder)
         number = _row_of(found)
-        if number is None:
+        if number is None or (found.metrics and found.figure is None):
             matches.others.append(found)
             continue
         differences = deviations(found, ROWS[number])
@@ -127,8 +139,10 @@ def read_run(path: Path) -> Run:
     if folder.metrics.is_file():
         metrics = _read_json(folder.metrics)
         counts = metrics.get("images_in_splits")
-        figure = metrics.get("map", metrics.get("top1"))
-        if not isinstance(figure, int | float) or not isinstance(counts, dict):
+        known = metrics.keys() & {"map", "top1"}
+        figures = [metrics[name] for name in known]
+        is_sound = known and all(isinstance(each, int | float | None) for each in figures)
+        if not is_sound or not isinstance(counts, dict):
             raise MltrError(f"{folder.metrics}: no test map or top1, or no images_in_splits")
     return Run(path, config, _origin(config.model.init), metrics)
 
@@ -344,7 +358,8 @@ def _plan_lines(plans: Sequence[Sequence[dict[str, Any]]], gpus: Sequence[str]) 
         "",
         _paragraph(
             "These figures are not measured; each comes from `mltr plan RECIPE --gpus ...`. No "
-            f"such GPU was available, so the speed is assumed. A training step moves {TRAFFIC:g} "
+            "training of these networks has been timed on such a GPU, so the speed is assumed. A "
+            f"training step moves {TRAFFIC:g} "
             "times the bytes that it keeps for the backward pass, at the bandwidth of the device's "
             f"memory. It takes at least as long as its products at {100 * BEST_SHARE:.0f} % of the "
             f"peak, and at least {1e6 * OPERATION_S:g} µs per operation. Several devices reach "
@@ -417,8 +432,7 @@ def _other_lines(matches: Matches) -> list[str]:
 def _map(found: Run) -> str:
     if found.metrics is None:
         return "not finished"
-    figure = found.metrics["top1" if found.config.loss.name == "ce" else "map"]
-    return f"{100 * figure:.1f}"
+    return "none" if found.figure is None else f"{100 * found.figure:.1f}"
 
 
 def to_figures(

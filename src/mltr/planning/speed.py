@@ -95,7 +95,11 @@ def _trainer(
             config, Splits(train, val, val), RunFolder(folder), squashed=folder / "cache"
         )
         labels = Labels(run)
-        yield Trainer(run, labels), labels
+        trainer = Trainer(run, labels)
+        try:
+            yield trainer, labels
+        finally:
+            trainer.loader.close()
 
 
 def _train_seconds(trainer: Trainer) -> list[float]:

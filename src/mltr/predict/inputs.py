@@ -34,16 +34,16 @@ def name_of(image: Path | PackedImage) -> str:
 class Inputs:
     """The images that arguments name, each once, in order; found as they are asked for.
 
-    None of them may be one of `targets`, which are to be written, and no two may have the same
-    name for a sidecar under a rule of `sidecars`. Raises `UsageError` at once for an argument that
-    names nothing, and on the way if an image may not be read or there is none at all.
+    None of them may be one of `targets`, which are to be written, nor be packed with others if they
+    get `sidecars`. Raises `UsageError` at once for an argument that names nothing, and on the way
+    if an image may not be read or there is none at all.
     """
 
     def __init__(
         self,
         arguments: Sequence[str],
         targets: Iterable[str | Path] = (),
-        sidecars: Sequence[Callable[[Path], Path]] = (),
+        sidecars: bool = False,
     ) -> None:
         self.arguments = arguments
         self._targets = {_key(target) for target in targets}
@@ -66,9 +66,7 @@ class Inputs:
         """Yield the images; folders that can't be read go to `on_error`, or are warned of."""
         from mltr.data.packed import is_packed
 
-        # On disk as soon as they are many: memory stays bounded.
-        owners = sqlite3.connect("")
-        owners.execute("CREATE TABLE owners (name BLOB PRIMARY KEY, image BLOB) WITHOUT ROWID")
+        seen = Owners()
         first = self.arguments[0]
         may_repeat = len(self.arguments) > 1 or is_packed(first) or not os.path.isdir(first)  # noqa: PTH112 - as in `exists`
         is_empty = True
@@ -80,13 +78,10 @@ class Inputs:
                     raise UsageError(
                         f"{image} is one of the images to read: choose another output name"
                     )
-                if may_repeat and _claim(owners, key, name_of(image)) is not None:
+                if may_repeat and seen.claim(key, name_of(image)) is not None:
                     continue
-                for sidecar in self._sidecars:
-                    if not isinstance(image, Path):
-                        raise UsageError(f"a sidecar can't be written beside {image}")
-                    if other := _claim(owners, _key(sidecar(image)), str(image)):
-                        raise UsageError(f"{other} and {image} would share a sidecar; rename one")
+                if self._sidecars and not isinstance(image, Path):
+                    raise UsageError(f"a sidecar can't be written beside {image}")
                 yield image
         if is_empty:
             from mltr.data.images import IMAGE_SUFFIXES
@@ -135,13 +130,21 @@ def _key(path: str | Path) -> bytes:
     return os.fsencode(os.path.abspath(path))  # noqa: PTH100 - takes out what `..` leads back
 
 
-def _claim(owners: sqlite3.Connection, key: bytes, image: str) -> str | None:
-    """Note the owner of a name; return the earlier one if there is one."""
-    values = (key, os.fsencode(image))
-    if owners.execute("INSERT OR IGNORE INTO owners VALUES (?, ?)", values).rowcount:
-        return None
-    found = owners.execute("SELECT image FROM owners WHERE name = ?", (key,)).fetchone()
-    return os.fsdecode(found[0])
+class Owners:
+    """Which image came first to a name; on disk as soon as they are many: memory stays bounded."""
+
+    def __init__(self) -> None:
+        self._table = sqlite3.connect("")
+        self._table.execute("CREATE TABLE owners (name BLOB PRIMARY KEY, image BLOB) WITHOUT ROWID")
+
+    def claim(self, name: bytes | Path, image: str) -> str | None:
+        """Note the owner of a name; return the earlier one if there is one."""
+        key = name if isinstance(name, bytes) else _key(name)
+        values = (key, os.fsencode(image))
+        if self._table.execute("INSERT OR IGNORE INTO owners VALUES (?, ?)", values).rowcount:
+            return None
+        query = "SELECT image FROM owners WHERE name = ?"
+        return os.fsdecode(self._table.execute(query, (key,)).fetchone()[0])
 
 
 def _expand(argument: str, on_error: Callable[[OSError], object] | None) -> Iterator[str]:

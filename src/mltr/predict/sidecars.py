@@ -11,6 +11,7 @@ from mltr.data.readers.keywords import hidden_keywords
 from mltr.data.tables.tags import join_tags
 from mltr.errors import MltrError
 from mltr.files.writing import DISK_FULL, read_target, text_writer, write_atomically
+from mltr.predict.inputs import Owners
 from mltr.predict.options import NAMINGS
 from mltr.predict.results import Row, to_text
 
@@ -124,9 +125,10 @@ def with_sidecars(
 ) -> Iterator[Row]:
     """Write the labels of each image that could be read beside it, as its row passes by.
 
-    A row whose sidecars can't be written has an error. Raises `MltrError` only if the disk is
-    full, as no other sidecar would fare better.
+    A row whose sidecars can't be written, or are those of an earlier image, has an error. Raises
+    `MltrError` only if the disk is full, as no other sidecar would fare better.
     """
+    owners = Owners()
     for row in rows:
         if row.probs is None:  # no labels would say that nothing is in the image
             yield row
@@ -135,6 +137,10 @@ def with_sidecars(
         assert isinstance(image, Path)  # `Inputs` lets no others through
         problems = []
         for kind in kinds:
+            path = kind.path_for(image)
+            if other := owners.claim(path, str(image)):
+                problems.append(to_text(f"{path} has the labels of {other}: rename one of them"))
+                continue
             try:
                 reason = kind.write(image, [name for name, _ in row.labels])
             except MltrError as error:
@@ -144,7 +150,7 @@ def with_sidecars(
                 continue
             if reason:
                 outcome.kept += 1
-                outcome.first_kept = outcome.first_kept or f"{kind.path_for(image)}: {reason}"
+                outcome.first_kept = outcome.first_kept or f"{path}: {reason}"
         outcome.failed += len(problems)
         outcome.failures += problems[: TOLD_FAILURES - len(outcome.failures)]
         yield row._replace(error="; ".join(problems)) if problems else row

@@ -93,7 +93,7 @@ def run_by(
     out, _ = _choose_output(args)
     kinds = _choose_sidecars(args)
     targets = [target for target in (out, args.sheet) if target]
-    inputs = Inputs(args.paths, targets, [kind.path_for for kind in kinds])
+    inputs = Inputs(args.paths, targets, bool(kinds))
     with contextlib.ExitStack() as stack:
         if out is not None:
             make_folder(out.parent)

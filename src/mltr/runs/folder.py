@@ -32,7 +32,7 @@ from mltr.weights.metadata import (
     WEIGHTS_FILE,
 )
 
-#: Recipe fields that may change on resuming: where images are and how fast they load.
+#: Recipe fields that may change on resuming: where images are, how fast all goes, what is kept.
 FREE_FIELDS = frozenset(
     {
         "data.root",
@@ -43,7 +43,11 @@ FREE_FIELDS = frozenset(
         "data.shard_cache",
         "data.shard_cache_gb",
         "model.init",
+        "train.keep",
+        "train.save_minutes",
         "train.teacher",
+        "train.threads",
+        "train.timeout_s",
         "train.tracker",
     }
 )

@@ -30,6 +30,7 @@ from mltr import __version__
 from mltr.data.hierarchy import ancestors
 from mltr.data.images import open_image
 from mltr.data.preprocess import Pixels
+from mltr.diagnosis.overlay import HEAT_MAP_SIDE, overlay
 from mltr.errors import BrokenImage, MltrError, UsageError, did_you_mean
 from mltr.predict.predictor import Prediction, Predictor
 from mltr.serve import schema
@@ -53,7 +54,6 @@ PAGE_FILES = {
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }
 MAX_ASPECT = 100  #: maximum ratio of an image's sides
-HEAT_MAP_SIDE = 1024  #: longest side of a heat map in pixels
 
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 KeyHeader = Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
@@ -104,6 +104,7 @@ class _Service:
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.metrics = Metrics()
         self._predictor = predictor
+        self._explains = _explains(predictor)
         self._categories = dict(zip(predictor.classes, predictor.categories or (), strict=False))
         self._settings = settings
         self._key_digests = [_digest(key) for key in settings.keys]
@@ -204,7 +205,9 @@ class _Service:
         """Show where in a picture the evidence for a label lies."""
         if not self._explains:
             raise HTTPException(
-                501, "an exported network has no heat maps: serve the run it was exported from"
+                501,
+                "this network has no heat maps: an exported one never has (serve the run that it "
+                "was exported from), nor has one with a class token",
             )
         if label is not None and label not in self._predictor.classes:
             known = did_you_mean(label, self._predictor.classes)
@@ -241,11 +244,6 @@ class _Service:
                 )
             ],
         )
-
-    @property
-    def _explains(self) -> bool:
-        network = self._predictor.network
-        return network.explains if isinstance(network, Replicas) else self._predictor.has_model
 
     async def _with_images(
         self, request: Request, answer: Callable[[list[Upload], list[Weight]], Awaitable[Response]]
@@ -378,13 +376,20 @@ def _tell_broken(uploads: list[Upload], errors: list[Any]) -> str:
     return "; ".join(reasons)
 
 
+def _explains(predictor: Predictor) -> bool:
+    if isinstance(predictor.network, Replicas):
+        return predictor.network.explains
+    if not predictor.has_model:
+        return False
+    from mltr.diagnosis.evidence import has_maps
+
+    return has_maps(predictor)
+
+
 def _draw(picture: Image.Image, heat: Any) -> bytes:
     """Return a picture overlaid with a heat map, as PNG."""
-    from mltr.diagnosis.overlay import overlay
-
     stream = io.BytesIO()
-    height, width = heat.shape
-    overlay(picture.resize((width, height), reducing_gap=3.0), heat).save(stream, "PNG")
+    overlay(picture, heat).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -396,7 +401,7 @@ def _page_router() -> APIRouter:
     router = APIRouter(include_in_schema=False)
     for path, (name, kind) in PAGE_FILES.items():
         content = (files("mltr.serve") / "page" / name).read_bytes()
-        router.get(f"/{path}")(_file_sender(content, kind))
+        router.api_route(f"/{path}", methods=["GET", "HEAD"])(_file_sender(content, kind))
     look = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="MlTr: the API",

@@ -25,7 +25,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._hosts = {host.lower() for host in settings.hosts}
+        self._hosts = {_name_in(host) or host.lower() for host in settings.hosts}
         self._origins = settings.cors_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,7 +39,7 @@ class Gate:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if self._hosts and (len(hosts) > 1 or not all(map(self._is_known, hosts))):
-            called = ", ".join(hosts)[:100]
+            called = ", ".join(_name_in(host) or host for host in hosts)[:100]
             return f"unknown host name {called!r}: start the server with --allow-host to accept it"
         if scope["method"] in SAFE_METHODS or self._is_own(headers, hosts):
             return ""
@@ -50,10 +50,7 @@ class Gate:
 
     def _is_known(self, host: str) -> bool:
         """Return whether a host is an accepted name, or an IP address, which can't be rebound."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
+        name = _name_in(host)
         return name in self._hosts or _is_address(name)
 
     def _is_own(self, headers: Headers, hosts: list[str]) -> bool:
@@ -64,6 +61,14 @@ class Gate:
         if site is not None:  # reliable even behind a proxy that rewrites Host
             return site in OWN_SITES
         return origin is None or origin.partition("://")[2].lower() in [h.lower() for h in hosts]
+
+
+def _name_in(host: str) -> str:
+    """Return the name in NAME, NAME:PORT or SCHEME://NAME:PORT, in lower case; "" if none is."""
+    try:
+        return urlsplit("//" + (host.partition("://")[2] or host)).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_address(name: str) -> bool:

@@ -148,7 +148,9 @@ def running(
             )
         except RuntimeError as error:
             raise MltrError(f"the replicas don't start: {_reason(application)}") from error
-        explains = predictor.has_model
+        from mltr.diagnosis.evidence import has_maps
+
+        explains = has_maps(predictor)
         fingerprint = predictor.network.fingerprint
         network = Replicas(handle, application, fingerprint, explains, settings.timeout_s)
         yield replace(predictor, network=network)

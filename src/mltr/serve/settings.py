@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from mltr.errors import MltrError, UsageError
 KEYS_VARIABLE = "MLTR_API_KEYS"
 MIN_KEY_LENGTH = 16  #: shorter keys can be guessed
 MEGABYTE = 1_000_000
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")  #: as browsers send it
 
 
 def _limit(default: float, help: str) -> Any:
@@ -59,6 +61,17 @@ class Settings:
                 f"max_queue={self.max_queue} must be at least max_files={self.max_files}: "
                 "a full request would never fit"
             )
+        if self.max_held_mb < self.max_body_mb:
+            raise UsageError(
+                f"max_held_mb={self.max_held_mb:g} must be at least max_body_mb="
+                f"{self.max_body_mb:g}: a full request would never fit"
+            )
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise UsageError(
+                    f"cors {origin!r} must be SCHEME://NAME, as in https://photos.example, with "
+                    "nothing after it, or * for all sites"
+                )
         for key in self.keys:
             if len(key) < MIN_KEY_LENGTH or not (key.isascii() and key.isprintable()):
                 raise UsageError(
@@ -76,12 +89,14 @@ def read_keys(
 ) -> tuple[str, ...]:
     """Return the API keys in a file, one per line with `#` for comments, and in `MLTR_API_KEYS`.
 
-    Raises `MltrError` for a file that can't be read or contains no key.
+    Raises `MltrError` for a file that can't be read, or if it or the variable contains no key.
     """
     keys = [key.strip() for key in environment.get(KEYS_VARIABLE, "").split(",")]
+    if KEYS_VARIABLE in environment and not any(keys):
+        raise MltrError(f"{KEYS_VARIABLE} is set, but contains no key")
     if path is not None:
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise MltrError(f"can't read the API keys in {path}: {error}") from error
         written = [line.strip() for line in lines if not line.lstrip().startswith("#")]

@@ -167,6 +167,8 @@ class Intake:
         try:
             parser = MultipartParser(boundary, form.callbacks())
             parser.write(body)
+            if not form.is_whole:
+                raise FormParserError("its end is missing")
         except FormParserError as error:
             raise HTTPException(400, f"not valid multipart form data: {error}") from error
         return form.uploads
@@ -209,6 +211,7 @@ class _Form:
 
     def __init__(self, max_files: int) -> None:
         self.uploads: list[Upload] = []
+        self.is_whole = False  #: whether the boundary that closes it was there
         self._max_files = max_files
         self._name = self._value = self._disposition = b""
         self._data: list[bytes] = []
@@ -221,6 +224,7 @@ class _Form:
             "on_header_end": self._end_header,
             "on_part_data": self._add_data,
             "on_part_end": self._end,
+            "on_end": self._close,
         }
 
     def _begin(self) -> None:
@@ -241,6 +245,9 @@ class _Form:
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._data.append(data[start:end])
+
+    def _close(self) -> None:
+        self.is_whole = True
 
     def _end(self) -> None:
         _, options = parse_options_header(self._disposition)

@@ -99,6 +99,10 @@ class TaughtLoader:
             targets = blend(batch.targets, said, self.weight).masked_fill(unread, -1.0)
             yield replace(batch, targets=targets)
 
+    def close(self) -> None:
+        """End what draws the batches."""
+        self.loader.close()
+
 
 class Distilled(Labels):
     """Labels, and what a teacher says of each photo as a whole."""

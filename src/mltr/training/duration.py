@@ -74,7 +74,7 @@ class Duration:
         if self.seconds:
             ahead = (batch - progress.batch) / settings.accumulation
             return self.growth.side(progress.share + ahead * progress.gain)
-        return self.growth.side((progress.epoch + batch / self.batches) / settings.epochs)
+        return self.growth.side((progress.epoch + batch / self.batches) / self.last)
 
     @property
     def epochs(self) -> int:

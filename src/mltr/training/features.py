@@ -251,6 +251,9 @@ class FeatureLoader:
             places = np.array([key.place for key in keys], np.int64)
             yield self._batch(places, views[places])
 
+    def close(self) -> None:
+        """Do nothing, as nothing else draws the batches."""
+
     def _batch(self, places: NDArray[np.int64], views: NDArray[np.int64]) -> Batch:
         targets = np.stack([self.split[int(place)].labels for place in places]).astype(np.int8)
         errors = [self.features.views[PLAIN].errors.get(int(place), "") for place in places]

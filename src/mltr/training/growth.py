@@ -49,14 +49,14 @@ class Growth:
         """Return the time of a step there, in steps with images of full size."""
         return FIXED + (1 - FIXED) * (self.side(share) / self.full) ** 2
 
-    def mean_work(self, share: float = 0.0, end: float = 1.0) -> float:
-        """Return the mean of that between two shares of the run.
+    def mean_work(self, share: float = 0.0) -> float:
+        """Return the mean of that from a share of the run to its end.
 
         >>> Growth(0, 128).mean_work()
         1.0
         """
         parts = ((part + 0.5) / PARTS for part in range(PARTS))
-        return sum(self.work(share + (end - share) * part) for part in parts) / PARTS
+        return sum(self.work(share + (1 - share) * part) for part in parts) / PARTS
 
 
 def growth_for(network: nn.Module, first: int, full: int) -> Growth:

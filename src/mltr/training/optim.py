@@ -19,6 +19,7 @@ from mltr.training.bound import BoundModule
 # PyTorch's OneCycleLR, which the field's recipe uses, starts at 1/25 and ends at 1/250,000.
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = ONECYCLE_START / 1e4
+LAYER = re.compile(r"stages\.\d+\.(blocks\.\d+|\w+)|\w+")  #: of the names in `MlTr`
 
 
 def parameter_groups(
@@ -47,9 +48,10 @@ def parameter_groups(
 def _layer_numbers(model: nn.Module) -> dict[str, int]:
     """Number the layers from the input on, for each parameter name.
 
-    Those of a timm network are timm's own. Elsewhere, a layer is what shares a name up to its last
-    list index, such as `stages.2.blocks.5`. A head is one layer, whatever it is made of. An
-    objective may hold the network under that name, and a network its backbone.
+    Those of a timm network are timm's own. Elsewhere, a layer is a block such as
+    `stages.2.blocks.5` or another part of a stage, and what precedes the stages is one. A head is
+    one layer, whatever it is made of. An objective may hold the network under that name, and a
+    network its backbone.
     """
     held = "network." if isinstance(model, BoundModule) and hasattr(model, "network") else ""
     names = {name: name.removeprefix(held) for name, _ in model.named_parameters()}
@@ -64,8 +66,7 @@ def _layer_numbers(model: nn.Module) -> dict[str, int]:
     for name, own in names.items():
         layer: object = known.get(own)
         if layer is None:
-            indexed = None if own.startswith("head.") else re.match(r"(.*\.\d+)\.", own)
-            layer = indexed[1] if indexed else own.split(".")[0]
+            layer = LAYER.match(own)[0]  # type: ignore[index]
         numbers[name] = layers.setdefault(layer, len(layers))
     return numbers
 

@@ -113,16 +113,21 @@ def prepare_run(
     precision = choose_precision(settings.precision, processes.device)
     if processes.device.type == "cpu":
         keep_freed_memory()
-    smallest = min(settings.batch_size, len(splits.learnt))
-    if smallest < processes.count:
-        raise UsageError(
-            f"{counted(smallest, 'image')} a batch can't be shared by {processes.count} "
-            "processes: raise train.batch_size, which counts them all"
-        )
+    check_shares(settings.batch_size, len(splits.learnt), processes.count)
     cache = photo_cache(config.data, squashed) if config.data.cache else None
     return Run(
         config, splits, folder, preprocess, processes, precision, cache, folder.read_log(), tracking
     )
+
+
+def check_shares(batch_size: int, images: int, processes: int) -> None:
+    """Raise `UsageError` where a batch has less than an image for each process."""
+    smallest = min(batch_size, images)
+    if smallest < processes:
+        raise UsageError(
+            f"{counted(smallest, 'image')} a batch can't be shared by {processes} processes: raise "
+            "train.batch_size, which counts them all"
+        )
 
 
 def photo_cache(data: DataConfig, folder: Path | None = None) -> Cache:

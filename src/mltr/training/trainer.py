@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -51,7 +51,10 @@ class Trainer:
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Note Ctrl-C and SIGTERM, and say in a line what processes and workers died of."""
-        with self.signals.listening(), told_workers(), self.run.processes.watched():
+        with (
+            self.signals.listening(), told_workers(), self.run.processes.watched(),
+            closing(self.loader),
+        ):  # fmt: skip
             yield
 
     # -- the loop ------------------------------------------------------------------------------

@@ -34,6 +34,15 @@ START_FOLDER = Path(__file__).parent / "start"  #: a bundle without labels
 #: What a folder's weights may be called, in the order in which they are looked for.
 WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 #: What a network's arguments may not say: the data decide on some, `model.init` on the others.
+ELSEWHERE = {
+    "name": "set model.name",
+    "image_size": "set model.image_size",
+    "head": "set model.head",
+    "head_options": "set model.head_options",
+    "num_classes": "the data decide on it",
+    "in_chans": "photos have three channels",
+    "features_only": "a network without a classifier can't be trained",
+}
 CHOSEN_HERE = {"img_size", "num_classes", "in_chans", *WEIGHT_SOURCES}
 
 
@@ -257,6 +266,8 @@ def resolve_name(model: ModelConfig) -> ModelConfig:
 
     And with the place of the package's own weights where these are to start from.
     """
+    for key in sorted(ELSEWHERE.keys() & model.overrides.keys()):
+        raise UsageError(f"model.overrides.{key}: {ELSEWHERE[key]}")
     for key in sorted(WEIGHT_SOURCES & model.overrides.keys()):
         raise UsageError(
             f"model.overrides.{key}: give the weights with --model.init pretrained, --model.init "

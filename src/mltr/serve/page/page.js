@@ -1,13 +1,12 @@
 "use strict";
 
 const SENT_TOGETHER = 4; // maximum concurrent requests
-const MOST_LABELS = 200; // maximum labels requested per photo
 const NEAR_MISSES = 2; // labels below the threshold that are shown initially
 const MOST_TRIES = 8; // maximum attempts while the server is busy
 
 const find = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)} %`;
-const photos = []; // {file, element, labels, error, heats, showsAll, stop}
+const photos = []; // {file, element, labels, error, mayRetry, heats, showsAll, stop}
 const waiting = [];
 let model = null; // response of /v1/labels
 let thresholds = new Map();
@@ -16,7 +15,12 @@ let underway = 0;
 
 // -- the server ---------------------------------------------------------------------------------
 
-class Refusal extends Error {}
+class Refusal extends Error {
+  constructor(message, isFinal = true) {
+    super(message);
+    this.isFinal = isFinal; // whether the same photo would be refused again
+  }
+}
 
 const isStill = (key) => sessionStorage.getItem("key") === key; // else there is another by now
 
@@ -29,18 +33,22 @@ async function call(path, options = {}) {
       answer = await fetch(path, { ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refusal("The server can’t be reached.");
+      if (!await canRead(options.body)) throw new Refusal("This file can’t be opened any more.");
+      throw new Refusal("The server can’t be reached.", false);
     }
     if (answer.ok) return answer;
     if (answer.status === 401 && isStill(key)) askForKey();
     if (answer.status !== 503 || attempt === MOST_TRIES) {
       const told = await answer.json().catch(() => ({}));
-      throw new Refusal(sentence(told.detail || `The server answered ${answer.status}.`));
+      const message = sentence(told.detail || `The server answered ${answer.status}.`);
+      throw new Refusal(message, ![401, 408].includes(answer.status) && answer.status < 500);
     }
     const seconds = Number(answer.headers.get("Retry-After")) || 1;
     await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   }
 }
+
+const canRead = async (file) => !file || file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
@@ -65,6 +73,7 @@ async function learnModel() {
   const names = model.labels.map((one) => one.label);
   const some = names.length > 8 ? `${names.slice(0, 7).join(", ")} and ${names.length - 7} more` : names.join(", ");
   find("about").textContent = `The model “${model.model}” knows ${some}.`;
+  photos.filter((photo) => photo.mayRetry).forEach(retry);
   sendMore();
 }
 
@@ -95,6 +104,11 @@ function add(files) {
     element.querySelector("h2").textContent = element.querySelector("h2").title = name;
     element.querySelector(".remove").setAttribute("aria-label", `Remove ${name}`);
     element.querySelector(".remove").addEventListener("click", () => remove(photo));
+    element.querySelector(".again").addEventListener("click", () => {
+      retry(photo);
+      element.querySelector(".remove").focus();
+      sendMore();
+    });
     element.querySelector(".more").addEventListener("click", () => {
       photo.showsAll = !photo.showsAll;
       draw(photo);
@@ -122,6 +136,15 @@ function remove(photo) {
   arrange();
 }
 
+function retry(photo) {
+  Object.assign(photo, { error: "", mayRetry: false });
+  photo.element.setAttribute("aria-busy", "true");
+  photo.element.querySelector(".message").textContent = "waiting …";
+  draw(photo);
+  waiting.push(photo);
+  arrange();
+}
+
 function sendMore() {
   while (model && waiting.length && underway < SENT_TOGETHER) tag(waiting.shift());
 }
@@ -133,11 +156,12 @@ async function tag(photo) {
     if (photo.file.size > 1e6 * model.limits.max_body_mb) {
       throw new Refusal(`Larger than ${model.limits.max_body_mb} MB, the limit of this server.`);
     }
-    const answer = await (await post(`v1/predict?top=${MOST_LABELS}`, photo)).json();
+    const answer = await (await post(`v1/predict?top=${model.labels.length}`, photo)).json();
     photo.labels = answer.results[0].labels;
   } catch (error) {
     if (error.name === "AbortError") return;
     photo.error = error instanceof Refusal ? error.message : "Something went wrong on this page.";
+    photo.mayRetry = error.isFinal === false;
   } finally {
     underway--;
     sendMore();
@@ -163,6 +187,7 @@ function draw(photo) {
   const { element, labels } = photo;
   const message = element.querySelector(".message");
   element.classList.toggle("failed", Boolean(photo.error));
+  element.querySelector(".again").hidden = !photo.mayRetry;
   if (!labels) {
     if (photo.error) message.textContent = photo.error;
     return;
@@ -263,7 +288,7 @@ function arrange() {
   find("tools").hidden = !photos.length;
   const words = [];
   if (done) words.push(`${done} ${done === 1 ? "photo" : "photos"} tagged`);
-  if (failed) words.push(`${failed} can’t be read`);
+  if (failed) words.push(`${failed} failed`);
   if (open) words.push(`${open} to go`);
   const hint = done && model.explains ? ". Click a tag to see where the evidence for it lies." : "";
   find("status").textContent = words.length ? words.join(", ") + hint : "";
