@@ -99,7 +99,7 @@ class Box:
 class Record:
     """One image with its labels."""
 
-    image: ImageSource
+    image: ImageSource  #: a path, the bytes of a file, or an object whose `load()` opens it
     name: str  #: unique within a split; a path relative to the source where there is one
     labels: Labels  #: [K] of 1, 0, or -1 for unknown
     boxes: tuple[Box, ...] | None = None  #: None where the source has no boxes at all

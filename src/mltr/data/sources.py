@@ -68,9 +68,9 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     Classes of COCO and YOLO that no image has are left out, unless they are among those `known` to
     a model.
 
-    The validation split is always held out from training images, stratified over the labels and
-    seeded; the test split is the source's own if it has one (COCO val, VOC test, or val if the test
-    isn't public, NUS-WIDE test, a table's column `split`), and else held out in the same way.
+    Validation and test splits that the source states are kept (the test split may be COCO's val, or
+    VOC's val where the test isn't public); what is missing is held out from the training images,
+    stratified over the labels and seeded. Of COCO and VOC, the validation images always are.
     Records without an image file are dropped and counted in each split's notes. Raises `MltrError`
     for an unreadable source, an empty split, or more missing files than `data.max_broken` allows.
     """

@@ -1,7 +1,7 @@
 """Depthwise convolutions that train in float32 under autocast on a processor.
 
 The backward pass of PyTorch's depthwise convolution is several times slower in bf16 than in float32
-there, which makes a MobileNet or EfficientNet slower than without autocast (docs/performance.md).
+there, which makes a MobileNet or EfficientNet slower than without autocast (docs/weights.md).
 All other operations, and inference, stay in bf16.
 """
 

@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="also accept this host name, such as photos.example; IP addresses, localhost and "
-        "--host are always accepted (repeatable)",
+        help="also accept this host name, such as photos.example; IP addresses, localhost, this "
+        "machine's name and --host are always accepted (repeatable)",
     )
     add("--json", metavar="FILE", help="write the address as JSON (- for stdout)")
     add("--device", help="cpu, cuda, ... (default: an accelerator if available)")
