@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from making import TINY_ON_PHOTOS, write_photos
 
-from mltr.cli import main
+# Before anything reads them: a test neither fills nor finds what its user has in caches.
+_CACHES = tempfile.TemporaryDirectory(prefix="mltr-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHES.name
+os.environ["HF_HOME"] = str(Path(_CACHES.name, "huggingface"))
+
+from making import TINY_ON_PHOTOS, write_photos  # noqa: E402
+
+from mltr.cli import main  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+DOT = b"\x89PNG\r\n\x1a\n"  #: how the file of a picture begins that no test looks at
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +53,26 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"precision auto was {told}, by MLTR_PRECISION")
     if config.option.shuffle:
         terminalreporter.write_line(f"again in this order: --shuffle {config.option.shuffle}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Skip what takes most of a short training's time: drawing its curves, and waiting for disks.
+
+    Tests marked with `pictures` look at what is drawn.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        if item.get_closest_marker("pictures") is None:
+            patch.setattr("matplotlib.figure.Figure.savefig", _write_dot)
+        return (yield)
+
+
+def _write_dot(figure: Any, file: Any, **_: Any) -> None:
+    if isinstance(file, str | Path):
+        Path(file).write_bytes(DOT)
+    else:
+        file.write(DOT)
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

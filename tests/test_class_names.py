@@ -14,6 +14,8 @@ import mltr
 from mltr.cli import main
 from mltr.data.detect import detect_format
 
+pytestmark = pytest.mark.pictures
+
 NAMES = ["AC/DC; a|b", 'say "no", <b>', "日本 👩‍👩‍👧", "=Größe", "car [/x]", "$_$ :cat:"]
 LABELS = {f"{k}.png": [name for bit, name in enumerate(NAMES) if k >> bit & 1] for k in range(96)}
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 from mltr.cli import main
 
+pytestmark = pytest.mark.pictures
+
 TINY = [
     "--data.scenes.train=48", "--data.scenes.val=16", "--data.scenes.test=20",
     "--data.scenes.side=32", "--data.base_size=32", "--data.cache=false", "--data.workers=0",

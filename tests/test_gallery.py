@@ -17,6 +17,8 @@ from PIL import Image
 from mltr.errors import MltrError
 from mltr.gallery import COLOURS, Tile, contact_sheet, judge, write_page
 
+pytestmark = pytest.mark.pictures
+
 PHOTO = Image.new("RGB", (60, 40), (10, 20, 30))
 TAGS = st.lists(st.tuples(st.text(max_size=90), st.floats(0, 1)), max_size=6)
 

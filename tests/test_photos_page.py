@@ -17,6 +17,8 @@ from making import write_image, write_photos
 
 from mltr.cli import main
 
+pytestmark = pytest.mark.pictures
+
 PAGE = (Path(__file__).parents[1] / "docs" / "photos.md").read_text("utf-8")
 SMALL = [
     "--model.name=timm/test_efficientnet", "--model.image_size=32", "--data.workers=0",

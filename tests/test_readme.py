@@ -15,6 +15,8 @@ from mltr.cli import COMMANDS, main
 from mltr.config.recipe import find_recipe, load_recipe
 from mltr.data.get import DATA_SETS
 
+pytestmark = pytest.mark.pictures
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SHORT = [

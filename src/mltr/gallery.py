@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from mltr.files.writing import text_writer, write_atomically
+from mltr.fonts import Lettering, families_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,17 +73,7 @@ def judge(predicted: Sequence[tuple[str, float]], truth: Sequence[str] | None) -
     return tags + [Tag(name, None, "missed") for name in truth if name not in found]
 
 
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans at `size` pixels, which is part of matplotlib."""
-    import matplotlib
-
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+def _wrap(text: str, font: Lettering, width: float) -> list[str]:
     """Break text into lines of at most `width` pixels, between words if possible."""
 
     def fits(line: str) -> bool:
@@ -110,8 +102,8 @@ class _Pen:
         self.tile = tile
         self.pad = max(6, tile // 24)
         size = max(10, tile // 18)
-        self.font = _font(size)
-        self.small = _font(max(9, tile // 22))
+        self.font = Lettering(size)
+        self.small = Lettering(max(9, tile // 22))
         self.line = round(size * 1.35)
         self.gap = max(3, size // 3)
 
@@ -143,13 +135,13 @@ class _Pen:
         card.paste(photo, ((self.tile - photo.width) // 2, (self.tile - photo.height) // 2))
         y = self.tile + self.pad
         for line in self.caption_lines(tile):
-            draw.text((self.pad, y), line, fill=FAINT, font=self.small)
+            self.small.draw(draw, (self.pad, y), line, fill=FAINT)
             y += self.line
         tags = tile.tags()
         for tag in tags:
             y = self._draw_tag(draw, tag, y)
         if not tags:
-            draw.text((self.pad, y), "no label", fill=FAINT, font=self.font)
+            self.font.draw(draw, (self.pad, y), "no label", fill=FAINT)
         return card
 
     def _draw_tag(self, draw: ImageDraw.ImageDraw, tag: Tag, y: int) -> int:
@@ -166,11 +158,10 @@ class _Pen:
             draw.rounded_rectangle((left, y, left + filled, bottom), radius, fill=fill)
         middle = y + (self.gap + self.line) / 2
         for line in lines:
-            draw.text((left + self.pad, middle), line, fill=ink, font=self.font, anchor="lm")
+            self.font.draw(draw, (left + self.pad, middle), line, fill=ink, anchor="lm")
             middle += self.line
-        draw.text(
-            (end - self.pad, (y + bottom) / 2), tag.words, fill=ink, font=self.small, anchor="rm"
-        )
+        start = end - self.pad - self.small.getlength(tag.words)
+        self.small.draw(draw, (start, (y + bottom) / 2), tag.words, fill=ink, anchor="lm")
         return bottom + self.gap
 
 
@@ -258,9 +249,14 @@ def write_picture(path: Path, image: Image.Image) -> None:
 def as_drawn(name: str) -> str:
     r"""Return a name for a text of matplotlib, which would take what is between ``$`` for formulas.
 
+    Texts made from now on may have all of its letters.
+
     >>> as_drawn("$_$")
     '\\$_\\$'
     """
+    import matplotlib as mpl
+
+    mpl.rcParams["font.family"] = [*dict.fromkeys(mpl.rcParams["font.family"] + families_for(name))]
     return name.replace("$", r"\$")
 
 
@@ -274,10 +270,19 @@ def pyplot() -> Any:
     return plt
 
 
+@contextmanager
+def silent_fonts() -> Iterator[None]:
+    """Keep matplotlib's own words about letters that no font has from the user, who was told."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
+
+
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a matplotlib figure atomically and close it."""
     try:
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DOTS))
+        with silent_fonts():
+            write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DOTS))
     finally:
         pyplot().close(figure)
 

@@ -12,6 +12,8 @@ from making import write_image
 
 from mltr.cli import main
 
+pytestmark = pytest.mark.pictures
+
 
 def describe(tmp_path: Path, *arguments: str) -> dict:
     out = tmp_path / "report.json"

@@ -121,7 +121,6 @@ def test_a_run_trains_on_a_saved_data_set(tmp_path: Path) -> None:
     ).save_to_disk(tmp_path / "saved")
     options = ["--data.root", str(tmp_path / "saved"), "--train.epochs", "1"]
     options += ["--train.batch_size", "8", "--data.base_size", "32", "--model.image_size", "32"]
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     assert main(["train", "scratch", "--out", str(tmp_path / "run"), *options]) == 0
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert figures["images_in_splits"]["test"] == 9

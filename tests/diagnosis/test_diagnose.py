@@ -65,6 +65,7 @@ def figures_of(arguments: list[str], tmp_path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.pictures
 def test_planted_faults_are_found(run: Path, tmp_path: Path) -> None:
     bad = with_scores(run, tmp_path / "bad", faulty)
     found = figures_of([str(bad), "--out", str(tmp_path / "pictures")], tmp_path)

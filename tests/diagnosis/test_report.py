@@ -15,6 +15,8 @@ import pytest
 from mltr.cli import main
 from mltr.evaluation.predictions import load_predictions, save_predictions
 
+pytestmark = pytest.mark.pictures
+
 SCENES = ["--data.scenes.train", "200", "--data.scenes.val", "40", "--data.scenes.test", "300"]
 QUICK = ["--train.epochs", "1", "--train.batch_size", "50", "--data.workers", "0"]
 QUICK += ["--data.scenes.side", "32", "--model.image_size", "32", "--data.cache", "false"]

@@ -41,6 +41,8 @@ from mltr.evaluation.reliability import (
 from mltr.evaluation.thresholds import choose_threshold, fit
 from mltr.weights.bundle import load_bundle, save_bundle
 
+pytestmark = pytest.mark.pictures
+
 F1 = Aim("f1")
 
 

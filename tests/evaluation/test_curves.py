@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from mltr.evaluation import curves
 from mltr.evaluation.predictions import Predictions
 
+pytestmark = pytest.mark.pictures
+
 
 def drawn(classes: list[str], monkeypatch: pytest.MonkeyPatch, most: int) -> tuple[int, str]:
     """Return the number of curves drawn, and the words of the picture."""

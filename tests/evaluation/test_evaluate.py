@@ -22,6 +22,8 @@ from mltr.evaluation.predictions import (
     save_predictions,
 )
 
+pytestmark = pytest.mark.pictures
+
 CLASSES = ("cat", "dog", "a very long name of a class", "rare")
 
 

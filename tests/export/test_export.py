@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mltr.cli import main
 from mltr.data.preprocess import IMAGENET, Preprocess
 from mltr.errors import MltrError, UsageError
 from mltr.export import writing
+from mltr.export.checking import check, find_photos
 from mltr.export.command import SUFFIX
 from mltr.export.writing import export
 from mltr.network.model import create_model, default_image_size
@@ -484,18 +486,24 @@ def test_the_code_of_the_page_gives_the_runs_probabilities(
     assert said.keys() == {name for name, _ in told.labels}
 
 
+@pytest.fixture(scope="module")
+def half_file(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.fp16.onnx"
+    export(str(run), path, precision="fp16", images=str(photos))
+    return path
+
+
 @pytest.mark.parametrize("kind", CALIBRATIONS)
 def test_the_check_compares_probabilities_as_the_run_gives_them(
-    kind: str, photos: Path, tmp_path: Path
+    kind: str, run: Path, half_file: Path, photos: Path
 ) -> None:
-    run = save_random(tmp_path / "run", "mltr_nano", 32, SMALL, calibration=CALIBRATIONS[kind])
-    result = export(str(run), tmp_path / "m.onnx", precision="fp16", images=str(photos))
-    bundle = load_bundle(run)
+    bundle = replace(load_bundle(run), calibration=CALIBRATIONS[kind])
+    exported, _ = load_onnx(half_file, "cpu")
+    result = check(exported, bundle, find_photos(str(run), bundle, str(photos)), "fp16")
     pixels = np.stack([bundle.preprocess.read(path) for path in sorted(photos.glob("*.png"))[::2]])
     with torch.inference_mode():
         before = bundle.model(torch.from_numpy(bundle.preprocess.scale(pixels))).numpy()
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    (after,) = session.run(["logits"], {"images": pixels})
+    (after,) = onnxruntime.InferenceSession(half_file).run(["logits"], {"images": pixels})
     if kind == "softmax":
         probs = [softmax(logits, axis=1) for logits in (before, after)]
     else:

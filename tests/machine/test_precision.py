@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 import mltr
 from mltr.errors import UsageError
@@ -79,10 +81,23 @@ def test_torch_has_its_threads_back_after_a_context_with_one() -> None:
         torch.set_num_threads(threads)
 
 
-def test_the_processor_is_judged_alike_within_other_defaults() -> None:
+def test_the_processor_is_judged_alike_within_other_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By products in memory of its own, whatever tensors are made by default."""
+    judged = []
+
+    def is_faster(one: Callable[[], Tensor], other: Callable[[], Tensor]) -> bool:
+        judged.extend((product.dtype, product.device.type) for product in (one(), other()))
+        return False
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("mltr.machine.precision.is_faster", is_faster)
     _gains_by_bf16.cache_clear()
     expected = slow_cpu_types()
     _gains_by_bf16.cache_clear()
     with torch.device("meta"):
         model = mltr.create_model("mltr_nano", 2, depths=(0, 0, 1, 0), image_size=32)
     assert model.slow_types == slow_cpu_types() == expected
+    assert judged == [(torch.bfloat16, "cpu"), (torch.float32, "cpu")] * 2
+    _gains_by_bf16.cache_clear()

@@ -9,8 +9,9 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -421,17 +422,24 @@ def test_odd_environments_give_output_or_one_line(photos: Path, tmp_path: Path) 
     assert found.stderr.count(b"\n") == 1
 
 
+@pytest.fixture
+def everyones() -> Iterator[Path]:
+    """A folder that every user may enter, as may no other of a test."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="mltr-tests-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs to be root")
-def test_a_library_that_is_partly_read_only(tmp_path: Path) -> None:
+def test_a_library_that_is_partly_read_only(everyones: Path) -> None:
     """As a user who may write in one folder, not in another, and not read one of the files."""
+    tmp_path = everyones
     for folder in ("closed", "open"):
         write_image(tmp_path / "photos" / folder / "1.png")
     (tmp_path / "photos" / "open" / "1.png.xmp").write_text("<secret/>")
     (tmp_path / "photos" / "open" / "1.png.xmp").chmod(0o600)
     write_image(tmp_path / "photos" / "open" / "2.png").chmod(0o000)
     (tmp_path / "photos" / "open").chmod(0o777)
-    for folder in [tmp_path, *tmp_path.parents][:-2]:
-        folder.chmod(folder.stat().st_mode | 0o055)
     words = [*PREDICT.split(), tmp_path / "photos", "--sidecars", "--xmp"]
     found = subprocess.run(
         ["setpriv", "--reuid", "65534", "--clear-groups", *words], capture_output=True, text=True

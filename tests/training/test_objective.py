@@ -36,6 +36,9 @@ class Points:
             x = torch.arange(1.0, 5.0)[:, None] + number
             yield Batch(x, SLOPE * x, torch.arange(4), [], torch.zeros(4, dtype=torch.bool))
 
+    def close(self) -> None:
+        """There is nothing to end."""
+
 
 class Slope(Objective):
     judged_by, is_mean = "val_score", True

@@ -238,10 +238,9 @@ def _is_inside_dict(key: str) -> bool:
 
 def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Config:
     """Check the file, then the overrides, so that an error names the right one."""
-    import jsonargparse  # takes 0.1 s, which `mltr --help` shouldn't pay
+    import jsonargparse
 
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mltr train")
-    parser.add_class_arguments(Config, nested_key="recipe")
+    parser = _parser()
     prefixed = [
         argument.replace("--", "--recipe.", 1) if argument.startswith("--") else argument
         for argument in overrides
@@ -257,6 +256,16 @@ def _parse(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> Con
     assert isinstance(config, Config)
     _check_nulls(config, path)
     return config
+
+
+@cache
+def _parser() -> Any:
+    """Return the parser of recipes, of which making takes longer than using."""
+    import jsonargparse  # takes 0.1 s, which `mltr --help` shouldn't pay
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mltr train")
+    parser.add_class_arguments(Config, nested_key="recipe")
+    return parser
 
 
 def _check_nulls(config: Config, path: Path) -> None:

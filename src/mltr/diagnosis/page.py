@@ -31,7 +31,7 @@ from mltr.evaluation.curves import (
 from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
 from mltr.evaluation.predictions import Predictions, as_predicted
-from mltr.gallery import Tile, render
+from mltr.gallery import Tile, render, silent_fonts
 from mltr.predict.predictor import Prediction, Predictor, as_predictor
 from mltr.weights.metadata import PREDICTIONS_FILE
 
@@ -193,7 +193,8 @@ def _drawn(figure: Figure, caption: str, wide: bool = False) -> Picture:
     from mltr.gallery import pyplot
 
     stream = io.BytesIO()
-    figure.savefig(stream, dpi=DOTS, format="png")
+    with silent_fonts():
+        figure.savefig(stream, dpi=DOTS, format="png")
     pyplot().close(figure)
     return stream.getvalue(), caption, wide
 
