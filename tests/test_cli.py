@@ -428,7 +428,6 @@ def test_what_a_hurried_user_types(
         ("in_chans=1", "model.overrides.in_chans: photos have three channels"),
         ("image_size=64", "model.overrides.image_size: set model.image_size"),
         ("num_classes=3", "model.overrides.num_classes: the data decide on it"),
-        ("image_size=[]", "model.overrides.image_size"),
         ("mlp_ratio=-1", "mlp_ratio=-1 must be positive"),
         ("mlp_ratio=x", "mlp_ratio='x' must be a number"),
         ("drop_path=x", "drop_path='x' must be a number"),

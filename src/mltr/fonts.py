@@ -105,6 +105,6 @@ def _letters(file: str) -> frozenset[int]:
 def _tell_lack() -> None:
     """Say once that there are letters that can't be drawn."""
     log.warning(
-        "no font of this machine has all letters of these names: some are drawn as boxes; install "
-        "one that has, such as Noto Sans CJK"
+        "no font of this machine has some letters of these names: they are drawn as boxes; install "
+        "one that has them, such as Noto Sans CJK"
     )

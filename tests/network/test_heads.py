@@ -145,7 +145,7 @@ def test_a_thousand_classes_cost_no_more_queries() -> None:
         ({"head": "query2label", "head_options": {"dim": 30}}, "multiple of num_heads"),
         ({"head": "ml_decoder", "head_options": {"groups": -1}}, "groups must be >= 0"),
         ({"head": "ml_decoder", "head_options": {"groups": 1.5}}, "must be a whole number"),
-        ({"head": "ml_decoder", "head_options": {"positions": 1}}, "must be true or false"),
+        ({"head": "ml_decoder", "head_options": {"positions": 2}}, "must be true or false"),
         ({"head": "query2label", "head_options": {"num_heads": 0}}, "can't be built with"),
         ({"head": "query2label", "head_options": {"dim": -64}}, "can't be built with"),
         ({"head": "mltr", "head_options": {"num_classes": 4}}, "can't be built with"),

@@ -454,3 +454,9 @@ def test_reference_numbers(shared: Path, file: str) -> None:
     # 1e-6 between instruction sets, which the tolerance allows.
     expected64 = torch.tensor(case["logits_float64"], dtype=torch.float64)
     torch.testing.assert_close(logits64, expected64, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("image_size", [[], [32, 32, 32], [32.5], 0])
+def test_an_image_has_one_or_two_sides(image_size: object) -> None:
+    with pytest.raises(UsageError, match="image_size="):
+        mltr.create_model("mltr_nano", 2, image_size=image_size)

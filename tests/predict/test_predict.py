@@ -466,7 +466,7 @@ def test_wrong_usage_is_reported_before_anything_is_done(
 
 
 def test_a_sidecar_is_of_the_first_photo_of_its_name_alone(
-    bundle: Path, photos: Path, tmp_path: Path
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "0.jpg").write_bytes((photos / "0.png").read_bytes())
     (photos / "1.jpg").write_bytes((photos / "1.png").read_bytes())
@@ -476,9 +476,12 @@ def test_a_sidecar_is_of_the_first_photo_of_its_name_alone(
         with errors_path(out).open() as file:
             told = {Path(row["path"]).name: row["error"] for row in csv.DictReader(file)}
         assert set(told) >= {"0.png", "1.png"}
-        owner = f"{photos / '0.txt'} has the labels of {photos / '0.jpg'}"
-        assert told["0.png"] == f"{owner}: rename one of them"
+        owner = f"{photos / '0.txt'} is the sidecar of {photos / '0.jpg'}"
+        assert told["0.png"] == f"{owner}: rename one of the two"
     assert (photos / "0.txt").read_text()
+    capsys.readouterr()
+    assert command(bundle, photos, "--sidecars") == 1  # also where all have been written before
+    assert f"{owner}: rename one of the two" in capsys.readouterr().err
 
 
 def test_commas_stay_in_their_label(bundle: Path, photos: Path, tmp_path: Path) -> None:

@@ -177,6 +177,23 @@ def test_what_cannot_be_read_says_why_on_its_card(browser: Any, served: str) -> 
     assert len(visit.said) == 1
 
 
+def test_what_failed_for_now_can_be_tried_again(browser: Any, served: str) -> None:
+    visit = Visit(browser, served)
+    visit.wait("#about", "red")
+    visit.page.route("**/v1/predict*", lambda route: route.abort())
+    visit.add(("a.png", picture("red")), ("b.png", bytes(1_000_001)))
+    visit.wait("#status", "2 failed")
+    first, second = visit.page.locator(".card").all()
+    assert "be reached" in first.locator(".message").inner_text()
+    assert second.locator(".again").is_hidden()  # too large is too large
+    visit.page.unroute("**/v1/predict*")
+    first.locator(".again").click()
+    visit.wait("#status", "1 photo tagged, 1 failed")
+    assert first.locator(".again").is_hidden()
+    assert first.get_attribute("aria-busy") == "false"
+    assert first.locator(".tag").count() == 3
+
+
 def test_pasted_and_dropped_photos_count_too(browser: Any, served: str) -> None:
     visit = Visit(browser, served)
     visit.wait("#about", "red")

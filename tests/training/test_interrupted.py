@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,10 +125,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on_once(tmp_path: Path) -> None:
     """A terminal sends it to the whole process group, of which the workers are."""
     command = [sys.executable, "-m", "mltr", "train", "scenes_nano", "--out", "run", *TINY,
                "--train.epochs=500", "--data.workers=1"]  # fmt: skip
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+    short = tempfile.TemporaryDirectory(dir="/tmp")  # workers share memory by sockets in it
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": short.name},
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -135,13 +135,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on_once(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
+    assert list(Path(short.name).glob("pymp-*"))
     os.killpg(process.pid, signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
     assert messages.count("interrupted:") == 1
     assert "resume with: mltr train run/config.yaml --out run --resume" in messages
     assert "Traceback" not in messages
-    assert not list(temporary.glob("pymp-*"))
+    assert not list(Path(short.name).glob("pymp-*"))
+    short.cleanup()
 
 
 def test_patience_that_ended_a_run_still_ends_it_when_resumed(

@@ -138,6 +138,10 @@ class Split:
         columns = np.concatenate([np.zeros(0, np.int64), *rows])
         return sparse_rows(columns, np.cumsum([0, *map(len, rows)]), len(self.classes))
 
+    def partly_known(self) -> NDArray[np.int64]:
+        """Return the places of records with unknown labels."""
+        return np.flatnonzero([(record.labels < 0).any() for record in self.records])
+
     @property
     def names(self) -> list[str]:
         """The names of all records."""
@@ -234,12 +238,11 @@ class Splits:
     def check_single_label(self) -> None:
         """Raise `UsageError` unless each image has exactly one label, as a softmax needs."""
         for split in self:
-            unknown = [row for row, record in enumerate(split.records) if record.labels.min() < 0]
-            if unknown:
+            if len(unknown := split.partly_known()):
                 raise UsageError(
                     "loss.name ce needs to know the label of each image; with unknown ones: "
                     f"{len(unknown)} of {counted(len(split), f'{split.name} image')}, e.g. "
-                    f"{split[unknown[0]].name}: --data.missing negative takes them as absent"
+                    f"{split[int(unknown[0])].name}: --data.missing negative takes them as absent"
                 )
             wrong = np.flatnonzero(split.positives.sum(axis=1) != 1)
             if len(wrong):

@@ -303,6 +303,10 @@ class ShardSplit(Split):
         lists = self.records.positive
         return sparse_rows(lists.values, lists.starts, len(self.classes))
 
+    def partly_known(self) -> NDArray[np.int64]:
+        """Return the places of records with unknown labels, without a look at the records."""
+        return np.flatnonzero(np.diff(self.records.unknown.starts))
+
     @property
     def targets(self) -> Labels:
         """The labels of all records: [N, K]."""

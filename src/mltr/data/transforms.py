@@ -19,7 +19,7 @@ from mltr.config.schema import AugmentConfig
 from mltr.data import colours
 from mltr.data.colours import Planes
 from mltr.data.images import WHOLE, Region
-from mltr.data.preprocess import Pixels, Preprocess
+from mltr.data.preprocess import FILTERS, Pixels, Preprocess, squash
 
 # Random-resized crop: aspect ratios of the usual recipe (Inception), 3/4 to 4/3.
 LOG_RATIO = math.log(4 / 3)
@@ -76,6 +76,10 @@ def resize(
     torch has vector instructions for it, which evaluation does without for the sake of exported
     networks. The left and top borders are rounded to whole pixels.
     """
+    if interpolation not in RESIZERS:  # Pillow has the others
+        whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        squashed = squash(whole, side, place, FILTERS[interpolation])
+        return np.ascontiguousarray(np.moveaxis(np.asarray(squashed), -1, 0))
     right, bottom = place[2:]
     # At least a pixel, of which the place may be a part.
     left = min(math.floor(place[0] + 0.5), math.ceil(right) - 1)

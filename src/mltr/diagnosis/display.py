@@ -113,13 +113,14 @@ def draw_matrix(
     """Return a matplotlib figure of a matrix [K, K]; nan is grey, and `limits` are in its unit."""
     from mltr.gallery import as_drawn, pyplot
 
+    # Before the axes, whose marks keep the fonts that they begin with.
+    names = [as_drawn(name) for name in classes] if len(classes) <= MANY_CLASSES else []
     side = min(10.0, 3.2 + 0.28 * len(classes))
     figure, axes = pyplot().subplots(figsize=(side, side * 0.86), layout="constrained")
     axes.set_facecolor("0.94")
     shown = axes.imshow(matrix, cmap=colours, vmin=limits[0], vmax=limits[1])
-    if len(classes) <= MANY_CLASSES:
+    if names:
         places = np.arange(len(classes))
-        names = [as_drawn(name) for name in classes]
         axes.set_xticks(places, names, rotation=90)
         axes.set_yticks(places, names)
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])

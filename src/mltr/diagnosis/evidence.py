@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mltr.data.images import Region
 from mltr.diagnosis import METHODS
 from mltr.errors import MltrError, UsageError
+from mltr.machine.threads import on_one_thread
 from mltr.network.backbones import TimmBackbone, to_maps
 from mltr.network.model import (
     Block,
@@ -87,7 +88,8 @@ def has_maps(predictor: Predictor) -> bool:
         return True
     side = predictor.preprocess.image_size
     try:
-        evidence_maps(predictor.model, torch.zeros(1, 3, side, side, device=predictor.device))
+        with on_one_thread():  # a server runs the network in another thread
+            evidence_maps(predictor.model, torch.zeros(1, 3, side, side, device=predictor.device))
     except UsageError:
         return False
     return True

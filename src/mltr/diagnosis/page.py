@@ -213,7 +213,7 @@ def _curves(
     which = "each class" if few else f"the {MOST_CURVES} most frequent classes"
     drawn.append(_drawn(figure, f"Precision and recall of {which} over all thresholds."))
     figure = draw_average_precision(predictions)
-    few = len(predictions.classes) <= MOST_BARS
+    few = (predictions.targets == 1).any(axis=0).sum() <= MOST_BARS
     which = "each class" if few else f"the {MOST_BARS // 2} worst and the {MOST_BARS // 2} best"
     drawn.append(_drawn(figure, f"Average precision of {which}, and the number of images."))
     raw = predictions

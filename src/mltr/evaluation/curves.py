@@ -94,7 +94,7 @@ def _curve(
 def draw_average_precision(predictions: Predictions) -> Figure:
     """Draw the average precision of each class as a bar; classes without positives have none.
 
-    Of more than `MOST_BARS` classes, the worst half of as many and the best have one.
+    Of more than `MOST_BARS` classes, half as many of the worst and of the best have one.
     """
     from mltr.gallery import pyplot
 
@@ -105,11 +105,12 @@ def draw_average_precision(predictions: Predictions) -> Figure:
         half = MOST_BARS // 2
         title += f": the {half} best and the {half} worst of {len(order)}"
         order = order[:half] + order[-half:]
+    # Before the axes, whose marks keep the fonts that they begin with.
+    names = [f"{as_drawn(predictions.classes[i])} ({classes['support'][i]:.0f})" for i in order]
     size = (7, max(2.4, 0.6 + 0.26 * len(order)))
     figure: Figure
     figure, axes = pyplot().subplots(figsize=size, layout="constrained")
     values = 100 * classes["ap"][order]
-    names = [f"{as_drawn(predictions.classes[i])} ({classes['support'][i]:.0f})" for i in order]
     bars = axes.barh(names, values, color="#3b7dd8", height=0.7)
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
     axes.set(xlabel="average precision, % (images with the class)", xlim=(0, 108))

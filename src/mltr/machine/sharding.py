@@ -70,7 +70,17 @@ def placed_like(values: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -
 
 
 def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """Load a full optimiser state into an optimiser whose parameters may be sharded."""
+    """Load a full optimiser state into an optimiser whose parameters may be sharded.
+
+    Raises `MltrError` for a state of other groups of parameters.
+    """
+    groups = optimizer.param_groups, state["param_groups"]
+    own, found = ([len(group["params"]) for group in each] for each in groups)
+    if own != found:
+        raise MltrError(
+            "the state of the optimiser is from a version that grouped the network's layers "
+            "otherwise: start the run anew"
+        )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, moments in state["state"].items():
         for name, value in moments.items():

@@ -270,13 +270,14 @@ HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 
 
 def _check_kind(head: str, option: str, value: Any, parameter: inspect.Parameter | None) -> None:
-    """Raise `UsageError` for a value of another kind than an option's; others come to nothing."""
+    """Raise `UsageError` for a value of another kind than an option's."""
     kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     kind = kinds.get(str(parameter.annotation)) if parameter else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
-        "a whole number": type(value) is int,
-        "a number": type(value) in (int, float),
-        "true or false": type(value) is bool,
+        "a whole number": is_number and float(value).is_integer(),
+        "a number": is_number,
+        "true or false": value in (0, 1),
     }
     if kind and not fits[kind]:
         raise UsageError(f"head {head}: {option}={value!r} must be {kind}")

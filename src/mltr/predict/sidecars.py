@@ -119,16 +119,27 @@ class Outcome:
     failed: int = 0
     failures: list[str] = field(default_factory=list)  #: why, of the first few
 
+    def fail(self, problems: Sequence[str]) -> None:
+        """Count sidecars that can't be written."""
+        self.failed += len(problems)
+        self.failures += problems[: TOLD_FAILURES - len(self.failures)]
+
+
+def claim(kind: Sidecars, image: Path, owners: Owners) -> str:
+    """Note whose sidecar a file is; return why it can't be that of an image, or an empty text."""
+    path = kind.path_for(image)
+    other = owners.claim(path, str(image))
+    return to_text(f"{path} is the sidecar of {other}: rename one of the two") if other else ""
+
 
 def with_sidecars(
-    rows: Iterable[Row], kinds: Sequence[Sidecars], outcome: Outcome
+    rows: Iterable[Row], kinds: Sequence[Sidecars], owners: Owners, outcome: Outcome
 ) -> Iterator[Row]:
     """Write the labels of each image that could be read beside it, as its row passes by.
 
     A row whose sidecars can't be written, or are those of an earlier image, has an error. Raises
     `MltrError` only if the disk is full, as no other sidecar would fare better.
     """
-    owners = Owners()
     for row in rows:
         if row.probs is None:  # no labels would say that nothing is in the image
             yield row
@@ -137,9 +148,8 @@ def with_sidecars(
         assert isinstance(image, Path)  # `Inputs` lets no others through
         problems = []
         for kind in kinds:
-            path = kind.path_for(image)
-            if other := owners.claim(path, str(image)):
-                problems.append(to_text(f"{path} has the labels of {other}: rename one of them"))
+            if why := claim(kind, image, owners):
+                problems.append(why)
                 continue
             try:
                 reason = kind.write(image, [name for name, _ in row.labels])
@@ -150,7 +160,6 @@ def with_sidecars(
                 continue
             if reason:
                 outcome.kept += 1
-                outcome.first_kept = outcome.first_kept or f"{path}: {reason}"
-        outcome.failed += len(problems)
-        outcome.failures += problems[: TOLD_FAILURES - len(outcome.failures)]
+                outcome.first_kept = outcome.first_kept or f"{kind.path_for(image)}: {reason}"
+        outcome.fail(problems)
         yield row._replace(error="; ".join(problems)) if problems else row

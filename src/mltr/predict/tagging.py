@@ -17,7 +17,7 @@ from mltr.errors import BrokenImage, UsageError, counted, did_you_mean
 from mltr.files.locks import locked_folder, locked_output
 from mltr.files.writing import check_target, make_folder, text_writer, write_atomically
 from mltr.predict.engines import Choosing
-from mltr.predict.inputs import Inputs, Survey, exists
+from mltr.predict.inputs import Inputs, Owners, Survey, exists
 from mltr.predict.interruptions import Interruptions
 from mltr.predict.journal import SUFFIX, Journal, Stamp
 from mltr.predict.label_studio import SETUP_SUFFIX, labelling_setup
@@ -45,6 +45,7 @@ from mltr.predict.sidecars import (
     Sidecars,
     TextSidecars,
     XmpSidecars,
+    claim,
     with_sidecars,
 )
 from mltr.predict.thresholds import parse_thresholds, set_thresholds
@@ -150,11 +151,20 @@ def tag(
             journal = stack.enter_context(_open_journal(out, predictor, survey, args.overwrite))
         interruptions = Interruptions(writes_files=out is not None or bool(kinds))
         stack.enter_context(interruptions.taken())
+        owners = Owners()
         source = _Source(
-            predictor, selection, journal, kinds, args.workers, tally, cluster, interruptions
+            predictor,
+            selection,
+            journal,
+            kinds,
+            owners,
+            args.workers,
+            tally,
+            cluster,
+            interruptions,
         )
         own_rows = stack.enter_context(contextlib.closing(source.rows(inputs)))
-        rows = with_sidecars(own_rows, kinds, tally.sidecars) if kinds else own_rows
+        rows = with_sidecars(own_rows, kinds, owners, tally.sidecars) if kinds else own_rows
         if out is not None:
             rows = with_errors(rows, errors_path(out))
         if args.sheet:
@@ -319,6 +329,7 @@ class _Source:
     selection: Selection
     journal: Journal | None
     kinds: Sequence[Sidecars]
+    owners: Owners  #: of sidecars
     workers: int | None
     tally: _Tally
     cluster: Cluster | None
@@ -343,7 +354,7 @@ class _Source:
                 return
             image, found = pair
             if found is None:
-                tally.tagged += 1
+                self._claim(image.source)
                 continue
             if self.journal is not None and image.stamp and isinstance(found, Prediction):
                 self.journal.add(image.stamp, found.probs)
@@ -354,6 +365,13 @@ class _Source:
                 tally.broken += 1
                 tally.errors += [row.error] if tally.broken <= TOLD_ERRORS else []
             yield row
+
+    def _claim(self, source: Path | PackedImage) -> None:
+        """Count an image that has sidecars already, unless they are those of another."""
+        assert isinstance(source, Path)  # `Inputs` lets no others through
+        problems = [why for kind in self.kinds if (why := claim(kind, source, self.owners))]
+        self.tally.sidecars.fail(problems)
+        self.tally.tagged += not problems
 
     def _predict(self, images: Iterator[_Image]) -> Generator[tuple[_Image, Found]]:
         """Yield what is known or predicted of each image; None if there was nothing to do."""

@@ -207,7 +207,7 @@ class _Service:
             raise HTTPException(
                 501,
                 "this network has no heat maps: an exported one never has (serve the run that it "
-                "was exported from), nor has one with a class token",
+                "was exported from), nor has one whose logits aren't a sum over positions",
             )
         if label is not None and label not in self._predictor.classes:
             known = did_you_mean(label, self._predictor.classes)

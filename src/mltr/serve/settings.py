@@ -31,7 +31,7 @@ class Settings:
     max_body_mb: float = _limit(32, "size of one request, in megabytes")
     max_megapixels: float = _limit(64, "size of one image, in millions of pixels")
     max_decoded_mb: float = _limit(
-        1000, "decoded size of the images of one request, and of all images being decoded"
+        1000, "decoded size of the images of one request, and memory of all being decoded"
     )
     max_held_mb: float = _limit(256, "total size of the requests in memory, in megabytes")
     max_queue: int = _limit(128, "images accepted and not yet answered; beyond it 503")

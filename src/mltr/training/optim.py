@@ -14,12 +14,14 @@ from torch.distributed.tensor import DTensor
 
 from mltr.config.schema import TrainConfig
 from mltr.network.backbones import TimmBackbone
+from mltr.network.model import MlTr
 from mltr.training.bound import BoundModule
 
 # PyTorch's OneCycleLR, which the field's recipe uses, starts at 1/25 and ends at 1/250,000.
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = ONECYCLE_START / 1e4
-LAYER = re.compile(r"stages\.\d+\.(blocks\.\d+|\w+)|\w+")  #: of the names in `MlTr`
+LAYER_OF_MLTR = re.compile(r"stages\.\d+\.(blocks\.\d+|\w+)")
+INDEXED = re.compile(r".*\.\d+(?=\.)")
 
 
 def parameter_groups(
@@ -48,16 +50,17 @@ def parameter_groups(
 def _layer_numbers(model: nn.Module) -> dict[str, int]:
     """Number the layers from the input on, for each parameter name.
 
-    Those of a timm network are timm's own. Elsewhere, a layer is a block such as
-    `stages.2.blocks.5` or another part of a stage, and what precedes the stages is one. A head is
-    one layer, whatever it is made of. An objective may hold the network under that name, and a
-    network its backbone.
+    Those of a timm network are timm's own, or what shares a name up to its last list index where
+    it has none. Of MlTr, a layer is a block such as `stages.2.blocks.5` or another part of a stage,
+    and what precedes the stages is one. A head is one layer, whatever it is made of. An objective
+    may hold the network under that name, and a network its backbone.
     """
     held = "network." if isinstance(model, BoundModule) and hasattr(model, "network") else ""
     names = {name: name.removeprefix(held) for name, _ in model.named_parameters()}
     network: Any = model.network if held else model
     inside = "backbone." if isinstance(network, TimmBackbone) else ""
     backbone: Any = network.backbone if inside else network
+    pattern = LAYER_OF_MLTR if isinstance(network, MlTr) else INDEXED
     is_timm = hasattr(backbone, "group_matcher")
     grouped = group_parameters(backbone, backbone.group_matcher(), reverse=True) if is_timm else {}
     known = {f"{inside}{name}": number for name, number in grouped.items()}
@@ -66,7 +69,8 @@ def _layer_numbers(model: nn.Module) -> dict[str, int]:
     for name, own in names.items():
         layer: object = known.get(own)
         if layer is None:
-            layer = LAYER.match(own)[0]  # type: ignore[index]
+            found = None if own.startswith("head.") else pattern.match(own)
+            layer = found[0] if found else own.split(".")[0]
         numbers[name] = layers.setdefault(layer, len(layers))
     return numbers
 

@@ -33,16 +33,15 @@ START_NETWORK = "mltr_nano"
 START_FOLDER = Path(__file__).parent / "start"  #: a bundle without labels
 #: What a folder's weights may be called, in the order in which they are looked for.
 WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-#: What a network's arguments may not say: the data decide on some, `model.init` on the others.
+#: What `model.overrides` may not say, and who does.
 ELSEWHERE = {
     "name": "set model.name",
     "image_size": "set model.image_size",
-    "head": "set model.head",
-    "head_options": "set model.head_options",
     "num_classes": "the data decide on it",
     "in_chans": "photos have three channels",
     "features_only": "a network without a classifier can't be trained",
 }
+#: What a network's arguments may not say: the data decide on some, `model.init` on the others.
 CHOSEN_HERE = {"img_size", "num_classes", "in_chans", *WEIGHT_SOURCES}
 
 
@@ -266,7 +265,10 @@ def resolve_name(model: ModelConfig) -> ModelConfig:
 
     And with the place of the package's own weights where these are to start from.
     """
+    same = {"image_size": model.image_size, "in_chans": 3}
     for key in sorted(ELSEWHERE.keys() & model.overrides.keys()):
+        if model.overrides[key] == same.get(key):
+            continue
         raise UsageError(f"model.overrides.{key}: {ELSEWHERE[key]}")
     for key in sorted(WEIGHT_SOURCES & model.overrides.keys()):
         raise UsageError(
