@@ -52,7 +52,7 @@ def test_layers_of_a_backbone_that_numbers_none_are_its_blocks() -> None:
     model = mltr.create_model("timm/poolformer_s12", 3, head="csra")
     assert not hasattr(model.backbone, "group_matcher")
     scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.1, 0.5) for p in g["params"]}
-    first, second = (scale[id(b.norm1.weight)] for b in model.backbone.stages[2].blocks)
+    *_, first, second = (scale[id(b.norm1.weight)] for b in model.backbone.stages[2].blocks)
     assert first == 0.5 * second < 1
     assert scale[id(model.head.weight)] == 1
 
