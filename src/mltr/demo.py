@@ -78,7 +78,7 @@ def save_scenes(run: Path) -> Path:
     """Write the first test scenes as pictures to RUN/scenes; return that folder."""
     from mltr.config.recipe import load_recipe
     from mltr.data.sources import open_splits
-    from mltr.gallery import write_picture
+    from mltr.pictures.gallery import write_picture
     from mltr.predict.predictor import to_image
     from mltr.weights.metadata import RECIPE_FILE
 
@@ -94,7 +94,7 @@ def write_demo_page(run: Path, figures: dict[str, Any]) -> Path:
     from mltr.config.recipe import load_recipe
     from mltr.data.sources import open_splits
     from mltr.evaluation.predictions import load_predictions, make_tiles
-    from mltr.gallery import contact_sheet, write_page, write_picture
+    from mltr.pictures.gallery import contact_sheet, write_page, write_picture
     from mltr.weights.metadata import PREDICTIONS_FILE, RECIPE_FILE
 
     test = open_splits(load_recipe(run / RECIPE_FILE).data).test

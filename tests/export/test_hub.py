@@ -40,14 +40,19 @@ def bundle(tmp_path: Path) -> Path:
     return save_untrained(tmp_path / "mine", CLASSES, {"depths": [0, 0, 1]}, **about)
 
 
-def command(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `mltr ...` in a new process that uses the fake Hub."""
+def python(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a new process that uses the fake Hub."""
     own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_TOKEN": "secret"}
     own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2"}
     return subprocess.run(
-        [sys.executable, "-m", "mltr", *arguments],
+        [sys.executable, *arguments],
         env=os.environ | own, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+
+
+def command(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `mltr ...` in a new process that uses the fake Hub."""
+    return python(hub, home, "-m", "mltr", *arguments)
 
 
 RUN_ALL = """
@@ -65,12 +70,7 @@ print(json.dumps(found))
 
 def commands(hub: FakeHub, home: Path, *given: list[str]) -> list[tuple[int, str]]:
     """Run several in one new process; return the exit code and the messages of each."""
-    own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_TOKEN": "secret"}
-    own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL, json.dumps(given)],
-        env=os.environ | own, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = python(hub, home, "-c", RUN_ALL, json.dumps(given))
     assert done.returncode == 0, done.stderr
     return [(code, told) for code, told in json.loads(done.stdout)]
 

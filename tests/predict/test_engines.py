@@ -76,7 +76,7 @@ def test_the_fastest_that_agrees_is_taken() -> None:
 
 
 def test_an_engine_as_fast_as_the_own_is_not_taken() -> None:
-    own, other = Engine(1e-3), Engine(1.5e-3)  # by more than a busy machine's delays
+    own, other = Engine(4e-3), Engine(4e-3)  # long beside a busy machine's delays
     network = choosing(own, math.inf, other=lambda: other)
     use(network, 4)
     assert own.seen == (4 + 1) * len(PHOTOS)

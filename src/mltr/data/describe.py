@@ -303,7 +303,7 @@ def draw(folder: Path, splits: Splits) -> Path:
     """Draw the label frequencies and co-occurrences to labels.png."""
     import numpy as np
 
-    from mltr.gallery import as_drawn, pyplot, write_figure
+    from mltr.pictures.gallery import as_drawn, pyplot, write_figure
 
     split = splits.train
     together = _pair_counts(split)

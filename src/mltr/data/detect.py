@@ -254,7 +254,8 @@ def class_folder_parts(root: Path, ignore: Sequence[str]) -> dict[str, Path]:
     others = (folder for folder in folders if folder not in inside)
     if not is_confirmed and any(_holds_photos(folder, ignore) for folder in others):
         return {}
-    for first, second in doubles:
+    if doubles:
+        first, second = doubles[0]
         raise UsageError(
             f"{root}: {first.name} and {second.name} are both folders of the split "
             f"{part_of_folder(first.name)}: rename one, or leave it out by data.ignore"

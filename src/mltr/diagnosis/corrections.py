@@ -20,7 +20,7 @@ from mltr.data.tables.tags import join_tags
 from mltr.diagnosis.label_issues import Audit, Issue
 from mltr.errors import MltrError, counted
 from mltr.files.writing import text_writer, write_atomically
-from mltr.gallery import Tile, contact_sheet, write_picture
+from mltr.pictures.gallery import Tile, contact_sheet, write_picture
 from mltr.predict.results import make_tile
 
 ISSUES_FILE, CORRECTED_FILE, DUPLICATES_FILE = "issues.csv", "corrected.csv", "duplicates.csv"

@@ -76,7 +76,7 @@ def print_comparison(console: Console, runs: Sequence[str], figures: dict[str, A
 
 def save_pictures(folder: Path, subject: Subject, figures: dict[str, Any]) -> list[Path]:
     """Write the confusion matrix, and a contact sheet of the worst pictures for each problem."""
-    from mltr.gallery import write_figure
+    from mltr.pictures.gallery import write_figure
 
     paths = [folder / "confusion.png"]
     write_figure(paths[0], draw_confusions(figures))
@@ -111,7 +111,7 @@ def draw_matrix(
     unit: str = "",
 ) -> Any:
     """Return a matplotlib figure of a matrix [K, K]; nan is grey, and `limits` are in its unit."""
-    from mltr.gallery import as_drawn, pyplot
+    from mltr.pictures.gallery import as_drawn, pyplot
 
     # Before the axes, whose marks keep the fonts that they begin with.
     names = [as_drawn(name) for name in classes] if len(classes) <= MANY_CLASSES else []
@@ -157,7 +157,7 @@ def offending_images(subject: Subject, figures: dict[str, Any]) -> dict[str, lis
 
 def _save_sheet(path: Path, subject: Subject, rows: list[int]) -> Path:
     from mltr.evaluation.predictions import make_tiles
-    from mltr.gallery import contact_sheet, write_picture
+    from mltr.pictures.gallery import contact_sheet, write_picture
 
     shown = subject.predictions.subset(rows)
     limits = np.broadcast_to(subject.limits, subject.predictions.probs.shape)[rows]

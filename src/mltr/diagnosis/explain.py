@@ -140,7 +140,7 @@ def _save_overlays(
     A number is added if a file of this name exists.
     """
     from mltr.diagnosis.overlay import overlay
-    from mltr.gallery import Tile, contact_sheet, write_picture
+    from mltr.pictures.gallery import Tile, contact_sheet, write_picture
 
     tiles = [Tile(picture, [(one.label, one.prob) for one in found], caption=path.name)]
     tiles += [

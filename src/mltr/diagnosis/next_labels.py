@@ -112,7 +112,7 @@ class _Choice:
         """Write what shows the photos first, and the table, which says that all is there, last."""
         from mltr.diagnosis.corrections import label_header, write_csv
         from mltr.files.writing import text_writer, write_atomically, write_json
-        from mltr.gallery import write_page
+        from mltr.pictures.gallery import write_page
         from mltr.predict.label_studio import labelling_setup, make_task
         from mltr.predict.predictor import Prediction
         from mltr.predict.progress import tell

@@ -31,7 +31,7 @@ from mltr.evaluation.curves import (
 from mltr.evaluation.figures import PROTOCOLS, report
 from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
 from mltr.evaluation.predictions import Predictions, as_predicted
-from mltr.gallery import Tile, render, silent_fonts
+from mltr.pictures.gallery import Tile, pyplot, render, silent_fonts
 from mltr.predict.predictor import Prediction, Predictor, as_predictor
 from mltr.weights.metadata import PREDICTIONS_FILE
 
@@ -190,8 +190,6 @@ Picture = tuple[bytes, str, bool]
 
 
 def _drawn(figure: Figure, caption: str, wide: bool = False) -> Picture:
-    from mltr.gallery import pyplot
-
     stream = io.BytesIO()
     with silent_fonts():
         figure.savefig(stream, dpi=DOTS, format="png")
@@ -203,7 +201,6 @@ def _curves(
     opened: OpenRun, predictions: Predictions, subject: Subject, is_own: bool
 ) -> list[Picture]:
     from mltr.evaluation.reliability import draw_reliability
-    from mltr.gallery import pyplot
 
     plt = pyplot()
     drawn = []

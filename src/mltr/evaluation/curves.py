@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mltr import metrics
-from mltr.gallery import as_drawn
+from mltr.pictures.gallery import as_drawn, pyplot, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +30,6 @@ def save_curves(folder: Path, predictions: Predictions, split: str = "test") -> 
 
     For splits other than `test`, the file names end in the name of the split.
     """
-    from mltr.gallery import pyplot, write_figure
-
     plt = pyplot()
     suffix = "" if split == "test" else f"_{split}"
     paths = [folder / f"{name}{suffix}.png" for name in ("precision_recall", "average_precision")]
@@ -96,8 +94,6 @@ def draw_average_precision(predictions: Predictions) -> Figure:
 
     Of more than `MOST_BARS` classes, half as many of the worst and of the best have one.
     """
-    from mltr.gallery import pyplot
-
     classes = metrics.per_class(predictions.probs, predictions.targets)
     order = [i for i in np.argsort(classes["ap"]) if not np.isnan(classes["ap"][i])]
     title = "Average precision by class"

@@ -20,8 +20,8 @@ from mltr.data.records import Split
 from mltr.errors import BrokenImage, MltrError
 from mltr.files.cache import Cache
 from mltr.files.writing import write_atomically
-from mltr.gallery import Tile
 from mltr.machine.processes import Processes
+from mltr.pictures.gallery import Tile
 from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
 
 

@@ -136,7 +136,7 @@ def summarise(counts: Floats) -> Floats:
 def save_reliability(folder: Path, fitted: Fitted, test: Predictions) -> Path:
     """Write reliability.png, the test images' curves before and after; return its path."""
     from mltr.evaluation.predictions import as_predicted
-    from mltr.gallery import write_figure
+    from mltr.pictures.gallery import write_figure
 
     after = as_predicted(test, fitted.calibration).probs
     figure = draw_reliability(as_predicted(test), after, fitted.thresholds)
@@ -152,7 +152,7 @@ def draw_reliability(
 
     One panel is for all decisions together, the others for the most frequent classes.
     """
-    from mltr.gallery import as_drawn, pyplot
+    from mltr.pictures.gallery import as_drawn, pyplot
 
     known = test.targets >= 0
     support = (test.targets == 1).sum(0)

@@ -269,17 +269,15 @@ HEADS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 }  # and mltr, which `model.py` adds, since it is made of the blocks there
 
 
-def _check_kind(head: str, option: str, value: Any, parameter: inspect.Parameter | None) -> None:
+def _check_kind(head: str, option: str, value: Any, parameter: inspect.Parameter) -> None:
     """Raise `UsageError` for a value of another kind than an option's."""
-    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    kind = kinds.get(str(parameter.annotation)) if parameter else None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        "a whole number": is_number and float(value).is_integer(),
-        "a number": is_number,
-        "true or false": value in (0, 1),
-    }
-    if kind and not fits[kind]:
+    kind, fits = {
+        "int": ("a whole number", is_number and float(value).is_integer()),
+        "float": ("a number", is_number),
+        "bool": ("true or false", value in (0, 1)),
+    }.get(str(parameter.annotation), ("", True))
+    if not fits:
         raise UsageError(f"head {head}: {option}={value!r} must be {kind}")
 
 
@@ -296,8 +294,9 @@ def make_head(
     if num_classes == 0:
         return PoolHead()
     kind, settings = HEADS[name]
-    for option, value in options.items():
-        _check_kind(name, option, value, inspect.signature(kind).parameters.get(option))
+    known = inspect.signature(kind).parameters
+    for option in options.keys() & known:
+        _check_kind(name, option, options[option], known[option])
     if name == "mltr":  # its windows depend on the map; the others have none
         settings = settings | {"map_side": map_side}
     try:

@@ -139,10 +139,9 @@ def read_run(path: Path) -> Run:
     if folder.metrics.is_file():
         metrics = _read_json(folder.metrics)
         counts = metrics.get("images_in_splits")
-        known = metrics.keys() & {"map", "top1"}
-        figures = [metrics[name] for name in known]
-        is_sound = known and all(isinstance(each, int | float | None) for each in figures)
-        if not is_sound or not isinstance(counts, dict):
+        figures = [metrics[name] for name in ("map", "top1") if name in metrics]
+        are_numbers = all(isinstance(each, int | float | None) for each in figures)
+        if not figures or not are_numbers or not isinstance(counts, dict):
             raise MltrError(f"{folder.metrics}: no test map or top1, or no images_in_splits")
     return Run(path, config, _origin(config.model.init), metrics)
 

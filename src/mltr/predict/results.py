@@ -38,7 +38,7 @@ from mltr.terminal import UNPRINTABLE, make_console, printable
 
 if TYPE_CHECKING:
     from mltr.data.records import ImageSource, PackedImage
-    from mltr.gallery import Tile
+    from mltr.pictures.gallery import Tile
     from mltr.predict.predictor import Prediction
 
 log = logging.getLogger(__name__)
@@ -343,7 +343,7 @@ def make_tile(
 ) -> Tile | None:
     """Return a small copy of an image for a contact sheet; None if it can't be read any more."""
     from mltr.data.images import open_image
-    from mltr.gallery import Tile
+    from mltr.pictures.gallery import Tile
 
     with contextlib.suppress(BrokenImage):
         picture = open_image(image)
@@ -354,7 +354,7 @@ def make_tile(
 
 def write_sheet(path: str | Path, tiles: Sequence[Tile]) -> None:
     """Write a contact sheet; raises `MltrError` if the file can't be written."""
-    from mltr.gallery import contact_sheet
+    from mltr.pictures.gallery import contact_sheet
 
     sheet = contact_sheet(tiles)
     write_atomically(path, lambda temporary: sheet.save(temporary, quality=90))

@@ -11,7 +11,7 @@ from mltr.errors import MltrError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mltr.gallery import Tile
+    from mltr.pictures.gallery import Tile
     from mltr.predict.feature_table import FeatureTable, Near
     from mltr.predict.predictor import Floats
 

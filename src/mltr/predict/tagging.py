@@ -52,7 +52,7 @@ from mltr.predict.thresholds import parse_thresholds, set_thresholds
 
 if TYPE_CHECKING:
     from mltr.data.records import PackedImage
-    from mltr.gallery import Tile
+    from mltr.pictures.gallery import Tile
     from mltr.predict.on_ray import Answer, Cluster
 
 Load = Callable[[str, str | None, int], Predictor]  #: a network by path, device and batch size
@@ -151,20 +151,11 @@ def tag(
             journal = stack.enter_context(_open_journal(out, predictor, survey, args.overwrite))
         interruptions = Interruptions(writes_files=out is not None or bool(kinds))
         stack.enter_context(interruptions.taken())
-        owners = Owners()
         source = _Source(
-            predictor,
-            selection,
-            journal,
-            kinds,
-            owners,
-            args.workers,
-            tally,
-            cluster,
-            interruptions,
+            predictor, selection, journal, kinds, args.workers, tally, cluster, interruptions
         )
         own_rows = stack.enter_context(contextlib.closing(source.rows(inputs)))
-        rows = with_sidecars(own_rows, kinds, owners, tally.sidecars) if kinds else own_rows
+        rows = with_sidecars(own_rows, kinds, source.owners, tally.sidecars) if kinds else own_rows
         if out is not None:
             rows = with_errors(rows, errors_path(out))
         if args.sheet:
@@ -329,11 +320,11 @@ class _Source:
     selection: Selection
     journal: Journal | None
     kinds: Sequence[Sidecars]
-    owners: Owners  #: of sidecars
     workers: int | None
     tally: _Tally
     cluster: Cluster | None
     interruptions: Interruptions
+    owners: Owners = field(default_factory=Owners)  #: of sidecars
 
     def rows(self, sources: Iterable[Path | PackedImage]) -> Generator[Row]:
         """Yield a row for each image; ends early, with what is done, when interrupted."""

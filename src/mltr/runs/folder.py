@@ -365,7 +365,7 @@ def names_in_json(split: Split) -> list[str]:
 
 def draw_curves(folder: RunFolder) -> bytes:
     """Draw the loss and the validation score by epoch to curves.png; return its content."""
-    from mltr.gallery import pyplot, write_figure
+    from mltr.pictures.gallery import pyplot, write_figure
 
     rows = folder.read_log()
     judged_by, words = "val_map", "validation mAP, %"

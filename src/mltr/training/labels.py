@@ -22,10 +22,10 @@ from mltr.evaluation.predictions import (
     save_predictions,
 )
 from mltr.files.writing import write_json
-from mltr.gallery import contact_sheet
 from mltr.losses import build_loss
 from mltr.machine.precision import AUTOCAST
 from mltr.metrics import evaluate, top_accuracy
+from mltr.pictures.gallery import contact_sheet
 from mltr.runs.folder import draw_curves
 from mltr.training.build import build_model, model_overrides
 from mltr.training.freeze import freeze

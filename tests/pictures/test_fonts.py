@@ -11,11 +11,11 @@ import pytest
 from matplotlib.font_manager import fontManager
 from PIL import Image, ImageDraw, ImageFont
 
-from mltr import fonts, gallery
 from mltr.diagnosis import display
 from mltr.evaluation import curves
 from mltr.evaluation.predictions import Predictions
-from mltr.fonts import Lettering, default_file, families_for, file_for
+from mltr.pictures import fonts, gallery
+from mltr.pictures.fonts import Lettering, default_file, families_for, file_for
 
 pytestmark = pytest.mark.pictures
 

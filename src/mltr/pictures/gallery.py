@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from PIL import Image, ImageDraw, ImageOps
 
 from mltr.files.writing import text_writer, write_atomically
-from mltr.fonts import Lettering, families_for
+from mltr.pictures.fonts import Lettering, families_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mltr.errors import MltrError
-from mltr.gallery import COLOURS, Tile, contact_sheet, judge, write_page
+from mltr.pictures.gallery import COLOURS, Tile, contact_sheet, judge, write_page
 
 pytestmark = pytest.mark.pictures
 
