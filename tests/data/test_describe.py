@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from making import write_image
 
 from mltr.cli import main
+from mltr.data.describe import describe as figures_of
+from mltr.data.records import Record, Split, Splits
 
 pytestmark = pytest.mark.pictures
 
@@ -44,6 +51,36 @@ def test_counts(photos: Path, tmp_path: Path) -> None:
     pair = report["co_occurrence"][0]
     assert (pair["a"], pair["b"], pair["p_b_given_a"], pair["images"]) == ("sea", "sky", 1.0, 3)
     assert report["broken"] == report["duplicates"] == report["leaks"] == []
+
+
+@given(arrays(np.int8, (6, 4), elements=st.sampled_from([-1, 0, 1])))
+def test_shares_of_pairs_are_those_of_a_plain_count(labels: np.ndarray) -> None:
+    split = Split(tuple("abcd"), [Record(f"{i}", b"", row) for i, row in enumerate(labels)])
+    found = {
+        (pair["a"], pair["b"]): (pair["p_b_given_a"], pair["p_b"], pair["images"])
+        for pair in figures_of(Splits(split, split, split), open_images=False)["co_occurrence"]
+    }
+    expected = {}
+    for a, b in itertools.permutations(range(4), 2):
+        both = sum(row[a] == row[b] == 1 for row in labels)
+        if both:
+            share = both / sum(row[a] == 1 for row in labels)
+            expected["abcd"[a], "abcd"[b]] = (share, sum(row[b] == 1 for row in labels) / 6, both)
+    assert found == expected
+
+
+def test_pairs_of_many_classes_take_little_memory() -> None:
+    classes = tuple(map(str, range(20_000)))
+    records = []
+    for index in range(3):
+        records.append(Record(f"{index}", b"", np.zeros(20_000, np.int8)))
+        records[-1].labels[[index, 19_999]] = 1
+    split = Split(classes, records)
+    tracemalloc.start()
+    figures = figures_of(Splits(split, split, split), open_images=False)
+    assert tracemalloc.get_traced_memory()[1] < 100e6  # a full table of pairs has 3.2e9 bytes
+    tracemalloc.stop()
+    assert [pair["a"] for pair in figures["co_occurrence"]] == ["0", "1", "2", *["19999"] * 3]
 
 
 def test_what_is_wrong_is_found(photos: Path, tmp_path: Path, capsys) -> None:

@@ -14,8 +14,6 @@ from mltr.errors import counted
 from mltr.terminal import make_console, printable
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from rich.console import Console
 
     from mltr.data.duplicates import Seen
@@ -165,32 +163,21 @@ def _co_occurrence(split: Split) -> list[dict[str, Any]]:
     """Return the pairs with the highest P(b | a), with the images behind each."""
     import numpy as np
 
-    together = _pair_counts(split)
-    support = together.diagonal()
-    share = together / np.maximum(support[:, None], 1)
-    np.fill_diagonal(share, -1)
-    share[support == 0] = -1
-    best = np.argsort(-share, axis=None)[:50]
-    pairs = zip(*np.unravel_index(best, share.shape), strict=True)
+    positive = split.positives.astype(np.int64)
+    support = positive.sum(0)
+    together = (positive.T @ positive).tocoo()
+    share = np.where(together.row == together.col, 0, together.data / support[together.row])
     return [
         {
-            "a": split.classes[a],
-            "b": split.classes[b],
-            "p_b_given_a": float(share[a, b]),
-            "p_b": float(support[b] / max(len(split), 1)),
-            "images": int(together[a, b]),
+            "a": split.classes[together.row[i]],
+            "b": split.classes[together.col[i]],
+            "p_b_given_a": float(share[i]),
+            "p_b": float(support[together.col[i]] / len(split)),
+            "images": int(together.data[i]),
         }
-        for a, b in pairs
-        if share[a, b] > 0
+        for i in np.lexsort((together.col, together.row, -share))[:50]
+        if share[i]
     ]
-
-
-def _pair_counts(split: Split) -> NDArray[np.float64]:
-    import numpy as np
-
-    positive = (split.targets == 1).astype(np.float32)
-    counts: NDArray[np.float64] = (positive.T @ positive).astype(np.float64)
-    return counts
 
 
 # -- the images --------------------------------------------------------------------------------
@@ -306,10 +293,11 @@ def draw(folder: Path, splits: Splits) -> Path:
     from mltr.pictures.gallery import as_drawn, pyplot, write_figure
 
     split = splits.train
-    together = _pair_counts(split)
-    support = together.diagonal()
-    order = np.argsort(-support)[:80]
-    share = (together / np.maximum(support[:, None], 1))[np.ix_(order, order)]
+    positive = split.positives.astype(np.int64)
+    support = positive.sum(0)
+    order = np.argsort(-support, kind="stable")[:80]
+    shown = positive[:, order]
+    share = (shown.T @ shown).toarray() / np.maximum(support[order, None], 1)
     np.fill_diagonal(share, np.nan)
     names = [as_drawn(split.classes[index]) for index in order]
     side = min(16.0, max(3.6, 0.24 * len(names) + 1.2))
