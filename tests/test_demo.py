@@ -61,6 +61,13 @@ def test_a_demo_is_replaced_only_when_asked(demo: Path, capsys) -> None:
     assert (demo / "metrics.json").read_bytes() == before
 
 
+def test_a_page_of_somebody_else_stays(tmp_path: Path, capsys) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    assert main(["demo", "--out", str(tmp_path), *TINY]) == 2
+    assert "index.html exists" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
 def test_it_says_where_the_page_is_and_what_to_do_next(tmp_path: Path, capsys) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), *TINY, "--train.epochs=1"]) == 0

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         raise UsageError("--quick has its own settings: leave it out to use yours")
     if args.serve:
         check_address(HOST, args.port)  # fail before training
+    if (page := Path(args.out) / PAGE).exists() and not args.overwrite:
+        raise UsageError(f"{page} exists: choose another --out, or use --overwrite")
     config = load_recipe(find_recipe(RECIPE), QUICK if args.quick else overrides)
     with locked_out(Path(args.out)):
         folder = open_run(Path(args.out), config, resume=False, overwrite=args.overwrite)

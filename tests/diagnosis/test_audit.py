@@ -321,6 +321,49 @@ def test_a_review_changes_what_was_edited_and_nothing_else(
     assert corrected(path.parent) == expected
 
 
+def test_changed_labels_are_not_lost(flipped: dict[str, int], tmp_path: Path, capsys) -> None:
+    own = ("--split", "train", "--no-duplicates")
+    run_audit(tmp_path, *own)
+    run_audit(tmp_path, *own)  # nothing was changed
+    path = tmp_path / "run" / "audit" / "issues.csv"
+    edit(path, lambda rows: rows[0].update(label=rows[0]["suggested"]))
+    before = path.read_bytes()
+    assert main(["audit", str(tmp_path / "run"), *own]) == 2
+    assert f"--review {path} applies them" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    run_audit(tmp_path, *own, "--overwrite")
+    assert path.read_bytes() != before
+
+
+def test_the_printed_review_reads_the_source_as_the_audit_did(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a source that has other photos since, and with fields of a recipe that only train."""
+    monkeypatch.setenv("COLUMNS", "500")
+    labels = write_photos(tmp_path / "photos", 40)
+    table = tmp_path / "photos" / "labels.csv"
+
+    def write(labels: dict[str, list[int]]) -> None:  # without splits, which then follow the labels
+        rows = [f"{name},{','.join(map(str, own))}" for name, own in labels.items()]
+        table.write_text("\n".join([f"path,{','.join(CLASSES)}", *rows]))
+
+    write(labels)
+    run = tmp_path / "run"
+    options = ["--data.root", str(tmp_path / "photos"), "--out", str(run), *TINY_ON_PHOTOS]
+    assert main(["train", "scratch", *options]) == 0
+    then = json.loads((run / "splits.json").read_text())
+    write(labels | write_photos(tmp_path / "photos", 6, first=40))
+    capsys.readouterr()
+    fields = ("--data.workers=0", "--train.epochs=1")
+    assert main(["audit", str(run), "--folds", "2", "--no-duplicates", *fields]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "--review" in x)
+    assert main(line.split()[1:]) == 0
+    found = corrected(run / "audit")
+    assert len(found) == 46
+    for part in ("val", "test"):
+        assert {name for split, name in found if split == part} == set(then[part])
+
+
 def test_a_review_keeps_the_run_s_own_splits(tmp_path: Path) -> None:
     labels = write_photos(tmp_path / "photos")
     write_table(tmp_path / "photos" / "labels.csv", labels)
@@ -436,6 +479,39 @@ def test_mistakes_in_a_review_are_named(
 def test_the_printed_command_leaves_out_what_a_table_has_no_use_for(tmp_path: Path) -> None:
     write_run(tmp_path / "run", tmp_path / "photos", ignore="*.bak")
     assert "--data.ignore=" in training_command(str(tmp_path / "run"), tmp_path / "corrected.csv")
+
+
+def test_zeros_of_the_corrected_table_are_zeros_whatever_they_were_before(
+    tmp_path: Path, capsys
+) -> None:
+    labels = write_photos(tmp_path / "photos")
+    signs = {name: [1 if label else -1 for label in own] for name, own in labels.items()}
+    signs["0.png"][0] = 0  # difficult, as in VOC
+    write_table(tmp_path / "photos" / "labels.csv", signs)
+    write_run(tmp_path / "run", tmp_path / "photos", absent=-1)
+    run_audit(tmp_path, "--apply", "1", "--no-duplicates")
+    line = next(x for x in capsys.readouterr().out.splitlines() if "mltr train" in x)
+    out = tmp_path / "second"
+    assert main([*line.split()[1:], "--out", str(out)]) == 0
+    read = open_splits(load_recipe(out / "config.yaml").data)
+    before = open_splits(load_recipe(tmp_path / "run" / "config.yaml").data)
+    assert (before.train.targets != read.train.targets).sum() <= 1
+    assert (read.train.targets == 0).sum() > 50
+    # So are they where the table is audited as another source.
+    again = open_splits(DataConfig(root=str(tmp_path / "run" / "audit" / "corrected.csv")))
+    table = str(tmp_path / "run" / "audit" / "corrected.csv")
+    figures = run_audit(tmp_path, table, "--no-duplicates", "--out", tmp_path / "again")
+    assert figures["per_class"]["red"]["positives"] == sum(
+        int((split.targets[:, 0] == 1).sum()) for split in again
+    )
+    assert figures["labels_judged"] > 200
+
+
+def test_another_source_is_read_by_its_own_rules(tmp_path: Path) -> None:
+    labels = write_photos(tmp_path / "photos", 50)
+    write_run(tmp_path / "run", tmp_path / "photos", ignore="*.bak", separator=";")
+    write_table(tmp_path / "other.csv", {f"photos/{name}": own for name, own in labels.items()})
+    assert run_audit(tmp_path, tmp_path / "other.csv", "--no-duplicates")["images"] == 50
 
 
 def test_the_printed_command_trains(flipped: dict[str, int], tmp_path: Path, capsys) -> None:

@@ -276,8 +276,10 @@ def test_pointing_counts_maxima_in_boxes(bundle: Path) -> None:
     )
     wrong = Record(Held(), "wrong", labels, (Box(0, 120, 10, 60, 30, 1800),))
     middle = Record(Held(), "middle", labels, (Box(1, 50, 25, 100, 50, 5000),))
-    found = pointing_game(tagger, [right, wrong, middle], ("red", "blue"))
+    damaged = Record(b"no picture", "damaged", labels, right.boxes)
+    found = pointing_game(tagger, [right, damaged, wrong, middle], ("red", "blue"))
     assert found["cases"] == 4
+    assert len(found["broken"]) == 1
     assert found["classes"]["red"] == pytest.approx(
         {"hit": 0.5, "centre": 0.0, "random": (0.04 + 0.09) / 2, "cases": 2}, abs=0.01
     )
@@ -294,6 +296,7 @@ def test_wrong_options_are_reported(
         ([str(bundle), photo, "--pointing"], "give either images"),
         ([str(bundle), "--pointing", "--label", "sea"], "--label and --method are for pictures"),
         ([str(bundle), photo, "--label", "see"], "did you mean 'sea'"),
+        ([str(bundle), "--pointing", "--limit", "0"], "--limit 0 must be at least 1"),
     ):
         assert main(["explain", *arguments]) in (1, 2)
         assert words in capsys.readouterr().err

@@ -115,6 +115,7 @@ def test_the_table_is_filled_and_the_answers_train(
 
     for row in rows:
         row["sea"], row["sunset"] = "1", ""
+    rows[1]["sunset"] = "-1"  # as good as empty
     rows[0]["sea"] = ""  # can't be told
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -194,6 +195,7 @@ def test_impossible_requests_are_reported_in_one_line(
 ) -> None:
     run, out = str(small_run), str(tmp_path / "next.csv")
     (tmp_path / "old.csv").write_text("path,sea\n")
+    (tmp_path / "my.html").write_text("an album")
     own = pool / "0.png"
     (tmp_path / "own.csv").write_text(f"path,sea,sunset\n{own},1,0\n")
     (tmp_path / "gone.csv").write_text(f"path,sea,sunset\n{pool / 'copy.png'},1,0\ngone.png,1,0\n")
@@ -203,7 +205,8 @@ def test_impossible_requests_are_reported_in_one_line(
     answers = ["next", run, "--out", out, "--answers"]
     for words, message in (
         (["next", run, str(pool), "--out", "next.txt"], "must end in .csv"),
-        (["next", run, str(pool), "--out", str(tmp_path / "old.csv")], "may hold your answers"),
+        (["next", run, str(pool), "--out", str(tmp_path / "old.csv")], "may be what you wrote"),
+        (["next", run, str(pool), "--out", str(tmp_path / "my.csv")], "my.html exists"),
         (["next", run, "--out", out], "give the photos"),
         (["next", run, str(pool), "--out", out, "--count", "0"], "at least 1"),
         (["next", run, str(own), "--out", out], "has no labels yet"),

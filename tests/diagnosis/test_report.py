@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -76,15 +77,28 @@ def test_an_audit_saved_by_a_spreadsheet_is_told(
 ) -> None:
     copy, page = tmp_path / "copy", tmp_path / "page.html"
     shutil.copytree(run, copy)
-    (copy / "audit").mkdir()
-    row = "1;größe.png;test;sea;1;0;0;0.1;0.1;yes"
+    issues = copy / "audit" / "issues.csv"
+    issues.parent.mkdir()
+    name = json.loads((copy / "splits.json").read_text())["test"][0]
+    row = f"1;{name};test;größe;1;0;0;0.1;0.1;yes"
     text = f"rank;image;split;class;given;suggested;label;score;probability;likely\n{row}\n"
-    (copy / "audit" / "issues.csv").write_text(text, "cp1252")
-    assert main(["report", str(copy), "--out", str(page), "--examples", "0"]) == 0
-    assert "sea of größe.png (test) is given as 1" in page.read_text("utf-8")
-    (copy / "audit" / "issues.csv").write_text("no such columns\n1\n")
-    assert main(["report", str(copy), "--out", str(page), "--examples", "0"]) == 0
-    assert "the audit is left out" in caplog.text
+
+    def told(*options: str) -> str:
+        caplog.clear()
+        command = ["report", str(copy), "--out", str(page), "--examples", "0", *options]
+        assert main(command) == 0
+        return page.read_text("utf-8")
+
+    issues.write_text(text, "cp1252")
+    assert f"größe of {name} (test) is given as 1" in told()
+    assert "audit" not in told("--data.scenes.seed", "5")  # other images
+    issues.write_text(text.replace(name, "photo.jpg"), "cp1252")
+    assert "audit lists" not in told() and "about other images" in caplog.text
+    issues.write_text("no such columns\n1\n")
+    assert "audit lists" not in told() and "the audit is left out" in caplog.text
+    issues.write_text(text, "cp1252")
+    os.utime(issues, (1, 1))  # from before the run was trained again
+    assert "audit lists" not in told() and "is older than" in caplog.text
 
 
 def test_it_says_of_the_three_problems_what_diagnose_says(

@@ -536,6 +536,7 @@ def test_a_run_without_saved_scores_and_without_an_end(run: Path, tmp_path: Path
     out = tmp_path / "figures.json"
     for name in ("metrics.json", "predictions.npz", "splits.json"):
         (run / name).unlink()
+    (run / "checkpoint" / "epoch-1").mkdir(parents=True)
     assert main("calibrate", run, "--min-positives", 5, "--json", out) == 0
     assert json.loads(out.read_text())["test_images"] == 24
     assert "isn't finished" in caplog.text

@@ -371,6 +371,15 @@ def test_what_is_wrong_with_a_folder_of_timms_is_reported_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_called_like_imagenet_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_timm(tmp_path / "ImageNet-labels", list(NAMES))
+    monkeypatch.chdir(tmp_path)
+    assert convert(Path("ImageNet-labels"), tmp_path / "out") == 2
+    assert "give --activation" in capsys.readouterr().err
+
+
 def test_timms_weights_with_nan_are_not_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

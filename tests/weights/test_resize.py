@@ -237,7 +237,9 @@ def test_what_a_bundle_says_of_its_labels_stays(tmp_path: Path) -> None:
     assert "test" not in resized.config["extra"]
 
 
-def test_a_resized_run_is_evaluated_on_the_same_images(tmp_path: Path) -> None:
+def test_a_resized_run_is_evaluated_on_the_same_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = ["--data.scenes.train", "32", "--data.scenes.val", "16", "--data.scenes.test", "24"]
     options += ["--train.epochs", "1", "--train.batch_size", "16", "--data.workers", "0"]
     options += ["--data.scenes.side", "32", "--model.image_size", "32", "--data.cache", "false"]
@@ -250,3 +252,12 @@ def test_a_resized_run_is_evaluated_on_the_same_images(tmp_path: Path) -> None:
     tagger = mltr.load(out, device="cpu")
     assert tagger.preprocess.image_size == 48
     assert tagger.model.variant.window_size == 2
+    # It has the splits of its run, so photos that were trained on are none to test on.
+    assert (out / "splits.json").read_bytes() == (run / "splits.json").read_bytes()
+    names = json.loads((out / "splits.json").read_text())
+    names["train"], names["test"] = names["test"], names["train"]
+    (out / "splits.json").write_text(json.dumps(names))
+    assert main(["evaluate", str(out), "--json", str(tmp_path / "figures.json")]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text())["images"] == 32
+    assert main(["calibrate", str(out), "--min-positives", "1"]) == 0
+    assert "isn't finished" not in caplog.text

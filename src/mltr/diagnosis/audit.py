@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mltr.config.schema import SPLITS
+from mltr.config.schema import SPLITS, DataConfig
 from mltr.errors import MltrError, UsageError, counted
 from mltr.terminal import make_console, printable
 
@@ -31,6 +31,11 @@ PLACES = (
     "a finished training run, and what to audit, as for `mltr data`: a folder or table, or "
     "FORMAT:PATH (default: the run's own images)"
 )
+#: Fields that say where the labels of a run's own source are and how they are written.
+READING = (
+    "labels", "images", "classes", "label_column", "path_column", "separator", "ignore", "missing",
+    "absent", "count_from",
+)  # fmt: skip
 #: Descriptions of the output files.
 FILES = {
     "issues.csv": "labels to check",
@@ -86,6 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-duplicates", action="store_true", help="don't look for duplicate pictures"
     )
     parser.add_argument("--out", metavar="FOLDER", help="output folder (default: RUN/audit)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an issues.csv that has changed labels"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON (- for stdout)")
     parser.epilog = (
         "Fields of a recipe set how SOURCE is read (--data.labels FILE) and how networks are "
@@ -133,9 +141,9 @@ def _source_fields(args: argparse.Namespace) -> list[str]:
     same = root and own.root and Path(root).resolve() == Path(own.root).resolve()
     if same and form in ("auto", own.format):
         return []
-    fields = [f"--data.format={form}", f"--data.root={root}"]
-    places = ("labels", "images", "classes", "label_column", "path_column")
-    return fields + [f"--data.{name}=" for name in places]
+    usual = DataConfig()
+    own_fields = [f"--data.{name}={getattr(usual, name)}" for name in READING]
+    return [f"--data.format={form}", f"--data.root={root}", *own_fields]
 
 
 def recipe_of(folder: str, overrides: Sequence[str] = ()) -> Config:
@@ -155,13 +163,20 @@ def recipe_of(folder: str, overrides: Sequence[str] = ()) -> Config:
 def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Find issues, write all files, and print a summary."""
     from mltr.data.understood import tell_understood
+    from mltr.diagnosis.corrections import ISSUES_FILE, has_answers
     from mltr.diagnosis.label_issues import audit
     from mltr.evaluation.open_run import open_scored
     from mltr.files.writing import write_figures
 
+    folder = Path(args.out) if args.out else Path(args.run) / "audit"
+    issues = folder / ISSUES_FILE
+    if not args.overwrite and has_answers(issues):
+        raise UsageError(
+            f"{issues} has labels that were changed: --review {shlex.quote(str(issues))} applies "
+            "them; to audit anew, choose another --out, or use --overwrite"
+        )
     opened = open_scored(args.run, _fields(args, overrides), all_images=True)
     tell_understood(opened.splits)
-    folder = _folder(args)
     found = audit(
         opened,
         [name for name in SPLITS if name in args.split],
@@ -184,27 +199,22 @@ def _audit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _folder(args: argparse.Namespace) -> Path:
-    return Path(args.out) if args.out else Path(args.run) / "audit"
-
-
 def _review(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Write the corrected table from an edited list of issues; no image is opened."""
-    from mltr.data.sources import open_splits
     from mltr.data.understood import tell_understood
     from mltr.diagnosis.corrections import read_review, write_corrected
-    from mltr.evaluation.open_run import as_trained, divides
+    from mltr.evaluation.open_run import open_divided
     from mltr.files.writing import write_figures
+    from mltr.weights.bundle import read_config
 
     path = Path(args.review)
-    data = recipe_of(args.run, _fields(args, overrides)).data
-    splits = open_splits(data)
-    if not divides(overrides):
-        splits = as_trained(Path(args.run), splits, "" if overrides else "train")
+    config = recipe_of(args.run, _fields(args, overrides))
+    classes = read_config(args.run)["classes"]
+    splits, _ = open_divided(Path(args.run), config, classes, overrides, "train")
     tell_understood(splits)
     corrections = read_review(path, splits)
     folder = Path(args.out) if args.out else path.parent
-    one_each = recipe_of(args.run).loss.name == "ce"
+    one_each = config.loss.name == "ce"
     written = write_corrected(folder, splits, corrections, one_each=one_each)
     if written is None:
         raise MltrError("the images of this source are not files, so a table can't list them")
@@ -432,7 +442,8 @@ def _print_files(
     console.print(f"{table} has {counted(count, 'label')} changed", soft_wrap=True)
     if not args.review:
         source = [] if args.source is None else [args.source]
-        again = ["mltr", "audit", args.run, *source, *overrides, "--review", paths[0]]
+        read = [field for field in overrides if field.startswith("--data.")]
+        again = ["mltr", "audit", args.run, *source, *read, "--review", paths[0]]
         console.print(
             "To correct labels, edit the column `label` of issues.csv (1, 0, or empty for "
             f"unknown), then run\n  {shlex.join(map(str, again))}",
@@ -455,6 +466,10 @@ def training_command(run: str, table: Path) -> str:
     train += [f"--data.{name}=" for name in columns if getattr(own, name)]
     if class_list_of(table).is_file():
         train += ["--data.classes", str(class_list_of(table))]
-    if own.missing != "unknown":  # what it made of the run's own empty cells is in the table
-        train.append("--data.missing=unknown")
+    # What these made of the run's own cells is in the table.
+    train += [
+        f"--data.{name}={value}"
+        for name, value in (("missing", "unknown"), ("absent", "auto"))
+        if getattr(own, name) != value
+    ]
     return shlex.join(train)

@@ -91,6 +91,15 @@ def read_review(path: Path, splits: Splits) -> Corrections:
     return corrections
 
 
+def has_answers(path: Path) -> bool:
+    """Whether there is a list of issues with a label that was changed, by hand or by `--apply`.
+
+    Raises `MltrError` if there is another file of that name.
+    """
+    rows = read_issues(path, {"given", "label"}) if path.is_file() else []
+    return any(to_answer(row["label"]) != to_answer(row["given"]) for row in rows)
+
+
 def read_issues(path: Path, needed: set[str]) -> list[dict[str, str]]:
     """Return some columns of a list of issues, as `mltr audit` or any spreadsheet saved it.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mltr.data.images import Region
 from mltr.diagnosis import METHODS
-from mltr.errors import MltrError, UsageError
+from mltr.errors import BrokenImage, MltrError, UsageError
 from mltr.machine.threads import on_one_thread
 from mltr.network.backbones import TimmBackbone, to_maps
 from mltr.network.model import (
@@ -257,18 +257,25 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
     """Return how often the maximum of a label's map lies in one of its objects, as plain values.
 
     A case is an image and a class with boxes (except difficult objects and crowds). Baselines are
-    the centre of the picture and a random position. Raises `MltrError` if there are no boxes.
+    the centre of the picture and a random position. Images that can't be read are listed under
+    ``broken``. Raises `MltrError` if there are no boxes.
     """
     from mltr.predict.predictor import to_image
 
     cases: list[tuple[int, float, float, float]] = []
+    broken = []
     for record in records:
         boxes = [box for box in record.boxes or () if not (box.difficult or box.crowd)]
         if not boxes:
             continue
-        picture = to_image(record.image)
+        try:
+            picture = to_image(record.image)
+            batch = _to_batch(predictor, record.image)
+        except BrokenImage as error:
+            broken.append(str(error))
+            continue
         view = predictor.preprocess.view(picture.size)
-        _, maps, _ = evidence_maps(predictor.model, _to_batch(predictor, record.image))
+        _, maps, _ = evidence_maps(predictor.model, batch)
         for k in sorted({box.class_index for box in boxes}):
             inside = _draw_boxes([b for b in boxes if b.class_index == k], view)
             fine = F.interpolate(maps[:, k : k + 1].float(), (GRID, GRID), mode="bicubic")
@@ -276,8 +283,8 @@ def pointing_game(predictor: Predictor, records: Sequence[Any], classes: Sequenc
             middle = inside[GRID // 2 - 1 : GRID // 2 + 1, GRID // 2 - 1 : GRID // 2 + 1].mean()
             cases.append((k, float(hit), float(middle), float(inside.mean())))
     if not cases:
-        raise MltrError("no image has boxes, which --pointing needs")
-    return _summarise(np.array(cases), classes)
+        raise MltrError("no image that can be read has boxes, which --pointing needs")
+    return _summarise(np.array(cases), classes) | {"broken": broken}
 
 
 def _draw_boxes(boxes: Sequence[Any], view: Region) -> NDArray[np.float64]:

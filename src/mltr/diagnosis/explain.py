@@ -74,6 +74,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         raise UsageError("give either images to explain, or --pointing to score the maps")
     if args.pointing and (args.label or args.method != "evidence"):
         raise UsageError("--label and --method are for pictures: --pointing scores all class maps")
+    if args.limit < 1:
+        raise UsageError(f"--limit {args.limit} must be at least 1")
     console = make_console(quiet=args.json == "-")
     predictor = load(args.run, args.device)
     if args.pointing:
@@ -166,6 +168,8 @@ def _point(
 
     split = open_scored(args.run, overrides).split(args.split)
     found: dict[str, Any] = pointing_game(predictor, split.records[: args.limit], split.classes)
+    for error in found["broken"]:
+        console.print(printable(f"left out, broken: {error}"))
     table = Table(title=f"{Path(args.run).name}, {args.split}: maximum in an object of the label")
     for heading in ("label", "hit %", "middle %", "random %", "cases"):
         table.add_column(heading, justify="left" if heading == "label" else "right")

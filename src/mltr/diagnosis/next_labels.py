@@ -47,11 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Choose photos; 1 if some can't be read, else 0. With --answers, write a table that trains."""
+    from mltr.diagnosis.corrections import class_list_of
+
     out = Path(args.out)
     if out.suffix.lower() != ".csv":
         raise UsageError(f"--out {out}: the name must end in .csv")
-    if out.exists() and not args.overwrite:
-        raise UsageError(f"{out} exists and may hold your answers: choose another --out")
+    beside = [class_list_of(out)] if args.answers else _beside(out)
+    there = [path for path in (out, *beside) if path.exists()]
+    if there and not args.overwrite:
+        raise UsageError(
+            f"{there[0]} exists, and may be what you wrote: choose another --out, or use "
+            "--overwrite"
+        )
     if args.answers:
         if len(args.paths) > 1:
             raise UsageError("--answers takes one folder of photos at most")
@@ -62,6 +69,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--count {args.count} must be at least 1")
     choice = _Choice(args)
     return run_like(args, choice.load, choice.write)
+
+
+def _beside(out: Path) -> list[Path]:
+    """Return the files that are written beside the table of chosen photos."""
+    return [out.with_suffix(suffix) for suffix in (SHEET, TASKS, SETUP)]
 
 
 class _Choice:
@@ -143,8 +155,8 @@ class _Choice:
             for _, (path, labels) in numbered
         ]
         write_csv(out, [label_header(classes), *rows])
-        beside = [out.with_suffix(suffix).name for suffix in (SHEET, TASKS, SETUP)]
-        tell(f"{counted(len(rows), 'photo')} to label: {out}; beside it {', '.join(beside)}")
+        beside = ", ".join(path.name for path in _beside(out))
+        tell(f"{counted(len(rows), 'photo')} to label: {out}; beside it {beside}")
 
 
 def _first_copies(paths: Sequence[Path]) -> list[int]:
@@ -214,8 +226,11 @@ def _read_answers(path: Path, folders: Sequence[str], splits: Splits) -> list[Re
 
     if not path.is_file():
         raise MltrError(f"{path}: no such table or export")
-    read = read_label_studio if detect_format(path) == "label_studio" else read_csv
-    found = read(path, folders[0] if folders else "", splits.train.classes)
+    folder, classes = folders[0] if folders else "", splits.train.classes
+    if detect_format(path) == "label_studio":
+        found = read_label_studio(path, folder, classes)
+    else:  # the table that was to be filled, where 0 means absent
+        found = read_csv(path, folder, classes, absent=0)
     if missing := found.missing():
         raise MltrError(f"{path}: no such photo: {missing[0].name}")
     known = {same_image(record) for split in splits for record in split}

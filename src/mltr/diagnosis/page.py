@@ -15,7 +15,7 @@ from PIL import Image
 from mltr import __version__
 from mltr.data.images import open_image
 from mltr.data.records import Record
-from mltr.diagnosis.corrections import read_issues
+from mltr.diagnosis.corrections import ISSUES_FILE, read_issues
 from mltr.diagnosis.display import draw_confusions, draw_matrix
 from mltr.diagnosis.evidence import explain, has_maps
 from mltr.diagnosis.figures import Subject, diagnose
@@ -33,6 +33,7 @@ from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_
 from mltr.evaluation.predictions import Predictions, as_predicted
 from mltr.pictures.gallery import Tile, pyplot, render, silent_fonts
 from mltr.predict.predictor import Prediction, Predictor, as_predictor
+from mltr.runs.folder import RunFolder
 from mltr.weights.metadata import PREDICTIONS_FILE
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _content(
         "headline": _headline(figures),
         "metrics": _metric_rows(figures),
         "has_own": "at_own_thresholds" in figures,
-        "remarks": _remarks(figures) + _audit_remarks(opened.path / "audit" / "issues.csv"),
+        "remarks": _remarks(figures) + (_audit_remarks(opened) if is_own else []),
         "class_headings": CLASS_HEADINGS,
         "classes": _class_rows(figures, subject.thresholds),
         "curves": _curves(opened, predictions, subject, is_own),
@@ -108,14 +109,22 @@ def _content(
     }
 
 
-def _audit_remarks(path: Path) -> list[str]:
-    """Return a summary of the run's audit, if there is one."""
+def _audit_remarks(opened: OpenRun) -> list[str]:
+    """Return a summary of the run's audit, if there is one of this training's own images."""
+    path, metrics = opened.path / "audit" / ISSUES_FILE, RunFolder(opened.path).metrics
     if not path.is_file():
+        return []
+    if metrics.is_file() and metrics.stat().st_mtime > path.stat().st_mtime:
+        log.warning("%s is older than %s: it is left out of the report", path, metrics)
         return []
     try:
         issues = read_issues(path, {"class", "image", "split", "given", "likely"})
     except MltrError as error:
         log.warning("the audit is left out of the report: %s", error)
+        return []
+    own = {(split.name, record.name) for split in opened.splits for record in split}
+    if issues and not any((row["split"], row["image"]) in own for row in issues):
+        log.warning("%s is about other images: it is left out of the report", path)
         return []
     rows = [row for row in issues if row["likely"] == "yes"]
     worst = ", ".join(

@@ -71,8 +71,9 @@ def _describe_sizes(sizes: dict[str, Any] | None) -> Problem:
     headings = ("largest object", "mean AP", "mean recall", "cases")
     rows = []
     for bucket in BUCKETS:
-        ap, recall = percent(sizes["ap"][bucket]), percent(sizes["recall"][bucket])
-        rows.append((bucket, ap, recall, str(sizes["images"][bucket])))
+        ap, recall = sizes["ap"][bucket], sizes["recall"][bucket]
+        cases = "-" if ap is None else str(ap["images"])
+        rows.append((bucket, percent(ap), percent(recall), cases))
     return Problem(title, measure, verdict, headings, rows, remarks)
 
 

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Calibrate a run; overrides such as ``--data.root DIR`` set where its images are."""
     from mltr.evaluation.gain import print_report, report
-    from mltr.evaluation.open_run import OpenRun, open_judged
+    from mltr.evaluation.open_run import open_judged
     from mltr.evaluation.reliability import save_reliability
     from mltr.evaluation.thresholds import fit
     from mltr.files.writing import write_figures
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         return reset(args.run)
     opened = open_judged(args.run, overrides)
     plain = _without_calibration(opened.path)
-    if isinstance(opened, OpenRun) and not RunFolder(opened.path).metrics.is_file():
+    folder = RunFolder(opened.path)
+    if folder.holds_a_state() and not folder.metrics.is_file():
         log.warning("%s isn't finished: a better epoch will discard this", opened.path)
     log.info("scoring %s", counted(len(opened.splits.val), "validation image"))
     val = opened.score_uncalibrated("val")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,6 +203,6 @@ def _remarks(figures: dict[str, Any], folder: Path) -> list[str]:
         )
     lines.append(
         f"Stored in {folder / 'config.json'}; all predictions use it from now on "
-        f"(mltr calibrate {folder} --reset removes it)."
+        f"(mltr calibrate {shlex.quote(str(folder))} --reset removes it)."
     )
     return lines

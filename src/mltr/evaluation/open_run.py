@@ -25,6 +25,7 @@ from mltr.weights.metadata import (
     PREDICTIONS_FILE,
     RECIPE_FILE,
     SOFTMAX,
+    SPLITS_FILE,
     read_calibration,
 )
 
@@ -105,11 +106,8 @@ def open_scored(
     if not recipe.is_file():
         raise MltrError(f"{path} has no config.yaml, so its data is unknown: use a run folder")
     config = load_recipe(recipe, overrides)
-    splits = open_splits(config.data, known=bundle.classes)
-    is_own = _is_same_source(load_recipe(recipe), config)
-    if not divides(overrides):
-        new_ones: NewOnes = "train" if all_images else "left out"
-        splits = as_trained(path, splits, new_ones if is_own else "")
+    new_ones: NewOnes = "train" if all_images else "left out"
+    splits, is_own = open_divided(path, config, bundle.classes, overrides, new_ones)
     if not all_images:
         _check_held_out(path, splits, is_own)
     if splits.train.classes != bundle.classes:
@@ -121,9 +119,23 @@ def open_scored(
     return OpenRun(path, bundle, config, splits)
 
 
-def divides(overrides: Sequence[str]) -> bool:
-    """Whether options of a command divide a source anew, so that a run's own splits don't count."""
-    return any(option.removeprefix("--").startswith(DIVIDING) for option in overrides)
+def open_divided(
+    folder: Path,
+    config: Config,
+    classes: Sequence[str],
+    overrides: Sequence[str],
+    new_ones: NewOnes,
+) -> tuple[Splits, bool]:
+    """Return the splits of a source, and whether it is the run's own, which keeps its division.
+
+    Options among the `overrides` that divide a source anew take precedence over it. `new_ones` is
+    what becomes of the images of that source which the run hasn't seen.
+    """
+    splits = open_splits(config.data, known=classes)
+    is_own = _is_same_source(load_recipe(folder / RECIPE_FILE), config)
+    if not any(option.removeprefix("--").startswith(DIVIDING) for option in overrides):
+        splits = as_trained(folder, splits, new_ones if is_own else "")
+    return splits, is_own
 
 
 def as_trained(folder: Path, splits: Splits, new_ones: NewOnes = "") -> Splits:
@@ -186,7 +198,7 @@ def warn_of_known(option: str, source: str, config: Config, splits: Splits) -> N
 
 def _recorded(folder: Path) -> dict[str, list[str]]:
     """Return the names of the images in each split of a run; nothing for runs without a record."""
-    path = folder / "splits.json"
+    path = folder / SPLITS_FILE
     if not path.is_file():
         return {}
     try:

@@ -29,6 +29,7 @@ from mltr.weights.metadata import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     RECIPE_FILE,
+    SPLITS_FILE,
     WEIGHTS_FILE,
 )
 
@@ -90,7 +91,7 @@ class RunFolder:
     @property
     def splits(self) -> Path:
         """The classes, and the names, labels' checksums and file sizes of each split's images."""
-        return self.path / "splits.json"
+        return self.path / SPLITS_FILE
 
     @property
     def log(self) -> Path:

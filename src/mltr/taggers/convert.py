@@ -300,8 +300,7 @@ def convert_timm(folder: Path, labels: str | None, activation: str | None) -> Ti
     report = load_timm(model, weights)
     if report.fresh:
         raise MltrError(f"{folder} has no weights for {', '.join(report.fresh[:3])}")
-    is_imagenet = tags.source.startswith("ImageNet")
-    if activation is None and not is_imagenet:
+    if activation is None and not tags.exclude_one_another:
         raise UsageError(
             f"{folder} doesn't tell what makes probabilities of its logits: give --activation "
             "sigmoid if an image can have several labels, softmax if it has one"
@@ -335,7 +334,7 @@ def _timm_tags(folder: Path, config: Mapping[str, Any], count: int) -> Tags:
             f"{folder / CONFIG_FILE} names no labels: give --labels FILE, with the name of each "
             "output in a line"
         )
-    return Tags(imagenet_classes(count), None, f"ImageNet, by their number, {count}")
+    return Tags(imagenet_classes(count), None, f"ImageNet, by their number, {count}", True)
 
 
 def _timm_preprocess(config: Mapping[str, Any]) -> Preprocess:

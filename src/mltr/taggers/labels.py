@@ -31,6 +31,7 @@ class Tags:
     names: tuple[str, ...]
     categories: tuple[str, ...] | None = None
     source: str = ""  #: where they are from, in words
+    exclude_one_another: bool = False  #: known to be classes of which an image has one
 
 
 def find_labels(folder: Path) -> Path | None:

@@ -35,6 +35,7 @@ from mltr.weights.metadata import (
     ONNX_FILE,
     PREDICTIONS_FILE,
     RECIPE_FILE,
+    SPLITS_FILE,
     WEIGHTS_FILE,
     Calibration,
     Floats,
@@ -124,7 +125,7 @@ def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
 
 def drop_others(folder: str | Path, weights: str) -> None:
     """Delete what the bundle that was in `folder` before had beside the file called `weights`."""
-    for name in {WEIGHTS_FILE, ONNX_FILE, RECIPE_FILE} - {weights}:
+    for name in {WEIGHTS_FILE, ONNX_FILE, RECIPE_FILE, SPLITS_FILE} - {weights}:
         (Path(folder) / name).unlink(missing_ok=True)
 
 

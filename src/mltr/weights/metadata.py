@@ -26,6 +26,7 @@ WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"  #: in place of weights, in a bundle of `mltr convert tagger`
 CONFIG_FILE = "config.json"
 RECIPE_FILE = "config.yaml"  #: of a training run, or a resized one
+SPLITS_FILE = "splits.json"  #: names of the images in each split of such a run
 #: What only a training run has.
 LOG_FILE, METRICS_FILE, PREDICTIONS_FILE = "log.jsonl", "metrics.json", "predictions.npz"
 FORMAT_VERSION = 1

@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resize a bundle and write it to another folder."""
     from mltr.weights.bundle import drop_others, load_bundle, refuse_overwriting, save_bundle
-    from mltr.weights.metadata import RECIPE_FILE, WEIGHTS_FILE
+    from mltr.weights.metadata import WEIGHTS_FILE
 
     if args.image_size is None and args.window_size is None:
         raise UsageError("nothing to do: give --image-size, --window-size, or both")
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         },
     )
     drop_others(args.out, WEIGHTS_FILE)
-    _write_recipe(Path(args.bundle) / RECIPE_FILE, Path(args.out) / RECIPE_FILE, resized)
+    _write_recipe(Path(args.bundle), Path(args.out), resized)
     out = shlex.quote(args.out)
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
@@ -129,18 +129,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_recipe(source: Path, target: Path, resized: Bundle) -> None:
-    """Give the new bundle the recipe of its run, so that it can be evaluated on the same images."""
+def _write_recipe(run: Path, out: Path, resized: Bundle) -> None:
+    """Give the new bundle its run's recipe and splits, so that it is judged on the same images."""
     from mltr.config.recipe import load_recipe, to_yaml
     from mltr.files.writing import text_writer, write_atomically
+    from mltr.weights.metadata import RECIPE_FILE, SPLITS_FILE
 
-    if not source.is_file():
+    if not (run / RECIPE_FILE).is_file():
         return
-    config = load_recipe(source)
+    if (run / SPLITS_FILE).is_file():
+        write_atomically(out / SPLITS_FILE, text_writer((run / SPLITS_FILE).read_text("utf-8")))
+    config = load_recipe(run / RECIPE_FILE)
     config.model.image_size = resized.preprocess.image_size
     config.data.base_size = resized.preprocess.base_size
     config.data.cache = config.data.cache and config.data.base_size > 0
     overrides = resized.config["model"]["overrides"]
     if "window_size" in overrides:
         config.model.overrides["window_size"] = overrides["window_size"]
-    write_atomically(target, text_writer(to_yaml(config)))
+    write_atomically(out / RECIPE_FILE, text_writer(to_yaml(config)))
