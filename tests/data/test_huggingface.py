@@ -56,6 +56,11 @@ def test_class_labels_of_a_saved_data_set(tmp_path: Path) -> None:
     assert splits.val.targets.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
     assert splits.test.targets.tolist() == [[1, 1, 1], [-1, -1, -1], [0, 1, 0]]
     assert splits.train[0].labels.tolist() == [1, 0, 1]
+    hidden = make(4, [[-1], [None], [2, None], []], LISTS)
+    hidden.save_to_disk(tmp_path / "hidden")
+    assert read_dataset(tmp_path / "hidden")["train"].targets.tolist() == [
+        [-1, -1, -1], [-1, -1, -1], [0, 0, 1], [0, 0, 0],
+    ]  # fmt: skip
     opened = splits.train[5].image.load()  # type: ignore[union-attr]
     assert np.array_equal(np.asarray(opened), np.asarray(picture(5)))
     assert len({record.name for split in splits for record in split}) == 19

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from making import write_image
-from PIL import Image, PngImagePlugin
+from PIL import Image, IptcImagePlugin, PngImagePlugin
 from tool_labels import (
     LABELS,
     described,
@@ -80,6 +81,38 @@ def test_the_file_beside_a_photo_counts_before_what_is_in_it(tmp_path: Path) -> 
     (tmp_path / "3.jpg.xmp").write_bytes(b"<x:xmpmeta")
     with pytest.raises(MltrError, match=r"3.jpg.xmp: can't be read \(not XMP"):
         open_splits(DataConfig(root=str(tmp_path)))
+
+
+def test_keywords_in_other_capitals_than_the_classes_are_asked_about(tmp_path: Path) -> None:
+    pytest.importorskip("lxml")
+    for number, (name, labels) in enumerate(LABELS.items()):
+        own = [label.lower() if number % 2 else label for label in labels]
+        write_beside(tmp_path, name, [*own, "Family", "family"])
+    (tmp_path / "classes.txt").write_text("Boat\nCar\n")
+    config = DataConfig(root=str(tmp_path), classes="classes.txt")
+    with pytest.raises(UsageError, match="differ only in capitals: 'Car' and 'car'"):
+        open_splits(config)
+    merged = replace(config, merge_case=True)
+    assert labels_in(merged) == LABELS
+    assert open_splits(merged).understood.counts["other keywords, skipped"] == 2
+    apart = labels_in(replace(config, merge_case=False))
+    assert sum(map(len, apart.values())) < sum(map(len, LABELS.values()))
+
+
+def test_damaged_iptc_hides_no_keywords_in_xmp(tmp_path: Path) -> None:
+    pytest.importorskip("lxml")
+    for name, labels in LABELS.items():
+        # Photoshop's resource of IPTC-IIM, which doesn't begin as one does.
+        broken = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x06\x1dxx\0\0\0"
+        segment = b"\xff\xed" + (len(broken) + 2).to_bytes(2, "big") + broken
+        path = tmp_path / name
+        Image.new("RGB", (20, 20)).save(path, xmp=xmp_with([*labels, "Plane"]))
+        content = path.read_bytes()
+        path.write_bytes(content[:2] + segment + content[2:])
+        with Image.open(path) as picture, pytest.raises(SyntaxError):
+            IptcImagePlugin.getiptcinfo(picture)
+    found = labels_in(DataConfig(root=str(tmp_path)))
+    assert found == {name: sorted([*own, "Plane"]) for name, own in LABELS.items()}
 
 
 def test_keywords_added_by_a_network_are_reported(

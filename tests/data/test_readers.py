@@ -446,6 +446,18 @@ def test_sources_that_cannot_be_opened(tmp_path: Path) -> None:
         open_splits(DataConfig(root=str(tmp_path)))
 
 
+def test_missing_files_of_one_name_are_counted_in_each_split(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        lines = []
+        for number in range(10):
+            write_image(tmp_path / part / f"{number}.jpg")
+            lines.append(f"{number}.jpg,{'sea' if number % 2 else 'sky'}")
+        (tmp_path / part / "metadata.csv").write_text("\n".join(["file_name,labels", *lines]))
+        (tmp_path / part / "3.jpg").unlink()
+    with pytest.raises(MltrError, match="3 of 30 image files are missing, e.g. "):
+        open_splits(DataConfig(root=str(tmp_path), max_broken=0.05))
+
+
 def test_a_few_missing_files_are_dropped_and_counted(tmp_path: Path) -> None:
     rows = "".join(f"{i}.jpg,{i % 2}\n" for i in range(40))
     write_table(tmp_path, "path,cat\n" + rows, images=38)

@@ -244,7 +244,10 @@ def test_broken_images_are_left_out_and_limited(table: Path, tmp_path: Path, cap
     (table / "10.png").unlink()
     assert pack(table, tmp_path / "shards") == 1
     assert "more than data.max_broken" in capsys.readouterr().err  # the missing one alone
+    assert pack(table, tmp_path / "shards", "--data.max_broken", "0.02") == 2
+    assert "--max-broken SHARE sets" in capsys.readouterr().err
     assert pack(table, tmp_path / "shards", "--max-broken", "0.02") == 0
+    assert main(["data", str(tmp_path / "shards"), "--quick", "--truncated", "allow"]) == 0
     index = json.loads((tmp_path / "shards" / "index.json").read_text())
     (message,) = index["splits"]["train"]["broken"]
     assert message.startswith("5.png: ")

@@ -137,6 +137,35 @@ def test_folders_of_yolo_that_say_their_split_among_other_words(
     assert photos_in(tmp_path) == as_stated()
 
 
+def test_a_split_that_yolo_states_has_no_other_photos(tmp_path: Path) -> None:
+    folders = {"train": "train", "val": "val", "test": "train_unlabelled"}
+    for part, names in PARTS.items():
+        for name in names:
+            write_image(tmp_path / "images" / folders[part] / name)
+            text = (tmp_path / "labels" / folders[part] / name).with_suffix(".txt")
+            if part != "test":
+                write_boxes(text, LABELS[name])
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text("train: images/train\nval: images/val\nnames: [Boat, Car]\n")
+    splits = open_splits(DataConfig(root=str(tmp_path), test_fraction=0.3))
+    assert sum(len(split) for split in splits) == 9
+    assert splits.train.notes["photos_in_no_split_left_out"] == 3
+
+
+def test_a_copy_of_yolo_has_its_own_splits(tmp_path: Path) -> None:
+    for root in (tmp_path / "original", tmp_path / "copy"):
+        for place, (part, names) in enumerate(PARTS.items()):
+            for name in names:
+                write_image(root / "images" / f"fold{place}" / name)
+                text = (root / "labels" / f"fold{place}" / name).with_suffix(".txt")
+                write_boxes(text, LABELS[name])
+            with (root / "data.yaml").open("a") as file:
+                file.write(f"{part}: images/fold{place}\n")
+        with (root / "data.yaml").open("a") as file:
+            file.write(f"path: {tmp_path / 'original'}\nnames: [Boat, Car]\n")
+    assert photos_in(tmp_path / "copy") == as_stated()
+
+
 def test_photos_of_yolo_in_two_splits_are_in_the_first(tmp_path: Path) -> None:
     for name, labels in LABELS.items():
         write_image(tmp_path / "images" / "train2017" / name)

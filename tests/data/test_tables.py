@@ -27,6 +27,7 @@ from tables import (
 from mltr.cli import main
 from mltr.config.schema import DataConfig
 from mltr.data import open_splits
+from mltr.errors import MltrError
 
 READ_RIGHT: dict[str, tuple[str | bytes, list[str]]] = {
     "1 and 0": (answers(HEADER, "1", "0"), []),
@@ -144,6 +145,14 @@ def test_names_in_other_capitals_as_windows_finds_them(suffix: str, photos: Path
         (photos / name).rename(photos / f"{name.removesuffix('.jpg').upper()}{suffix or '.JPG'}")
     rows = [f"{n.removesuffix('.jpg')}{suffix.upper()},{' '.join(own)}" for n, own in ROWS]
     write_rows(photos, "image_name,tags", rows)
+    assert counts(describe(photos)) == RIGHT
+
+
+def test_names_in_other_capitals_in_a_folder_beside(photos: Path) -> None:
+    (photos / "images").mkdir()
+    for name, _ in ROWS:
+        (photos / name).rename(photos / "images" / name.upper())
+    write_rows(photos, "image_name,tags", [f"{n},{' '.join(own)}" for n, own in ROWS])
     assert counts(describe(photos)) == RIGHT
 
 
@@ -295,6 +304,35 @@ def test_minus_one_means_the_same_in_the_tables_of_all_splits(photos: Path) -> N
     write_rows(photos, "path,sea", [f"p{n}.jpg,{n % 2}" for n in range(6, 10)], "test.csv")
     splits = open_splits(DataConfig(root=str(photos), absent=-1))
     assert sorted(splits.test.targets[:, 0].tolist()) == [-1, -1, 1, 1]
+
+
+def test_numbers_of_classes_in_a_table_that_has_few_of_them(photos: Path) -> None:
+    write_rows(photos, "path,label", [f"p{n}.jpg,{n % 3}" for n in range(8)], "train.csv")
+    write_rows(photos, "path,label", [f"p{n}.jpg,{n % 2}" for n in range(8, 12)], "test.csv")
+    splits = open_splits(DataConfig(root=str(photos)))
+    assert splits.train.classes == ("0", "1", "2")
+    assert splits.test.targets.tolist() == [[1, 0, 0], [0, 1, 0]] * 2
+
+
+def test_a_photo_in_two_tables_of_one_split(photos: Path) -> None:
+    rows = [f"{name},{'|'.join(own) or 'none'}" for name, own in ROWS]
+    write_rows(photos, "path,tags", rows[:6], "train_a.csv")
+    write_rows(photos, "path,tags", rows[5:9], "train_b.csv")
+    write_rows(photos, "path,tags", rows[9:], "test.csv")
+    splits = open_splits(DataConfig(root=str(photos)))
+    assert sum(len(split) for split in splits) == len(rows)
+    write_rows(photos, "path,tags", ["p5.jpg,other", *rows[6:9]], "train_b.csv")
+    with pytest.raises(MltrError, match=r"p5.jpg is in two tables, with other labels"):
+        open_splits(DataConfig(root=str(photos)))
+
+
+def test_a_class_list_in_other_capitals_is_asked_about(photos: Path, capsys) -> None:
+    write_rows(photos, "path,tags", [f"{n},{' '.join(own)}" for n, own in ROWS])
+    (photos / "names.txt").write_text("Sea\nsky\n")
+    options = ["--data.classes=names.txt"]
+    assert "differ only in capitals: 'Sea' and 'sea'" in refusal(photos, capsys, *options)
+    report = describe(photos, *options, "--data.merge_case=true")
+    assert counts(report) == {"Sea": 6, "sky": 4}
 
 
 def test_lines_that_are_no_objects_are_told(photos: Path, capsys) -> None:
@@ -477,6 +515,19 @@ def test_labels_that_open_images_has_rejected_are_absent(photos: Path) -> None:
     report = describe(photos)
     assert (counts(report), unknown(report)) == (RIGHT, 0)
     assert report["understood"]["meanings"]["Confidence 0"] == "absent"
+    rows = [row.removesuffix(",1") + ",0.7" if row.endswith(",1") else row for row in rows]
+    write_rows(photos, "ImageID,Source,LabelName,Confidence", rows)  # those that a machine gave
+    assert counts(describe(photos)) == RIGHT
+
+
+def test_a_blank_last_row_hides_no_split(photos: Path) -> None:
+    rows = [
+        f"{n},{'|'.join(own)},{'test' if i > 8 else 'train'}" for i, (n, own) in enumerate(ROWS)
+    ]
+    write_rows(photos, "path,labels,usage", [*rows, ",,"])
+    report = describe(photos)
+    assert report["understood"]["columns"]["usage"] == "split"
+    assert report["splits"]["test"]["images"] == 3
 
 
 def test_a_split_by_another_word_is_asked_about(photos: Path, capsys) -> None:

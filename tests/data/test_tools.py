@@ -191,6 +191,25 @@ def test_vocs_own_annotations_have_its_classes(tmp_path: Path) -> None:
     assert splits.train.classes == VOC_CLASSES
 
 
+def test_lists_of_photos_divide_classes_that_voc_has_too(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    lists = tmp_path / "ImageSets" / "Main"
+    for path in lists.glob("*_*.txt"):  # as CVAT and others leave them out
+        path.unlink()
+    names = sorted(path.stem for path in (tmp_path / "JPEGImages").iterdir())
+    named = {"train": names[:-6], "val": names[-6:-3], "test": names[-3:]}
+    for part, own in named.items():
+        (lists / f"{part}.txt").write_text("\n".join(own))
+    splits = open_splits(DataConfig(root=str(tmp_path)))
+    assert {s.name: sorted(Path(r.name).stem for r in s) for s in splits} == named
+    assert {*splits.train.classes} < {*VOC_CLASSES}
+    config = DataConfig(root=str(tmp_path), format="voc")
+    path = tmp_path / "Annotations" / f"{names[0]}.xml"
+    path.write_text(path.read_text().replace("<name>", "<name>lamp ", 1))
+    with pytest.raises(MltrError, match="set data.format voc_xml"):
+        open_splits(config)
+
+
 def test_lists_of_photos_beside_xml_are_splits(tmp_path: Path) -> None:
     write_voc_xml(tmp_path / "JPEGImages")
     (tmp_path / "JPEGImages").rename(tmp_path / "Annotations")  # photos and all
@@ -268,6 +287,31 @@ def test_files_of_coco_joined_with_the_same_ids_are_refused(tmp_path: Path) -> N
         image["id"] = number % 6
     path.write_text(json.dumps(content))
     with pytest.raises(MltrError, match=r"the image id 0 is given to .*0.jpg and to .*6.jpg"):
+        open_splits(DataConfig(root=str(tmp_path)))
+
+
+def test_categories_of_coco_joined_with_the_same_ids_are_refused(tmp_path: Path) -> None:
+    write_one_file(tmp_path)
+    path = tmp_path / "annotations.json"
+    content = json.loads(path.read_text())
+    content["categories"].append(content["categories"][0] | {"name": "Plane"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(MltrError, match=r"the category id 7 is given to \w+ and to Plane"):
+        open_splits(DataConfig(root=str(tmp_path)))
+
+
+def test_uploads_of_one_name_are_not_taken_for_one_photo(tmp_path: Path) -> None:
+    write_min(tmp_path)
+    write_all(tmp_path)
+    path = tmp_path / "export.json"
+    rows = json.loads(path.read_text())
+    for row in rows:
+        row["image"] = row["image"].replace("where/", "where/0a1b2c3d-")
+    rows.append(rows[0] | {"image": rows[0]["image"].replace("0a1b2c3d", "ffffffff")})
+    path.write_text(json.dumps(rows[:-1]))
+    assert labels_in(DataConfig(root=str(tmp_path))) == LABELS
+    path.write_text(json.dumps(rows))
+    with pytest.raises(MltrError, match=r"may be that of 0a1b2c3d-0.jpg, too"):
         open_splits(DataConfig(root=str(tmp_path)))
 
 

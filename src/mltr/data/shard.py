@@ -105,10 +105,11 @@ def _write(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]
     out = Path(args.out)
     if is_shards(out) and not args.overwrite:
         raise UsageError(f"{out} holds shards already: check them by --verify, or --overwrite them")
-    config = source_config(args.source, args, overrides)
+    if any(option.removeprefix("--").startswith("data.max_broken") for option in overrides):
+        raise UsageError("--max-broken SHARE sets how many images may be broken here")
+    config = source_config(args.source, args, [f"--data.max_broken={args.max_broken}", *overrides])
     if config.root and out.resolve() == Path(config.root).resolve():
         raise UsageError(f"--out {out} is where the images come from: choose another folder")
-    config.max_broken = args.max_broken
     splits = open_images(config) if config.format == "images" else open_splits(config)
     tell_understood(splits)
     encoding = Encoding(args.side, args.quality)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,13 +30,13 @@ from mltr.data.readers.keywords import read_keywords
 from mltr.data.readers.label_studio import read_label_studio
 from mltr.data.readers.labelled import WHOLE, align_classes, part_of, part_of_folder
 from mltr.data.readers.nuswide import read_nuswide
+from mltr.data.readers.part_tables import read_part_tables
 from mltr.data.readers.table import read_table
 from mltr.data.readers.voc import find_voc, has_list, read_voc
 from mltr.data.readers.voc_xml import read_voc_xml
 from mltr.data.readers.yolo import read_yolo
 from mltr.data.records import Record, Split, Splits, read_class_list, same_image
 from mltr.data.shards import ShardSplit, is_address, is_shards, read_shards
-from mltr.data.tables.names import in_order
 from mltr.data.truncated import salvage
 from mltr.data.understood import Understood
 from mltr.data.walk import find_images, list_folders
@@ -92,7 +91,7 @@ def open_splits(config: DataConfig, known: Collection[str] = ()) -> Splits:
     if form in ("coco", "yolo"):
         leave_out_unannotated(splits, known)
     _drop_missing(splits, config.max_broken)
-    if config.truncated == "allow":
+    if config.truncated == "allow" and form != "shards":  # whose photos were written anew
         salvage(splits)
     for name in splits.train.classes:
         if UNPRINTABLE.search(name):
@@ -347,7 +346,7 @@ def _open_table(root: Path, config: DataConfig) -> Splits:
     if root.is_dir():
         tables = {} if config.labels else find_part_tables(root)
         if sum(map(len, tables.values())) > 1:
-            return _by_part(_read_part_tables(root, tables, classes, config), config)
+            return _by_part(read_part_tables(root, tables, classes, config), config)
         only = next((paths[0] for paths in tables.values()), None)
         path = only or _choose(root, config.labels, find_tables(root), "table")
         folder = root
@@ -363,62 +362,6 @@ def _open_table(root: Path, config: DataConfig) -> Splits:
     return complete(named["train"], named["val"], named["test"], config)
 
 
-def _read_part_tables(
-    root: Path,
-    tables: dict[str, list[Path]],
-    classes: Sequence[str] | None,
-    config: DataConfig,
-) -> dict[str, Split]:
-    """Return a split of each part; those of one part are joined."""
-    images = root / config.images if config.images else Path()
-
-    def read(classes: Sequence[str] | None) -> dict[str, list[Split]]:
-        found: dict[str, list[Split]] = {}
-        for part, paths in tables.items():
-            for path in paths:
-                for name, split in _parts_of_table(path, part, images, classes, config):
-                    found.setdefault(name, []).append(split)
-        return found
-
-    found = read(classes)
-    named = [split.classes for part in found.values() for split in part]
-    if len(set(named)) > 1:  # a label that one table doesn't name is absent there, if it is a list
-        found = read(in_order(name for own in named for name in own))
-    parts = {}
-    for part, (first, *others) in found.items():
-        for split in others:
-            first.records = [*first.records, *split.records]
-            first.understood |= split.understood
-            first.notes = dict(Counter(first.notes) + Counter(split.notes))
-        parts[part] = first
-    return parts
-
-
-def _parts_of_table(
-    path: Path, part: str, images: Path, classes: Sequence[str] | None, config: DataConfig
-) -> Iterator[tuple[str, Split]]:
-    """Yield a table named for a split; that for training may be divided by a column.
-
-    Raises `UsageError` where name and column disagree.
-    """
-    split, stated = read_table(path, images, classes, config)
-    known = {"train", "val"} if part == "train" and "train" in stated else {part}
-    if other := next((name for name in stated if name not in known), ""):
-        raise UsageError(
-            f"{path}: its name says {part}, and a column of it {other}: rename the file, or leave "
-            "out the column"
-        )
-    if len({*stated}) < 2:
-        yield part, split
-        return
-    train, val = (
-        split.subset([i for i, own in enumerate(stated) if own == name], name)
-        for name in ("train", "val")
-    )
-    train.notes = split.notes
-    yield from (("train", train), ("val", val))
-
-
 def _choose(root: Path, labels: str, candidates: Sequence[Path], what: str) -> Path:
     """Return the file that `data.labels` names, the only candidate, or the one called labels."""
     if labels:
@@ -431,7 +374,8 @@ def _choose(root: Path, labels: str, candidates: Sequence[Path], what: str) -> P
 
 
 def _open_sidecars(root: Path, config: DataConfig) -> Splits:
-    return _by_part(read_sidecars(root, _classes(root, config), _globs(config.ignore)), config)
+    classes, ignore = _classes(root, config), _globs(config.ignore)
+    return _by_part(read_sidecars(root, classes, ignore, config.merge_case), config)
 
 
 def _open_class_folders(root: Path, config: DataConfig) -> Splits:
@@ -468,7 +412,8 @@ def _open_yolo(root: Path, config: DataConfig) -> Splits:
 
 
 def _open_keywords(root: Path, config: DataConfig) -> Splits:
-    return _by_part(read_keywords(root, _classes(root, config), _globs(config.ignore)), config)
+    classes, ignore = _classes(root, config), _globs(config.ignore)
+    return _by_part(read_keywords(root, classes, ignore, config.merge_case), config)
 
 
 def _open_label_studio(root: Path, config: DataConfig) -> Splits:
@@ -476,13 +421,14 @@ def _open_label_studio(root: Path, config: DataConfig) -> Splits:
     if root.is_dir():
         path, folder = _choose(root, config.labels, find_exports(root), "export"), root
     images = folder / config.images if config.images else ""
-    classes = _classes(folder, config)
-    return divide(read_label_studio(path, images, classes, _globs(config.ignore)), config)
+    classes, ignore = _classes(folder, config), _globs(config.ignore)
+    return divide(read_label_studio(path, images, classes, ignore, config.merge_case), config)
 
 
 def _open_voc_xml(root: Path, config: DataConfig) -> Splits:
-    classes = _classes(root, config)
-    return _by_part(read_voc_xml(root, classes, config.difficult, _globs(config.ignore)), config)
+    classes, ignore = _classes(root, config), _globs(config.ignore)
+    parts = read_voc_xml(root, classes, config.difficult, ignore, config.merge_case)
+    return _by_part(parts, config)
 
 
 def _globs(ignore: str) -> list[str]:
@@ -561,15 +507,15 @@ def _check_parts(splits: Splits) -> None:
 def _drop_missing(splits: Splits, max_share: float) -> None:
     """Drop and count the records without a file; too many are an error."""
     missing = {split.name: {record.name for record in split.missing()} for split in splits}
-    names = sorted(set().union(*missing.values()))
-    if not names:
+    number = sum(map(len, missing.values()))
+    if not number:
         return
     total = sum(len(split) for split in splits)
     message = (
-        f"{len(names)} of {counted(total, 'image file')} {'is' if len(names) == 1 else 'are'} "
-        f"missing, e.g. {', '.join(names[:3])}"
+        f"{number} of {counted(total, 'image file')} {'is' if number == 1 else 'are'} "
+        f"missing, e.g. {', '.join(sorted(set().union(*missing.values()))[:3])}"
     )
-    if len(names) > max_share * total:
+    if number > max_share * total:
         raise MltrError(f"{message}; more than data.max_broken={max_share:g} allows")
     log.warning("%s; left out", message)
     for split in splits:

@@ -94,8 +94,9 @@ def _to_split(
 ) -> Split:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     classes = tuple(dict.fromkeys(normal(category["name"]) for category in categories))
+    _check_ids(content["categories"], path, "category", "name")
+    _check_ids(content["images"], path, "image", "file_name")
     index_of = {c["id"]: classes.index(normal(c["name"])) for c in categories}
-    _check_ids(content["images"], path)
     indices: dict[Any, set[int]] = {image["id"]: set() for image in content["images"]}
     boxes: dict[Any, list[Box]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -130,15 +131,15 @@ def _to_split(
     return result
 
 
-def _check_ids(images: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Raise `MltrError` for an id of two photos, which would share their labels."""
+def _check_ids(entries: Sequence[Mapping[str, Any]], path: Path, what: str, key: str) -> None:
+    """Raise `MltrError` for an id of two photos or categories, whose labels would be mixed."""
     name_of: dict[Any, str] = {}
-    for image in images:
-        name = image["file_name"]
-        if name_of.setdefault(image["id"], name) != name:
+    for entry in entries:
+        name = entry[key]
+        if name_of.setdefault(entry["id"], name) != name:
             raise MltrError(
-                f"{path}: the image id {image['id']} is given to {name_of[image['id']]} and to "
-                f"{name}: number the images anew when files are joined"
+                f"{path}: the {what} id {entry['id']} is given to {name_of[entry['id']]} and to "
+                f"{name}: number them anew when files are joined"
             )
 
 

@@ -45,11 +45,19 @@ def read_folder(
 
 
 def read_sidecars(
-    root: str | Path, classes: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    root: str | Path,
+    classes: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    merge_case: bool | None = None,
 ) -> dict[str, Split]:
-    """Read the same in the splits that the folders in `root` are named for, if they are."""
+    """Read the same in the splits that the folders in `root` are named for, if they are.
+
+    Tags that differ from `classes` in capitals alone are these if `merge_case`, and refused if it
+    is None.
+    """
     tagged, understood = _read_tagged(Path(root), classes, ignore)
-    return to_splits(with_parts_of_folders(Path(root), tagged), classes, understood, str(root))
+    photos = with_parts_of_folders(Path(root), tagged)
+    return to_splits(photos, classes, understood, str(root), merge_case)
 
 
 def _read_tagged(

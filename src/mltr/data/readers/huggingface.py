@@ -152,7 +152,7 @@ def _class_names(feature: Any) -> list[str] | None:
 
 
 def _names_in(columns: Any) -> list[str]:
-    return sorted({name for cells in columns for cell in cells for name in cell or []})
+    return sorted({n for cells in columns for cell in cells for n in cell or [] if n is not None})
 
 
 def _to_split(
@@ -182,7 +182,10 @@ def _to_split(
 def _to_labels(cell: Any, names: tuple[str, ...], known: list[str] | None, where: str) -> Labels:
     if cell is None or cell == -1:  # -1 is `datasets`' own sign of a hidden label
         return np.full(len(names), -1, np.int8)
-    own = cell if isinstance(cell, list) else [cell]
+    told = cell if isinstance(cell, list) else [cell]
+    own = [label for label in told if label not in (None, -1)]
+    if told and not own:
+        return np.full(len(names), -1, np.int8)
     if known:
         own = [known[index] for index in own]
     labels = np.zeros(len(names), np.int8)

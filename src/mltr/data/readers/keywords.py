@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from PIL import Image, ImageFile, IptcImagePlugin
 from mltr.data.images import FORMATS, IMAGE_SUFFIXES, told
 from mltr.data.readers.labelled import LabelledPhoto, to_splits, with_parts_of_folders
 from mltr.data.records import Split, normal
+from mltr.data.tables.names import unify
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds, with_count
 from mltr.errors import BrokenImage, MltrError
@@ -41,33 +43,55 @@ LOOKED_AT = 50  #: photos in which keywords are looked for, to find out what a f
 
 
 def read_keywords(
-    root: str | Path, classes: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    root: str | Path,
+    classes: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    merge_case: bool | None = None,
 ) -> dict[str, Split]:
     """Read photos with keywords: in ``a.jpg.xmp`` or ``a.xmp`` beside ``a.jpg``, or in it.
 
     Folders named train, val and test are splits. A photo without a keyword is left out and
     counted: nobody has said what it shows. Without `classes`, every keyword is a class; with them,
-    other keywords are skipped. Raises `MltrError` for XMP that can't be read.
+    other keywords are skipped and counted; if they differ from a class in capitals alone, they are
+    that class if `merge_case`, and refused if it is None. Raises `MltrError` for XMP that can't be
+    read.
     """
     root = Path(root)
     passed_over: Counter[str] = Counter()
     photos, without, used, siblings = [], 0, Counter[str](), Siblings()
-    known = set(classes or ())
     for image in with_count(find_images(root, ignore, passed_over), "reading keywords"):
         keywords, where = keywords_of(image, siblings)
         without += not keywords
         if keywords:
             used[where] += 1
             path = image.relative_to(root)
-            labels = [word for word in map(normal, keywords) if not known or word in known]
-            photos.append(LabelledPhoto(image, path.as_posix(), labels))
+            photos.append(LabelledPhoto(image, path.as_posix(), [*map(normal, keywords)]))
     if not photos:
         raise MltrError(f"{root}: none of its {without} photos has a keyword")
     counts = {"photos without a keyword, left out": without} | passed_over_kinds(passed_over)
+    if classes:
+        photos, skipped = _of_classes(photos, classes, str(root), merge_case)
+        counts["other keywords, skipped"] = skipped
     details = tuple(f"{number:,} {where}" for where, number in sorted(used.items()))
     meanings = {"not among the keywords": "absent"}
     understood = Understood("keywords", (), details, meanings=meanings, counts=counts)
     return to_splits(with_parts_of_folders(root, photos), classes, understood, str(root))
+
+
+def _of_classes(
+    photos: Sequence[LabelledPhoto], classes: Sequence[str], where: str, merge_case: bool | None
+) -> tuple[list[LabelledPhoto], int]:
+    """Return the photos with those of their keywords that are classes, and how many aren't."""
+    used = Counter(word for photo in photos for word in photo.labels)
+    alike = {name.casefold() for name in classes}
+    similar = {word: number for word, number in used.items() if word.casefold() in alike}
+    called = unify(similar, merge_case, where, classes)
+    called = {word: name for word, name in called.items() if name in classes}
+    found = [
+        replace(photo, labels=[called[word] for word in photo.labels if word in called])
+        for photo in photos
+    ]
+    return found, len(used.keys() - called.keys())
 
 
 def have_keywords(images: Iterable[Path]) -> bool:
@@ -169,7 +193,10 @@ def _embedded(image: Path) -> tuple[bytes, list[str]]:
 
 
 def _keywords_in_iptc(image: ImageFile.ImageFile) -> list[str]:
-    found: dict[Any, Any] = IptcImagePlugin.getiptcinfo(image) or {}
+    try:
+        found: dict[Any, Any] = IptcImagePlugin.getiptcinfo(image) or {}
+    except (SyntaxError, OSError, ValueError):  # damaged; the photo may have keywords in XMP
+        return []
     entries = found.get(IPTC_KEYWORDS, [])
     texts = (_decode(e, found) for e in (entries if isinstance(entries, list) else [entries]))
     return _distinct(texts)

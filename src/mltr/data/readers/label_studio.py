@@ -55,6 +55,7 @@ def read_label_studio(
     images: str | Path = "",
     classes: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
+    merge_case: bool | None = None,
 ) -> Split:
     """Read an export; photos are found by name in `images`, by default the folder of the file.
 
@@ -83,7 +84,7 @@ def read_label_studio(
     understood = Understood(FORM, (path.name,), (), columns, meanings=meanings, counts=counts)
     if not photos:
         raise MltrError(f"{path}: none of its {bare} tasks is annotated")
-    return to_splits(photos, classes, understood, str(path))[""]
+    return to_splits(photos, classes, understood, str(path), merge_case)[""]
 
 
 def _told(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, set[str] | None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from mltr.data.records import PARTS, ImageSource, Record, Split, indices_of, normal
+from mltr.data.tables.names import unify
 from mltr.data.understood import Understood
 from mltr.data.walk import find_images
 from mltr.errors import MltrError, UsageError
@@ -91,19 +92,23 @@ def to_splits(
     classes: Sequence[str] | None,
     understood: Understood,
     where: str,
+    merge_case: bool | None = None,
 ) -> dict[str, Split]:
     """Return the splits that photos are in; without `classes`, every label is a class.
 
     A label that isn't named is absent. `where` locates an unknown class in the error message.
+    Whether labels that differ from `classes` in capitals alone are these, `merge_case` says.
     """
-    used = {label for photo in photos for label in (*photo.labels, *photo.unknown)}
+    used = Counter(label for photo in photos for label in (*photo.labels, *photo.unknown))
     names = tuple(dict.fromkeys(map(normal, classes or sorted(used))))
+    called = unify(used, merge_case, where, names) if classes else {n: normal(n) for n in used}
     if not names:
         raise MltrError(f"{where}: none of its {len(photos)} photos has a label")
     records = defaultdict(list)
     place_of = {name: place for place, name in enumerate(names)}
     for photo in photos:
-        labels, unknown = [*map(normal, photo.labels)], [*map(normal, photo.unknown)]
+        labels = [called[label] for label in photo.labels]
+        unknown = [called[label] for label in photo.unknown]
         for label in {*labels, *unknown} - place_of.keys():
             indices_of([label], names, f"{where}: {photo.name}")  # raises an error that names it
         row = np.zeros(len(names), np.int8)
@@ -144,6 +149,7 @@ class PhotoIndex:
     def __init__(self, folder: Path, ignore: Sequence[str] = ()) -> None:
         self.folder = folder
         self._ignore = ignore
+        self._uploads: dict[Path, str] = {}  #: names of uploads, by the photos that they are of
 
     @cached_property
     def _by_name(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
@@ -176,6 +182,12 @@ class PhotoIndex:
                     f"{reference}: may be {found[0]} or {found[1]}; leave one of them there"
                 )
             if found:
+                upload = self._uploads.setdefault(found[0], path.name)
+                if name != path.name != upload:
+                    raise MltrError(
+                        f"{reference}: {found[0]} may be that of {upload}, too: give the photos "
+                        "the names that Label Studio gave them"
+                    )
                 return found[0]
         return self.folder.joinpath(*path.parts[path.is_absolute() :])
 

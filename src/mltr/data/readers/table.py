@@ -130,7 +130,8 @@ def _without_rejected(labelled: Labelled, roles: Roles) -> Labelled:
     Somebody has looked, and the label isn't there.
     """
     for column in roles.passed_over:
-        is_verdict = column.name.casefold() == "confidence" and kind_of(column) == "answers"
+        is_number = kind_of(column) in ("answers", "numbers")
+        is_verdict = column.name.casefold() == "confidence" and is_number
         if roles.form == "labels" and labelled.is_one_a_row and is_verdict:
             rejected = np.array([to_answer(text) == "0" for text in column.texts])[column.codes]
             labelled.rows[rejected] = 0

@@ -22,6 +22,8 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 LOOKED_AT = 50  #: annotations that tell whose classes they have
+#: Lists of photos in ImageSets/Main, and the splits that they state; the first one counts.
+LISTS = {"train": "train", "val": "val", "test": "test", "trainval": "train"}
 
 Difficult = Literal["ignore", "negative", "positive"]
 DIFFICULT_LABEL: dict[Difficult, int] = {"ignore": -1, "negative": 0, "positive": 1}
@@ -94,9 +96,14 @@ def has_list(folder: Path, split: str) -> bool:
 
 
 def is_voc(folder: Path) -> bool:
-    """Whether a folder in VOC's layout has its lists of classes, or objects of these alone."""
+    """Whether a folder in VOC's layout has its lists of classes, or objects of these alone.
+
+    With lists of photos alone it is one's own, of VOC's classes or others.
+    """
     if has_list(folder, "test") or has_list(folder, "train"):
         return True
+    if any((folder / "ImageSets" / "Main" / f"{name}.txt").is_file() for name in LISTS):
+        return False
     paths = [*islice(sorted((folder / "Annotations").glob("*.xml")), LOOKED_AT)]
     try:
         names = {(o.findtext("name") or "").strip() for p in paths for o in read_objects(p)}
@@ -162,7 +169,7 @@ def _boxes(path: Path, required: bool) -> tuple[Box, ...] | None:
 def _box(element: ET.Element) -> Box:
     name = (element.findtext("name") or "").strip()
     if name not in VOC_CLASSES:
-        raise ValueError(f"unknown class {name!r}")
+        raise ValueError(f"{name!r} is no class of VOC; for your own, set data.format voc_xml")
     corners = element.find("bndbox")
     if corners is None:
         raise ValueError(f"{name} has no bndbox")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mltr.data.images import IMAGE_SUFFIXES
 from mltr.data.readers.labelled import LabelledPhoto, to_splits, with_parts_of_folders
-from mltr.data.readers.voc import Difficult, find_voc, read_objects
+from mltr.data.readers.voc import LISTS, Difficult, find_voc, read_objects
 from mltr.data.records import Split
 from mltr.data.understood import Understood
 from mltr.data.walk import Siblings, find_images, passed_over_kinds
@@ -23,8 +23,6 @@ from mltr.files.text import read_text
 FOLDERS = ("annotations", "Annotations", "annots", "labels", "xml", "xmls")
 LONGEST_HEAD = 1000  #: characters in front of the first element: a declaration and comments
 LOOKED_AT = 50  #: photos beside which annotations are looked for, to find out what a folder is
-#: Lists of photos in ImageSets/Main, and the splits that they state; the first one counts.
-LISTS = {"train": "train", "val": "val", "test": "test", "trainval": "train"}
 
 
 def read_voc_xml(
@@ -32,6 +30,7 @@ def read_voc_xml(
     classes: Sequence[str] | None = None,
     difficult: Difficult = "ignore",
     ignore: Sequence[str] = (),
+    merge_case: bool | None = None,
 ) -> dict[str, Split]:
     """Read photos with ``a.xml`` beside ``a.jpg``, or in a folder of annotations beside its own.
 
@@ -59,7 +58,7 @@ def read_voc_xml(
     counts = {"photos without an XML file, left out": bare} | passed_over_kinds(passed_over)
     meanings = {"no object": "absent"}
     understood = Understood("PASCAL VOC's XML", meanings=meanings, counts=counts)
-    return to_splits(_with_parts(root, photos), classes, understood, str(root))
+    return to_splits(_with_parts(root, photos), classes, understood, str(root), merge_case)
 
 
 def have_voc_xml(root: Path, images: Iterable[Path]) -> bool:

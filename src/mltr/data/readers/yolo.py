@@ -152,7 +152,11 @@ def _parts(
     ]
     if not listed and not are_splits(parts):
         return [WHOLE] * len(photos)
-    return [listed.get(photo.name, part) for photo, part in zip(photos, parts, strict=True)]
+    stated = {*listed.values()}  # whose photos are those that the YAML file names, and no others
+    return [
+        listed.get(photo.name, WHOLE if part in stated else part)
+        for photo, part in zip(photos, parts, strict=True)
+    ]
 
 
 def _listed_parts(
@@ -171,7 +175,10 @@ def _listed_parts(
             name = name.replace("\\", "/")
             # Roboflow counts from a folder that isn't there: ../train/images.
             candidates = (root / top / name, root / name, root / name.removeprefix("../"))
-            path = next((path for path in candidates if path.exists()), root / Path(name).name)
+            there = [path for path in candidates if path.exists()]
+            # A copy's own folders, though those that it is of may still be there.
+            inside = [path for path in there if Path(os.path.normpath(path)).is_relative_to(root)]
+            path = next(iter([*inside, *there]), root / Path(name).name)
             if path.is_dir() and path != root:
                 below = f"{Path(os.path.relpath(path, root)).as_posix()}/"
                 found = [photo for photo in photos if photo.startswith(below)]

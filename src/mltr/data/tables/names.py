@@ -23,19 +23,25 @@ def unify(
 ) -> dict[str, str]:
     """Return what each name is called, from how often each occurs.
 
-    Names that differ in capitals are one class if `merge_case`, which is then called as most often;
-    they are several if it is False. Raises `UsageError` for such names if it is None, unless all
-    are `known` to be classes.
+    Names that differ in capitals, from one another or from `known` classes, are one class if
+    `merge_case`, which is then called as the known one, or as most often; they are several if it is
+    False. Raises `UsageError` for such names if it is None, unless all are known.
 
     >>> unify({"Sea": 1, "sea": 5, "sky": 2}, True, "labels.csv")
     {'Sea': 'sea', 'sea': 'sea', 'sky': 'sky'}
+    >>> unify({"sea": 5}, True, "labels.csv", known=["Sea"])
+    {'sea': 'Sea'}
     """
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for name, number in times.items():
         spellings[normal(name).casefold()][normal(name)] += number
+    for name in known:
+        if name.casefold() in spellings:
+            spellings[name.casefold()][name] += 0
     called = {name: normal(name) for name in times}
-    doubtful = [own for own in spellings.values() if len(own) > 1]
-    if merge_case is None and doubtful and not set(called.values()) <= set(known):
+    listed = set(known)
+    doubtful = [own for own in spellings.values() if len(own) > 1 and not listed.issuperset(own)]
+    if merge_case is None and doubtful:
         examples = "; ".join(" and ".join(map(repr, sorted(own))) for own in doubtful[:3])
         raise UsageError(
             f"{where}: names that differ only in capitals: {examples}; set data.merge_case true if "
@@ -43,7 +49,7 @@ def unify(
         )
     if merge_case:
         called = {
-            name: max(sorted(own), key=own.__getitem__)
+            name: max(sorted(own), key=lambda spelling: (spelling in listed, own[spelling]))
             for name in times
             for own in [spellings[normal(name).casefold()]]
         }

@@ -98,13 +98,13 @@ class PhotoFinder:
     def _in_other_capitals(self, name: str) -> str | None:
         """Return the only photo of a name but for capitals, as Windows and macOS find it."""
         folder, slash, last = name.rpartition("/")
-        found = self._folded(f"{folder}{slash}").get(_key(last), [])
+        found = self._folded(self.folder, f"{folder}{slash}").get(_key(last), [])
         return f"{folder}{slash}{found[0]}" if len(found) == 1 else None
 
-    def _fold(self, folder: str) -> dict[str, list[str]]:
+    def _fold(self, top: Path, folder: str) -> dict[str, list[str]]:
         """Return the names in a folder by what is the same but for capitals."""
         names: dict[str, list[str]] = {}
-        for name in self._listing(self.folder, folder):
+        for name in self._listing(top, folder):
             names.setdefault(_key(name), []).append(name)
         return names
 

@@ -254,7 +254,13 @@ def _without_blanks(columns: Sequence[Column]) -> list[Column]:
         if not rows.any():
             return columns
         rows &= np.array([not text for text in column.texts], bool)[column.codes]
-    return [Column(column.name, column.values, column.codes[~rows]) for column in columns]
+    return [_subset(column, ~rows) for column in columns] if rows.any() else columns
+
+
+def _subset(column: Column, rows: NDArray[np.bool_]) -> Column:
+    """Return some rows of a column, and of its values only theirs."""
+    kept, codes = np.unique(column.codes[rows], return_inverse=True)
+    return Column(column.name, [column.values[code] for code in kept], codes)
 
 
 def _to_column(name: str, cells: pa.ChunkedArray) -> Column:
