@@ -298,6 +298,7 @@ def test_top_accuracy_of_ties_and_broken_images() -> None:
     assert is_single_label(targets)
     assert top_accuracy(same, targets, 1) == 0.5  # constant scores aren't always right
     assert top_accuracy(same, targets, 2) == 1
+    assert np.isnan(top_accuracy(same, np.full_like(targets, -1)))
     targets[0, 1] = 1
     assert not is_single_label(targets)
     with pytest.raises(ValueError, match="exactly one label"):

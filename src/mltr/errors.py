@@ -22,6 +22,10 @@ class BrokenImage(MltrError):
     """An image that can't be read or is refused; the message names it and says why."""
 
 
+class NotFinite(MltrError):
+    """A network's answers are NaN or infinite."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word nearest to `word`, or ``""``."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -19,6 +19,7 @@ Conventions where several are in use (see the table in the documentation):
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,13 +134,16 @@ def is_single_label(targets: Array) -> bool:
 def top_accuracy(probs: Array, targets: Array, k: int = 1) -> float:
     """Return the share of images whose one label is among the `k` best (ImageNet's top-1, top-5).
 
-    Ties go to the earlier class; images without known labels are left out. Raises `ValueError` as
-    `evaluate` does, and for targets with several labels per image.
+    Ties go to the earlier class; images without known labels are left out, and if there are no
+    others, the share is nan. Raises `ValueError` as `evaluate` does, and for targets with several
+    labels per image.
 
     >>> top_accuracy([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], [[1, 0, 0], [0, 1, 0]])
     0.5
     """
     probs, targets, _ = _checked(probs, targets, 0.5)
+    if not (targets >= 0).all(1).any():
+        return math.nan
     if not is_single_label(targets):
         raise ValueError("top-k accuracy needs targets with exactly one label per image")
     hits = images = 0

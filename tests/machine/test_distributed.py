@@ -99,6 +99,17 @@ def test_three_processes_with_unequal_shares_take_the_steps_of_one(
 
 
 @pytest.mark.slow
+def test_a_backbone_with_parts_that_its_head_does_not_use(tmp_path: Path) -> None:
+    """MobileNetV4's last convolution stands behind its pooling."""
+    options = (
+        "--model.name=timm/mobilenetv4_conv_small", "--model.head=csra", "--model.overrides={}",
+        "--train.epochs=3", "--data.scenes.test=10", "--train.min_size=0",
+    )  # fmt: skip
+    train(2, tmp_path / "two", *options)
+    assert len(losses(tmp_path / "two")) == 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_a_student_of_two_processes_learns_the_same(
     one: Path, tmp_path: Path, sharding: str

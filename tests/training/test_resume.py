@@ -56,6 +56,21 @@ def test_every_checkpoint_leads_to_the_same_weights(
     assert same_weights(whole, unfinished)
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (EVERY_STEP, "--train.keep=100", "--train.precision=auto")
+    monkeypatch.setenv("MLTR_PRECISION", "bf16")
+    assert train(tmp_path / "whole", *options) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    for path in checkpoints(tmp_path / "run")[3:]:
+        shutil.rmtree(path)
+    monkeypatch.setenv("MLTR_PRECISION", "fp32")  # as another processor would have it
+    assert train(tmp_path / "run", *options, "--resume") == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
+
+
 def test_the_weights_that_a_run_started_from_may_have_moved(whole: Path, tmp_path: Path) -> None:
     start, moved, run = tmp_path / "start", tmp_path / "moved", tmp_path / "run"
     shutil.copytree(whole, start)
@@ -153,6 +168,7 @@ def test_auto_resume_starts_resumes_and_accepts_a_finished_run(
 
 def test_what_changes_no_result_may_change(unfinished: Path) -> None:
     free = ["--train.timeout_s=7200", "--train.save_minutes=5", "--train.keep=3"]
+    free.append("--data.max_broken=0.5")
     assert train(unfinished, *free, "--train.threads=1", "--resume") == 0
 
 

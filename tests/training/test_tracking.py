@@ -81,6 +81,9 @@ class Mlflow(types.ModuleType):
         return types.SimpleNamespace(info=own)
 
     def log_params(self, values: dict[str, Any]) -> None:
+        changed = [key for key in values if self.settings.get(key, values[key]) != values[key]]
+        if changed:
+            raise ValueError(f"Changing param values is not allowed: {changed}")
         self.settings |= values
 
     def log_metrics(self, values: dict[str, float], step: int) -> None:
@@ -155,6 +158,8 @@ def test_mlflow_has_them_and_finds_the_run_again(mlflow: Mlflow, tmp_path: Path)
     assert [(s["experiment_id"], s["run_name"]) for s in mlflow.starts] == [("mltr", "run")]
     with Tracking("mlflow", RunFolder(run)).begun({}):
         assert mlflow.starts[1]["run_id"] == "first"
+    with Tracking("mlflow", RunFolder(run)).begun({"data": {"root": "elsewhere"}}):
+        assert mlflow.settings["data.root"] != "elsewhere"  # resumed with what may change
 
 
 def test_a_tracker_that_fails(

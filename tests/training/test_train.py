@@ -21,6 +21,7 @@ from mltr.cli import main
 from mltr.training import step
 from mltr.training.labels import Labels
 from mltr.training.run import prepare_run
+from mltr.training.step import Stepper
 
 # -- what a run leaves -------------------------------------------------------------------------
 
@@ -307,6 +308,49 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
         capsys.readouterr().err
     )
     assert caplog.text.count("this step is left out") == 2
+
+
+class Overflow(torch.autograd.Function):
+    """The identity, whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf")
+
+
+def test_gradients_that_overflow_at_any_scale_end_the_run(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Labels.losses
+
+    def compute(self: Labels, *batch: Any):
+        losses, cells = original(self, *batch)
+        return Overflow.apply(losses), cells
+
+    monkeypatch.setattr(Labels, "losses", compute)
+    options = ("--train.precision=fp16", "--train.batch_size=8")
+    assert train(tmp_path / "run", *options, epochs=20) == 1
+    assert "overflows in fp16 at any scale: use --train.precision" in capsys.readouterr().err
+
+
+def test_a_network_that_diverges_is_no_damaged_bundle(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stepper._update
+
+    def update(self: Stepper, *batch: Any) -> None:
+        original(self, *batch)
+        with torch.no_grad():
+            next(self.learner.plain.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(Stepper, "_update", update)
+    assert train(tmp_path / "run", "--train.batch_size=100", epochs=1) == 1
+    message = capsys.readouterr().err
+    assert "says nan of validation images after epoch 1: lower train.lr" in message
 
 
 def test_a_worker_that_dies_is_reported_in_one_line(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,43 @@ def test_norms_of_a_backbone_and_of_its_head_are_two(tmp_path: Path) -> None:
     assert {"head.norm.weight", "backbone.head.norm.weight"} <= own.state_dict().keys()
     for key, value in own.state_dict().items():
         torch.testing.assert_close(value, theirs.state_dict()[key])
+
+
+@pytest.mark.parametrize("head", ["average", "csra", "query2label"])
+def test_a_network_whose_classifier_is_called_head(head: str, tmp_path: Path) -> None:
+    """As heads of ours are; the name belongs to a backbone's own, which isn't there."""
+    name, options = "timm/test_vit", {"head_options": {"dim": 16}} if head == "query2label" else {}
+    theirs = save(tmp_path / "run", name, head=head, **options)
+    own = create_model(name, 2, image_size=SIDE, head="csra")
+    report = initialise(own, str(tmp_path / "run"), name, ("other", "labels"))
+    assert {"head.weight"} <= {*report.fresh} or "head.weight" in report.taken
+    for key, value in own.state_dict().items():
+        if key.startswith("backbone."):
+            their = key if key in theirs.state_dict() else key.removeprefix("backbone.")
+            torch.testing.assert_close(value, theirs.state_dict()[their])
+
+
+def test_a_bundle_s_network_is_built_as_it_was(tmp_path: Path) -> None:
+    name, overrides = "timm/test_vit", {"class_token": False, "global_pool": "avg"}
+    save(tmp_path / "run", name, **overrides)
+    for given, expected in (({}, overrides), ({"class_token": True}, {"global_pool": "avg"})):
+        model = ModelConfig(name=name, init=str(tmp_path / "run"), overrides=given)
+        found = settle(Config(model=model))[0].model
+        assert found.overrides == expected | given
+    network = build_model(settle(Config(model=replace(model, overrides={})))[0].model, 3, SIDE)
+    assert not any("cls_token" in key for key in network.state_dict())
+    # MlTr's windows fit its images: they come along at their size alone.
+    save(tmp_path / "nano", "mltr_nano", window_size=2)
+    for side, expected in ((SIDE, {"window_size": 2}), (2 * SIDE, {})):
+        model = ModelConfig(name="mltr_nano", init=str(tmp_path / "nano"), image_size=side)
+        assert settle(Config(model=model))[0].model.overrides == expected
+
+
+def test_the_file_of_a_bundle_is_no_bare_one(tmp_path: Path) -> None:
+    save(tmp_path / "run")
+    model = ModelConfig(name=NETWORK, init=str(tmp_path / "run" / "model.safetensors"))
+    with pytest.raises(UsageError, match=f"use --model.init {tmp_path / 'run'}"):
+        settle(Config(model=model))
 
 
 def test_photos_are_not_squashed_below_the_network_s_size(

@@ -28,6 +28,7 @@ def _at_least(least: int) -> Bound:
 
 Whole = Annotated[int, _at_least(0)]
 Count = Annotated[int, _at_least(1)]
+Seed = Annotated[int, Bound("lie in 0..2147483647", lambda x: 0 <= x < 2**31)]
 NotNegative = Annotated[float, _at_least(0)]
 Positive = Annotated[float, Bound("be positive", lambda x: x > 0)]
 Share = Annotated[float, Bound("lie in 0..1", lambda x: 0 <= x <= 1)]
@@ -223,7 +224,7 @@ class TrainConfig:
     #: duration of the whole run; `epochs` then limits only a frozen backbone
     minutes: NotNegative = 0.0
     stop_epoch: Whole = 0  #: stop after this epoch of a schedule over `epochs` (0: don't)
-    seed: Whole = 0  #: seed of the weights, the order of images and their augmentation
+    seed: Seed = 0  #: seed of the weights, the order of images and their augmentation
     batch_size: Count = 64  #: images per batch, over all processes
     accumulation: Count = 1  #: batches per optimiser step
     optimizer: Literal["adamw", "adam"] = "adamw"  #: the optimiser

@@ -17,7 +17,7 @@ from mltr.data.images import open_image
 from mltr.data.loading import ImageDataset, Loader, make_loader
 from mltr.data.preprocess import Preprocess
 from mltr.data.records import Split
-from mltr.errors import BrokenImage, MltrError
+from mltr.errors import BrokenImage, MltrError, NotFinite
 from mltr.files.cache import Cache
 from mltr.files.writing import write_atomically
 from mltr.machine.processes import Processes
@@ -105,13 +105,19 @@ def score_batches(
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
             logits = model(batch.images)
         rows = batch.indices.numpy()
-        probs[rows] = to_probs(logits.float().cpu().numpy(), calibration)
+        try:
+            probs[rows] = to_probs(logits.float().cpu().numpy(), calibration)
+        except NotFinite:  # told when all processes know
+            probs[rows] = np.nan
         targets[rows] = batch.targets.numpy()
         seen[rows] = 1
         errors += batch.errors
     names = tuple(record.name for record in split)
     own = Predictions(probs, targets, names, split.classes, tuple(errors))
-    return own if processes.count == 1 else _gathered(own, seen, processes)
+    found = own if processes.count == 1 else _gathered(own, seen, processes)
+    if np.isnan(found.probs).any():
+        to_probs(found.probs)  # raises
+    return found
 
 
 def _gathered(own: Predictions, seen: NDArray[np.float32], processes: Processes) -> Predictions:

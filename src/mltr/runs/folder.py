@@ -41,15 +41,25 @@ FREE_FIELDS = frozenset(
         "data.workers",
         "data.cache",
         "data.cache_gb",
+        "data.max_broken",
         "data.shard_cache",
         "data.shard_cache_gb",
-        "model.init",
         "train.keep",
         "train.save_minutes",
-        "train.teacher",
         "train.threads",
         "train.timeout_s",
         "train.tracker",
+    }
+)
+#: Those that may name another place, whose content is compared, but not be added or left out.
+MOVABLE_FIELDS = frozenset(
+    {
+        "data.classes",
+        "data.hierarchy",
+        "data.images",
+        "data.labels",
+        "model.init",
+        "train.teacher",
     }
 )
 STATES = "epoch-*"  #: glob of the states that a run can resume from
@@ -105,7 +115,7 @@ class RunFolder:
 
     @property
     def versions(self) -> Path:
-        """The versions of packages."""
+        """The versions of packages, and the precision of the run."""
         return self.path / "versions.json"
 
     @property
@@ -164,16 +174,24 @@ class RunFolder:
             for state in self.checkpoints.glob(pattern):
                 shutil.rmtree(state)
 
-    def begin(self, config: Config, splits: Splits) -> None:
+    def begin(self, config: Config, splits: Splits, precision: str) -> None:
         """Delete a previous run and write this one's recipe, package versions and splits."""
         self.clear()
         self.write_recipe(config)
-        write_json(self.versions, _versions())
+        write_json(self.versions, _versions() | {"precision": precision})
         content: dict[str, Any] = {"classes": splits.train.classes}
         content |= {split.name: names_in_json(split) for split in splits.parts}
         content["label_sums"] = {split.name: split.label_sums() for split in splits.parts}
         content["file_sizes"] = {split.name: split.file_sizes() for split in splits.parts}
         write_json(self.splits, content)
+
+    def precision(self) -> str | None:
+        """Return what the run began to compute in; None for runs of earlier versions."""
+        try:
+            found = json.loads(self.versions.read_text("utf-8")).get("precision")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return found if found in ("fp32", "bf16", "fp16") else None
 
     def write_recipe(self, config: Config) -> None:
         """Write the recipe with absolute paths."""
@@ -275,8 +293,7 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
     changed = [
         f"{key} was {old!r} and is {new!r}"
         for key, old, new in differences(before, now)
-        # Weights may have moved, but are there or not.
-        if key not in FREE_FIELDS or (key in ("model.init", "train.teacher") and not (old and new))
+        if key not in FREE_FIELDS and not (key in MOVABLE_FIELDS and old and new)
     ]
     if changed:
         raise UsageError(

@@ -15,7 +15,13 @@ from mltr.data.preprocess import Preprocess
 from mltr.network.features import check_image_size
 from mltr.network.model import create_model, default_image_size
 from mltr.weights.convert import initialise
-from mltr.weights.pretrained import blaming, find_weights, known_preprocessing, resolve_name
+from mltr.weights.pretrained import (
+    blaming,
+    find_weights,
+    known_preprocessing,
+    overrides_of,
+    resolve_name,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +38,12 @@ def settle(config: Config) -> tuple[Config, Preprocess]:
         known = known_preprocessing(network.name, network.init, weights)
         side = network.image_size or known.get("image_size") or default_image_size(network.name)
         preprocess = Preprocess.from_config(config.augment, side, config.data.base_size, known)
+        theirs = weights.overrides if weights else overrides_of(network.name, network.init, side)
     if preprocess.base_size != config.data.base_size:
         log.info("photos are first squashed to %d px, for images of %d", preprocess.base_size, side)
     if known:
         log.info("preprocessing of the weights: %s", preprocess)
-    overrides = weights.overrides | network.overrides if weights else network.overrides
-    network = replace(network, image_size=side, overrides=overrides)
+    network = replace(network, image_size=side, overrides=theirs | network.overrides)
     return replace(config, model=network), preprocess
 
 

@@ -167,6 +167,7 @@ class FeatureStore:
             side = self.preprocess.image_size
             maps, pooled = self._run(torch.zeros(1, 3, side, side))
             self._check_pooled()
+            self.network.to(self.device)  # the head learns there
             shapes = {} if maps is None else {"maps": maps.shape[1:]}
             write_json(path, shapes | {"pooled": pooled.shape[1:]})
 

@@ -76,7 +76,7 @@ def told_workers() -> Iterator[None]:
             raise
         raise MltrError(
             f"a data worker died ({str(error).splitlines()[0]}); if memory ran out, lower "
-            "data.workers or train.batch_size; then continue with --resume"
+            "data.workers; then continue with --resume"
         ) from error
 
 

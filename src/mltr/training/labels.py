@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mltr.data.records import Split
 from mltr.data.transforms import mix_batch
+from mltr.errors import NotFinite
 from mltr.evaluation.curves import save_curves
 from mltr.evaluation.figures import print_report, report, without_files
 from mltr.evaluation.predictions import (
@@ -98,8 +99,9 @@ class Labels(Objective):
 
     def score(self, model: Any) -> float:
         """Return mean average precision, or accuracy; a network that says nan ends the run."""
-        predictions = self._judged(self.predict(model, self.run.splits.val))
-        if not np.isfinite(predictions.probs).all():
+        try:
+            predictions = self._judged(self.predict(model, self.run.splits.val))
+        except NotFinite:
             self.run.processes.fail(
                 "the network says nan of validation images after epoch "
                 f"{self.run.progress.epoch + 1}: lower train.lr"

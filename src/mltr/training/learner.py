@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mltr.machine.sharding import load_optimizer, placed_like, shard
-from mltr.network.backbones import recompute_activations
+from mltr.network.backbones import TimmBackbone, recompute_activations
 from mltr.training.growth import growth_for
 from mltr.training.optim import AveragedModel, make_optimizer
 from mltr.training.run import Run
@@ -51,7 +51,10 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
         if processes.count > 1 and not self.is_divided:
             self.model = DistributedDataParallel(
-                network, [device] if device.type == "cuda" else None
+                network,
+                [device] if device.type == "cuda" else None,
+                # Under another head, some backbones have parts of their own that nothing uses.
+                find_unused_parameters=any(isinstance(m, TimmBackbone) for m in network.modules()),
             )
         self.forward = torch.compile(self.model) if settings.compile else self.model
 

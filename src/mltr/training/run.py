@@ -94,12 +94,17 @@ class Run:
 
 
 def prepare_run(
-    config: Config, splits: Splits, folder: RunFolder, squashed: Path | None = None
+    config: Config,
+    splits: Splits,
+    folder: RunFolder,
+    squashed: Path | None = None,
+    resume: bool = False,
 ) -> Run:
     """Meet the other processes and settle what the recipe leaves open; nothing is written.
 
-    `squashed` is the folder for squashed images (default: the user's own). Raises `UsageError`
-    where some process would have nothing to do.
+    `squashed` is the folder for squashed images (default: the user's own). Precision `auto` is
+    that of the first process, and of the run to `resume`. Raises `UsageError` where some process
+    would have nothing to do.
     """
     settings = config.train
     if not settings.epochs:
@@ -111,6 +116,8 @@ def prepare_run(
     set_seed(settings.seed)
     processes = join_processes(settings.timeout_s)
     precision = choose_precision(settings.precision, processes.device)
+    if settings.precision == "auto":
+        precision = processes.from_main((resume and folder.precision()) or precision)
     if processes.device.type == "cpu":
         keep_freed_memory()
     check_shares(settings.batch_size, len(splits.learnt), processes.count)

@@ -118,7 +118,8 @@ class Stepper:
 
     def _update(self, losses: Tensor, indices: Tensor) -> None:
         """Make an optimiser step, unless something about it is bad."""
-        learner, settings, progress = self.learner, self.run.config.train, self.run.progress
+        run, learner = self.run, self.learner
+        settings, progress = run.config.train, run.progress
         factor = lr_factor(self.duration.midway, settings.warmup, settings.schedule)
         set_lr(learner.optimizer, settings.lr * factor)
         if not self.is_spoiled:
@@ -132,6 +133,10 @@ class Stepper:
         if not self.is_spoiled:
             learner.scaler.step(learner.optimizer)
             learner.scaler.update()
+            if learner.scaler.is_enabled() and learner.scaler.get_scale() < 1:
+                run.processes.fail(
+                    "the gradient overflows in fp16 at any scale: use --train.precision fp32"
+                )
             progress.bad_steps = 0
             if learner.average is not None:
                 learner.average.update(learner.plain, progress.step)

@@ -100,7 +100,8 @@ class Tracking:
         tracker = self._open()
         tracker.start()
         if self.name != "tensorboard":  # which would make a folder of it for every start
-            tracker.store_init_configuration(dict(_flat(recipe)))
+            if self.name != "mlflow" or self._known_id() is None:  # it lets none be changed
+                tracker.store_init_configuration(dict(_flat(recipe)))
             self._keep_id(tracker)
         return tracker
 

@@ -143,7 +143,7 @@ def train_for(
         for option, source in sources_of(config).items():
             warn_of_known(option, source, config, splits)
     tell_images(splits)  # before features are computed or images shrunk, which may take long
-    run = prepare_run(config, splits, folder)
+    run = prepare_run(config, splits, folder, resume=resume)
     run.clock = run.clock if began is None else began
     trainer = Trainer(run, objective(run))
     with trainer.guarded():
@@ -152,7 +152,7 @@ def train_for(
             if launched_rank() == 0:  # the images may have moved
                 folder.write_recipe(config)
         elif launched_rank() == 0:  # data and network are sound: a previous run may go
-            folder.begin(config, splits)
+            folder.begin(config, splits, run.precision)
         trainer.fit()
         figures = trainer.finish(quiet)
     run.processes.part()

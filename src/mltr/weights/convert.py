@@ -165,7 +165,8 @@ def load_mltr(
     if not filled:
         raise MltrError(f"{source}: none of its weights fit this network")
     model.load_state_dict(filled, strict=False)
-    _calm_classifier(getattr(model, "backbone", model), report.fresh)
+    if not hasattr(model, "backbone"):  # whose classifier is another head's
+        _calm_classifier(model, report.fresh)
     report.unused = [name for name in state_dict if name not in report.taken.values()]
     report.parts = {"new": first_few(report.fresh)} if report.fresh else {}
     return report

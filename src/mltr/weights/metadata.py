@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mltr import __version__
 from mltr.data.hierarchy import problem_of
-from mltr.errors import MltrError, did_you_mean
+from mltr.errors import MltrError, NotFinite, did_you_mean
 from mltr.terminal import UNPRINTABLE, printable
 
 WEIGHTS_FILE = "model.safetensors"
@@ -62,14 +62,14 @@ SOFTMAX = Calibration("softmax", (), ())
 def to_probs(logits: Floats, calibration: Calibration | None = None) -> Floats:
     """Return probabilities float32 [..., K] of logits [..., K]: sigmoid, if not calibrated.
 
-    This is the only path from a run's logits to its probabilities. Raises `MltrError` if they
-    aren't finite.
+    This is the only path from a run's logits to its probabilities. Raises `NotFinite` if they
+    aren't.
     """
     from scipy.special import expit, softmax
 
     logits = np.asarray(logits, np.float32)
     if not np.isfinite(logits).all():
-        raise MltrError(
+        raise NotFinite(
             "the network predicts NaN or infinite values: its weights or the preprocessing in its "
             "bundle are damaged, or the precision is too low for them"
         )

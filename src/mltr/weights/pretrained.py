@@ -34,6 +34,8 @@ START_FOLDER = Path(__file__).parent / "start"  #: a bundle without labels
 #: What a folder's weights may be called, in the order in which they are looked for.
 WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 #: What `model.overrides` may not say, and who does.
+#: What the bundle of a network is built with and a run that starts from it settles anew.
+SET_ANEW = frozenset({"image_size", "img_size", "head", "head_options", "drop_path"})
 ELSEWHERE = {
     "name": "set model.name",
     "image_size": "set model.image_size",
@@ -147,6 +149,13 @@ def find_weights(name: str, init: str) -> TimmWeights | None:
             )
         return TimmWeights(name, plain, _config_of(tagged))
     if not init.startswith(HUB_PREFIX) and Path(init).is_file():
+        folder = Path(init).parent
+        has_config = Path(init).name == WEIGHTS_FILE and (folder / CONFIG_FILE).is_file()
+        if has_config and _read_folder_config(str(folder)) is None:
+            raise UsageError(
+                f"these are the weights of a run or bundle, which says what they need: use "
+                f"--model.init {folder}"
+            )
         if not tagged:
             raise UsageError(
                 f"the origin of the weights is unknown: use cat:{init} or swin:{init}, or name "
@@ -314,11 +323,29 @@ def known_preprocessing(name: str, init: str, weights: TimmWeights | None) -> di
         return dict(zip(("mean", "std"), IMAGENET, strict=True))
     if not init:
         return {}
-    folder = fetch(init, [CONFIG_FILE]) if init.startswith(HUB_PREFIX) else Path(init)
-    preprocess = dict(read_config(folder)["preprocess"])
+    preprocess = dict(_bundle_config(init)["preprocess"])
     if not name.startswith(TIMM):
         preprocess.pop("image_size", None)  # MlTr's variants have a size of their own
     return preprocess
+
+
+def overrides_of(name: str, init: str, side: int) -> dict[str, Any]:
+    """Return how the network in a bundle was built otherwise than is usual, for one of its name.
+
+    Of MlTr's variants only for images of the same size, as their windows fit these.
+    """
+    if not init or init.startswith(("cat:", "swin:")):
+        return {}
+    model = _bundle_config(init)["model"]
+    theirs = dict(model["overrides"])
+    if model["name"] != name or not (name.startswith(TIMM) or theirs.get("image_size") == side):
+        return {}
+    return {key: value for key, value in theirs.items() if key not in SET_ANEW}
+
+
+def _bundle_config(init: str) -> dict[str, Any]:
+    folder = fetch(init, [CONFIG_FILE]) if init.startswith(HUB_PREFIX) else Path(init)
+    return read_config(folder)
 
 
 # -- into a network ----------------------------------------------------------------------------

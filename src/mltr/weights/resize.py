@@ -124,7 +124,9 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{args.out}: {resized.config['model']['name']} for {resized.preprocess.image_size} px "
         f"(before: {before} px). The figures of {args.bundle} no longer apply: check it with mltr "
-        f"evaluate {out}, or continue training: mltr train RECIPE --model.init {out}"
+        f"evaluate {out}, or continue training: mltr train RECIPE --model.name "
+        f"{resized.config['model']['name']} --model.init {out} --model.image_size "
+        f"{resized.preprocess.image_size}"
     )
     return 0
 
