@@ -321,7 +321,17 @@ def test_a_photo_in_two_tables_of_one_split(photos: Path) -> None:
     write_rows(photos, "path,tags", rows[9:], "test.csv")
     splits = open_splits(DataConfig(root=str(photos)))
     assert sum(len(split) for split in splits) == len(rows)
+    # A photo may have some labels in one table and others in the other.
+    answers = [f"p{n}.jpg,{n % 2},{1 - n % 2}" for n in range(9)]
+    write_rows(photos, "path,sea,sky", answers, "train_a.csv")
+    write_rows(photos, "path,sun,moon", answers[:6], "train_b.csv")
+    write_rows(photos, "path,sea,sky", [f"p{n}.jpg,1,0" for n in range(9, 12)], "test.csv")
+    splits = open_splits(DataConfig(root=str(photos)))
+    both = {r.name: r.labels.tolist() for split in (splits.train, splits.val) for r in split}
+    assert both["p5.jpg"] == [0, 1, 0, 1] and both["p8.jpg"] == [-1, 0, 1, -1]
+    write_rows(photos, "path,tags", rows[:6], "train_a.csv")
     write_rows(photos, "path,tags", ["p5.jpg,other", *rows[6:9]], "train_b.csv")
+    write_rows(photos, "path,tags", rows[9:], "test.csv")
     with pytest.raises(MltrError, match=r"p5.jpg is in two tables, with other labels"):
         open_splits(DataConfig(root=str(photos)))
 

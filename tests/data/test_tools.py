@@ -307,12 +307,13 @@ def test_uploads_of_one_name_are_not_taken_for_one_photo(tmp_path: Path) -> None
     rows = json.loads(path.read_text())
     for row in rows:
         row["image"] = row["image"].replace("where/", "where/0a1b2c3d-")
-    rows.append(rows[0] | {"image": rows[0]["image"].replace("0a1b2c3d", "ffffffff")})
-    path.write_text(json.dumps(rows[:-1]))
-    assert labels_in(DataConfig(root=str(tmp_path))) == LABELS
     path.write_text(json.dumps(rows))
-    with pytest.raises(MltrError, match=r"may be that of 0a1b2c3d-0.jpg, too"):
-        open_splits(DataConfig(root=str(tmp_path)))
+    assert labels_in(DataConfig(root=str(tmp_path))) == LABELS
+    for other in ("ffffffff-", ""):  # another upload, and the photo that is there
+        row = rows[0] | {"image": rows[0]["image"].replace("0a1b2c3d-", other)}
+        path.write_text(json.dumps([*rows, row]))
+        with pytest.raises(MltrError, match=r"may be that of 0a1b2c3d-0.jpg, too"):
+            open_splits(DataConfig(root=str(tmp_path)))
 
 
 def test_photos_of_one_name_in_the_subsets_of_cvat(tmp_path: Path) -> None:

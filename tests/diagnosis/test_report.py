@@ -91,14 +91,14 @@ def test_an_audit_saved_by_a_spreadsheet_is_told(
 
     issues.write_text(text, "cp1252")
     assert f"größe of {name} (test) is given as 1" in told()
-    assert "audit" not in told("--data.scenes.seed", "5")  # other images
+    assert "audit" not in told("--data.scenes.test", "5")  # other images
     issues.write_text(text.replace(name, "photo.jpg"), "cp1252")
     assert "audit lists" not in told() and "about other images" in caplog.text
     issues.write_text("no such columns\n1\n")
     assert "audit lists" not in told() and "the audit is left out" in caplog.text
     issues.write_text(text, "cp1252")
     os.utime(issues, (1, 1))  # from before the run was trained again
-    assert "audit lists" not in told() and "is older than" in caplog.text
+    assert "audit lists" not in told() and "is from before this training" in caplog.text
 
 
 def test_it_says_of_the_three_problems_what_diagnose_says(

@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from making import TINY, train
+from making import TINY, TINY_ON_PHOTOS, train, write_photos
 from trained import checkpoints, progress, same_weights
 
+from mltr.cli import main
 from mltr.machine.processes import join_processes
 from mltr.runs.checkpoints import States
 from mltr.weights.bundle import load_bundle, save_bundle
@@ -170,6 +171,28 @@ def test_what_changes_no_result_may_change(unfinished: Path) -> None:
     free = ["--train.timeout_s=7200", "--train.save_minutes=5", "--train.keep=3"]
     free.append("--data.max_broken=0.5")
     assert train(unfinished, *free, "--train.threads=1", "--resume") == 0
+
+
+def test_tables_and_trees_may_move_and_not_change(tmp_path: Path, capsys) -> None:
+    table = write_photos(tmp_path / "photos") / "labels.csv"
+    tree = tmp_path / "tree.yaml"
+    tree.write_text("sunset: sea\n")
+    run = tmp_path / "run"
+    options = ("--data.root", str(table.parent), *TINY_ON_PHOTOS, "--out", str(run))
+
+    def go_on(labels: Path, tree: Path) -> int:
+        (run / "metrics.json").unlink(missing_ok=True)
+        places = ("--data.labels", str(labels), "--data.hierarchy", str(tree))
+        return main(["train", "scratch", *options, *places, "--auto-resume"])
+
+    assert go_on(table, tree) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = [Path(shutil.move(path, elsewhere / f"my {path.name}")) for path in (table, tree)]
+    assert go_on(*moved) == 0
+    moved[1].write_text("{}")
+    assert go_on(*moved) == 1
+    assert "hierarchy" in capsys.readouterr().err
 
 
 def test_auto_resume_overwrites_no_other_run(unfinished: Path, capsys) -> None:

@@ -162,7 +162,7 @@ def test_a_network_whose_classifier_is_called_head(head: str, tmp_path: Path) ->
 
 def test_a_bundle_s_network_is_built_as_it_was(tmp_path: Path) -> None:
     name, overrides = "timm/test_vit", {"class_token": False, "global_pool": "avg"}
-    save(tmp_path / "run", name, **overrides)
+    save(tmp_path / "run", name, **overrides, drop_rate=0.3)
     for given, expected in (({}, overrides), ({"class_token": True}, {"global_pool": "avg"})):
         model = ModelConfig(name=name, init=str(tmp_path / "run"), overrides=given)
         found = settle(Config(model=model))[0].model

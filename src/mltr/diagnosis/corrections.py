@@ -26,7 +26,7 @@ from mltr.predict.results import make_tile
 ISSUES_FILE, CORRECTED_FILE, DUPLICATES_FILE = "issues.csv", "corrected.csv", "duplicates.csv"
 ISSUE_COLUMNS = (
     "rank", "image", "split", "class", "given", "suggested", "label", "score", "probability",
-    "likely",
+    "likely", "applied",
 )  # fmt: skip
 PICTURES = 40  #: maximum pictures on a contact sheet
 COLUMNS = 8  #: columns of a contact sheet
@@ -64,6 +64,7 @@ def write_issues(
             found.classes[issue.class_index], issue.given, issue.suggested,
             issue.suggested if issue in accepted else issue.given,
             f"{issue.score:.4f}", f"{issue.probability:.4f}", "yes" if issue.likely else "no",
+            "yes" if issue in accepted else "no",
         ))  # fmt: skip
     return write_csv(folder / ISSUES_FILE, rows)
 
@@ -92,12 +93,18 @@ def read_review(path: Path, splits: Splits) -> Corrections:
 
 
 def has_answers(path: Path) -> bool:
-    """Whether there is a list of issues with a label that was changed, by hand or by `--apply`.
+    """Whether there is a list of issues with a label that somebody has changed.
 
     Raises `MltrError` if there is another file of that name.
     """
-    rows = read_issues(path, {"given", "label"}) if path.is_file() else []
-    return any(to_answer(row["label"]) != to_answer(row["given"]) for row in rows)
+    if not path.is_file():
+        return False
+    rows = read_issues(path, {"given", "suggested", "label", "applied"})
+    return any(
+        to_answer(row["label"])
+        != to_answer(row["suggested" if row["applied"] == "yes" else "given"])
+        for row in rows
+    )
 
 
 def read_issues(path: Path, needed: set[str]) -> list[dict[str, str]]:

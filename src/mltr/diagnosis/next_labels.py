@@ -201,11 +201,12 @@ def _open_own(run: str) -> Splits:
 
 def _add_answers(args: argparse.Namespace) -> int:
     """Write the labels of the run's photos and of those answered as one table that trains."""
-    from mltr.diagnosis.audit import training_command
+    from mltr.diagnosis.audit import recipe_of, training_command
     from mltr.diagnosis.corrections import write_labels
 
     splits = _open_own(args.bundle)
-    answered = _read_answers(Path(args.answers), args.paths, splits)
+    merge_case = recipe_of(args.bundle).data.merge_case is True
+    answered = _read_answers(Path(args.answers), args.paths, splits, merge_case)
     train = replace(splits.train, records=[*splits.train, *answered])
     out = write_labels(Path(args.out), replace(splits, train=train))
     if out is None:
@@ -217,7 +218,9 @@ def _add_answers(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_answers(path: Path, folders: Sequence[str], splits: Splits) -> list[Record]:
+def _read_answers(
+    path: Path, folders: Sequence[str], splits: Splits, merge_case: bool
+) -> list[Record]:
     """Return the photos of a filled table or an export; those without any answer are left out."""
     from mltr.data.detect import detect_format
     from mltr.data.readers.label_studio import read_label_studio
@@ -228,9 +231,9 @@ def _read_answers(path: Path, folders: Sequence[str], splits: Splits) -> list[Re
         raise MltrError(f"{path}: no such table or export")
     folder, classes = folders[0] if folders else "", splits.train.classes
     if detect_format(path) == "label_studio":
-        found = read_label_studio(path, folder, classes)
+        found = read_label_studio(path, folder, classes, merge_case=merge_case)
     else:  # the table that was to be filled, where 0 means absent
-        found = read_csv(path, folder, classes, absent=0)
+        found = read_csv(path, folder, classes, absent=0, merge_case=merge_case)
     if missing := found.missing():
         raise MltrError(f"{path}: no such photo: {missing[0].name}")
     known = {same_image(record) for split in splits for record in split}

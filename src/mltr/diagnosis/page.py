@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from mltr.evaluation.curves import (
     draw_precision_recall,
 )
 from mltr.evaluation.figures import PROTOCOLS, report
-from mltr.evaluation.open_run import OpenRun, open_scored, saved_scores, scores_of
+from mltr.evaluation.open_run import OpenRun, is_judged, open_scored, saved_scores, scores_of
 from mltr.evaluation.predictions import Predictions, as_predicted
 from mltr.pictures.gallery import Tile, pyplot, render, silent_fonts
 from mltr.predict.predictor import Prediction, Predictor, as_predictor
@@ -96,7 +96,7 @@ def _content(
         "headline": _headline(figures),
         "metrics": _metric_rows(figures),
         "has_own": "at_own_thresholds" in figures,
-        "remarks": _remarks(figures) + (_audit_remarks(opened) if is_own else []),
+        "remarks": _remarks(figures) + _audit_remarks(opened),
         "class_headings": CLASS_HEADINGS,
         "classes": _class_rows(figures, subject.thresholds),
         "curves": _curves(opened, predictions, subject, is_own),
@@ -110,20 +110,19 @@ def _content(
 
 
 def _audit_remarks(opened: OpenRun) -> list[str]:
-    """Return a summary of the run's audit, if there is one of this training's own images."""
-    path, metrics = opened.path / "audit" / ISSUES_FILE, RunFolder(opened.path).metrics
+    """Return a summary of the run's audit, if there is one of this training and these images."""
+    path = opened.path / "audit" / ISSUES_FILE
     if not path.is_file():
         return []
-    if metrics.is_file() and metrics.stat().st_mtime > path.stat().st_mtime:
-        log.warning("%s is older than %s: it is left out of the report", path, metrics)
+    if path.stat().st_mtime < RunFolder(opened.path).begun():
+        log.warning("%s is from before this training: it is left out of the report", path)
         return []
     try:
         issues = read_issues(path, {"class", "image", "split", "given", "likely"})
     except MltrError as error:
         log.warning("the audit is left out of the report: %s", error)
         return []
-    own = {(split.name, record.name) for split in opened.splits for record in split}
-    if issues and not any((row["split"], row["image"]) in own for row in issues):
+    if not is_judged(opened.path, opened.splits.test) or not _are_about(issues, opened):
         log.warning("%s is about other images: it is left out of the report", path)
         return []
     rows = [row for row in issues if row["likely"] == "yes"]
@@ -133,6 +132,11 @@ def _audit_remarks(opened: OpenRun) -> list[str]:
     )
     found = f"The audit lists {counted(len(rows), 'label')} as likely wrong or missing ({path})."
     return [f"{found} The worst: {worst}." if rows else found]
+
+
+def _are_about(issues: Sequence[Mapping[str, str]], opened: OpenRun) -> bool:
+    own = {(split.name, record.name) for split in opened.splits for record in split}
+    return not issues or any((row["split"], row["image"]) in own for row in issues)
 
 
 def _data_name(opened: OpenRun) -> str:

@@ -181,6 +181,12 @@ def trained_on(source: str, *splits: Split) -> int:
     return sum(name in trained for split in splits for name in names_in_json(split))
 
 
+def is_judged(folder: Path, test: Split) -> bool:
+    """Whether these are the test images of a run, by their names; so they may be without record."""
+    recorded = _recorded(folder)
+    return not recorded or recorded["test"] == names_in_json(test)
+
+
 def warn_of_known(option: str, source: str, config: Config, splits: Splits) -> None:
     """Warn if a run that a training starts or learns from was trained on images held out here."""
     folder = Path(source)

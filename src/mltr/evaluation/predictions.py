@@ -107,16 +107,19 @@ def score_batches(
         rows = batch.indices.numpy()
         try:
             probs[rows] = to_probs(logits.float().cpu().numpy(), calibration)
-        except NotFinite:  # told when all processes know
-            probs[rows] = np.nan
+        except NotFinite:
+            if processes.count == 1:
+                raise
+            probs[rows] = np.nan  # told when all processes know
         targets[rows] = batch.targets.numpy()
         seen[rows] = 1
         errors += batch.errors
     names = tuple(record.name for record in split)
     own = Predictions(probs, targets, names, split.classes, tuple(errors))
-    found = own if processes.count == 1 else _gathered(own, seen, processes)
-    if np.isnan(found.probs).any():
-        to_probs(found.probs)  # raises
+    if processes.count == 1:
+        return own
+    found = _gathered(own, seen, processes)
+    to_probs(found.probs)  # raises if some process has found nan
     return found
 
 

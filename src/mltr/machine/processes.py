@@ -158,6 +158,7 @@ def join_processes(timeout_s: float) -> Processes:
         return Processes(device=state.device)
     # Harmless, and repeated by every process.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     group = dist.new_group(backend="gloo", timeout=timeout)
     if may_restart_badly() and dist.get_rank() == 0:
         log.warning(

@@ -6,6 +6,7 @@ import json
 import platform
 import shlex
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -115,7 +116,7 @@ class RunFolder:
 
     @property
     def versions(self) -> Path:
-        """The versions of packages, and the precision of the run."""
+        """The versions of packages, the precision of the run, and when it began."""
         return self.path / "versions.json"
 
     @property
@@ -178,20 +179,29 @@ class RunFolder:
         """Delete a previous run and write this one's recipe, package versions and splits."""
         self.clear()
         self.write_recipe(config)
-        write_json(self.versions, _versions() | {"precision": precision})
+        write_json(self.versions, _versions() | {"precision": precision, "begun": time.time()})
         content: dict[str, Any] = {"classes": splits.train.classes}
         content |= {split.name: names_in_json(split) for split in splits.parts}
         content["label_sums"] = {split.name: split.label_sums() for split in splits.parts}
         content["file_sizes"] = {split.name: split.file_sizes() for split in splits.parts}
+        content["hierarchy"] = splits.hierarchy
         write_json(self.splits, content)
 
     def precision(self) -> str | None:
         """Return what the run began to compute in; None for runs of earlier versions."""
+        found = self._noted("precision")
+        return found if found in ("fp32", "bf16", "fp16") else None
+
+    def begun(self) -> float:
+        """Return when the run began, in seconds since 1970; 0 for runs of earlier versions."""
+        found = self._noted("begun")
+        return found if isinstance(found, float) else 0.0
+
+    def _noted(self, key: str) -> Any:
         try:
-            found = json.loads(self.versions.read_text("utf-8")).get("precision")
+            return json.loads(self.versions.read_text("utf-8")).get(key)
         except (OSError, ValueError, AttributeError):
             return None
-        return found if found in ("fp32", "bf16", "fp16") else None
 
     def write_recipe(self, config: Config) -> None:
         """Write the recipe with absolute paths."""
@@ -209,6 +219,8 @@ class RunFolder:
         classes = list(splits.train.classes)
         if before.get("classes", classes) != classes:
             self._refuse(f"with other classes, or in another order: {_told(before['classes'])}")
+        if before.get("hierarchy", splits.hierarchy) != splits.hierarchy:
+            self._refuse("with another hierarchy")
         # Labels come first, as other labels may change the random split of the same images.
         sums = {split.name: split.label_sums() for split in splits.parts}
         sizes = {split.name: split.file_sizes() for split in splits.parts}
@@ -290,10 +302,12 @@ def check_recipe(folder: RunFolder, config: Config) -> None:
     before, now = (
         asdict(with_absolute_paths(recipe)) for recipe in (load_recipe(folder.recipe), config)
     )
+    columns = {"data.images", "data.labels"} if is_named_by_columns(config.data) else set()
+    movable = MOVABLE_FIELDS - columns
     changed = [
         f"{key} was {old!r} and is {new!r}"
         for key, old, new in differences(before, now)
-        if key not in FREE_FIELDS and not (key in MOVABLE_FIELDS and old and new)
+        if key not in FREE_FIELDS and not (key in movable and old and new)
     ]
     if changed:
         raise UsageError(

@@ -43,6 +43,8 @@ def settle(config: Config) -> tuple[Config, Preprocess]:
         log.info("photos are first squashed to %d px, for images of %d", preprocess.base_size, side)
     if known:
         log.info("preprocessing of the weights: %s", preprocess)
+    if taken := sorted(theirs.keys() - network.overrides.keys()):
+        log.info("model.overrides of the weights: %s", ", ".join(taken))
     network = replace(network, image_size=side, overrides=theirs | network.overrides)
     return replace(config, model=network), preprocess
 

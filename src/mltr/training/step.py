@@ -22,6 +22,8 @@ from mltr.training.run import Run
 
 log = logging.getLogger(__name__)
 
+LEAST_SCALE = 2.0**-10  #: of losses in fp16; the scaler begins at 2**16 and halves it each time
+
 
 class Wishes(NamedTuple):
     """What is asked for between two optimiser steps."""
@@ -133,7 +135,7 @@ class Stepper:
         if not self.is_spoiled:
             learner.scaler.step(learner.optimizer)
             learner.scaler.update()
-            if learner.scaler.is_enabled() and learner.scaler.get_scale() < 1:
+            if learner.scaler.is_enabled() and learner.scaler.get_scale() < LEAST_SCALE:
                 run.processes.fail(
                     "the gradient overflows in fp16 at any scale: use --train.precision fp32"
                 )

@@ -115,7 +115,7 @@ def refuse_overwriting(folder: str | Path, overwrite: bool) -> None:
     of_runs = (LOG_FILE, METRICS_FILE, PREDICTIONS_FILE)
     if any((Path(folder) / name).exists() for name in of_runs):
         raise UsageError(f"{folder} holds a training run: choose another --out")
-    replaced = (WEIGHTS_FILE, ONNX_FILE, CONFIG_FILE, RECIPE_FILE)
+    replaced = (WEIGHTS_FILE, ONNX_FILE, CONFIG_FILE, RECIPE_FILE, SPLITS_FILE)
     held = [name for name in replaced if (Path(folder) / name).exists()]
     if held and not overwrite:
         raise UsageError(

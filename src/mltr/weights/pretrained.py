@@ -34,8 +34,6 @@ START_FOLDER = Path(__file__).parent / "start"  #: a bundle without labels
 #: What a folder's weights may be called, in the order in which they are looked for.
 WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 #: What `model.overrides` may not say, and who does.
-#: What the bundle of a network is built with and a run that starts from it settles anew.
-SET_ANEW = frozenset({"image_size", "img_size", "head", "head_options", "drop_path"})
 ELSEWHERE = {
     "name": "set model.name",
     "image_size": "set model.image_size",
@@ -43,6 +41,9 @@ ELSEWHERE = {
     "in_chans": "photos have three channels",
     "features_only": "a network without a classifier can't be trained",
 }
+#: What the bundle of a network is built with and a run that starts from it settles anew, as it
+#: does all that is dropped at random.
+SET_ANEW = frozenset({"image_size", "img_size", "head", "head_options"})
 #: What a network's arguments may not say: the data decide on some, `model.init` on the others.
 CHOSEN_HERE = {"img_size", "num_classes", "in_chans", *WEIGHT_SOURCES}
 
@@ -338,9 +339,10 @@ def overrides_of(name: str, init: str, side: int) -> dict[str, Any]:
         return {}
     model = _bundle_config(init)["model"]
     theirs = dict(model["overrides"])
-    if model["name"] != name or not (name.startswith(TIMM) or theirs.get("image_size") == side):
+    is_same = model["name"].split(".")[0] == name.split(".")[0]  # but for the tag of its weights
+    if not is_same or not (name.startswith(TIMM) or theirs.get("image_size") == side):
         return {}
-    return {key: value for key, value in theirs.items() if key not in SET_ANEW}
+    return {k: value for k, value in theirs.items() if k not in SET_ANEW and "drop" not in k}
 
 
 def _bundle_config(init: str) -> dict[str, Any]:

@@ -183,10 +183,10 @@ class PhotoIndex:
                 )
             if found:
                 upload = self._uploads.setdefault(found[0], path.name)
-                if name != path.name != upload:
+                if path.name != upload and any(map(_UPLOAD.match, (path.name, upload))):
                     raise MltrError(
-                        f"{reference}: {found[0]} may be that of {upload}, too: give the photos "
-                        "the names that Label Studio gave them"
+                        f"{reference}: {found[0]} may be that of {upload}, too: give each photo "
+                        "the whole name by which it is called there"
                     )
                 return found[0]
         return self.folder.joinpath(*path.parts[path.is_absolute() :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -58,12 +59,17 @@ def read_part_tables(
 
 
 def _without_repeated(records: Iterable[Record], where: str) -> list[Record]:
-    """Return the record of each photo once; raises `MltrError` if the labels differ."""
+    """Return the record of each photo once; raises `MltrError` if its labels contradict."""
     found: dict[object, Record] = {}
     for record in records:
         before = found.setdefault(record.image, record)
-        if not np.array_equal(before.labels, record.labels):
+        if before is record:
+            continue
+        known = (before.labels >= 0) & (record.labels >= 0)
+        if (before.labels != record.labels)[known].any():
             raise MltrError(f"{where}: {record.name} is in two tables, with other labels")
+        labels = np.maximum(before.labels, record.labels)
+        found[record.image] = replace(before, labels=labels)
     return [*found.values()]
 
 

@@ -100,7 +100,7 @@ def is_voc(folder: Path) -> bool:
 
     With lists of photos alone it is one's own, of VOC's classes or others.
     """
-    if has_list(folder, "test") or has_list(folder, "train"):
+    if any(has_list(folder, name) for name in LISTS):
         return True
     if any((folder / "ImageSets" / "Main" / f"{name}.txt").is_file() for name in LISTS):
         return False

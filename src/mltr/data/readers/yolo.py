@@ -177,9 +177,10 @@ def _listed_parts(
             candidates = (root / top / name, root / name, root / name.removeprefix("../"))
             there = [path for path in candidates if path.exists()]
             # A copy's own folders, though those that it is of may still be there.
-            inside = [path for path in there if Path(os.path.normpath(path)).is_relative_to(root)]
+            whole = [Path(os.path.normpath(path.absolute())) for path in there]
+            inside = [path for path in whole if path.is_relative_to(root.absolute())]
             path = next(iter([*inside, *there]), root / Path(name).name)
-            if path.is_dir() and path != root:
+            if path.is_dir() and path.absolute() != root.absolute():
                 below = f"{Path(os.path.relpath(path, root)).as_posix()}/"
                 found = [photo for photo in photos if photo.startswith(below)]
             elif path.suffix == ".txt" and path.is_file():

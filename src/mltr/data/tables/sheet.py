@@ -259,8 +259,11 @@ def _without_blanks(columns: Sequence[Column]) -> list[Column]:
 
 def _subset(column: Column, rows: NDArray[np.bool_]) -> Column:
     """Return some rows of a column, and of its values only theirs."""
-    kept, codes = np.unique(column.codes[rows], return_inverse=True)
-    return Column(column.name, [column.values[code] for code in kept], codes)
+    codes = column.codes[rows]
+    kept = np.flatnonzero(np.bincount(codes, minlength=len(column.values)))
+    places = np.zeros(len(column.values), codes.dtype)
+    places[kept] = np.arange(len(kept))
+    return Column(column.name, [column.values[int(code)] for code in kept], places[codes])
 
 
 def _to_column(name: str, cells: pa.ChunkedArray) -> Column:
