@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from making import TINY_ON_PHOTOS, write_photos
 
 import mltr
@@ -105,6 +106,19 @@ def test_an_unexpected_error_is_one_line_unless_debugged(monkeypatch, capsys) ->
     assert "--debug" in message
     with pytest.raises(RuntimeError):
         main(["list", "--debug"])
+
+
+def test_too_little_memory_is_no_bug(monkeypatch, capsys) -> None:
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried\nto ..."), MemoryError()):
+
+        def fail(arguments: list[str], error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(cli, "_dispatch", fail)
+        assert main(["list"]) == 1
+        (message,) = capsys.readouterr().err.splitlines()
+        assert message.startswith("mltr: error: out of memory (")
+        assert "lower --batch-size" in message
 
 
 def test_list_gives_the_parameter_counts(tmp_path: Path, capsys) -> None:

@@ -169,6 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno:
             print(f"{speaker}: error: {printable(_explain_os_error(error))}", file=sys.stderr)
             return 1
+        if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the latter is torch's
+            reason = printable(str(error).partition("\n")[0]) or "of this process"
+            print(
+                f"{speaker}: error: out of memory ({reason}): lower --batch-size or "
+                "--train.batch_size, or the size of the images",
+                file=sys.stderr,
+            )
+            return 1
         print(
             f"{speaker}: internal error: {type(error).__name__}: {printable(str(error))}\n"
             "Run the command again with --debug for a traceback, and report it as a bug.",

@@ -97,6 +97,26 @@ def test_a_job_of_unknown_length_has_one_later(monkeypatch: pytest.MonkeyPatch) 
     assert 0.3 / 1e-3 <= own.seen + len(PHOTOS) < 12 * len(PHOTOS)
 
 
+@pytest.mark.parametrize(("left", "is_tried"), [(3000, True), (800, False)])
+def test_a_trial_takes_less_than_the_job(
+    left: float, is_tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 64 photos of a trial, and 32 once more, by two engines: 192."""
+    monkeypatch.setattr(engines, "LONG_S", 0.1)
+    monkeypatch.setattr(engines, "TRIALS", 10)
+    other = Engine(0)
+    use(choosing(Engine(1e-3), left, other=lambda: other), 4)
+    assert bool(other.seen) == is_tried
+
+
+def test_nobody_waits_for_a_long_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "LONG_S", 0.05)
+    monkeypatch.setattr(engines, "PAUSE_S", 0.1)
+    other = Engine(0)
+    use(choosing(Engine(1e-3), None, other=lambda: other), 6)
+    assert not other.seen
+
+
 def test_an_engine_that_cannot_be_made_or_fails_is_passed_over() -> None:
     def absent() -> Any:
         raise MltrError("not here")
@@ -263,6 +283,7 @@ def test_the_command_changes_its_engine(
 ) -> None:
     """By measurement, on this machine's own engines: whichever wins, the rows stay."""
     monkeypatch.setattr(engines, "LONG_S", 0.0)
+    monkeypatch.setattr(engines, "TRIALS", 0.0)
     monkeypatch.setattr(engines, "TRIAL_IMAGES", 2)
     monkeypatch.setattr(engines, "GAIN", 1e-9)  # any
     out = tmp_path / "tags.csv"

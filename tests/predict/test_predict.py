@@ -437,6 +437,8 @@ def test_a_contact_sheet(bundle: Path, photos: Path, tmp_path: Path) -> None:
     [
         (["{photos}", "--threshold", "1.5"], "--threshold 1.5 must lie in 0..1"),
         (["{photos}", "--threshold", "nan"], "--threshold"),
+        (["{photos}", "--threshold", "0,1"], "names that of all classes twice; decimals have a"),
+        (["{photos}", "--xmp-naming", "photo.xmp"], "--xmp-naming needs --xmp"),
         (["{photos}", "--top", "0"], "--top 0"),
         (["{photos}", "--batch-size", "0"], "--batch-size 0"),
         (["{photos}", "--workers", "-1"], "--workers -1"),

@@ -195,6 +195,12 @@ def test_images_that_cannot_be_read_are_listed(
         broken.unlink()
     assert command(photos, "--out", out) == 0
     assert not errors.exists()
+    for number in range(3):  # nothing else is in the table
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / f"{number}.jpg").write_bytes(b"broken")
+    assert command(tmp_path / "broken", "--out", tmp_path / "none.parquet") == 1
+    rows = rows_of(tmp_path / "none.parquet")
+    assert len(rows) == 3 and all(row["red"] is None and row["error"] for row in rows)
 
 
 # Sidecars.

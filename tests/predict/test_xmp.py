@@ -235,9 +235,27 @@ def test_labels_in_a_hierarchy_have_their_places_in_trees_of_keywords() -> None:
 def test_trees_of_others_get_the_whole_path() -> None:
     after = set_labels(LIGHTROOM.encode(), ["sea", "dog"], TREE)
     assert listed(after, HIERARCHICAL) == ["travel|holiday", "sea", "animal|pet|dog"]
-    assert listed(after, TAGS_LIST) == ["animal/pet/dog"]
+    # digiKam reads nothing but this one: the keywords of others are in it, too.
+    assert listed(after, TAGS_LIST) == ["travel/holiday", "sea", "animal/pet/dog"]
     after = set_labels(DIGIKAM.encode(), ["dog"], TREE)
     assert listed(after, TAGS_LIST) == ["People/Anna", "animal/pet/dog"]
+    assert listed(after, HIERARCHICAL) == ["People|Anna", "animal|pet|dog"]
+    plain = set_labels(b"", ["cat"], keywords=["holiday", "up/down"])
+    after = set_labels(plain, ["cat", "dog"], TREE)
+    assert listed(after, TAGS_LIST) == ["holiday", "up\\down", "cat", "animal/pet/dog"]
+    # What is taken out of ours leaves those of others.
+    assert listed(set_labels(after, [], TREE), TAGS_LIST) == ["holiday", "up\\down"]
+
+
+@pytest.mark.parametrize(("then", "now"), [({}, TREE), (TREE, {}), (TREE, {"dog": "wolf"})])
+def test_labels_leave_trees_though_the_hierarchy_has_changed(
+    then: dict[str, str], now: dict[str, str]
+) -> None:
+    before = set_labels(DIGIKAM.encode(), ["dog"], then)
+    assert any("dog" in name for name in listed(before, TAGS_LIST))
+    after = set_labels(before, ["cat"], now)
+    assert not any("dog" in name for name in [*listed(after), *listed(after, TAGS_LIST)])
+    assert "People/Anna" in listed(after, TAGS_LIST)
 
 
 def test_a_hierarchy_that_comes_later() -> None:
@@ -267,6 +285,23 @@ def test_labels_of_ours_and_of_others_photos_are_no_ones_keywords(tmp_path: Path
         (tmp_path / "b.xmp").write_text(DIGIKAM)
     XmpSidecars().write(tmp_path / "b.jpg", ["dog"])
     assert listed((tmp_path / "b.jpg.xmp").read_bytes()) == ["dog"]
+
+
+def test_a_word_in_a_caption_is_no_keyword(tmp_path: Path) -> None:
+    photo = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(photo, xmp=LIGHTROOM.encode())
+    caption = DIGIKAM.replace("<r:li>Anna</r:li>", "").replace("dc:subject", "dc:description")
+    caption = caption.replace("<r:Bag>", "<r:Bag><r:li>main subject: church</r:li>")
+    (tmp_path / "a.jpg.xmp").write_text(caption)
+    assert XmpSidecars().write(photo, ["sky"]) == ""
+    assert listed((tmp_path / "a.jpg.xmp").read_bytes()) == ["holiday", "sea", "sky"]
+
+
+def test_a_long_name_is_no_obstacle(tmp_path: Path) -> None:
+    photo = tmp_path / f"{'x' * 250}.jpg"
+    Image.new("RGB", (8, 8)).save(photo)
+    assert XmpSidecars(naming="photo.xmp").write(photo, ["sky"]) == ""
+    assert listed(photo.with_suffix(".xmp").read_bytes()) == ["sky"]
 
 
 def test_a_new_file_does_not_hide_keywords_that_are_elsewhere(tmp_path: Path) -> None:

@@ -383,6 +383,8 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
         read_keys(tmp_path / "absent", {})
     with pytest.raises(UsageError, match="16 characters"):
         Settings(keys=("short",))
+    with pytest.raises(UsageError, match="a comment in a file of keys has a line of its own"):
+        Settings(keys=("0123456789abcdef0123456789abcdef # alice",))
 
 
 @pytest.mark.parametrize(
@@ -395,6 +397,7 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
         {"max_held_mb": 31},  # less than a request
         {"cors_origins": ("https://photos.example/",)},
         {"cors_origins": ("photos.example",)},
+        {"cors_origins": ("https://Photos.example",)},
     ],
 )
 def test_limits_check_themselves(wrong: dict[str, Any]) -> None:
@@ -457,6 +460,7 @@ def test_it_is_ready_only_while_it_works() -> None:
     app = create_app(colour_predictor())
     assert TestClient(app).get("/readyz").status_code == 503
     assert TestClient(app).get("/healthz").status_code == 200
+    assert TestClient(app).head("/healthz").status_code == 200
     with TestClient(app) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
 

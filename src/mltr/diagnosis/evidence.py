@@ -181,8 +181,9 @@ def explain(
     labels: Sequence[str] | None = None,
     method: str = "evidence",
     longest: int | None = None,
+    most: int | None = None,
 ) -> list[Explanation]:
-    """Explain the given labels, or all labels at or above their thresholds.
+    """Explain the given labels, or all labels at or above their thresholds, `most` of them at most.
 
     `image` is anything that a `Predictor` accepts. If no label reaches its threshold, the most
     probable one is explained. Maps have the size of the picture, or at most `longest` pixels per
@@ -204,7 +205,7 @@ def explain(
     left, top, right, bottom = (round(edge) for edge in predictor.preprocess.view((W, H)))
     size = (max(1, bottom - top), max(1, right - left))
     found = []
-    for index in _choose(prediction, labels):
+    for index in _choose(prediction, labels)[:most]:
         cells = maps[0, index].float()
         if method == "rollout":
             cells = _rolled_out(predictor.model, batch[0], cells)

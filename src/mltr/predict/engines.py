@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 PROB_TOLERANCE = {"fp16": (0.02, 0.002), "bf16": (0.1, 0.01), "int8": (0.5, 0.05)}
 TRIAL_IMAGES = 64  #: photos on which engines are compared, at least
 LONG_S = 30.0  #: seconds of work that are worth a trial, which takes up to ten
+TRIALS = 3  #: times as long as a trial, at least
+PAUSE_S = 10.0  #: the longest trial amid answers that somebody may wait for
 FAILURES = (MltrError, RuntimeError)  #: of an engine that can't run a network
 GAIN = 1.1  #: an engine must be so many times as fast as the network's own
 
@@ -113,10 +115,17 @@ class Choosing:
             self._made.clear()
 
     def _is_long(self) -> bool:
-        """Tell whether a trial pays; a job of unknown length may be as long again as it was."""
+        """Tell whether a trial pays; a job of unknown length may be as long again as it was.
+
+        The trial runs the photos that were kept, and the largest batch once more, by each engine.
+        """
+        sizes = [len(pixels) for pixels, _ in self._kept]
+        images = (sum(sizes) + max(sizes)) * (1 + len(self._makers or self._made))
+        trial_s = images * self._seconds_per_image
         left = self.images_left()
-        left_s = self._spent_s if left is None else left * self._seconds_per_image
-        return left_s > LONG_S
+        if left is None:  # somebody may be waiting for each answer
+            return self._spent_s > LONG_S and trial_s < PAUSE_S
+        return left * self._seconds_per_image > max(LONG_S, TRIALS * trial_s)
 
     def _choose(self) -> Run:
         """Return the fastest of the engines that agree with the reference."""

@@ -246,7 +246,8 @@ def write_parquet(rows: Iterable[Row], vocabulary: Vocabulary, path: Path) -> No
         while group := list(islice(remaining, ROW_GROUP)):
             missing = np.array([row.probs is None for row in group])
             scores = np.zeros((len(group), len(vocabulary.classes)), np.float32)
-            scores[~missing] = [row.probs for row in group if row.probs is not None]
+            if known := [row.probs for row in group if row.probs is not None]:
+                scores[~missing] = known
             columns: list[Any] = [
                 [row.name for row in group],
                 [[name for name, _ in row.labels] for row in group],

@@ -21,7 +21,7 @@ from mltr.predict.inputs import Inputs, Owners, Survey, exists
 from mltr.predict.interruptions import Interruptions
 from mltr.predict.journal import SUFFIX, Journal, Stamp
 from mltr.predict.label_studio import SETUP_SUFFIX, labelling_setup
-from mltr.predict.options import FORMATS, parse_views
+from mltr.predict.options import FORMATS, NAMINGS, parse_views
 from mltr.predict.predictor import (
     Found,
     Opened,
@@ -103,7 +103,8 @@ def run_by(
             stack.enter_context(locked_folder(folder))
         survey = Survey(inputs)
         survey.check(SURVEY_WAIT_S)
-        predictor = load_network(args.bundle, args.device, args.batch_size)
+        device = "cpu" if args.engine == "ray" else args.device  # whose replicas have that
+        predictor = load_network(args.bundle, device, args.batch_size)
         predictor.views = parse_views(args.views)
         survey.check(0)
         if args.engine != "ray":
@@ -204,6 +205,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if args.replicas is not None and args.engine != "ray":
         raise UsageError("--replicas needs --engine ray")
+    if args.xmp_naming != NAMINGS[0] and not args.xmp:
+        raise UsageError("--xmp-naming needs --xmp")
     if args.sheet:
         args.sheet = check_sheet(args.sheet, args.follow_links)
 

@@ -22,7 +22,7 @@ def parse_thresholds(text: str) -> dict[str, float]:
 
     Raises `UsageError` for anything else.
     """
-    found = {}
+    found: dict[str, float] = {}
     for part in text.split(","):
         category, _, value = part.rpartition("=")
         try:
@@ -34,6 +34,11 @@ def parse_thresholds(text: str) -> dict[str, float]:
             ) from None
         if not 0 <= threshold <= 1:
             raise UsageError(f"--threshold {text} must lie in 0..1")
+        if category.strip() in found:
+            raise UsageError(
+                f"--threshold {text} names {category.strip() or 'that of all classes'} twice; "
+                "decimals have a point"
+            )
         found[category.strip()] = threshold
     return found
 

@@ -48,16 +48,20 @@ class Tree(NamedTuple):
     prefix: str = ""  #: of the namespace, if labels that imply others need this tree
     container: str = "Bag"
 
+    def path(self, levels: Iterable[str]) -> str | None:
+        """Return a keyword as it is called here; None if its names would get other levels."""
+        names = [n.replace(self.separator, self.stand_in or self.separator) for n in levels]
+        return None if any(self.separator in n for n in names) else self.separator.join(names)
+
     def names(self, labels: Sequence[str], hierarchy: Mapping[str, str]) -> list[str]:
         """Return labels as they are called here, without those that would get other levels."""
-        found = []
-        for label in labels:
-            levels = _clean(path_of(label, hierarchy))
-            if self.stand_in:
-                levels = [name.replace(self.separator, self.stand_in) for name in levels]
-            if not any(self.separator in name for name in levels):
-                found.append(self.separator.join(levels))
-        return found
+        paths = (self.path(_clean(path_of(label, hierarchy))) for label in labels)
+        return [path for path in paths if path is not None]
+
+    def entries_of(self, labels: Sequence[str], entries: Iterable[str]) -> list[str]:
+        """Return the entries that are these labels, wherever in the tree."""
+        called = set(self.names(labels, {}))
+        return [entry for entry in entries if entry.rpartition(self.separator)[2] in called]
 
 
 TREES = (
@@ -77,6 +81,14 @@ EMPTY = (
 def has_labels(content: bytes) -> bool:
     """Whether a file, as bytes, was written by `set_labels`; a quick look, without parsing."""
     return OWN.encode() in content
+
+
+def has_keywords(content: bytes) -> bool:
+    """Whether a file, as bytes, has a list of keywords; raises `MltrError` if it is no XMP."""
+    if b"subject" not in content:
+        return False
+    rdf = find_rdf(parse_xmp(content))
+    return rdf is not None and find_list(rdf, SUBJECT) is not None
 
 
 def set_labels(
@@ -128,14 +140,31 @@ def set_labels(
         _update(entries, added, removed)
     for tree in TREES:
         if (entries := find_list(rdf, tree.tag)) is not None:
-            _update(entries, *(tree.names(some, hierarchy) for some in (added, removed)))
+            gone = tree.entries_of(removed, texts_of(entries))
+            _update(entries, tree.names(added, hierarchy), gone)
+    # Whoever prefers a tree would no longer see the keywords that others have given.
+    others = [word for word in present if word not in ours]
+    begun = {tree.tag: _in_tree(rdf, tree, others) for tree in new_trees}
     for tree in new_trees:
         entries = _new_list(description, tree.prefix, tree.tag, tree.container)
-        _update(entries, tree.names(kept, hierarchy), [])
+        _update(entries, [*begun[tree.tag], *tree.names(kept, hierarchy)], [])
     if not content:
         etree.indent(root, " ")
     after: bytes = etree.tostring(root.getroottree(), encoding="UTF-8", xml_declaration=True)
     return after + b"\n"
+
+
+def _in_tree(rdf: _Element, tree: Tree, keywords: Sequence[str]) -> list[str]:
+    """Return keywords as a tree names them: at the levels that another tree in the file gives."""
+    paths: list[str] = []
+    for other in TREES:
+        for keyword in keywords:
+            found = other.entries_of([keyword], texts_of(find_list(rdf, other.tag)))
+            levels = (entry.split(other.separator) for entry in found)
+            paths += filter(None, map(tree.path, levels))
+    placed = {path.rpartition(tree.separator)[2] for path in paths}
+    plain = [name for name in tree.names(keywords, {}) if name not in placed]
+    return list(dict.fromkeys([*paths, *plain]))
 
 
 def _update(entries: _Element, added: Sequence[str], removed: Sequence[str]) -> None:

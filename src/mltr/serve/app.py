@@ -149,6 +149,8 @@ class _Service:
         )(self.labels)
         closed.get("/metrics", tags=["state"], response_class=Response)(self.tell_metrics)
         routes.include_router(closed)
+        routes.head("/healthz", include_in_schema=False)(self.healthz)  # as some monitors ask
+        routes.head("/readyz", include_in_schema=False)(self.readyz)
         routes.get("/healthz", tags=["state"])(self.healthz)
         routes.get("/readyz", tags=["state"], responses={503: schema.PROBLEMS[503]})(self.readyz)
         return routes
@@ -304,7 +306,7 @@ class _Service:
             return network.explain(picture, labels, method, HEAT_MAP_SIDE)
         from mltr.diagnosis.evidence import explain
 
-        return explain(self._predictor, picture, labels, method, HEAT_MAP_SIDE)[0]
+        return explain(self._predictor, picture, labels, method, HEAT_MAP_SIDE, 1)[0]
 
     def _open(self, data: bytes) -> Image.Image:
         return _checked(open_image(data, max_pixels=self._decoder.max_pixels))

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ class Replica:
         """Return the first result of `mltr.diagnosis.evidence.explain`."""
         from mltr.diagnosis.evidence import explain
 
-        return (await asyncio.to_thread(explain, self._predictor, *args))[0]
+        one = partial(explain, self._predictor, *args, most=1)
+        return (await asyncio.to_thread(one))[0]
 
 
 @dataclass(frozen=True)

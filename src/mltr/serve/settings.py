@@ -67,15 +67,16 @@ class Settings:
                 f"{self.max_body_mb:g}: a full request would never fit"
             )
         for origin in self.cors_origins:
-            if not ORIGIN.fullmatch(origin):
+            if not ORIGIN.fullmatch(origin) or origin != origin.lower():
                 raise UsageError(
-                    f"cors {origin!r} must be SCHEME://NAME, as in https://photos.example, with "
-                    "nothing after it, or * for all sites"
+                    f"cors {origin!r} must be SCHEME://NAME in small letters, as in "
+                    "https://photos.example, with nothing after it, or * for all sites"
                 )
         for key in self.keys:
-            if len(key) < MIN_KEY_LENGTH or not (key.isascii() and key.isprintable()):
+            if len(key) < MIN_KEY_LENGTH or not (key.isascii() and key.isprintable()) or " " in key:
                 raise UsageError(
-                    f"an API key must have at least {MIN_KEY_LENGTH} characters, all of them ASCII"
+                    f"an API key must have at least {MIN_KEY_LENGTH} characters, all of them ASCII "
+                    "and none a blank; a comment in a file of keys has a line of its own"
                 )
 
 

@@ -133,7 +133,7 @@ def hidden_keywords(image: Path, sidecar: Path) -> list[str]:
     """
     names = (f"{name}{suffix}" for name in (image.name, image.stem) for suffix in (".xmp", ".XMP"))
     for other in map(image.with_name, names):
-        if not other.is_file() or (sidecar.is_file() and other.samefile(sidecar)):
+        if not _is_file(other) or (sidecar.is_file() and other.samefile(sidecar)):
             continue
         if other.stem == image.stem and _has_namesake(image):
             continue
@@ -147,7 +147,14 @@ def hidden_keywords(image: Path, sidecar: Path) -> list[str]:
 def _has_namesake(image: Path) -> bool:
     """Whether there is a photo beside it that differs in its suffix alone."""
     others = (image.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
-    return any(other.name != image.name and other.is_file() for other in others)
+    return any(other.name != image.name and _is_file(other) for other in others)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long
+        return False
 
 
 def _lists_in_file(sidecar: Path) -> tuple[list[str], list[str] | None]:
