@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +57,7 @@ class Replica:
         """Return the first result of `mltr.diagnosis.evidence.explain`."""
         from mltr.diagnosis.evidence import explain
 
-        one = partial(explain, self._predictor, *args, most=1)
-        return (await asyncio.to_thread(one))[0]
+        return (await asyncio.to_thread(explain, self._predictor, *args))[0]
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Replicas:
         self, picture: Image.Image, labels: Sequence[str] | None, method: str, longest: int
     ) -> Explanation:
         """Return the result of `mltr.diagnosis.evidence.explain` for the first label."""
-        found: Explanation = self._ask("explain", picture, labels, method, longest)
+        found: Explanation = self._ask("explain", picture, labels, method, longest, 1)
         return found
 
     def is_ready(self) -> bool:
