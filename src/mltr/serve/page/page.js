@@ -85,8 +85,13 @@ function askForKey() {
 
 find("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("key", find("key").value.trim());
+  const key = find("key").value.trim();
   find("key").value = "";
+  if (/[^!-~]/.test(key)) { // which no header takes
+    find("about").textContent = "A key consists of letters and signs of ASCII, without blanks.";
+    return;
+  }
+  sessionStorage.setItem("key", key);
   learnModel();
 });
 
