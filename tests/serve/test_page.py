@@ -229,7 +229,7 @@ def test_a_key_is_asked_for_and_used(browser: Any) -> None:
     app = create_app(colour_predictor(), Settings(keys=(key,)))
     with live_server(app) as server:
         visit = Visit(browser, f"http://127.0.0.1:{server.port}")
-        visit.page.get_by_label("API key").fill("ключ-с-кириллицей")
+        visit.page.get_by_label("API key").fill("schlüssel-für-mich")
         visit.page.keyboard.press("Enter")
         visit.page.get_by_text("A key consists of letters and signs of ASCII").wait_for()
         visit.page.get_by_label("API key").fill("wrong")
