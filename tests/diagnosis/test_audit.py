@@ -83,6 +83,24 @@ def flipped(tmp_path: Path) -> dict[str, int]:
     return errors
 
 
+@pytest.fixture
+def photos_came_later(tmp_path: Path) -> list[str]:
+    """Train on 40 photos, to which 6 are then added; return the options of the training."""
+    labels = write_photos(tmp_path / "photos", 40)
+    table = tmp_path / "photos" / "labels.csv"
+
+    def write(labels: dict[str, list[int]]) -> None:  # without splits, which then follow the labels
+        rows = [f"{name},{','.join(map(str, own))}" for name, own in labels.items()]
+        table.write_text("\n".join([f"path,{','.join(CLASSES)}", *rows]))
+
+    write(labels)
+    run = tmp_path / "run"
+    options = ["--data.root", str(tmp_path / "photos"), "--out", str(run), *TINY_ON_PHOTOS]
+    assert main(["train", "scratch", *options]) == 0
+    write(labels | write_photos(tmp_path / "photos", 6, first=40))
+    return options
+
+
 def run_audit(tmp_path: Path, *arguments: object) -> dict:
     out = tmp_path / "figures.json"
     command = ["audit", "--run", str(tmp_path / "run"), "--json", str(out)]
@@ -338,23 +356,12 @@ def test_changed_labels_are_not_lost(flipped: dict[str, int], tmp_path: Path, ca
 
 
 def test_the_printed_review_reads_the_source_as_the_audit_did(
-    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    photos_came_later: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a source that has other photos since, and with fields of a recipe that only train."""
     monkeypatch.setenv("COLUMNS", "500")
-    labels = write_photos(tmp_path / "photos", 40)
-    table = tmp_path / "photos" / "labels.csv"
-
-    def write(labels: dict[str, list[int]]) -> None:  # without splits, which then follow the labels
-        rows = [f"{name},{','.join(map(str, own))}" for name, own in labels.items()]
-        table.write_text("\n".join([f"path,{','.join(CLASSES)}", *rows]))
-
-    write(labels)
     run = tmp_path / "run"
-    options = ["--data.root", str(tmp_path / "photos"), "--out", str(run), *TINY_ON_PHOTOS]
-    assert main(["train", "scratch", *options]) == 0
     then = json.loads((run / "splits.json").read_text())
-    write(labels | write_photos(tmp_path / "photos", 6, first=40))
     capsys.readouterr()
     fields = ("--data.workers=0", "--train.epochs=1")
     assert main(["audit", str(run), "--folds", "2", "--no-duplicates", *fields]) == 0
@@ -389,20 +396,11 @@ def test_a_review_keeps_the_run_s_own_splits(tmp_path: Path) -> None:
     assert corrected(run / "audit").keys() == before.keys()
 
 
-def test_photos_that_came_later_leave_the_others_in_their_splits(tmp_path: Path, caplog) -> None:
-    labels = write_photos(tmp_path / "photos", 40)
-    table = tmp_path / "photos" / "labels.csv"
-
-    def write(labels: dict[str, list[int]]) -> None:  # without splits, which then follow the labels
-        rows = [f"{name},{','.join(map(str, own))}" for name, own in labels.items()]
-        table.write_text("\n".join([f"path,{','.join(CLASSES)}", *rows]))
-
-    write(labels)
+def test_photos_that_came_later_leave_the_others_in_their_splits(
+    photos_came_later: list[str], tmp_path: Path, caplog
+) -> None:
     run = tmp_path / "run"
-    options = ["--data.root", str(tmp_path / "photos"), "--out", str(run), *TINY_ON_PHOTOS]
-    assert main(["train", "scratch", *options]) == 0
     then = json.loads((run / "splits.json").read_text())
-    write(labels | write_photos(tmp_path / "photos", 6, first=40))
     run_audit(tmp_path, "--apply", "1")
     for _ in range(2):  # as the audit and as the review writes it
         found = labels_of(open_splits(DataConfig(root=str(run / "audit" / "corrected.csv"))))
@@ -413,7 +411,15 @@ def test_photos_that_came_later_leave_the_others_in_their_splits(tmp_path: Path,
     assert "6 images that came after" in caplog.text and "in the training split" in caplog.text
     # What is fine-tuned from it on another division is told.
     caplog.clear()
-    again = ["train", "scratch", *options, "--model.init", str(run), "--data.split_seed", "5"]
+    again = [
+        "train",
+        "scratch",
+        *photos_came_later,
+        "--model.init",
+        str(run),
+        "--data.split_seed",
+        "5",
+    ]
     assert main([*again, "--out", str(tmp_path / "again")]) == 0
     assert "of the validation and test images here, whose figures will be too good" in caplog.text
 

@@ -103,7 +103,7 @@ def test_a_backbone_with_parts_that_its_head_does_not_use(tmp_path: Path) -> Non
     """MobileNetV4's last convolution stands behind its pooling."""
     options = (
         "--model.name=timm/mobilenetv4_conv_small", "--model.head=csra", "--model.overrides={}",
-        "--train.epochs=3", "--data.scenes.test=10", "--train.min_size=0",
+        "--train.epochs=3", "--data.scenes.test=10",
     )  # fmt: skip
     train(2, tmp_path / "two", *options)
     assert len(losses(tmp_path / "two")) == 3
