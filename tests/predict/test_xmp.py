@@ -240,7 +240,7 @@ def test_trees_of_others_get_the_whole_path() -> None:
     after = set_labels(DIGIKAM.encode(), ["dog"], TREE)
     assert listed(after, TAGS_LIST) == ["People/Anna", "animal/pet/dog"]
     assert listed(after, HIERARCHICAL) == ["People|Anna", "animal|pet|dog"]
-    plain = set_labels(b"", ["cat"], keywords=["holiday", "up/down"])
+    plain = set_labels(b"", ["cat"], keywords=lambda: ["holiday", "up/down"])
     after = set_labels(plain, ["cat", "dog"], TREE)
     assert listed(after, TAGS_LIST) == ["holiday", "up\\down", "cat", "animal/pet/dog"]
     # What is taken out of ours leaves those of others.

@@ -22,7 +22,7 @@ from mltr.files.cache import Cache
 from mltr.files.writing import write_atomically
 from mltr.machine.processes import Processes
 from mltr.pictures.gallery import Tile
-from mltr.weights.metadata import SOFTMAX, Calibration, to_probs
+from mltr.weights.metadata import SOFTMAX, Calibration, check_finite, to_probs
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def score_batches(
     if processes.count == 1:
         return own
     found = _gathered(own, seen, processes)
-    to_probs(found.probs)  # raises if some process has found nan
+    check_finite(found.probs)  # in all processes, if one of them has found nan
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -84,14 +85,14 @@ class XmpSidecars:
 
     def write(self, image: Path, labels: Sequence[str]) -> str:
         """Add the labels to the keywords; return what is wrong with a file that stays."""
-        from mltr.predict.xmp import has_keywords, set_labels
+        from mltr.predict.xmp import set_labels
 
         path = self.path_for(image)
         before = read_target(path, MAX_BYTES, self.follow_links)
         try:
             # Keywords in the file would hide those in the photo, or in another file beside it.
-            keywords = [] if has_keywords(before) else hidden_keywords(image, path)
-            after = set_labels(before, labels, self.hierarchy, self.judged, keywords)
+            hidden = partial(hidden_keywords, image, path)
+            after = set_labels(before, labels, self.hierarchy, self.judged, hidden)
         except MltrError as error:
             return str(error)
         if after != before:

@@ -9,7 +9,7 @@ when they no longer hold.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mltr.data.hierarchy import path_of
@@ -83,20 +83,12 @@ def has_labels(content: bytes) -> bool:
     return OWN.encode() in content
 
 
-def has_keywords(content: bytes) -> bool:
-    """Whether a file, as bytes, has a list of keywords; raises `MltrError` if it is no XMP."""
-    if b"subject" not in content:
-        return False
-    rdf = find_rdf(parse_xmp(content))
-    return rdf is not None and find_list(rdf, SUBJECT) is not None
-
-
 def set_labels(
     content: bytes,
     labels: Sequence[str],
     hierarchy: Mapping[str, str] | None = None,
     judged: Collection[str] | None = None,
-    keywords: Sequence[str] = (),
+    keywords: Callable[[], Sequence[str]] = tuple,
 ) -> bytes:
     """Return an XMP file with `labels` as keywords; everything else in it stays.
 
@@ -104,9 +96,8 @@ def set_labels(
     are taken out, if they are among those `judged` (None: all). A keyword that was there before,
     and a label that a person has taken out, stay as they are. `hierarchy` has the parent of each
     child: with it, labels get their places in trees of keywords, which are added where there are
-    none. A file without keywords, ours or others, begins with the `keywords` that the photo has
-    elsewhere. Raises `MltrError` if
-    this is no XMP, or its keywords are no list.
+    none. A file without keywords, ours or others, begins with those that the photo has elsewhere,
+    which `keywords` finds. Raises `MltrError` if this is no XMP, or its keywords are no list.
     """
     from lxml import etree
 
@@ -116,8 +107,9 @@ def set_labels(
     if rdf is None or description is None:
         raise MltrError("not XMP: it has no rdf:Description")
     labels = _clean(labels)
-    if keywords and find_list(rdf, SUBJECT) is None and find_list(rdf, LABELS) is None:
-        _update(_new_list(description, "dc", SUBJECT), _clean(keywords), [])
+    is_bare = find_list(rdf, SUBJECT) is None and find_list(rdf, LABELS) is None
+    if is_bare and (hidden := keywords()):
+        _update(_new_list(description, "dc", SUBJECT), _clean(hidden), [])
     subject, own = find_list(rdf, SUBJECT), find_list(rdf, LABELS)
     present, ours = list(texts_of(subject)), list(texts_of(own))
     added = [label for label in labels if label not in ours and label not in present]

@@ -68,11 +68,7 @@ def to_probs(logits: Floats, calibration: Calibration | None = None) -> Floats:
     from scipy.special import expit, softmax
 
     logits = np.asarray(logits, np.float32)
-    if not np.isfinite(logits).all():
-        raise NotFinite(
-            "the network predicts NaN or infinite values: its weights or the preprocessing in its "
-            "bundle are damaged, or the precision is too low for them"
-        )
+    check_finite(logits)
     if calibration == SOFTMAX:
         shares: Floats = softmax(logits, axis=-1)
         return shares
@@ -81,6 +77,15 @@ def to_probs(logits: Floats, calibration: Calibration | None = None) -> Floats:
         logits = logits + np.array(calibration.shift, np.float32)
     probs: Floats = expit(logits)
     return probs
+
+
+def check_finite(answers: Floats) -> None:
+    """Raise `NotFinite` unless all answers of a network are finite."""
+    if not np.isfinite(answers).all():
+        raise NotFinite(
+            "the network predicts NaN or infinite values: its weights or the preprocessing in its "
+            "bundle are damaged, or the precision is too low for them"
+        )
 
 
 def read_calibration(config: Mapping[str, Any]) -> Calibration | None:
